@@ -1,0 +1,109 @@
+"""The checks all ops share. Everything is read from host-known facts, before any work starts.
+
+Each raises ValueError or TypeError with what it got, what it expected and what to do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from .ragged import Ragged, host_ints
+
+INDEX_DTYPES = (torch.int32, torch.int64)
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+IMPLS = ("auto", "eager", "triton")
+
+
+def check_impl(op: str, impl: str) -> None:
+    """Refuse an unknown implementation, and an explicit one that this version does not have."""
+    if impl not in IMPLS:
+        raise ValueError(f"{op}: impl={impl!r} is unknown; pass one of {', '.join(IMPLS)}")
+    if impl == "triton":
+        raise RuntimeError(
+            f'{op}: this version has no Triton kernel for it yet; pass impl="auto" or "eager"'
+        )
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    x: torch.Tensor,
+    *,
+    ndim: int | None = None,
+    dtypes: tuple[torch.dtype, ...] | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Refuse what is not a tensor of this rank, one of these dtypes, on this device."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if ndim is not None and x.ndim != ndim:
+        raise ValueError(f"{op}: {name} must have {ndim} dimensions, got shape {tuple(x.shape)}")
+    if dtypes is not None and x.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be {expected}, got {x.dtype}; cast it first")
+    if device is not None and x.device != device:
+        raise ValueError(
+            f"{op}: {name} is on {x.device} but the other arguments are on {device}; move it there"
+        )
+
+
+def check_floating(op: str, name: str, x: torch.Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}; cast it first")
+
+
+def check_segments(op: str, name: str, segments: Ragged) -> None:
+    if not isinstance(segments, Ragged):
+        raise TypeError(
+            f"{op}: {name} must be a Ragged, got {type(segments).__name__}; "
+            "build it with Ragged.from_lengths(lengths, device)"
+        )
+
+
+def check_covers(op: str, name: str, segments: Ragged, x_name: str, rows: int) -> None:
+    """Refuse segments that do not cut exactly the rows there are."""
+    if segments.total != rows:
+        raise ValueError(
+            f"{op}: {name} cuts {segments.total} rows but {x_name} has {rows}; "
+            "the lengths must sum to the rows"
+        )
+
+
+def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, ...]:
+    """The rows to keep of each segment as host ints, one per segment and none beyond its length."""
+    counts = checked_ints(op, "keep", keep, len(segments))
+    for segment, (count, length) in enumerate(zip(counts, segments.lengths, strict=True)):
+        if not 0 <= count <= length:
+            raise ValueError(
+                f"{op}: keep={count} for segment {segment}, which has {length} rows; "
+                f"pass 0 <= keep <= {length}"
+            )
+    return counts
+
+
+def checked_ints(op: str, name: str, values: Sequence[int], expected: int) -> tuple[int, ...]:
+    """`values` as Python ints, one for each of the `expected` segments."""
+    counts = host_ints(f"{op}: {name}", values)
+    if len(counts) != expected:
+        raise ValueError(
+            f"{op}: {name} has {len(counts)} entries for {expected} segments; pass one per segment"
+        )
+    return counts
+
+
+def check_heads(op: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None = None) -> None:
+    """Refuse queries `[*, H, D]` that do not fit keys `[*, Hkv, D]`, or values unlike the keys."""
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"{op}: q has head size {q.shape[2]} but the keys have {k.shape[2]}; they must agree"
+        )
+    if 0 in (q.shape[1], k.shape[1]) or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"{op}: {q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly; "
+            "pass a multiple"
+        )
+    if v is not None and v.shape != k.shape:
+        raise ValueError(
+            f"{op}: keys are {tuple(k.shape)} but values are {tuple(v.shape)}; "
+            "they must have one shape"
+        )

@@ -1,0 +1,81 @@
+"""vtfast: fewer visual tokens in stock Hugging Face vision-language models.
+
+    vtfast.patch(model)              # half of the visual tokens, on average over the layers
+    model.generate(**inputs)         # nothing else changes
+    vtfast.unpatch(model)            # exactly the model you had
+
+Importing this package loads neither torch nor triton nor transformers: every public name is
+fetched from its module on first use. (`vtfast.patch` is the function; its module is
+`vtfast.patching`.)
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtfast import ops, toy
+    from vtfast.errors import (
+        AlreadyPatchedError,
+        InputError,
+        PlanError,
+        StateError,
+        UnsupportedModelError,
+        VTFastError,
+    )
+    from vtfast.methods import register_method
+    from vtfast.patching import Handle, is_patched, patch, unpatch
+    from vtfast.plan import Plan, Prune
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it; the bare submodules come last.
+_HOME = {
+    "patch": "vtfast.patching",
+    "unpatch": "vtfast.patching",
+    "is_patched": "vtfast.patching",
+    "Handle": "vtfast.patching",
+    "Plan": "vtfast.plan",
+    "Prune": "vtfast.plan",
+    "register_method": "vtfast.methods",
+    "VTFastError": "vtfast.errors",
+    "PlanError": "vtfast.errors",
+    "AlreadyPatchedError": "vtfast.errors",
+    "UnsupportedModelError": "vtfast.errors",
+    "InputError": "vtfast.errors",
+    "StateError": "vtfast.errors",
+}
+_SUBMODULES = ("ops", "toy")
+
+__all__ = [
+    "AlreadyPatchedError",
+    "Handle",
+    "InputError",
+    "Plan",
+    "PlanError",
+    "Prune",
+    "StateError",
+    "UnsupportedModelError",
+    "VTFastError",
+    "__version__",
+    "is_patched",
+    "ops",
+    "patch",
+    "register_method",
+    "toy",
+    "unpatch",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module behind a public name the first time the name is used."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vtfast.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'vtfast' has no attribute {name!r}; it has {sorted(__all__)}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,42 @@
+"""The front door of the kernels: every op by its name, loaded when it is first used.
+
+>>> from vtfast.ops import Ragged, topk_select
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .kernels.diversity_select import diversity_select
+    from .kernels.gather import gather_rows
+    from .kernels.query_scores import last_query_scores
+    from .kernels.ragged import Ragged
+    from .kernels.ragged_attention import ragged_attention
+    from .kernels.ragged_decode import ragged_decode
+    from .kernels.random_select import random_select
+    from .kernels.topk_select import topk_select
+
+__all__ = [
+    "Ragged",
+    "diversity_select",
+    "gather_rows",
+    "last_query_scores",
+    "ragged_attention",
+    "ragged_decode",
+    "random_select",
+    "topk_select",
+]
+
+_FILES = {"Ragged": "ragged", "gather_rows": "gather", "last_query_scores": "query_scores"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"vtfast.ops has no op {name!r}; it has {', '.join(__all__)}")
+    op = getattr(import_module(f".kernels.{_FILES.get(name, name)}", __package__), name)
+    globals()[name] = op  # later look-ups skip this function
+    return op
+
+
+def __dir__() -> list[str]:
+    return __all__
