@@ -1,0 +1,294 @@
+"""What is pruned where: a `Plan` is a few `Prune` stages and what can be computed from them.
+
+None of it needs a model, a tensor or a random number: how many visual tokens there are in every
+layer is a pure function of the plan and of the number an image starts with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from vtfast.errors import PlanError
+from vtfast.presets import check_name, paper_stages, preset_stages
+from vtfast.prune import Prune, whole_number
+
+__all__ = ["MeasuredHorizon", "Plan", "Prune"]
+
+
+@runtime_checkable
+class MeasuredHorizon(Protocol):
+    """What a plan reads of a measured horizon: where it is (or None), for which model and task."""
+
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated sequence of stages; frozen, hashable, printable.
+
+    Args:
+        stages: list or tuple of `Prune`, at least one. Layers strictly increase. Keeps do not
+            increase: fractions are compared with fractions, numbers of tokens with numbers of
+            tokens, and 0 with both.
+        name: what to call the plan in print.
+
+    A plan made by `preset`, `paper` or `from_horizon` also carries the average `keep` it was solved
+    for, its `horizon`, and in `horizon_source` where that came from; None where there is none.
+
+    Example: `Plan([Prune(0, "diversity", 284), Prune(20, "random", 38)]).counts(576)` → (284, 38).
+    """
+
+    stages: tuple[Prune, ...]
+    name: str = "custom"
+    keep: float | None = field(default=None, init=False)
+    horizon: int | None = field(default=None, init=False)
+    horizon_source: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        stages: object = self.stages
+        if not isinstance(stages, (list, tuple)):
+            raise PlanError(f"stages={stages!r}: expected a list of Prune; pass [Prune(...), ...]")
+        if not stages:
+            raise PlanError("a plan without stages prunes nothing; pass at least one Prune")
+        for stage in stages:
+            if not isinstance(stage, Prune):
+                raise PlanError(f"{stage!r} in a plan: expected Prune(layer, method, keep)")
+        if not isinstance(self.name, str):
+            raise PlanError(f"name={self.name!r}: expected a string")
+        for before, after in itertools.pairwise(stages):
+            if after.layer <= before.layer:
+                raise PlanError(
+                    f"{after!r} follows {before!r}: layers must strictly increase; "
+                    "order the stages by layer, one per layer"
+                )
+        for before, after in itertools.combinations(stages, 2):
+            comparable = type(before.keep) is type(after.keep) or before.keep == 0
+            if comparable and after.keep > before.keep:
+                raise PlanError(
+                    f"{after!r} keeps more than {before!r}, and a later stage never brings a token "
+                    "back; lower its keep"
+                )
+        object.__setattr__(self, "stages", tuple(stages))
+
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        *,
+        num_layers: int,
+        keep: float | None = None,
+        horizon: int | None = None,
+        horizon_source: str = "given",
+    ) -> Plan:
+        """The plan of a preset for a model of `num_layers` decoder layers and an average budget.
+
+        Args:
+            name: `random` and `divprune` prune before the language model, `fastv` at layer 2;
+                `random+vtw`, `divprune+random`, `divprune+vtw`, `fastv+random` and `fastv+vtw`
+                prune again at the horizon; `vtw` only drops everything at one layer.
+            keep: float in (0, 1], visual tokens per image averaged over all layers; None means 0.5
+                and 1.0 keeps everything. Each stage rounds its count by itself; the average stays
+                within half a token of keep·N, or within one where an image is so small that a stage
+                keeps one token instead of none. `vtw` alone rounds a layer: N/(2L) tokens at most.
+            horizon: int, the layer of the second stage: first-stage layer < horizon < num_layers.
+                Refused for presets of one stage; `vtw` takes it in place of `keep`.
+            horizon_source: where the horizon came from, in words; printed with the plan.
+
+        Raises PlanError where the preset cannot meet `keep`, with the nearest keep that it can.
+        """
+        stages, share, layer = preset_stages(name, num_layers, keep, horizon)
+        return cls(stages, name)._label(share, layer, None if layer is None else horizon_source)
+
+    @classmethod
+    def paper(cls, name: str, tokens: int) -> Plan:
+        """A setting released with arXiv 2512.07580 for LLaVA-1.5-7B, token for token.
+
+        Args:
+            name, tokens: `"divprune+random"` or `"divprune+vtw"`, with 192 or 64.
+
+        `tokens` is the paper's label: 576 tokens in 32 layers then average 191.75 and 63.75 with
+        `divprune+random`, 177.5 and 64.3 with `divprune+vtw`.
+        """
+        stages = paper_stages(name, tokens)
+        plan = cls(stages, f"{name}, released setting {tokens}")
+        return plan._label(None, stages[-1].layer, "the paper's")
+
+    @classmethod
+    def from_horizon(
+        cls, horizon: MeasuredHorizon, name: str = "divprune+random", *, keep: float | None = None
+    ) -> Plan:
+        """The plan of a two-stage preset, or of `vtw`, at a measured horizon.
+
+        Where the task has none (`horizon.layer` is None) the stage there is left out, the first
+        stage is solved again for the same `keep`, and a warning says so.
+        """
+        first, _, then = check_name(name).partition("+")
+        num_layers, task = horizon.num_layers, horizon.task
+        if horizon.layer is not None:
+            return cls.preset(
+                name,
+                num_layers=num_layers,
+                keep=keep,
+                horizon=horizon.layer,
+                horizon_source=f"measured on {task}",
+            )
+        if not then:
+            raise PlanError(
+                f"{task} has no horizon and preset {name!r} no stage to plan without one; "
+                'pass a preset such as "divprune+random", or use Plan.preset'
+            )
+        warnings.warn(
+            f"{task} has no horizon: {name!r} becomes {first!r} with the same keep", stacklevel=2
+        )
+        plan = cls.preset(first, num_layers=num_layers, keep=keep)
+        return plan._label(plan.keep, None, f"none measured on {task}")
+
+    @classmethod
+    def resolve(
+        cls,
+        plan: str | Plan | Sequence[Prune],
+        *,
+        num_layers: int,
+        keep: float | None = None,
+        horizon: int | MeasuredHorizon | None = None,
+        horizon_source: str = "given",
+        model_type: str | None = None,
+    ) -> Plan:
+        """A plan that fits the model, from a preset name, a `Plan` or a list of `Prune`.
+
+        `keep` and `horizon` are those of `preset` and go with a name only. A measured horizon must
+        come from a model of this `num_layers` and `model_type` (None: any); it is never rescaled.
+        """
+        if isinstance(plan, str):
+            if isinstance(horizon, MeasuredHorizon):
+                _check_origin(horizon, num_layers, model_type)
+                return cls.from_horizon(horizon, plan, keep=keep)
+            return cls.preset(
+                plan,
+                num_layers=num_layers,
+                keep=keep,
+                horizon=horizon,
+                horizon_source=horizon_source,
+            )
+        for name, value in (("keep", keep), ("horizon", horizon)):
+            if value is not None:
+                raise PlanError(
+                    f"{name}={value!r} goes with a preset name only, and the plan is a "
+                    f"{type(plan).__name__}; leave it out, or pass a preset name"
+                )
+        resolved = plan if isinstance(plan, Plan) else cls(plan)  # type: ignore[arg-type]
+        resolved.check(num_layers)
+        return resolved
+
+    def check(self, num_layers: int) -> None:
+        """Raise PlanError if a stage lies beyond the last of `num_layers` decoder layers."""
+        num_layers, last = whole_number("num_layers", num_layers, least=1), self.stages[-1]
+        if last.layer >= num_layers:
+            raise PlanError(
+                f"{last!r} but the model has {num_layers} decoder layers; "
+                f"pass layers 0 to {num_layers - 1}"
+            )
+
+    def counts(self, n: int) -> tuple[int, ...]:
+        """Tokens of an image of `n` visual tokens after each stage."""
+        left, counts = whole_number("n", n), []
+        for stage in self.stages:
+            left = stage.count(n, left)
+            counts.append(left)
+        return tuple(counts)
+
+    def tokens_per_layer(self, n: int, num_layers: int) -> tuple[int, ...]:
+        """Visual tokens of an image of `n` at every decoder layer's input: `num_layers` ints."""
+        self.check(num_layers)
+        tokens = [whole_number("n", n)] * num_layers
+        for stage, left in zip(self.stages, self.counts(n), strict=True):
+            tokens[stage.layer :] = [left] * (num_layers - stage.layer)
+        return tuple(tokens)
+
+    def average_tokens(self, n: int, num_layers: int) -> float:
+        """Visual tokens of an image of `n`, averaged over all decoder layers."""
+        return sum(self.tokens_per_layer(n, num_layers)) / num_layers
+
+    def flops_ratio(self, config: Any, n_visual: int | Sequence[int], n_text: int) -> float:
+        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned.
+
+        Multiply-adds of one layer with T tokens, hidden size h, H query heads and G key/value heads
+        of d channels, and a gated MLP of width m:
+
+            T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
+            + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
+
+        Not counted: embeddings, vision tower, norms, output head, and the selection itself.
+
+        Args:
+            config: a transformers configuration, of the text model or of the whole model.
+            n_visual: visual tokens of one image, or a sequence with one number per image.
+            n_text: int ≥ 0, all other tokens; at least one token in all.
+        """
+        text = _text_config(config)
+        num_layers, hidden = text.num_hidden_layers, text.hidden_size
+        heads = text.num_attention_heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
+        head_dim = getattr(text, "head_dim", None) or hidden // heads
+        linear = 2 * hidden * (heads + kv_heads) * head_dim + 3 * hidden * text.intermediate_size
+
+        def multiply_adds(tokens: int) -> int:
+            return tokens * linear + tokens * (tokens + 1) * heads * head_dim
+
+        images = n_visual if isinstance(n_visual, Sequence) else [n_visual]
+        images = [whole_number("n_visual", n) for n in images]
+        n_text = whole_number("n_text", n_text, least=0 if sum(images) else 1)
+        per_layer = [n_text] * num_layers
+        for n in images:
+            tokens = self.tokens_per_layer(n, num_layers)
+            per_layer = [sum(pair) for pair in zip(per_layer, tokens, strict=True)]
+        full = num_layers * multiply_adds(n_text + sum(images))
+        return sum(map(multiply_adds, per_layer)) / full
+
+    def describe(self, n: int, num_layers: int) -> str:
+        """`str(plan)`, and what it comes to for an image of `n` tokens in `num_layers` layers."""
+        steps = " → ".join(str(count) for count in (n, *self.counts(n)))
+        average = self.average_tokens(n, num_layers)
+        return f"{self}\n  an image of {n}: {steps} tokens, {average:.2f} on average"
+
+    def __str__(self) -> str:
+        head = self.name if self.keep is None else f"{self.name}, keep {self.keep:g} on average"
+        if self.horizon_source is not None:
+            layer = "" if self.horizon is None else f" {self.horizon}"
+            head += f", horizon{layer} ({self.horizon_source})"
+        return "\n".join([head, *(f"  {stage}" for stage in self.stages)])
+
+    def _label(self, keep: float | None, horizon: int | None, source: str | None) -> Plan:
+        """Note what the plan was solved for; only on a plan that nobody has seen yet."""
+        for name, value in (("keep", keep), ("horizon", horizon), ("horizon_source", source)):
+            object.__setattr__(self, name, value)
+        return self
+
+
+def _check_origin(horizon: MeasuredHorizon, num_layers: int, model_type: str | None) -> None:
+    for name, measured, here in (
+        ("num_layers", horizon.num_layers, num_layers),
+        ("model_type", horizon.model_type, model_type),
+    ):
+        if here is not None and measured != here:
+            raise PlanError(
+                f"the horizon was measured on a model with {name}={measured!r} and this one has "
+                f"{here!r}; measure it on this model, or pass a layer"
+            )
+
+
+def _text_config(config: Any) -> Any:
+    if callable(getattr(config, "get_text_config", None)):
+        return config.get_text_config()
+    return getattr(config, "text_config", config)

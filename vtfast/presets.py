@@ -1,0 +1,186 @@
+"""From a preset's name and one average budget to its stages: the arithmetic behind `Plan.preset`.
+
+The budget `keep` is the share of visual tokens *averaged over all L decoder layers*, the accounting
+of the papers; a layer before the first stage counts as 1. With K the layer of the first stage, H
+the horizon, f1 and f2 the shares kept by the first stage and from the horizon on:
+
+    X           keep·L = K + f1·(L-K)
+    X+vtw       keep·L = K + f1·(H-K)                  everything is dropped at H
+    X+random    keep·L = K + f1·(H-K) + f2·(L-H)       with f2 = f1/8, unless that makes f1 > 1:
+                                                       then f1 = 1 and f2 is what remains
+
+A keep that would need f1 ≤ 0 or f1 > 1 is refused. Source: the settings released with arXiv
+2512.07580, where f2/f1 is about 1/8 (DivPrune 284, then 38 random tokens).
+"""
+
+import math
+import numbers
+
+from vtfast.errors import PlanError
+from vtfast.prune import Prune, whole_number
+
+# X: method and layer of the first stage. 2 is the layer K of the FastV paper.
+FIRST_STAGES = {"random": ("random", 0), "fastv": ("topk", 2), "divprune": ("diversity", 0)}
+PRESETS = (
+    *FIRST_STAGES,
+    "vtw",
+    "random+vtw",
+    *(f"{first}+{then}" for first in ("fastv", "divprune") for then in ("random", "vtw")),
+)
+PLANNED = ("dart", "dart+random", "dart+vtw", "pyramiddrop", "uniform")
+
+# Released LLaVA-1.5-7B settings (N = 576, L = 32), each stage as layer, method, tokens.
+PAPER: dict[tuple[str, int], tuple[tuple[int, str, int], ...]] = {
+    ("divprune+random", 192): ((0, "diversity", 284), (20, "random", 38)),
+    ("divprune+random", 64): ((0, "diversity", 96), (20, "random", 10)),
+    ("divprune+vtw", 192): ((0, "diversity", 284), (20, "drop", 0)),
+    ("divprune+vtw", 64): ((0, "diversity", 98), (21, "drop", 0)),
+}
+
+DEFAULT_KEEP = 0.5
+_RATIO = 8  # f1/f2
+_SLACK = 1e-9  # layers: keep·L is a little off L's multiples where keep = layers/L was meant
+
+# Stages, the average keep they were solved for, and the horizon; None where there is none.
+Solved = tuple[tuple[Prune, ...], float | None, int | None]
+
+
+def check_name(name: object) -> str:
+    """`name` if it is a preset of this version, else PlanError."""
+    if isinstance(name, str) and name in PRESETS:
+        return name
+    if isinstance(name, str) and name in PLANNED:
+        raise PlanError(f"preset {name!r} is not in this version; pass {_either(PRESETS)}")
+    raise PlanError(f"unknown preset {name!r}; pass {_either(PRESETS)}")
+
+
+def needs_horizon(name: str) -> bool:
+    """Whether preset `name` cannot be planned without a horizon."""
+    return "+" in check_name(name)
+
+
+def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int | None) -> Solved:
+    """Stages of a preset.
+
+    Args:
+        name: one of `PRESETS`.
+        num_layers: int ≥ 1, decoder layers of the language model (L).
+        keep: float in (0, 1]; None means 0.5.
+        horizon: int, first-stage layer < H < L; None for presets of one stage. `"vtw"` takes one of
+            `keep` and `horizon`.
+
+    Returns the stages, the average keep and the horizon. Raises PlanError where the preset cannot
+    meet `keep`, with the nearest keep that it can.
+    """
+    check_name(name)
+    num_layers = whole_number("num_layers", num_layers, least=1)
+    if name == "vtw":
+        return _vtw(num_layers, keep, horizon)
+    share = _average(keep)
+    first, _, then = name.partition("+")
+    method, layer = FIRST_STAGES[first]
+    if layer >= num_layers:
+        raise PlanError(
+            f"preset {name!r} prunes at layer {layer} but the model has {num_layers} decoder "
+            "layers; take a preset that prunes at layer 0"
+        )
+    if not then and horizon is not None:
+        raise PlanError(f"horizon={horizon!r}: preset {name!r} has no horizon; leave it out")
+    end = _between(name, layer, horizon, num_layers) if then else num_layers
+
+    budget = share * num_layers - layer  # in layers that see every token, from the first stage on
+    if layer and budget <= _SLACK:
+        raise PlanError(
+            f"keep={share:g}: the layers before preset {name!r} prunes, {layer} of {num_layers}, "
+            f"keep everything; the smallest reachable keep is {_above(layer / num_layers)}"
+        )
+    if then == "random":
+        f1 = min(1.0, budget / (end - layer + (num_layers - end) / _RATIO))
+        f2 = (budget - f1 * (end - layer)) / (num_layers - end)
+        return (Prune(layer, method, f1), Prune(end, "random", f2)), share, end
+    if budget > end - layer + _SLACK:
+        raise PlanError(
+            f"keep={share:g}: preset {name!r} drops every visual token at layer {end} of "
+            f"{num_layers}; the largest reachable keep is {_at_most(end / num_layers)}"
+        )
+    stage = Prune(layer, method, min(1.0, budget / (end - layer)))
+    return ((stage, Prune(end, "drop", 0)), share, end) if then else ((stage,), share, None)
+
+
+def paper_stages(name: str, tokens: int) -> tuple[Prune, ...]:
+    """Stages of a released setting, as numbers of tokens of a 576-token image."""
+    released = ", ".join(f"({known!r}, {label})" for known, label in PAPER)
+    if isinstance(name, str) and name in PLANNED:
+        raise PlanError(f"{name!r} is not in this version; its released settings are {released}")
+    for key, stages in PAPER.items():
+        if key == (name, tokens):
+            return tuple(Prune(*stage) for stage in stages)
+    raise PlanError(
+        f"no released setting of {name!r} for {tokens!r} tokens; pass one of {released}"
+    )
+
+
+def _vtw(num_layers: int, keep: float | None, horizon: int | None) -> Solved:
+    """Drop everything at one layer: the horizon, or the layer nearest to keep·L."""
+    if horizon is not None:
+        if keep is not None:
+            raise PlanError(
+                f"keep={keep!r} and horizon={horizon!r}: preset 'vtw' drops everything at one "
+                "layer, which either of them gives; pass one"
+            )
+        layer = whole_number("horizon", horizon)
+        if layer >= num_layers:
+            raise PlanError(
+                f"horizon={layer}: the model has {num_layers} decoder layers; "
+                f"pass 0 <= horizon < {num_layers}"
+            )
+        return (Prune(layer, "drop", 0),), None, layer
+    share = _average(keep)
+    layer = math.floor(share * num_layers + 0.5)
+    if layer == num_layers:
+        raise PlanError(
+            f"keep={share:g}: preset 'vtw' would drop nothing, as {share:g} of {num_layers} layers "
+            f"rounds to all of them; pass a keep below {_at_most(1 - 0.5 / num_layers)}"
+        )
+    return (Prune(layer, "drop", 0),), share, None
+
+
+def _average(keep: object) -> float:
+    if keep is None:
+        return DEFAULT_KEEP
+    # An int is refused although 1 is in range: in a Prune, 1 is one token and 1.0 is all of them.
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
+        share = float(keep)
+        if 0 < share <= 1:
+            return share
+    raise PlanError(
+        f"keep={keep!r}: with a preset it is the average share of visual tokens, a float in "
+        "(0, 1]; pass one (1.0 keeps all), or a list of Prune for numbers of tokens"
+    )
+
+
+def _between(name: str, layer: int, horizon: int | None, num_layers: int) -> int:
+    expected = f"pass {layer} < horizon < {num_layers}"
+    if horizon is None:
+        raise PlanError(f"preset {name!r} needs a horizon; {expected}")
+    value = whole_number("horizon", horizon)
+    if layer < value < num_layers:
+        return value
+    raise PlanError(
+        f"horizon={value}: preset {name!r} first prunes at layer {layer} and the model has "
+        f"{num_layers} decoder layers; {expected}"
+    )
+
+
+def _above(bound: float) -> str:
+    """The next number of four decimals above `bound`: what an error names can be passed."""
+    return f"{(math.floor(bound * 1e4 + 1e-6) + 1) / 1e4:g}"
+
+
+def _at_most(bound: float) -> str:
+    """`bound` cut to four decimals: what an error names can be passed."""
+    return f"{math.floor(bound * 1e4 + 1e-6) / 1e4:g}"
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
