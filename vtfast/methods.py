@@ -1,0 +1,158 @@
+"""The pruning methods, and the door for your own: a function from what is there to what stays.
+
+A method sees packed rows and host counts, never a batch, a mask or a cache; batching, generation,
+positions and the KV cache are the runtime's business.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vtfast.errors import InputError, PlanError
+from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.random_select import random_select
+from vtfast.kernels.topk_select import topk_select
+
+
+@dataclass
+class SelectionContext:
+    """What a method may look at when one stage of a plan is due.
+
+    Attributes:
+        layer: decoder layer whose input is pruned.
+        features: [n, D] hidden states entering that layer, un-normed (at layer 0 the projected
+            embeddings), of the visual tokens still there, image after image.
+        segments: how `features` is cut into images (or frames); `segments.lengths` are host ints.
+        keep: tokens to keep of each segment, host ints, 0 ≤ keep ≤ length.
+        seed: the seed given to `patch`.
+        options: the options of the stage, `Prune(..., name=value)`.
+        impl: "auto" | "eager" | "triton", for the ops of `vtfast.ops`.
+    """
+
+    layer: int
+    features: Tensor
+    segments: Ragged
+    keep: tuple[int, ...]
+    seed: int
+    options: Mapping[str, object]
+    impl: str
+    _keys: Callable[[], Tensor] = field(repr=False)
+    _scores: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 [segments], made from the pixels: equal pictures have equal keys."""
+        return self._keys()
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """fp32 [n]: attention of each sample's last token, softmax over its keys, mean of heads."""
+        return self._scores()
+
+
+Select = Callable[[SelectionContext], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method; `needs` says what has to be prepared for it: "scores", "keys"."""
+
+    name: str
+    select: Select
+    needs: frozenset[str] = frozenset({"scores", "keys"})
+
+
+def _random(ctx: SelectionContext) -> Tensor:
+    return random_select(
+        ctx.segments, ctx.keep, seed=ctx.seed, keys=ctx.keys, stream=ctx.layer, impl=ctx.impl
+    )
+
+
+def _topk(ctx: SelectionContext) -> Tensor:
+    return topk_select(ctx.scores, ctx.segments, ctx.keep, impl=ctx.impl)
+
+
+def _diversity(ctx: SelectionContext) -> Tensor:
+    index = diversity_select(ctx.features, ctx.segments, ctx.keep, impl=ctx.impl)
+    assert isinstance(index, Tensor)  # not asked for the order
+    return index
+
+
+def _drop(ctx: SelectionContext) -> Tensor:
+    return torch.zeros(0, dtype=torch.int32, device=ctx.features.device)
+
+
+_BUILT_IN = (
+    Method("random", _random, frozenset({"keys"})),
+    Method("topk", _topk, frozenset({"scores"})),
+    Method("diversity", _diversity, frozenset()),
+    Method("drop", _drop, frozenset()),
+)
+_METHODS = {method.name: method for method in _BUILT_IN}
+_PLANNED = ("dart", "uniform")
+
+
+def method(name: str) -> Method:
+    """The method of this name. Raises PlanError with the names there are."""
+    if name in _METHODS:
+        return _METHODS[name]
+    why = "is not in this version" if name in _PLANNED else "is unknown"
+    raise PlanError(
+        f"method {name!r} {why}; methods: {', '.join(sorted(_METHODS))}; "
+        "register your own with vtfast.register_method"
+    )
+
+
+def register_method(name: str) -> Callable[[Select], Select]:
+    """Register a selection method under a name that `Prune` can use. A decorator.
+
+    Args:
+        name: a name no method has yet.
+
+    The function takes a `SelectionContext` and returns `index`: int32|int64 [sum(ctx.keep)], row
+    numbers into `ctx.features`, exactly ctx.keep[i] distinct ones out of segment i. Number, dtype
+    and shape are checked at every call; distinctness is not, as it would take a read of the device.
+
+    Raises PlanError if the name is taken.
+
+    Example:
+        >>> @register_method("largest-norm")
+        ... def largest_norm(ctx):
+        ...     return vtfast.ops.topk_select(ctx.features.norm(dim=-1), ctx.segments, ctx.keep)
+    """
+    if not isinstance(name, str) or not name:
+        raise PlanError(f"a method's name must be a non-empty string, got {name!r}")
+    if name in _METHODS or name in _PLANNED:
+        raise PlanError(f"the method name {name!r} is taken; choose another")
+
+    def register(select: Select) -> Select:
+        _METHODS[name] = Method(name, _Checked(name, select))
+        return select
+
+    return register
+
+
+class _Checked:
+    """A user's method, its answer checked and put in order."""
+
+    def __init__(self, name: str, select: Select) -> None:
+        self.name, self.inner = name, select
+
+    def __call__(self, ctx: SelectionContext) -> Tensor:
+        index = self.inner(ctx)
+        total = sum(ctx.keep)
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+            got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise InputError(
+                f"method {self.name!r} returned {got}; return int32 or int64 row numbers, a tensor"
+            )
+        if index.shape != (total,):
+            raise InputError(
+                f"method {self.name!r} returned shape {tuple(index.shape)} at layer {ctx.layer}; "
+                f"expected ({total},): ctx.keep={ctx.keep}"
+            )
+        return index.to(ctx.features.device).sort().values

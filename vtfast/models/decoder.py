@@ -1,0 +1,121 @@
+"""What the families share: the parts of a model by name, and how their decoder layers read.
+
+Both families have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and
+`k_proj` (biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vtfast.errors import UnsupportedModelError
+from vtfast.kernels.query_scores import last_query_scores
+from vtfast.kernels.ragged import Ragged
+from vtfast.runtime.visual import Source
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of a model that get hooks."""
+
+    multimodal: nn.Module  # takes ids and pixels
+    tower: nn.Module  # pixels to features
+    text: nn.Module  # embeddings to hidden states
+    layers: nn.ModuleList
+    rotary: nn.Module
+
+
+class Family(Protocol):
+    """What vtfast has to know about a family of models."""
+
+    default_horizon: float  # share of the layers, where nothing was measured
+
+    def check(self, model: Any) -> None:
+        """Raise UnsupportedModelError for a member vtfast cannot prune."""
+
+    def parts(self, model: Any) -> Parts:
+        """The modules that get hooks."""
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+        """The features a call of the multimodal model brings; empty in decoding.
+
+        `keys`: whether image keys are wanted. `kwargs` holds `input_ids` too.
+        """
+
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        """Leave image keys on a vision tower's output, where generate's pre-encoding keeps them."""
+
+    def last_query_scores(
+        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Ragged, *, impl: str
+    ) -> Tensor:
+        """Attention of each sample's last token in this layer, fp32 [rows]."""
+
+
+def decoder_parts(model: Any, tower: nn.Module) -> Parts:
+    """Parts of a `...ForConditionalGeneration` whose text model is `model.model.language_model`."""
+    text = model.model.language_model
+    return Parts(model.model, tower, text, text.layers, text.rotary_emb)
+
+
+def check_text(model: Any) -> None:
+    """Refuse text models whose layers do not all see the whole sequence."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if kinds != {"full_attention"} or window is not None:
+        raise UnsupportedModelError(
+            f"the language model ({config.model_type}) has layers that see a part of the sequence "
+            f"(layer types {sorted(kinds)}, sliding_window={window}); "
+            "vtfast prunes models with full attention in every layer"
+        )
+
+
+def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
+    """bool [B, S]: where features go, from ids or, without them, from embeddings."""
+    ids = kwargs.get("input_ids")
+    if ids is not None:
+        return ids == token
+    embeds = kwargs["inputs_embeds"]
+    table = multimodal.get_input_embeddings()
+    wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
+    return (embeds == wanted).all(-1)
+
+
+def copies(features: list[Tensor] | tuple[Tensor, ...], notes: Tensor) -> Tensor:
+    """Notes per image [images, ...] for features that generate may have repeated.
+
+    For beams and return sequences transformers repeats the feature tensors themselves, so equal
+    objects are copies of one picture and the first occurrences are the pictures in order.
+    """
+    first: dict[int, int] = {}
+    order = [first.setdefault(id(t), len(first)) for t in features]
+    if order == list(range(notes.shape[0])):
+        return notes
+    return torch.stack([notes[i] for i in order])
+
+
+def llama_scores(
+    layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Ragged, *, impl: str
+) -> Tensor:
+    """Softmax over all keys of each sample's last query, mean over heads: FastV's score.
+
+    hidden: [rows, D] packed input of the decoder layer; cos, sin: [rows, head size]. One row of
+    queries and all keys are recomputed, so every attention implementation will do.
+    Source: FastV (arXiv 2403.06764), with the last token's row as its code reads.
+    """
+    attention = layer.self_attn
+    size = attention.head_dim
+    normed = layer.input_layernorm(hidden)
+    last = (segments.cu_seqlens[1:] - 1).long()
+
+    def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
+        x = x.view(x.shape[0], -1, size)
+        turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
+        return x * cos[rows, None] + turned * sin[rows, None]
+
+    query = rotate(attention.q_proj(normed[last]), last)
+    keys = rotate(attention.k_proj(normed), slice(None))
+    return last_query_scores(query, keys, segments, scale=attention.scaling, impl=impl)

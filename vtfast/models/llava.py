@@ -1,0 +1,71 @@
+"""LLaVA (`LlavaForConditionalGeneration`): CLIP or SigLIP tower, projector, Llama-like decoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtfast.errors import UnsupportedModelError
+from vtfast.models.decoder import (
+    Parts,
+    check_text,
+    copies,
+    decoder_parts,
+    llama_scores,
+    placeholders,
+)
+from vtfast.runtime.image_keys import image_keys
+from vtfast.runtime.visual import Source
+
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class Llava:
+    """How LLaVA reads its pictures."""
+
+    default_horizon = 0.625  # layer 20 of 32, arXiv 2512.07580
+    last_query_scores = staticmethod(llama_scores)
+
+    def check(self, model: Any) -> None:
+        tower = model.config.vision_config.model_type
+        if tower not in _TOWERS:
+            raise UnsupportedModelError(
+                f"LLaVA with a vision tower of type {tower!r}; supported towers: "
+                f"{', '.join(_TOWERS)} (fixed picture size)"
+            )
+        check_text(model)
+
+    def parts(self, model: Any) -> Parts:
+        return decoder_parts(model, model.model.vision_tower)
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        pixels = kwargs.get("pixel_values")
+        if encoded is not None:
+            features = encoded.pooler_output
+            sizes = [len(f) for f in features]
+            note = getattr(encoded, "vtfast_keys", None)
+            image_key = None if note is None else copies(features, note)
+        elif pixels is not None:
+            sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
+            image_key = image_keys(pixels) if keys else None
+        else:
+            return []
+        where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
+        return [Source(where, sizes, sum(sizes), keys=image_key)]
+
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        if not isinstance(out, tuple):
+            out.vtfast_keys = image_keys(pixels)
+
+    @staticmethod
+    def _tokens(multimodal: Any, kwargs: Mapping[str, Any], pixels: Any) -> int:
+        """Features per picture; the config's `image_seq_length` may be stale."""
+        vision = multimodal.config.vision_config
+        height, width = (side // vision.patch_size for side in pixels.shape[-2:])
+        strategy = kwargs.get("vision_feature_select_strategy")
+        strategy = strategy or multimodal.config.vision_feature_select_strategy
+        with_class_token = vision.model_type == "clip_vision_model"
+        return height * width + int(with_class_token) - int(strategy == "default")
+
+
+FAMILY = Llava()

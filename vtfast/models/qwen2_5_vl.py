@@ -1,0 +1,72 @@
+"""Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`): pictures and clips of any size, M-RoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vtfast.models.decoder import (
+    Parts,
+    check_text,
+    copies,
+    decoder_parts,
+    llama_scores,
+    placeholders,
+)
+from vtfast.runtime.image_keys import image_keys
+from vtfast.runtime.visual import Source
+
+# kind -> (pixels, grid, placeholder id in the config)
+_KINDS = {
+    "image": ("pixel_values", "image_grid_thw", "image_token_id"),
+    "video": ("pixel_values_videos", "video_grid_thw", "video_token_id"),
+}
+
+
+class Qwen25VL:
+    """How Qwen2.5-VL reads its pictures and clips: pruning counts merged tokens."""
+
+    default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
+    last_query_scores = staticmethod(llama_scores)
+
+    def check(self, model: Any) -> None:
+        check_text(model)
+
+    def parts(self, model: Any) -> Parts:
+        return decoder_parts(model, model.model.visual)
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+        found = []
+        merged = multimodal.config.vision_config.spatial_merge_size**2
+        for kind, (pixels_name, grid_name, token_name) in _KINDS.items():
+            encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
+            pixels: Any = kwargs.get(pixels_name)
+            grid: Any = kwargs.get(grid_name)
+            sizes: list[int] | Tensor
+            if encoded is not None:
+                features = encoded.pooler_output
+                sizes = [len(f) for f in features]
+                total = sum(sizes)
+                noted = getattr(encoded, "vtfast_keys", None)
+                image_key = None if noted is None else copies(features, noted)
+                grid = getattr(encoded, "vtfast_grid", None)
+                grid = None if grid is None else copies(features, grid)
+            elif pixels is not None:
+                sizes = grid.prod(1) // merged
+                total = pixels.shape[0] // merged
+                image_key = image_keys(pixels, grid) if keys else None
+            else:
+                continue
+            frames = grid[:, 0] if kind == "video" and grid is not None else None
+            where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
+            found.append(Source(where, sizes, total, frames, image_key))
+        return found
+
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        pixels = args[0] if args else kwargs["hidden_states"]
+        grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        if not isinstance(out, tuple):
+            out.vtfast_keys, out.vtfast_grid = image_keys(pixels, grid), grid
+
+
+FAMILY = Qwen25VL()

@@ -1,0 +1,177 @@
+"""Put a pruning plan into a stock Hugging Face model, and take it out again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from vtfast.errors import AlreadyPatchedError, InputError, StateError
+from vtfast.kernels.checks import IMPLS
+from vtfast.methods import method
+from vtfast.models import family_of
+from vtfast.plan import Plan
+from vtfast.prune import Prune
+from vtfast.runtime.forward import Stage
+from vtfast.runtime.report import Report
+from vtfast.runtime.session import Session
+
+_DEFAULT_KEEP = float("0.5")  # an object of its own, so that a keep that was passed can be told
+_PATHS = ("auto", "packed", "padded")
+
+
+class Handle:
+    """A patched model: its plan, the report of its last prefill, and the way back.
+
+    A context manager; leaving it removes the patch, also after an exception.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def plan(self) -> Plan:
+        """The plan the model runs."""
+        return self._session.plan
+
+    @property
+    def report(self) -> Report | None:
+        """The last finished prefill with pictures; None before the first."""
+        return self._session.report
+
+    def remove(self) -> None:
+        """Undo the patch: exactly the model it was. Idempotent."""
+        self._session.remove()
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "active" if self._session.installed else "removed"
+        return f"<vtfast.Handle {state}: {self.plan}>"
+
+
+def patch(
+    model: nn.Module,
+    plan: str | Plan | Sequence[Prune] = "divprune+random",
+    *,
+    keep: float = _DEFAULT_KEEP,
+    horizon: Any = None,
+    seed: int = 0,
+    positions: str = "keep",
+    impl: str = "auto",
+    path: str = "auto",
+    record: bool = False,
+) -> Handle:
+    """Make a model drop visual tokens from now on, in `generate` and in plain calls.
+
+    Only hooks are added to this instance: no class and no other model changes, and `unpatch` leaves
+    no trace. Nothing is changed when an error is raised.
+
+    Args:
+        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
+        plan: a preset's name, a `Plan`, or a list of `Prune`. See `Plan.preset` for the names.
+        keep: float in (0, 1], with a preset only: visual tokens per image averaged over all decoder
+            layers, as the papers count.
+        horizon: int layer (or a measured horizon), with a preset only. Default: the checkpoint's
+            `config.vtfast_horizon`, else 0.625 of the layers for LLaVA and 0.75 for Qwen2.5-VL
+            (arXiv 2512.07580), labelled "default, not measured".
+        seed: int, of the random stages; the same picture, seed, layer and budget give the same
+            picks on every device.
+        positions: "keep": rotary positions of the original sequence.
+        impl: "auto" | "eager": which implementation of the ops. An explicit one never falls back.
+        path: "padded" works with every attention implementation; "packed" runs the pruned batch
+            without padding; "auto" is packed on a GPU without gradients, else padded.
+        record: also keep, in `handle.report`, which tokens stayed and how long selection took
+            (which waits for the device).
+
+    Returns a `Handle`: `.remove()`, `.plan`, `.report`; usable in a `with` statement.
+
+    Raises:
+        AlreadyPatchedError: the model is patched; names the active plan.
+        UnsupportedModelError: another model, or a wrapper of one (names the inner model to pass).
+        PlanError: a plan that cannot be, does not fit the model, or names an unknown method.
+        InputError: an argument out of its range. StateError: not in this version.
+
+    Not done: pruning while training with gradient checkpointing, static caches.
+
+    Example:
+        >>> with vtfast.patch(model, keep=0.25) as handle:
+        ...     model.generate(**inputs)
+        >>> handle.report.average
+    """
+    for name, value, allowed in (("impl", impl, IMPLS), ("path", path, _PATHS)):
+        if value not in allowed:
+            raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
+    if impl == "triton":
+        raise StateError(
+            'impl="triton": this version has no Triton kernels; pass impl="auto" or "eager"'
+        )
+    if positions == "renumber":
+        raise StateError('positions="renumber" is not in this version; pass positions="keep"')
+    if positions != "keep":
+        raise InputError(f'positions={positions!r}; pass "keep"')
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
+    active = _session_of(model)
+    if active is not None:
+        raise AlreadyPatchedError(
+            f"the model is patched already, with {active.plan}; "
+            "call vtfast.unpatch(model) before patching again"
+        )
+    family = family_of(model)
+    parts = family.parts(model)
+    plan = _resolve(model, plan, len(parts.layers), family.default_horizon, keep, horizon)
+    ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
+    stages = [Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)]
+    session = Session(
+        family, parts, plan, stages, seed=seed, impl=impl, path=path, record=bool(record)
+    )
+    session.install()
+    return Handle(session)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo `patch`: exactly the model it was before. An unpatched model is left alone."""
+    session = _session_of(model)
+    if session is not None:
+        session.remove()
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `patch` is active on this model."""
+    return _session_of(model) is not None
+
+
+def _resolve(
+    model: Any, plan: Any, num_layers: int, share: float, keep: float, horizon: Any
+) -> Plan:
+    """The plan for this model, with the default horizon where a preset needs one."""
+    source = "given"
+    if horizon is None and isinstance(plan, str) and plan.partition("+")[2]:
+        horizon = getattr(model.config, "vtfast_horizon", None)
+        source = "from the checkpoint"
+        if horizon is None:
+            horizon, source = int(share * num_layers + 0.5), "default, not measured"
+    return Plan.resolve(
+        plan,
+        num_layers=num_layers,
+        keep=None if keep is _DEFAULT_KEEP else keep,
+        horizon=horizon,
+        horizon_source=source,
+        model_type=model.config.model_type,
+    )
+
+
+def _session_of(model: nn.Module) -> Session | None:
+    """The active session, found by the hooks it has on the model (so a deep copy finds its own)."""
+    if not isinstance(model, nn.Module):
+        return None
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            owner = getattr(getattr(hook, "func", hook), "__self__", None)
+            if isinstance(owner, Session):
+                return owner
+    return None

@@ -1,0 +1,77 @@
+"""The attention function of the packed layout: ragged where rows are packed, SDPA elsewhere.
+
+Registered once, under one name, in both of transformers' attention registries; a model uses it
+only while it is patched with the packed path.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+from vtfast.kernels.ragged_attention import ragged_attention
+from vtfast.kernels.ragged_decode import ragged_decode
+
+NAME = "vtfast"
+
+
+def register() -> None:
+    """Make the name known to transformers; idempotent, without effect on unpatched models."""
+    if NAME not in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    vtfast_pass: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it.
+
+    Args:
+        query: [1, H, rows, D] packed, or [B, H, 1, D] in a decoding step.
+        key, value: [1, Hkv, rows, D], the new rows or a `RaggedLayer`'s buffer.
+        vtfast_pass: this forward's `Pass`; without spans in it this is transformers' SDPA.
+
+    Returns:
+        ([1, rows, H, D] or [B, 1, H, D], None).
+    """
+    spans = None if vtfast_pass is None else vtfast_pass.spans
+    if spans is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    impl = vtfast_pass.impl
+    if spans.step:
+        out = ragged_decode(
+            query[:, :, 0],
+            keys,
+            values,
+            spans.lengths,
+            starts=spans.starts,
+            scale=scaling,
+            impl=impl,
+        )
+        return out[:, None], None
+    out = ragged_attention(
+        query[0].transpose(0, 1),
+        keys,
+        values,
+        spans.queries,
+        spans.keys,
+        causal=True,
+        scale=scaling,
+        k_index=spans.index,
+        impl=impl,
+    )
+    return out[None], None

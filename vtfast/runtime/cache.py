@@ -1,0 +1,136 @@
+"""What a generation remembers, and where: on its cache, whose class gains a few overrides.
+
+transformers asks a cache two different questions by one method. `get_seq_length()` without a layer
+is how many tokens the generation has seen: positions and slicing of inputs follow from it.
+`get_seq_length(i)` is what layer i holds: masks follow from it. With pruning they differ by `gap`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from vtfast.runtime.ragged_cache import RaggedLayer, Rows
+
+
+class Holes:
+    """The padded counterpart of `Rows`: which cached columns of a run of layers are real.
+
+    `mask`: bool [batch, length], or None when all are.
+    """
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self.mask = mask
+
+    def step(self) -> None:
+        """One more real column."""
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
+
+    def crop(self, remove: int) -> None:
+        """Forget the last `remove` columns."""
+        if self.mask is not None and remove:
+            self.mask = self.mask[:, :-remove]
+
+    def select(self, index: Tensor) -> None:
+        """Reorder, drop or repeat samples."""
+        if self.mask is not None:
+            self.mask = self.mask[index.to(self.mask.device)]
+
+
+@dataclass
+class CacheState:
+    """Everything vtfast keeps for one generation."""
+
+    packed: bool
+    rows: dict[int, Rows] = field(default_factory=dict)  # by layer of the prune stage: packed
+    holes: dict[int, Holes] = field(default_factory=dict)  # the same: padded
+    gap: int = 0  # tokens seen - columns of layer 0
+    images: list[int] = field(default_factory=list)  # images seen so far, per sample
+
+    @property
+    def stages(self) -> list[Rows | Holes]:
+        """All of either kind."""
+        return [*self.rows.values(), *self.holes.values()]
+
+    def has(self, layer: int) -> bool:
+        """Whether the stage at this layer has changed what the cache holds."""
+        return layer in self.rows or layer in self.holes
+
+
+class PrunedCacheMixin:
+    """Overrides for a cache whose layers hold different numbers of rows."""
+
+    vtfast: CacheState
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        """Tokens seen (no argument) or rows held by one layer."""
+        if layer_idx is None:
+            return super().get_seq_length(0) + self.vtfast.gap  # type: ignore[misc]
+        return super().get_seq_length(layer_idx)  # type: ignore[misc]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget tokens at the end: -n removes n; n > 0 keeps n (transformers before 5.23)."""
+        remove = -int(tokens_to_remove)
+        if remove < 0:
+            remove = max(0, self.get_seq_length() + remove)
+        super().crop(-remove)  # type: ignore[misc]
+        for stage in self.vtfast.stages:
+            stage.crop(remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder samples (beam search)."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some samples."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        for stage in self.vtfast.stages:
+            batch = len(stage.lengths) if isinstance(stage, Rows) else _batch(stage)
+            stage.select(torch.arange(batch).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forget everything, the pruning included."""
+        cache: Cache = self  # type: ignore[assignment]
+        cache.layers = [
+            DynamicLayer() if isinstance(layer, RaggedLayer) else layer for layer in cache.layers
+        ]
+        super().reset()  # type: ignore[misc]
+        self.vtfast = CacheState(self.vtfast.packed)
+
+    def _select(self, index: Tensor) -> None:
+        for stage in self.vtfast.stages:
+            stage.select(index)
+
+
+def _batch(holes: Holes) -> int:
+    return 0 if holes.mask is None else holes.mask.shape[0]
+
+
+class PrunedDynamicCache(PrunedCacheMixin, DynamicCache):
+    """At module level, so that a pruned cache can be pickled."""
+
+
+_CLASSES: dict[type[Cache], type[Cache]] = {DynamicCache: PrunedDynamicCache}
+
+
+def state_of(cache: Cache | None) -> CacheState | None:
+    """What vtfast keeps on this cache, None before the first stage that dropped something."""
+    return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
+
+
+def adopt(cache: Cache, packed: bool) -> CacheState:
+    """Make this cache a pruned one; every attribute it has stays."""
+    state = state_of(cache)
+    if state is None:
+        state = CacheState(packed)
+        cache.vtfast = state  # type: ignore[attr-defined]
+        cache.__class__ = _CLASSES[type(cache)]
+    return state

@@ -1,0 +1,71 @@
+"""A 64-bit key for every picture: random picks follow the picture, not its place in a batch.
+
+    mix64(a, i) = finalize(a + (i + 1) · 0x9E3779B97F4A7C15)          (splitmix64's finalizer)
+    key(image)  = Σ_i mix64(bits of bfloat16(pixel_i), i)  +  mix64(grid packed, -1)       mod 2⁶⁴
+
+with i the number of the value inside its image, row-major, the bits as an unsigned 16-bit integer
+and the grid packed as t·2⁴⁰ + h·2²⁰ + w (0 where a family has no grid). Rounding to bfloat16 first
+makes fp32 and bf16 inputs of one picture share a key. Integers only: every device gives the same
+key, nothing is read back. Source of the finalizer: Steele, Lea, Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014 (constants of Stafford's variant 13).
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, products wrap around mod 2^64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+_CHUNK = 1 << 22  # values hashed at once: bounds the int64 scratch memory at 100 MB
+
+
+def mix64(a: Tensor, i: Tensor) -> Tensor:
+    """Mix int64 values `a` with their int64 numbers `i`; broadcasts."""
+    z = (i + 1) * _GOLDEN + a
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        z = (z ^ _logical_right(z, shift)) * multiplier
+    return z ^ _logical_right(z, 31)
+
+
+def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
+    """Keys of the images in one input of a vision tower.
+
+    Args:
+        pixels: [images, ...] floating point, one picture each; or with `grid` [rows, D], the
+            patches of all images one after another.
+        grid: [images, 3] integers, patches (t, h, w) of each image, or None.
+
+    Returns:
+        int64 [images] on the device of `pixels`.
+    """
+    if grid is None:
+        image_of_row = torch.arange(pixels.shape[0], device=pixels.device)
+        row_in_image = torch.zeros_like(image_of_row)
+        images = pixels.shape[0]
+        packed = torch.zeros_like(image_of_row)
+    else:
+        grid = grid.to(pixels.device, torch.int64)
+        rows = grid.prod(1)
+        images = grid.shape[0]
+        image_of_row = torch.repeat_interleave(
+            torch.arange(images, device=pixels.device), rows, output_size=pixels.shape[0]
+        )
+        start = rows.cumsum(0) - rows
+        row_in_image = torch.arange(pixels.shape[0], device=pixels.device) - start[image_of_row]
+        packed = (grid[:, 0] << 40) + (grid[:, 1] << 20) + grid[:, 2]
+
+    flat = pixels.flatten(1) if pixels.ndim > 1 else pixels[:, None]
+    width = flat.shape[1]
+    column = torch.arange(width, device=pixels.device)
+    sums = []
+    for part, row in zip(
+        *(t.split(max(1, _CHUNK // max(1, width))) for t in (flat, row_in_image)), strict=True
+    ):
+        bits = part.to(torch.bfloat16).contiguous().view(torch.int16).long() & 0xFFFF
+        sums.append(mix64(bits, row[:, None] * width + column).sum(1))
+    total = sums[0] if len(sums) == 1 else torch.cat(sums)
+    keys = mix64(packed, torch.full_like(packed, -1))
+    return keys.index_add(0, image_of_row, total)
+
+
+def _logical_right(z: Tensor, shift: int) -> Tensor:
+    return (z >> shift) & ((1 << (64 - shift)) - 1)

@@ -1,0 +1,213 @@
+"""Key/value memory of the packed layout: no padding, every sample as long as it is.
+
+All layers from one prune stage to the next hold the same rows, so one `Rows` object (host integers)
+says where they are and each `RaggedLayer` only stores. Buffers are token-major `[rows, heads, D]`;
+a sample owns `length + ROOM` rows, so decoding writes in place and copies once in `ROOM` steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from vtfast.kernels.ragged import Ragged
+from vtfast.runtime.visual import to_device
+
+ROOM = 128
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What attention over packed rows has to know, for one run of layers in one forward.
+
+    A decoding step (`step`) has one new row per sample: `lengths` rows of each sample from `starts`
+    on, host integers. Otherwise `queries` and `keys` cut the new rows and the rows they attend to;
+    `index` holds the buffer rows of the keys, None when the keys are the new rows themselves.
+    """
+
+    step: bool
+    lengths: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    queries: Ragged | None = None
+    keys: Ragged | None = None
+    index: Tensor | None = None
+
+    @staticmethod
+    def without_past(lengths: list[int], device: torch.device) -> "Spans":
+        """Every sample attends to its own new rows."""
+        cut = Ragged.from_lengths(lengths, device)
+        return Spans(step=False, queries=cut, keys=cut)
+
+
+class Rows:
+    """Lengths, places and growth of the rows a run of layers has cached."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.device = device
+        self.layers: list[RaggedLayer] = []
+        self.lengths = list(lengths)
+        self.fresh = not any(lengths)
+        self._place(self.lengths)
+
+    def _place(self, lengths: list[int]) -> None:
+        self.capacities = [n + ROOM for n in lengths]
+        self.starts = [sum(self.capacities[:b]) for b in range(len(lengths))]
+        self.total = sum(self.capacities)
+        self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
+        self._stepping = False
+
+    def extend(self, new: list[int], *, step: bool = False) -> Spans:
+        """Announce that every layer is about to append new[b] rows to sample b."""
+        self.fresh = not any(self.lengths)
+        lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
+        if any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
+            if self.fresh:
+                self._place(lengths)
+            else:
+                self._move(list(range(len(new))), extra=new)
+        if step and self._stepping and self._where is not None:
+            self._where += 1
+        else:
+            first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
+            self._where = row_numbers(first, new, self.device)
+        self._stepping = step
+        self.lengths = lengths
+        if step:
+            return Spans(step=True, lengths=tuple(lengths), starts=tuple(self.starts))
+        if self.fresh:
+            return Spans.without_past(new, self.device)
+        index = row_numbers(self.starts, lengths, self.device)
+        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
+        return Spans(step=False, queries=queries, keys=keys, index=index)
+
+    def write(self, buffer: Tensor, new: Tensor) -> None:
+        """new: [rows, heads, D] into the announced rows of buffer [total, heads, D]."""
+        assert self._where is not None
+        buffer.index_copy_(0, self._where, new)
+
+    def crop(self, remove: int) -> None:
+        """Forget the last `remove` rows of every sample."""
+        self.lengths = [max(0, n - remove) for n in self.lengths]
+        self._stepping = False
+
+    def select(self, index: Tensor) -> None:
+        """Reorder, drop or repeat samples."""
+        if len(set(self.lengths)) == len(set(self.capacities)) == 1:  # stays on the device
+            rows = torch.arange(self.capacities[0], device=self.device)
+            rows = index.to(self.device)[:, None] * self.capacities[0] + rows
+            for layer in self.layers:
+                layer.take(rows.flatten())
+            room = self.capacities[0] - self.lengths[0]
+            self.lengths = self.lengths[:1] * len(index)
+            self._place(self.lengths)
+            self.capacities = [n + room for n in self.lengths]
+            self.starts = [b * self.capacities[0] for b in range(len(self.lengths))]
+            self.total = sum(self.capacities)
+        else:
+            self._move(index.tolist())
+
+    def _move(self, order: list[int], extra: list[int] | None = None) -> None:
+        """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
+        starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
+        self._place([n + e for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
+        self.lengths = lengths
+        source = row_numbers(starts, lengths, self.device)
+        target = row_numbers(self.starts, lengths, self.device)
+        for layer in self.layers:
+            layer.move(source, target)
+
+
+def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> Tensor:
+    """int64 [sum lengths]: start_b, start_b + 1, … for every sample, from host integers."""
+    if not any(lengths):
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    parts = [torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    return to_device(torch.cat(parts), device)
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer's keys and values, packed; `Rows` says where."""
+
+    is_sliding = False
+    is_croppable = True
+    keys: Tensor  # [rows, heads, D]
+    values: Tensor
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
+        rows.layers.append(self)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate buffers for key_states, value_states [batch, heads, rows, D]."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            t.new_empty(self.rows.total, t.shape[1], t.shape[3]) for t in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append rows: [1, heads, rows, D] packed, or [batch, heads, 1, D] in a decoding step.
+
+        Returns the new rows themselves while there is no past, else the buffers as
+        [1, heads, total, D] views.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            self.rows.write(buffer, new.transpose(1, 2).flatten(0, 1))
+        if self.rows.fresh:
+            return key_states, value_states
+        return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
+
+    def adopt(self, layer: Any, valid: Tensor | None) -> None:
+        """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real rows."""
+        self.lazy_initialization(layer.keys, layer.values)
+        where = row_numbers(self.rows.starts, self.rows.lengths, self.rows.device)
+        for buffer, old in ((self.keys, layer.keys), (self.values, layer.values)):
+            flat = old.transpose(1, 2).flatten(0, 1)
+            buffer.index_copy_(0, where, flat if valid is None else flat[valid])
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` of the old buffers to rows `target` of new ones."""
+        if self.is_initialized:
+            self.keys, self.values = (
+                t.new_empty(self.rows.total, *t.shape[1:]).index_copy_(0, target, t[source])
+                for t in (self.keys, self.values)
+            )
+
+    def take(self, rows: Tensor) -> None:
+        """Make rows `rows` of the old buffers the new buffers."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_seq_length(self) -> int:
+        """Rows of the longest sample."""
+        return max(self.rows.lengths, default=0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Sizes of a mask over this layer; masks are not used in the packed layout."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.23
+
+    # The cache does these once for all layers of a run (see `cache.PrunedCacheMixin`).
+    def crop(self, tokens_to_remove: int) -> None:
+        """Done by `Rows.crop`."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Done by `Rows.select`."""
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Done by `Rows.select`."""
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Done by `Rows.select`."""

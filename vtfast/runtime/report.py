@@ -1,0 +1,60 @@
+"""What the last finished prefill of a patched model did."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vtfast.runtime.forward import Pass
+
+
+@dataclass(frozen=True)
+class Report:
+    """One prefill, in numbers.
+
+    Attributes:
+        tokens: visual tokens each layer saw, `tokens[sample][layer]`.
+        average: visual tokens per image, averaged over all decoder layers.
+        path: "packed" or "padded"; `path_reason` says why.
+        select_ms: with `record=True`, milliseconds of each stage's selection, by layer (waits for
+            the device, so it slows a GPU down).
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    average: float
+    path: str
+    path_reason: str
+    select_ms: dict[int, float]
+    _kept: dict[int, tuple[Tensor, list[int]]] = field(repr=False)
+    _chunk: int = field(repr=False)
+
+    @cached_property
+    def kept(self) -> dict[int, tuple[Tensor, ...]]:
+        """With `record=True`: for each stage that dropped something, by layer, one int64 tensor per
+        sample: columns of the input row (left padding counted) of the visual tokens kept."""
+        return {
+            layer: tuple(part % self._chunk for part in rows.split(counts))
+            for layer, (rows, counts) in self._kept.items()
+        }
+
+    @staticmethod
+    def of(run: "Pass", num_layers: int) -> "Report":
+        """The report of a pass that has finished."""
+        per_layer: list[list[int]] = []
+        for (layer, counts), (until, _) in zip(
+            run.counts, [*run.counts[1:], (num_layers, [])], strict=True
+        ):
+            per_layer += [counts] * (until - layer)
+        images = sum(run.visual.images) if run.visual else 0
+        total = sum(map(sum, per_layer))
+        return Report(
+            tokens=tuple(zip(*per_layer, strict=True)),
+            average=total / (num_layers * images) if images else 0.0,
+            path="packed" if run.layout.is_packed else "padded",
+            path_reason=run.reason,
+            select_ms=run.select_ms,
+            _kept=run.kept,
+            _chunk=run.chunk,
+        )

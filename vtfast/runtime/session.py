@@ -1,0 +1,264 @@
+"""The hooks that put a plan into one model, and take it out again without a trace.
+
+One prefill: the multimodal pre-hook finds the visual tokens (the one host read) → the text
+pre-hook opens a `Pass` and threads it to the layers → before each prune layer a method picks rows,
+one gather packs hidden states and rotary rows, and the layers from there on see the shorter
+sequence → the text post-hook puts the outputs back. Hooks only: no forward is replaced, no class
+touched; state of a forward lives in its `Pass`, state of a generation on its cache, none on the
+model.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import ModelOutput
+
+from vtfast.errors import InputError, StateError
+from vtfast.plan import Plan
+from vtfast.runtime import attention
+from vtfast.runtime.cache import PrunedDynamicCache, state_of
+from vtfast.runtime.forward import Pass, Query, Stage
+from vtfast.runtime.layouts import Layout, Packed, Padded
+from vtfast.runtime.report import Report
+from vtfast.runtime.visual import Visual, locate, valid_lengths
+
+PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
+
+
+class Session:
+    """One patched model: its settings, its hooks, the report of its last prefill."""
+
+    def __init__(
+        self,
+        family: Any,
+        parts: Any,
+        plan: Plan,
+        stages: list[Stage],
+        *,
+        seed: int,
+        impl: str,
+        path: str,
+        record: bool,
+    ) -> None:
+        self.family, self.parts, self.plan, self.stages = family, parts, plan, stages
+        self.seed, self.impl, self.path, self.record = seed, impl, path, record
+        self.needs = frozenset().union(*(s.method.needs for s in stages))
+        self.report: Report | None = None
+        self._handles: list[Any] = []
+        self._original = parts.text.config._attn_implementation
+        self._always_padded = self._why_always_padded()
+        self._expected = self._original if self._always_padded else attention.NAME
+        self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
+
+    # -- in and out ----------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Add the hooks; on any failure none stays."""
+        text = self.parts.text
+        try:
+            if not self._always_padded:
+                attention.register()
+                text.set_attn_implementation(attention.NAME)
+            self._add(self.parts.multimodal.register_forward_pre_hook, self._multimodal_pre)
+            self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
+            if "keys" in self.needs:
+                self._add(self.parts.tower.register_forward_hook, self._tower_post)
+            self._add(text.register_forward_pre_hook, self._text_pre)
+            self._add(text.register_forward_hook, self._text_post)
+            self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
+            first = self.stages[0].layer
+            by_layer = {stage.layer: stage for stage in self.stages}
+            scored = {s.score_layer for s in self.stages if s.score_layer != s.layer}
+            for i, layer in enumerate(self.parts.layers):
+                if i in by_layer:
+                    self._add(layer.register_forward_pre_hook, self._prune_pre, by_layer[i])
+                elif i > first:
+                    self._add(layer.register_forward_pre_hook, self._later_pre)
+                if i in scored:
+                    self._add(layer.register_forward_pre_hook, self._score_pre)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every hook out and restore the attention implementation; idempotent."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        text = self.parts.text
+        if text.config._attn_implementation == attention.NAME:
+            text.set_attn_implementation(self._original)
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._handles)
+
+    def _add(self, register: Callable[..., Any], hook: Callable[..., Any], *args: Any) -> None:
+        hook = partial(hook, *args) if args else hook
+        self._handles.append(register(hook, with_kwargs=True))
+
+    # -- which layout --------------------------------------------------------------------------
+
+    def _why_always_padded(self) -> str | None:
+        """The reason no forward of this patch can be packed; None if one can."""
+        if self.path == "padded":
+            return "asked for"
+        if self._original != "sdpa":
+            reason = f"the model runs attention {self._original!r}"
+            if self.path == "packed":
+                raise InputError(
+                    f'path="packed" brings its own attention, but {reason}; '
+                    'pass path="padded" or call model.set_attn_implementation("sdpa") first'
+                )
+            return reason
+        if self.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+            return "the model was not on a GPU when it was patched"
+        return None
+
+    def _layout(
+        self, embeds: Tensor, cache: Cache | None, kwargs: dict[str, Any]
+    ) -> tuple[Layout, str]:
+        """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
+        padded, packed = self._layouts
+        state = state_of(cache)
+        if state is not None:
+            return packed if state.packed else padded, "decided at this cache's first prefill"
+        if self._always_padded:
+            return padded, self._always_padded
+        if torch.is_grad_enabled() and embeds.requires_grad:
+            reason = "gradients are enabled"
+        elif kwargs.get("output_attentions"):
+            reason = "attention maps were asked for"
+        else:
+            return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
+        if self.path == "packed":
+            raise InputError(
+                f'path="packed" cannot run this forward: {reason}; '
+                'use torch.no_grad() without output_attentions, or patch with path="padded"'
+            )
+        return padded, reason
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        call = {"input_ids": args[0], **kwargs} if args else kwargs
+        sources = self.family.sources(module, call, "keys" in self.needs)
+        if not sources:
+            return None
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise InputError(
+                "a prefill with pictures came with a prepared attention mask "
+                f"({type(mask).__name__}); pass the 2-D mask [batch, tokens] and a DynamicCache"
+            )
+        return args, {**kwargs, VISUAL: locate(sources, mask)}
+
+    def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
+            return args, {k: v for k, v in kwargs.items() if k != VISUAL}
+        return None
+
+    def _tower_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        self.family.note(args, kwargs, out)
+
+    def _text_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._check_attention(module)
+        kwargs = dict(kwargs)
+        visual: Visual | None = kwargs.pop(VISUAL, None)
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        cache, chunk = kwargs.get("past_key_values"), embeds.shape[1]
+        state = state_of(cache)
+        if visual is None and not (state and state.stages):
+            return None
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise InputError(
+                f"a pruned generation came with a prepared attention mask ({type(mask).__name__}); "
+                "pass the 2-D mask [batch, tokens]"
+            )
+        self._check_cache(module, cache)
+        if visual is None and chunk > 1:  # text only, on a cache with gaps
+            lengths: list[int] = [chunk] * embeds.shape[0]
+            past = None
+            if mask is not None and embeds.shape[0] > 1:
+                lengths, past = valid_lengths(mask, chunk)
+            visual = Visual(None, [], lengths, past)
+        layout, reason = self._layout(embeds, cache, kwargs)
+        run = Pass(embeds.shape[:2], visual, mask, cache, layout, reason, self)
+        first = self.stages[0]
+        if first.layer == 0 and (
+            (state and state.has(0)) or (visual and first.drops(visual.segments))
+        ):
+            # Every layer gets a mask of ours or none, so transformers need not build one: it
+            # returns a 4-D mask as it is.
+            kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
+        return args, {**kwargs, PASS: run}
+
+    def _prune_pre(self, stage: Stage, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        run: Pass | None = kwargs.get(PASS)
+        if run is None:
+            return None
+        hidden = run.enter(stage, module, args[0], kwargs["position_embeddings"])
+        return (hidden, *args[1:]), _masked(run, kwargs)
+
+    def _later_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        run: Pass | None = kwargs.get(PASS)
+        return None if run is None else (args, _masked(run, kwargs))
+
+    def _score_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        run: Pass | None = kwargs.get(PASS)
+        if run is not None and run.rows is not None:
+            cos, sin = kwargs["position_embeddings"]
+            run.query = Query(module, args[0], (cos, sin))
+
+    def _text_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+        run: Pass | None = kwargs.get(PASS)
+        if run is None:
+            return None
+        hidden = run.finish(out[0])
+        if run.rows is not None:
+            self.report = Report.of(run, len(self.parts.layers))
+        if isinstance(out, tuple):
+            return (hidden, *out[1:])
+        assert isinstance(out, ModelOutput)
+        out["last_hidden_state"] = hidden
+        return out
+
+    # -- refusals ------------------------------------------------------------------------------
+
+    def _check_attention(self, text: Any) -> None:
+        now = text.config._attn_implementation
+        if now != self._expected:
+            raise StateError(
+                f"the attention implementation was changed to {now!r} while the model is patched; "
+                "call vtfast.unpatch(model), set it, and patch again"
+            )
+
+    @staticmethod
+    def _check_cache(text: nn.Module, cache: Cache | None) -> None:
+        if cache is not None and type(cache) not in (DynamicCache, PrunedDynamicCache):
+            raise InputError(
+                f"a pruned generation needs a DynamicCache, got {type(cache).__name__}; "
+                "leave cache_implementation and past_key_values at their defaults"
+            )
+        if text.training and getattr(text, "gradient_checkpointing", False):
+            raise InputError(
+                "gradient checkpointing runs the layers twice, which this version cannot prune; "
+                "call model.gradient_checkpointing_disable() first"
+            )
+
+
+def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
+    """transformers hands this same object to every layer: a prune stage rewrites it in place."""
+    return list(out)
+
+
+def _masked(run: Pass, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The padded layout's mask, and no positions: FlashAttention reads gaps as packed sequences."""
+    if run.layer_mask is None:
+        return kwargs
+    return {**kwargs, "attention_mask": run.layer_mask[0], "position_ids": None}

@@ -1,0 +1,153 @@
+"""Where the visual tokens of one chunk are: the only thing the runtime reads back from a device.
+
+A chunk is what one forward of the multimodal model receives, `input_ids [B, S]` with placeholders
+for the features of its images and clips. Image boundaries come from sizes, never from runs of
+placeholders: two images may touch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Segment:
+    """The visual tokens of one image, one clip, or one frame of a clip. Host integers only."""
+
+    sample: int
+    left: int  # tokens still in the sequence
+    original: int
+    image: int  # number of the image in the chunk, in reading order: the row of `Visual.keys`
+    frames: int = 1  # frames this segment still spans
+    frame: int = 0
+
+
+@dataclass
+class Source:
+    """Features of one kind (image or video) that a chunk brings, as the model family found them."""
+
+    placeholder: Tensor  # bool [B, S]
+    sizes: list[int] | Tensor  # tokens of each image, int64 [images] when only the device knows
+    total: int  # sum of sizes
+    frames: list[int] | Tensor | None = None
+    keys: Tensor | None = None  # int64 [images]
+
+
+@dataclass
+class Visual:
+    """The visual tokens of one chunk.
+
+    `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
+    padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
+    `keys`: int64 [images] in reading order, None without pixels.
+    """
+
+    tokens: Tensor | None
+    segments: list[Segment]
+    lengths: list[int]
+    past: list[int] | None = None
+    keys: Tensor | None = None
+    images: list[int] = field(default_factory=list)  # images of each sample
+
+
+def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Host integers to an int64 device tensor without waiting for the device."""
+    host = torch.as_tensor(values, dtype=torch.int64)
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def _read(*tensors: Tensor) -> list[list[int]]:
+    """The one host read of a prefill."""
+    flat = torch.cat([t.flatten().long() for t in tensors]).tolist()
+    out, start = [], 0
+    for t in tensors:
+        out.append(flat[start : start + t.numel()])
+        start += t.numel()
+    return out
+
+
+def valid_lengths(mask: Tensor, chunk: int) -> tuple[list[int], list[int]]:
+    """Valid tokens of each sample in the last `chunk` columns of a mask and before: one read."""
+    now, before = _read(mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1))
+    return now, before
+
+
+def locate(sources: list[Source], mask: Tensor | None) -> Visual:
+    """Find segments, sample lengths and flat token positions of a chunk.
+
+    `mask`: [B, P + S] attention mask over past and chunk, or None. Costs one host read, none where
+    everything is known already: a single sample without mask whose sizes are on the host.
+    """
+    batch, chunk = sources[0].placeholder.shape
+    tokens = [torch.nonzero_static(s.placeholder.flatten(), size=s.total)[:, 0] for s in sources]
+    on_host = [isinstance(s.sizes, list) and not isinstance(s.frames, Tensor) for s in sources]
+    if batch == 1 and mask is None and len(sources) == 1 and on_host[0]:
+        source = sources[0]
+        frames = source.frames or [1] * len(source.sizes)
+        segments = [
+            Segment(0, n, n, i, f)
+            for i, (n, f) in enumerate(zip(source.sizes, frames, strict=True))
+        ]
+        return Visual(tokens[0], segments, [chunk], None, source.keys, [len(segments)])
+
+    device = tokens[0].device
+    asked: list[Tensor] = []
+    for source, position in zip(sources, tokens, strict=True):
+        sizes = source.sizes
+        if isinstance(sizes, list):
+            sizes = to_device(sizes, device)
+        sizes = sizes.to(device)
+        frames = source.frames if source.frames is not None else torch.ones_like(sizes)
+        if isinstance(frames, list):
+            frames = to_device(frames, device)
+        asked += [sizes, position[sizes.cumsum(0) - sizes], frames]
+    if mask is not None:
+        asked += [mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1)]
+    answer = _read(*asked)
+    lengths, past = (answer[-2], answer[-1]) if mask is not None else ([chunk] * batch, None)
+
+    # (first token, size, frames, row of the keys of all sources joined)
+    found: list[tuple[int, int, int, int]] = []
+    for i in range(len(sources)):
+        sizes_, starts, frames_ = answer[3 * i : 3 * i + 3]
+        offset = len(found)
+        found += [
+            (s, n, f, offset + j)
+            for j, (s, n, f) in enumerate(zip(starts, sizes_, frames_, strict=True))
+        ]
+    found.sort()
+    segments = [Segment(s // chunk, n, n, i, f) for i, (s, n, f, _) in enumerate(found)]
+    images = [sum(s.sample == b for s in segments) for b in range(batch)]
+    keyed = [s.keys for s in sources if s.keys is not None]
+    keys = None
+    if len(keyed) == len(sources):
+        keys = torch.cat(keyed)
+        if len(sources) > 1:
+            keys = keys[to_device([row for *_, row in found], keys.device)]
+    flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
+    return Visual(flat, segments, lengths, past, keys, images)
+
+
+def split_frames(segments: list[Segment]) -> list[Segment]:
+    """Cut clips into frames; a clip that lost tokens as a whole cannot be cut."""
+    return [
+        replace(s, left=s.left // s.frames, original=s.original // s.frames, frames=1, frame=f)
+        for s in segments
+        for f in range(s.frames)
+    ]
+
+
+def join_frames(segments: list[Segment]) -> list[Segment]:
+    """Join the frames of a clip again."""
+    out: list[Segment] = []
+    for s in segments:
+        if out and out[-1].image == s.image:
+            last = out[-1]
+            out[-1] = replace(last, left=last.left + s.left, original=last.original + s.original)
+        else:
+            out.append(replace(s, frame=0))
+    return out
