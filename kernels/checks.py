@@ -3,7 +3,7 @@
 Each raises ValueError or TypeError with what it got, what it expected and what to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 
@@ -27,7 +27,7 @@ def check_impl(op: str, impl: str) -> None:
 def check_tensor(
     op: str,
     name: str,
-    x: torch.Tensor,
+    x: object,
     *,
     ndim: int | None = None,
     dtypes: tuple[torch.dtype, ...] | None = None,
@@ -81,14 +81,18 @@ def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, .
     return counts
 
 
-def checked_ints(op: str, name: str, values: Sequence[int], expected: int) -> tuple[int, ...]:
-    """`values` as Python ints, one for each of the `expected` segments."""
+def checked_ints(op: str, name: str, values: object, segments: int) -> tuple[int, ...]:
+    """`values` as Python ints, one per segment."""
     counts = host_ints(f"{op}: {name}", values)
-    if len(counts) != expected:
-        raise ValueError(
-            f"{op}: {name} has {len(counts)} entries for {expected} segments; pass one per segment"
-        )
+    check_count(op, name, counts, segments)
     return counts
+
+
+def check_count(op: str, name: str, values: Sized, segments: int) -> None:
+    if len(values) != segments:
+        raise ValueError(
+            f"{op}: {name} has {len(values)} entries for {segments} segments; pass one per segment"
+        )
 
 
 def check_heads(op: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None = None) -> None:

@@ -41,7 +41,9 @@ def gather_rows(
     for number, x in enumerate(tensors):
         name = f"tensor {number}"
         check_tensor(_OP, name, x, device=index.device)
-        if x.ndim == 0 or len(x) != len(tensors[0]):
+        if x.ndim == 0:
+            raise ValueError(f"{_OP}: {name} must have at least 1 dimension; it has no rows")
+        if len(x) != len(tensors[0]):
             raise ValueError(
                 f"{_OP}: {name} has shape {tuple(x.shape)} but tensor 0 has "
                 f"{tuple(tensors[0].shape)}; all need the same number of rows"

@@ -1,7 +1,7 @@
 """Score every key by the attention it gets from its sequence's last query (FastV).
 
-`scores[j] = mean over heads h of softmax_j(scale · q[h] · k[j, h // group])`, the softmax running
-over all keys of the sequence, in fp32. One row of the attention matrix, so the matrix is never built.
+`scores[j] = mean over heads h of softmax_j(scale · q[h] · k[j, h // group])`, where the softmax
+runs over all keys of the sequence, in fp32: one row of the attention matrix, the only one built.
 
 Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), re-derived.
 """
@@ -11,6 +11,7 @@ import torch
 from . import reference
 from .checks import (
     KERNEL_DTYPES,
+    check_count,
     check_covers,
     check_heads,
     check_impl,
@@ -52,9 +53,5 @@ def last_query_scores(
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=segments.device)
     check_heads(_OP, q, k)
     check_covers(_OP, "segments", segments, "k", len(k))
-    if len(q) != len(segments):
-        raise ValueError(
-            f"{_OP}: q has {len(q)} rows for {len(segments)} sequences; "
-            "pass the last query of each sequence"
-        )
+    check_count(_OP, "q", q, len(segments))
     return reference.last_query_scores(q, k, segments, scale=scale)

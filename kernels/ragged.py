@@ -96,7 +96,7 @@ class Ragged:
         return padded
 
 
-def host_ints(name: str, values: Iterable[int]) -> tuple[int, ...]:
+def host_ints(name: str, values: object) -> tuple[int, ...]:
     """`values` as Python ints. Refuses tensors: reading a device back would stall it."""
     if isinstance(values, torch.Tensor | str) or not isinstance(values, Iterable):
         raise TypeError(

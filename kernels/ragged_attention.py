@@ -11,6 +11,7 @@ from . import reference
 from .checks import (
     INDEX_DTYPES,
     KERNEL_DTYPES,
+    check_count,
     check_covers,
     check_heads,
     check_impl,
@@ -72,11 +73,7 @@ def ragged_attention(
     else:
         check_tensor(_OP, "k_index", k_index, ndim=1, dtypes=INDEX_DTYPES, device=device)
         check_covers(_OP, "k_segments", k_segments, "k_index", len(k_index))
-    if len(q_segments) != len(k_segments):
-        raise ValueError(
-            f"{_OP}: q_segments has {len(q_segments)} sequences but k_segments has "
-            f"{len(k_segments)}; they must be the same sequences"
-        )
+    check_count(_OP, "k_segments", k_segments, len(q_segments))
     return reference.ragged_attention(
         q, k, v, q_segments, k_segments, causal=causal, scale=scale, k_index=k_index
     )

@@ -5,7 +5,7 @@ rows `starts[s] … starts[s] + lengths[s] - 1`. A sequence without rows gives 0
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -13,6 +13,7 @@ from . import reference
 from .checks import (
     INDEX_DTYPES,
     KERNEL_DTYPES,
+    check_count,
     check_heads,
     check_impl,
     check_tensor,
@@ -40,8 +41,8 @@ def ragged_decode(
         k_cache, v_cache: `[R, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv. Rows
             outside a sequence never enter its result, whatever they hold.
         lengths: rows of each sequence, ≥ 0: B host ints, or an int32 `[B]` tensor on the device of
-            `q`, whose values are neither read back nor checked (without a kernel that costs the work of
-            B whole caches).
+            `q`, whose values are neither read back nor checked (eager then works through the whole
+            cache for each sequence).
         starts: first row of each sequence, in the same form; default the prefix sums of `lengths`.
         scale: factor on the logits; default D ** -0.5.
         k_index: `[K]` int32|int64 rows of the caches; with it sequences are ranges of `k_index`.
@@ -68,7 +69,7 @@ def ragged_decode(
         check_tensor(_OP, "k_index", k_index, ndim=1, dtypes=INDEX_DTYPES, device=q.device)
         rows = len(k_index)
     if isinstance(lengths, torch.Tensor):
-        starts = _checked_device_ranges(q, lengths, starts)
+        _check_device_ranges(q, lengths, starts)
     else:
         lengths, starts = _checked_host_ranges(len(q), rows, lengths, starts)
     return reference.ragged_decode(
@@ -77,30 +78,22 @@ def ragged_decode(
 
 
 def _checked_host_ranges(
-    batch: int, rows: int, lengths: Sequence[int], starts: Sequence[int] | torch.Tensor | None
+    batch: int, rows: int, lengths: object, starts: object
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    lengths = checked_ints(_OP, "lengths", lengths, batch)
-    if starts is None:
-        starts = tuple(accumulate(lengths, initial=0))[:-1]
-    starts = checked_ints(_OP, "starts", starts, batch)
-    for sequence, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+    counts = checked_ints(_OP, "lengths", lengths, batch)
+    starts = reference.back_to_back(counts) if starts is None else starts
+    first_rows = checked_ints(_OP, "starts", starts, batch)
+    for sequence, (start, length) in enumerate(zip(first_rows, counts, strict=True)):
         if start < 0 or length < 0 or start + length > rows:
             raise ValueError(
                 f"{_OP}: sequence {sequence} starts at row {start} with length {length}, outside "
                 f"the {rows} rows there are; pass 0 <= start and start + length <= {rows}"
             )
-    return lengths, starts
+    return counts, first_rows
 
 
-def _checked_device_ranges(
-    q: torch.Tensor, lengths: torch.Tensor, starts: Sequence[int] | torch.Tensor | None
-) -> torch.Tensor:
-    if starts is None:
-        starts = lengths.cumsum(0, dtype=torch.int32) - lengths
-    for name, x in (("lengths", lengths), ("starts", starts)):
+def _check_device_ranges(q: torch.Tensor, lengths: torch.Tensor, starts: Any) -> None:
+    given = {"lengths": lengths} if starts is None else {"lengths": lengths, "starts": starts}
+    for name, x in given.items():
         check_tensor(_OP, name, x, ndim=1, dtypes=(torch.int32,), device=q.device)
-        if len(x) != len(q):
-            raise ValueError(
-                f"{_OP}: {name} has {len(x)} entries for {len(q)} sequences; pass one per sequence"
-            )
-    return starts
+        check_count(_OP, name, x, len(q))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from . import reference
-from .checks import check_impl, check_segments, check_tensor, checked_keep
+from .checks import check_count, check_impl, check_segments, check_tensor, checked_keep
 from .ragged import Ragged
 
 _OP = "random_select"
@@ -54,10 +54,7 @@ def random_select(
     _check_word(segments, "stream", stream, torch.int32, 0, 2**31)
     if keys is not None:
         check_tensor(_OP, "keys", keys, ndim=1, dtypes=(torch.int64,), device=segments.device)
-        if len(keys) != len(segments):
-            raise ValueError(
-                f"{_OP}: {len(keys)} keys for {len(segments)} segments; pass one per segment"
-            )
+        check_count(_OP, "keys", keys, len(segments))
     return reference.random_select(segments, keep, seed=seed, keys=keys, stream=stream)
 
 

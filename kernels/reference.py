@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from .attend import attend, attend_ranges, attend_unread, back_to_back
 from .philox import philox_4x32
 from .ragged import Ragged
 
@@ -110,17 +110,17 @@ def distances(features: torch.Tensor, segments: Ragged) -> tuple[torch.Tensor, t
     for a finite row, less than every distance for one that is not, -infinity where there is no row.
     """
     x = features.float()
-    squared_norm = x.square().sum(1, keepdim=True)
-    finite = squared_norm.isfinite()
-    x = torch.where(finite & (squared_norm > 0), x / squared_norm.sqrt(), 0.0)
-    # Whatever is not finite, or not there, is infinitely far from every other row.
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    finite = norm.isfinite()
+    x = (x / norm).nan_to_num_(0.0)  # rows of zeros or with something not finite become zeros
+    # What is not finite, or not there, is infinitely far from every other row.
     ceiling = torch.where(finite, 1.0, torch.inf)
     distance = x.new_full((len(segments), segments.max_seqlen, segments.max_seqlen), torch.inf)
-    with torch.autocast(x.device.type, enabled=False):
-        # One product per segment: its rounding must not depend on the rest of the batch.
-        for matrix, (begin, end) in zip(distance, pairwise(segments.offsets), strict=True):
-            rows, matrix = x[begin:end], matrix[: end - begin, : end - begin]
-            torch.addmm(ceiling[begin:end], rows, rows.T, alpha=-1, out=matrix)
+    # One product per segment, so its rounding cannot depend on the rest of the batch; written into
+    # place, which also keeps autocast out.
+    for matrix, (begin, end) in zip(distance, pairwise(segments.offsets), strict=True):
+        rows, matrix = x[begin:end], matrix[: end - begin, : end - begin]
+        torch.addmm(ceiling[begin:end], rows, rows.T, alpha=-1, out=matrix)
     limit = torch.where(finite, torch.inf, _BELOW_DISTANCES).squeeze(1)
     return distance, segments.pad(limit, -torch.inf)
 
@@ -175,11 +175,11 @@ def last_query_scores(
     """Attention that each sequence's last query pays to all its keys, averaged over heads, fp32."""
     scores = k.new_empty(len(k), dtype=torch.float32)
     q = (q.float() * scale).unflatten(1, (k.shape[1], -1))  # head h reads key head h // group
-    with torch.autocast(k.device.type, enabled=False):
-        # One product per segment: its rounding must not depend on the rest of the batch.
-        for query, (begin, end) in zip(q, pairwise(segments.offsets), strict=True):
-            logits = query @ k[begin:end].float().permute(1, 2, 0)  # [Hkv, group, n]
-            scores[begin:end] = logits.softmax(-1).mean((0, 1))
+    # One product per segment, and into place, for the reasons given in `distances`.
+    for query, (begin, end) in zip(q, pairwise(segments.offsets), strict=True):
+        logits = q.new_empty(*query.shape[:2], end - begin)  # [Hkv, group, n]
+        torch.bmm(query, k[begin:end].float().permute(1, 2, 0), out=logits)
+        scores[begin:end] = logits.softmax(-1).mean((0, 1))
     return scores
 
 
@@ -201,18 +201,15 @@ def ragged_attention(
     """
     if k_index is not None:
         k, v = gather_rows(k_index, k, v)
-    num_queries, num_keys = q_segments.uniform_length, k_segments.uniform_length
-    if num_queries and num_keys:
-        batch = len(q_segments)
-        q = q.unflatten(0, (batch, num_queries))
-        k, v = k.unflatten(0, (batch, num_keys)), v.unflatten(0, (batch, num_keys))
-        return _attend(q, k, v, causal, scale).flatten(0, 1)
+    if q_segments.uniform_length and k_segments.uniform_length:
+        q, k, v = q_segments.pad(q, 0.0), k_segments.pad(k, 0.0), k_segments.pad(v, 0.0)  # views
+        return attend(q, k, v, causal, scale).flatten(0, 1)
     out = q.new_empty(q.shape)
     for (a, b), (c, d) in zip(
         pairwise(q_segments.offsets), pairwise(k_segments.offsets), strict=True
     ):
         if b > a:
-            out[a:b] = _attend(q[None, a:b], k[None, c:d], v[None, c:d], causal, scale)[0]
+            out[a:b] = attend(q[None, a:b], k[None, c:d], v[None, c:d], causal, scale)[0]
     return out
 
 
@@ -229,74 +226,15 @@ def ragged_decode(
     """Attention of one query per sequence over its own rows of a cache; without rows it gives 0."""
     if k_index is not None:
         k_cache, v_cache = gather_rows(k_index, k_cache, v_cache)
-    q = q.unflatten(1, (k_cache.shape[1], -1))  # a group's heads are queries of one key head
+    if starts is None:
+        starts = back_to_back(lengths)
+    # The heads of a group are so many queries of one key head.
+    q = q.unflatten(1, (k_cache.shape[1], -1)).transpose(1, 2)
     if isinstance(lengths, torch.Tensor):
-        return _decode_unread(q, k_cache, v_cache, lengths, starts, scale).flatten(1, 2)
-    gaps = {b - a for a, b in pairwise(starts)}
-    if len(set(lengths)) == 1 and lengths[0] and len(gaps) <= 1 and min(gaps, default=0) >= 0:
-        step = max(gaps, default=0)
-        k, v = (_strided(x, len(q), starts[0], step, lengths[0]) for x in (k_cache, v_cache))
-        out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-        return out.flatten(1, 2)
-    out = torch.zeros_like(q)
-    for s, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        if length:
-            k, v = (x[start : start + length].transpose(0, 1) for x in (k_cache, v_cache))
-            out[s] = F.scaled_dot_product_attention(q[s], k, v, scale=scale)
-    return out.flatten(1, 2)
-
-
-def _strided(x: torch.Tensor, batch: int, start: int, step: int, length: int) -> torch.Tensor:
-    """View of rows `start + b * step … + length - 1` for each b, `[batch, length, ...]`."""
-    offset = x.storage_offset() + start * x.stride(0)
-    strides = (step * x.stride(0), *x.stride())
-    return x.as_strided((batch, length, *x.shape[1:]), strides, offset)
-
-
-def _decode_unread(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    starts: torch.Tensor,
-    scale: float | None,
-) -> torch.Tensor:
-    """Decode with ranges that stay on the device: all sequences as long as the whole cache.
-
-    Costs B copies of the cache, the price of reading nothing back. Columns past a sequence's end
-    repeat its last row, so rows of others never enter its arithmetic.
-    """
-    if not len(k_cache):
-        return torch.zeros_like(q)
-    columns = torch.arange(len(k_cache), device=q.device)
-    rows = starts[:, None] + columns.minimum(lengths[:, None] - 1)
-    k, v = (x[rows.clamp(0, len(x) - 1)].transpose(1, 2) for x in (k_cache, v_cache))
-    mask = (columns < lengths[:, None])[:, None, None]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.where(lengths[:, None, None, None] > 0, 0.0)
-
-
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None
-) -> torch.Tensor:
-    """Attention of `[B, nq, H, D]` to `[B, nk, Hkv, D]`, causal bottom-right."""
-    num_queries, num_keys = q.shape[1], k.shape[1]
-    if num_keys == 0:
-        return torch.zeros_like(q)
-    blind = max(0, num_queries - num_keys) if causal else 0  # queries before the first key
-    mask = None
-    if causal and 1 < num_queries < num_keys:
-        mask = q.new_ones((num_queries, num_keys), dtype=torch.bool).tril(num_keys - num_queries)
-    out = F.scaled_dot_product_attention(
-        q[:, blind:].transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=causal and num_queries >= num_keys,
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    ).transpose(1, 2)
-    return F.pad(out, (0, 0, 0, 0, blind, 0)) if blind else out
+        out = attend_unread(q, k_cache, v_cache, lengths, torch.as_tensor(starts), scale)
+    else:
+        out = attend_ranges(q, k_cache, v_cache, lengths, [int(start) for start in starts], scale)
+    return out.transpose(1, 2).flatten(1, 2)
 
 
 def _take_best(ranks: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> torch.Tensor:

@@ -1,0 +1,92 @@
+"""Attention in plain PyTorch, for batches cut in the ways the ops meet them.
+
+Everything ends in `scaled_dot_product_attention` over `[B, nq, H, D]` queries and `[B, nk, Hkv, D]`
+keys, token-major like the packed tensors, so that what can be a view is one.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+import torch.nn.functional as F
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None
+) -> torch.Tensor:
+    """Attention of `[B, nq, H, D]` to `[B, nk, Hkv, D]`, causal bottom-right."""
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    if num_keys == 0:
+        return torch.zeros_like(q)
+    blind = max(0, num_queries - num_keys) if causal else 0  # queries before the first key
+    mask = None
+    if causal and 1 < num_queries < num_keys:
+        mask = q.new_ones((num_queries, num_keys), dtype=torch.bool).tril(num_keys - num_queries)
+    out = F.scaled_dot_product_attention(
+        q[:, blind:].transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal and num_queries >= num_keys,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    ).transpose(1, 2)
+    return F.pad(out, (0, 0, 0, 0, blind, 0)) if blind else out
+
+
+def attend_ranges(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: Sequence[int],
+    starts: Sequence[int],
+    scale: float | None,
+) -> torch.Tensor:
+    """Decode with ranges the host knows: one call where they are alike and evenly spaced."""
+    steps = {b - a for a, b in pairwise(starts)} or {0}
+    if len(set(lengths)) == 1 and len(steps) == 1 and min(steps) >= 0:
+        view = (len(q), lengths[0], min(steps), starts[0])
+        return attend(q, _windows(k_cache, *view), _windows(v_cache, *view), False, scale)
+    out = torch.empty_like(q)
+    for s, (a, length) in enumerate(zip(starts, lengths, strict=True)):
+        k, v = k_cache[None, a : a + length], v_cache[None, a : a + length]
+        out[s : s + 1] = attend(q[s : s + 1], k, v, False, scale)
+    return out
+
+
+def back_to_back(lengths: Sequence[int] | torch.Tensor) -> Sequence[int] | torch.Tensor:
+    """First row of each sequence when they follow one another, in the form of `lengths`."""
+    if isinstance(lengths, torch.Tensor):
+        return lengths.cumsum(0, dtype=torch.int32) - lengths
+    return tuple(accumulate(lengths, initial=0))[:-1]
+
+
+def attend_unread(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor:
+    """Decode with ranges that stay on the device: all sequences as long as the whole cache.
+
+    Costs B copies of the cache, the price of reading nothing back. Columns past a sequence's end
+    repeat its last row, so rows of others never enter its arithmetic.
+    """
+    if not len(k_cache):
+        return torch.zeros_like(q)
+    columns = torch.arange(len(k_cache), device=q.device)
+    rows = starts[:, None] + columns.minimum(lengths[:, None] - 1)
+    rows = rows.clamp(0, len(k_cache) - 1)
+    k, v = k_cache[rows].transpose(1, 2), v_cache[rows].transpose(1, 2)
+    mask = (columns < lengths[:, None])[:, None, None]
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
+    return out.where(lengths[:, None, None, None] > 0, 0.0).transpose(1, 2)
+
+
+def _windows(x: torch.Tensor, number: int, length: int, step: int, start: int) -> torch.Tensor:
+    """View of `number` windows of rows, `step` rows apart: `[number, length, ...]`."""
+    offset = x.storage_offset() + start * x.stride(0)
+    strides = (step * x.stride(0), *x.stride())
+    return x.as_strided((number, length, *x.shape[1:]), strides, offset)

@@ -1,0 +1,141 @@
+"""What the ops mean, a second time: plain loops over NumPy fp64 and Python integers.
+
+Nothing here is fast and nothing is shared with `kernels/`, so a misreading would have to be made
+twice to go unnoticed. Segments are host lengths; indices come back as lists of packed rows.
+"""
+
+import math
+from itertools import accumulate
+
+import numpy as np
+
+MASK = 0xFFFFFFFF
+
+
+def philox_4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, ...]:
+    """Ten rounds of Philox-4x32 on one counter, in Python integers."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        low_product, high_product = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (
+            (high_product >> 32) ^ c1 ^ k0,
+            high_product & MASK,
+            (low_product >> 32) ^ c3 ^ k1,
+            low_product & MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
+    return c0, c1, c2, c3
+
+
+def random_words(row: int, seed: int, key: int, stream: int) -> tuple[int, int]:
+    """The first and the second word of one row."""
+    pair = []
+    for c3 in (stream, stream | 0x80000000):
+        counter = (row // 4, key & MASK, (key >> 32) & MASK, c3)
+        pair.append(philox_4x32(counter, (seed & MASK, (seed >> 32) & MASK))[row % 4])
+    return pair[0], pair[1]
+
+
+def random_select(lengths, keep, seed, keys, stream) -> list[int]:
+    picks = []
+    for start, n, k, key in zip(accumulate(lengths, initial=0), lengths, keep, keys, strict=False):
+        words = [random_words(row, seed, key, stream) for row in range(n)]
+        best = sorted(range(n), key=lambda row: (-words[row][0], -words[row][1], row))
+        picks += sorted(start + row for row in best[:k])
+    return picks
+
+
+def topk_select(scores, lengths, keep) -> list[int]:
+    """`scores`: Python floats; they hold every fp16, bf16, fp32 and fp64 value exactly."""
+    picks = []
+    for start, n, k in zip(accumulate(lengths, initial=0), lengths, keep, strict=False):
+
+        def worst_last(row):
+            score = scores[row]
+            return (math.isnan(score), 0.0 if math.isnan(score) else -score, row)
+
+        picks += sorted(sorted(range(start, start + n), key=worst_last)[:k])
+    return picks
+
+
+def cosine_distances(x: np.ndarray) -> np.ndarray:
+    """1 - cos of every pair of rows in fp64; NaN where either row is not finite."""
+    n = len(x)
+    distance = np.full((n, n), np.nan)
+    with np.errstate(over="ignore"):
+        # A row counts as not finite when its squared norm is not, in fp32.
+        finite = [bool(np.isfinite(np.square(row.astype(np.float32)).sum())) for row in x]
+    for i in range(n):
+        for j in range(n):
+            if finite[i] and finite[j]:
+                norms = math.sqrt(float(x[i] @ x[i])) * math.sqrt(float(x[j] @ x[j]))
+                distance[i, j] = 1.0 - (float(x[i] @ x[j]) / norms if norms else 0.0)
+    return distance
+
+
+def diversity_order(x: np.ndarray, k: int) -> list[int]:
+    """The greedy max-min picks of one segment, in pick order, each step from scratch."""
+    distance = cosine_distances(x)
+    finite = [i for i in range(len(x)) if not np.isnan(distance[i, i])]
+    broken = [i for i in range(len(x)) if i not in finite]
+    picks: list[int] = []
+    while len(picks) < min(k, len(finite)):
+        best, best_gap = -1, -math.inf
+        for i in finite:
+            if i in picks:
+                continue
+            others = picks or [j for j in finite if j != i]
+            gap = min((distance[i, j] for j in others), default=math.inf)
+            if gap > best_gap:
+                best, best_gap = i, gap
+        picks.append(best)
+    return picks + broken[: k - len(picks)]
+
+
+def diversity_select(x: np.ndarray, lengths, keep) -> list[int]:
+    """Picks in pick order, segment after segment."""
+    order = []
+    for start, n, k in zip(accumulate(lengths, initial=0), lengths, keep, strict=False):
+        order += [start + i for i in diversity_order(x[start : start + n], k)]
+    return order
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def last_query_scores(q: np.ndarray, k: np.ndarray, lengths, scale) -> np.ndarray:
+    heads, group = q.shape[1], q.shape[1] // k.shape[1]
+    scores = np.zeros(len(k))
+    for s, (start, n) in enumerate(zip(accumulate(lengths, initial=0), lengths, strict=False)):
+        for h in range(heads if n else 0):
+            logits = np.array([scale * (q[s, h] @ k[start + j, h // group]) for j in range(n)])
+            scores[start : start + n] += _softmax(logits) / heads
+    return scores
+
+
+def attention(q, k, v, q_lengths, k_lengths, causal, scale, k_index=None) -> np.ndarray:
+    """One query, one head at a time; bottom-right causal, 0 where no key is seen."""
+    if k_index is not None:
+        k, v = k[list(k_index)], v[list(k_index)]
+    group = q.shape[1] // k.shape[1]
+    out = np.zeros(q.shape)
+    q_starts, k_starts = accumulate(q_lengths, initial=0), accumulate(k_lengths, initial=0)
+    for a, nq, b, nk in zip(q_starts, q_lengths, k_starts, k_lengths, strict=False):
+        for i in range(nq):
+            seen = min(nk, i + nk - nq + 1) if causal else nk
+            for h in range(q.shape[1] if seen > 0 else 0):
+                keys, values = k[b : b + seen, h // group], v[b : b + seen, h // group]
+                out[a + i, h] = _softmax(scale * (keys @ q[a + i, h])) @ values
+    return out
+
+
+def decode(q, k, v, starts, lengths, scale) -> np.ndarray:
+    """One query per sequence over rows `start … start + length - 1`."""
+    out = np.zeros(q.shape)
+    for s, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+        rows = slice(start, start + n)
+        out[s] = attention(q[s : s + 1], k[rows], v[rows], [1], [n], False, scale)[0]
+    return out

@@ -1,0 +1,233 @@
+"""`diversity_select`: greedy max-min on cosine distance, k distinct rows whatever the features."""
+
+import re
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged_cases import CUTS, THOROUGH, check_selection, cut, cuts, refusal
+
+from vtfast.kernels import reference
+from vtfast.kernels.diversity_select import diversity_select
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+NAN, INF = float("nan"), float("inf")
+
+# Norms are powers of two, so all cosines are multiples of 1/4 and fp32 ties where fp64 does.
+SIGNS = st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)
+AXES = st.sampled_from([[s * (i == j) for j in range(4)] for i in range(4) for s in (1.0, -1.0)])
+BROKEN = st.sampled_from([[NAN] * 4, [0.0, INF, 0.0, 0.0], [1.0, 2.0, NAN, 0.0], [1e30] * 4])
+ROW = st.one_of(SIGNS, SIGNS, AXES, AXES, st.just([0.0] * 4), BROKEN)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+
+
+def clusters(n, dim=16, seed=0, dtype=torch.float32):
+    """Real-valued features with structure: rows scattered around a few shared directions."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(5, dim, generator=generator)
+    which = torch.randint(5, (n,), generator=generator)
+    return (centres[which] + 0.3 * torch.randn(n, dim, generator=generator)).to(dtype)
+
+
+def order_of(features, k):
+    return diversity_select(features, cut([len(features)]), [k], return_order=True)[1].tolist()
+
+
+@THOROUGH
+@given(cuts(max_length=7), st.data(), DTYPES)
+def test_agrees_with_the_plain_greedy(case, data, dtype):
+    lengths, keep = case
+    rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
+    scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
+    features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
+    index, order = diversity_select(features, cut(lengths), keep, return_order=True)
+    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+    assert order.tolist() == expected
+    check_selection(index, lengths, keep)
+    assert sorted(expected) == index.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "dim", "k"), [(63, 16, 30), (577, 64, 58), (64, 1024, 64)])
+def test_every_pick_is_the_farthest_given_the_picks_before_it(n, dim, k, dtype):
+    """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
+    features = clusters(n, dim, dtype=dtype)
+    x = features.double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    distance = 1.0 - x @ x.T
+    np.fill_diagonal(distance, INF)
+    picks = order_of(features, k)
+    gap = distance.min(1)
+    assert gap[picks[0]] >= gap.max() - 1e-5
+    for done in range(1, k):
+        gap = distance[picks[:done]].min(0)
+        gap[picks[:done]] = -INF
+        assert gap[picks[done]] >= gap.max() - 1e-5
+
+
+def test_starts_with_the_row_whose_nearest_other_row_is_farthest():
+    close_pair_and_a_loner = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.5]])
+    assert order_of(close_pair_and_a_loner, 1) == [2]
+
+
+def test_only_directions_matter():
+    features = clusters(40)
+    lengths_of_vectors = torch.logspace(-3, 3, 40)[:, None]
+    scaled = features * 2.0 ** lengths_of_vectors.log2().round()
+    assert order_of(scaled, 20) == order_of(features, 20)
+
+
+def test_breaks_ties_by_position():
+    assert order_of(torch.eye(5), 5) == [0, 1, 2, 3, 4]
+
+
+def test_picks_distinct_rows_even_among_duplicates():
+    features = clusters(400)
+    features[389:] = features[:11]
+    assert len(set(order_of(features, 400))) == 400
+
+
+def test_copies_of_one_row_are_all_distinct_picks():
+    assert order_of(torch.ones(6, 3), 6) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_zero_row_is_at_distance_one_from_all():
+    """Farther than a near-duplicate, nearer than the opposite direction."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0], [-1.0, 0.1]])
+    assert order_of(features, 4) == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("broken", [NAN, INF, -INF, 1e30])
+def test_rows_that_are_not_finite_come_last_and_change_nothing(broken):
+    finite = clusters(12)
+    features = torch.cat([finite[:3], finite.new_full((1, 16), broken), finite[3:], finite[:1]])
+    features[-1, 5] = NAN
+    kept = [0, 1, 2, *range(4, 13)]
+    order = order_of(features, 14)
+    assert order[:12] == [kept[i] for i in order_of(finite, 12)]
+    assert order[12:] == [3, 13]
+
+
+def test_one_row_alone_is_picked():
+    assert order_of(torch.zeros(1, 4), 1) == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "keep"), CUTS)
+def test_picks_are_exact_distinct_ascending_rows(lengths, keep, dtype):
+    check_selection(
+        diversity_select(clusters(sum(lengths), dtype=dtype), cut(lengths), keep), lengths, keep
+    )
+
+
+@pytest.mark.parametrize("lengths", [[64, 64, 64], [30, 64, 9]])
+def test_a_segment_picks_the_same_alone_and_in_a_batch(lengths):
+    keep = [n // 2 for n in lengths]
+    features = clusters(sum(lengths), 256)
+    together = diversity_select(features, cut(lengths), keep, return_order=True)[1].split(keep)
+    starts = cut(lengths).offsets
+    for s, start in enumerate(starts[:-1]):
+        alone = order_of(features[start : starts[s + 1]], keep[s])
+        assert [start + row for row in alone] == together[s].tolist()
+
+
+def test_segments_too_large_for_one_turn_are_picked_in_several(monkeypatch):
+    features, segments = clusters(100), cut([30, 20, 50])
+    in_one = diversity_select(features, segments, [10, 20, 7], return_order=True)
+    monkeypatch.setattr(reference, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
+    in_two = diversity_select(features, segments, [10, 20, 7], return_order=True)
+    assert all(map(torch.equal, in_one, in_two))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_features_are_compared_in_fp32(dtype):
+    features = clusters(100, 64, dtype=dtype)
+    assert order_of(features, 50) == order_of(features.float(), 50)
+
+
+def test_autocast_does_not_lower_the_precision():
+    features = clusters(100, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = order_of(features, 50)
+    assert lowered == order_of(features, 50)
+
+
+def test_features_in_training_are_accepted():
+    features = clusters(20).requires_grad_()
+    assert not diversity_select(features, cut([20]), [5]).requires_grad
+
+
+def test_the_cpu_loop_agrees_with_the_general_one(monkeypatch):
+    """CPU tensors take a NumPy loop; what other devices run must give the same picks."""
+    features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
+    features[70] = NAN
+    on_cpu = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
+    monkeypatch.setattr(reference, "_pursue_numpy", reference._pursue)
+    general = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
+    assert torch.equal(on_cpu, general)
+
+
+def test_needs_no_value_from_the_device():
+    """Meta tensors have no values: whatever would read one back raises."""
+    for lengths in ([9, 4], [5, 5]):
+        features = torch.empty(sum(lengths), 3, device="meta")
+        index, order = diversity_select(features, cut(lengths, "meta"), [3, 2], return_order=True)
+        assert index.shape == order.shape == (5,)
+
+
+def select(features=None, keep=(1,), **options):
+    features = torch.ones(3, 2) if features is None else features
+    return diversity_select(features, cut([3]), keep, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        refusal("impl", ValueError, "impl='cuda' is unknown", lambda: select(impl="cuda")),
+        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: select(impl="triton")),
+        refusal(
+            "segments",
+            TypeError,
+            "segments must be a Ragged, got list",
+            lambda: diversity_select(torch.ones(3, 2), [3], [1]),
+        ),
+        refusal(
+            "rank",
+            ValueError,
+            "features must have 2 dimensions, got shape (3,)",
+            lambda: select(torch.ones(3)),
+        ),
+        refusal(
+            "dtype",
+            TypeError,
+            "features must be floating point, got torch.int64",
+            lambda: select(torch.ones(3, 2, dtype=torch.int64)),
+        ),
+        refusal(
+            "rows",
+            ValueError,
+            "segments cuts 3 rows but features has 4",
+            lambda: select(torch.ones(4, 2)),
+        ),
+        refusal(
+            "too many",
+            ValueError,
+            "keep=4 for segment 0, which has 3 rows",
+            lambda: select(keep=[4]),
+        ),
+        refusal("count", ValueError, "keep has 0 entries for 1 segments", lambda: select(keep=[])),
+        refusal(
+            "device",
+            ValueError,
+            "features is on meta but the other arguments are on cpu",
+            lambda: select(torch.ones(3, 2, device="meta")),
+        ),
+    ],
+)
+def test_refuses(error, message, call):
+    with pytest.raises(error, match=re.escape(message)):
+        call()

@@ -1,0 +1,101 @@
+"""`Ragged`: lengths on the host, prefix sums on the device, built once per cut."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+from ragged_cases import cut, refusal
+
+from vtfast.kernels import ragged
+from vtfast.kernels.ragged import Ragged
+
+
+def test_knows_its_cut():
+    segments = cut([3, 0, 2])
+    assert segments.lengths == (3, 0, 2)
+    assert segments.offsets == (0, 3, 3, 5)
+    assert (segments.total, segments.max_seqlen, len(segments)) == (5, 3, 3)
+    assert segments.cu_seqlens.dtype == torch.int32
+    assert segments.cu_seqlens.tolist() == [0, 3, 3, 5]
+
+
+def test_no_segments_are_a_cut_of_no_rows():
+    segments = cut([])
+    assert (segments.total, segments.max_seqlen, segments.uniform_length) == (0, 0, None)
+    assert segments.cu_seqlens.tolist() == [0]
+
+
+@pytest.mark.parametrize(("lengths", "common"), [([4, 4], 4), ([0, 0], 0), ([4, 3], None)])
+def test_knows_a_common_length(lengths, common):
+    assert cut(lengths).uniform_length == common
+
+
+def test_cells_say_where_every_row_sits():
+    segment, position = cut([2, 0, 3]).cells
+    assert segment.tolist() == [0, 0, 2, 2, 2]
+    assert position.tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 3], [2, 2], [0, 0], []])
+def test_padding_puts_every_row_in_its_line(lengths):
+    segments = cut(lengths)
+    x = torch.arange(segments.total * 2.0).view(-1, 2)
+    padded = segments.pad(x, -1.0)
+    assert padded.shape == (len(lengths), segments.max_seqlen, 2)
+    assert torch.equal(padded[segments.live], x)
+    assert bool((padded[~segments.live] == -1.0).all())
+
+
+def test_the_same_cut_is_built_once():
+    assert cut([1, 2, 3]) is cut((1, 2, 3))
+
+
+def test_the_cache_is_bounded_to_64_cuts():
+    first = cut([11, 12])
+    for n in range(64):
+        cut([n, 77])
+    assert ragged._build.cache_info().maxsize == 64
+    assert cut([11, 12]) is not first
+
+
+def test_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cut([1]).lengths = (2,)
+
+
+def test_built_in_inference_mode_it_serves_training_later():
+    """It is cached across calls, and autograd refuses to save inference tensors."""
+    with torch.inference_mode():
+        segments = cut([90, 91, 92])
+        cells = segments.cells
+        live = segments.live
+    assert not any(x.is_inference() for x in (segments.cu_seqlens, *cells, live))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        refusal("negative", ValueError, "lengths must be >= 0, got -1", lambda: cut([2, -1])),
+        refusal(
+            "tensor",
+            TypeError,
+            "lengths must be a sequence of host ints, got Tensor",
+            lambda: cut(torch.tensor([1])),
+        ),
+        refusal("bool", TypeError, "lengths must hold host ints, got True", lambda: cut([True])),
+        refusal("float", TypeError, "lengths must hold host ints, got 1.5", lambda: cut([1.5])),
+        refusal(
+            "number", TypeError, "lengths must be a sequence of host ints, got int", lambda: cut(3)
+        ),
+        refusal("beyond int32", ValueError, "lengths sum to", lambda: cut([2**31 - 1, 1])),
+    ],
+)
+def test_refuses(error, message, call):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_lengths_may_be_any_integers():
+    assert Ragged.from_lengths(np.array([2, 3]), "cpu").lengths == (2, 3)
