@@ -118,7 +118,7 @@ def patch(
     active = _session_of(model)
     if active is not None:
         raise AlreadyPatchedError(
-            f"the model is patched already, with {active.plan}; "
+            f"the model is patched already, with the plan {active.plan.name!r}; "
             "call vtfast.unpatch(model) before patching again"
         )
     family = family_of(model)

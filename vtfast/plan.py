@@ -73,7 +73,16 @@ class Plan:
                     "order the stages by layer, one per layer"
                 )
         for before, after in itertools.combinations(stages, 2):
-            comparable = type(before.keep) is type(after.keep) or before.keep == 0
+            per = before.options["per"], after.options["per"]
+            keeps_all = isinstance(before.keep, float) and before.keep == 1
+            if per == ("image", "frame") and not keeps_all:
+                raise PlanError(
+                    f"{after!r} cuts clips by frame after {before!r} pruned them as a whole, which "
+                    'leaves no known number in a frame; give that stage per="frame" too'
+                )
+            same = type(before.keep) is type(after.keep)
+            counts = isinstance(before.keep, int) and per[0] != per[1]  # of different things
+            comparable = (same and not counts) or before.keep == 0
             if comparable and after.keep > before.keep:
                 raise PlanError(
                     f"{after!r} keeps more than {before!r}, and a later stage never brings a token "
