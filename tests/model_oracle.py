@@ -1,0 +1,149 @@
+"""What a pruned model must compute, read the slow way: full length, masked, no cache.
+
+Nothing is removed here. Every layer sees the whole sequence through a 4-D mask that hides the
+dropped tokens from all others, and each new token is the arg max of a forward over everything so
+far. Shared with transformers: the decoder layers, norms and head, the rotary module, the positions
+of a multimodal prompt, and the image features. Shared with vtfast: nothing. The model must be an
+unpatched one; with attention "eager" it also tells what a token attends to.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Gone = Mapping[
+    int, Sequence[Tensor]
+]  # layer -> columns each row has lost from this layer's input on
+
+
+class Oracle:
+    """One batch on one unpatched model."""
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+        self.model, self.text = model, model.model.language_model
+        self.valid = inputs["attention_mask"].bool()
+        self.embeddings = self._embed(inputs)
+        self.positions = self._positions(inputs)  # [axes, batch, length]
+
+    @torch.no_grad()
+    def hidden(self, layer: int, gone: Gone, new: Tensor | None = None) -> Tensor:
+        """Hidden states entering `layer`, [batch, length + new, D]."""
+        return self._run(layer, gone, new)[0]
+
+    @torch.no_grad()
+    def logits(self, gone: Gone, new: Tensor | None = None) -> Tensor:
+        """Logits of the prompt and of the tokens `new` [batch, T] that follow it."""
+        hidden, *_ = self._run(len(self.text.layers), gone, new)
+        return self.model.lm_head(self.text.norm(hidden))
+
+    def greedy(self, gone: Gone, steps: int) -> Tensor:
+        """The next `steps` tokens of every row, [batch, steps].
+
+        Refuses inputs on which rounding could decide a token.
+        """
+        new = torch.zeros(len(self.valid), 0, dtype=torch.long)
+        for _ in range(steps):
+            best = self.logits(gone, new)[:, -1].topk(2)
+            margin = (best.values[:, 0] - best.values[:, 1]).min().item()
+            assert margin > 2e-3, f"two tokens are {margin:.1e} apart; give this test another seed"
+            new = torch.cat([new, best.indices[:, :1]], 1)
+        return new
+
+    @torch.no_grad()
+    def attention_row(self, layer: int, gone: Gone) -> Tensor:
+        """What each row's last token pays to every column at `layer`, mean over heads."""
+        hidden, mask, rotary = self._run(layer, gone, None)
+        block = self.text.layers[layer]
+        _, weights = block.self_attn(
+            block.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
+        )
+        return weights[:, :, -1].mean(1)
+
+    def survivors(self, gone: Gone) -> Tensor:
+        """Bool [batch, length]: real columns that no layer has lost."""
+        alive = self.valid.clone()
+        for rows in gone.values():
+            for row, columns in zip(alive, rows, strict=True):
+                row[columns] = False
+        return alive
+
+    def _embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        multimodal, config = self.model.model, self.model.config
+        embeddings = multimodal.get_input_embeddings()(inputs["input_ids"])
+        found = []
+        if "image_grid_thw" in inputs:
+            found.append(
+                (
+                    config.image_token_id,
+                    multimodal.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]),
+                )
+            )
+        elif "pixel_values" in inputs:
+            pixels = inputs["pixel_values"]
+            found.append((config.image_token_id, multimodal.get_image_features(pixels)))
+        if "pixel_values_videos" in inputs:
+            clips = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+            found.append((config.video_token_id, multimodal.get_video_features(*clips)))
+        for token, features in found:
+            embeddings[inputs["input_ids"] == token] = torch.cat(list(features.pooler_output))
+        return embeddings
+
+    def _positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if "mm_token_type_ids" not in inputs:
+            return (self.valid.cumsum(1) - 1).clamp(min=0)[None]
+        names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return self.model.model.get_rope_index(
+            inputs["input_ids"], attention_mask=inputs["attention_mask"], **given
+        )[0]
+
+    def positions_after(self, steps: int) -> Tensor:
+        """Positions of the prompt and `steps` more: on from its largest, the same on all axes."""
+        last = self.positions.masked_fill(~self.valid, -1).amax((0, 2))
+        following = last[:, None] + 1 + torch.arange(steps)
+        return torch.cat([self.positions, following.expand(len(self.positions), -1, -1)], 2)
+
+    def position_ids(self, start: int, stop: int) -> Tensor:
+        """Positions of columns start … stop, new tokens counted on, as a forward takes them."""
+        steps = max(0, stop - self.valid.shape[1])
+        positions = self.positions_after(steps)[:, :, start:stop]
+        return positions if len(positions) > 1 else positions[0]
+
+    def _run(
+        self, layer: int, gone: Gone, new: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Hidden states entering `layer`, the mask they meet there, and the rotary rows."""
+        hidden, steps = self.embeddings, 0
+        if new is not None:
+            steps = new.shape[1]
+            hidden = torch.cat([hidden, self.model.model.get_input_embeddings()(new)], 1)
+        positions = self.positions_after(steps)
+        rotary = self.text.rotary_emb(hidden, positions if len(positions) > 1 else positions[0])
+        seen = torch.nn.functional.pad(self.valid, (0, steps), value=True)
+        for i in range(len(self.text.layers) + 1):
+            for row, columns in zip(seen, gone.get(i, ()), strict=False):
+                row[columns] = False
+            mask = _additive(seen, hidden.dtype)
+            if i == layer:
+                return hidden, mask, rotary
+            hidden = self.text.layers[i](
+                hidden,
+                attention_mask=mask,
+                position_ids=None,
+                past_key_values=None,
+                position_embeddings=rotary,
+            )
+        raise IndexError(f"layer {layer} of {len(self.text.layers)}")
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[batch, 1, n, n]: 0 where a query may look, else the lowest number; itself it always may."""
+    n = seen.shape[1]
+    visible = seen[:, None] & torch.ones(n, n, dtype=torch.bool).tril() | torch.eye(
+        n, dtype=torch.bool
+    )
+    lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype)
+    return torch.where(visible, torch.zeros((), dtype=dtype), lowest)[:, None]

@@ -1,0 +1,76 @@
+"""Which tokens a stage must keep, worked out in plain loops from what a model computed.
+
+Python integers and NumPy float64, one image at a time; nothing of vtfast is used.
+"""
+
+import numpy as np
+import torch
+
+_64 = (1 << 64) - 1
+_32 = (1 << 32) - 1
+
+
+def top(scores: torch.Tensor, keep: int) -> list[int]:
+    """Ranks of the `keep` largest scores, ascending; ties go to the lowest rank."""
+    best = sorted(range(len(scores)), key=lambda i: (-scores[i].item(), i))
+    return sorted(best[:keep])
+
+
+def diverse(features: torch.Tensor, keep: int) -> list[int]:
+    """Greedy farthest points on cosine distance, ascending; the loneliest row comes first."""
+    x = features.double().numpy()
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    distance = 1 - x @ x.T
+    np.fill_diagonal(distance, np.inf)
+    picked: list[int] = []
+    for _ in range(keep):
+        nearest = distance[:, picked].min(1) if picked else distance.min(1)
+        nearest[picked] = -np.inf
+        picked.append(int(nearest.argmax()))
+    return sorted(picked)
+
+
+def drawn(count: int, keep: int, *, seed: int, key: int, layer: int) -> list[int]:
+    """The random picks: the `keep` largest Philox words of `count`, ascending."""
+    words = [
+        tuple(_philox(i // 4, key, layer | second, seed)[i % 4] for second in (0, 1 << 31))
+        for i in range(count)
+    ]
+    best = sorted(range(count), key=lambda i: (-words[i][0], -words[i][1], i))
+    return sorted(best[:keep])
+
+
+def picture_key(pixels: torch.Tensor, grid: tuple[int, int, int] = (0, 0, 0)) -> int:
+    """The 64-bit key of one picture, 0 ≤ key < 2⁶⁴.
+
+    pixels: the picture's values in the order the tower gets them. Each is rounded to bfloat16 (to
+    nearest, ties to even) and read as an unsigned 16-bit integer.
+    """
+    bits = pixels.to(torch.bfloat16).flatten().view(torch.int16).tolist()
+    total = sum(_mix(b & 0xFFFF, i) for i, b in enumerate(bits))
+    t, h, w = grid
+    return (total + _mix((t << 40) + (h << 20) + w, -1)) & _64
+
+
+def _mix(value: int, number: int) -> int:
+    """splitmix64's finalizer."""
+    z = (value + (number + 1) * 0x9E3779B97F4A7C15) & _64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64
+    return z ^ (z >> 31)
+
+
+def _philox(block: int, key: int, stream: int, seed: int) -> tuple[int, int, int, int]:
+    """Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)."""
+    a, b, c, d = block, key & _32, (key >> 32) & _32, stream
+    low, high = seed & _32, (seed >> 32) & _32
+    for _ in range(10):
+        first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (
+            (second >> 32) ^ b ^ low,
+            second & _32,
+            (first >> 32) ^ d ^ high,
+            first & _32,
+        )
+        low, high = (low + 0x9E3779B9) & _32, (high + 0xBB67AE85) & _32
+    return a, b, c, d

@@ -1,0 +1,185 @@
+"""vtfast reads back from the device at most once in a prefill and never in decoding."""
+
+import pytest
+import torch
+from host_reads import HostReads
+from model_oracle import Oracle
+from model_runs import FOUR_STAGES, both_layouts, fed, first_rows, probing
+from tiny_models import FAMILIES
+
+import vtfast
+from vtfast import Prune
+
+# -- the counter sees what it should ---------------------------------------------------------------
+
+X = torch.arange(6)
+MASK = X > 2
+READS = {
+    "item": lambda: X[0].item(),
+    "tolist": lambda: X.tolist(),
+    "int": lambda: int(X[1]),
+    "float": lambda: float(X[1]),
+    "bool": lambda: bool(X[1]),
+    "if": lambda: 1 if X[1] else 0,
+    "any-in-an-if": lambda: 1 if (X > 2).any() else 0,
+    "as-an-index": lambda: [0, 1, 2][X[1]],
+    "as-a-range": lambda: range(X[1]),
+    "as-a-length": lambda: X[: X[1]],
+    "cpu": lambda: X.cpu(),
+    "equal": lambda: torch.equal(X, X),
+    "repr": lambda: repr(X),
+    "nonzero": lambda: X.nonzero(),
+    "where": lambda: torch.where(MASK),
+    "masked-select": lambda: X.masked_select(MASK),
+    "boolean-index": lambda: X[MASK],
+    "boolean-assignment": lambda: X.clone().__setitem__(MASK, torch.arange(3)),
+    "unique": lambda: X.unique(),
+    "unique-consecutive": lambda: X.unique_consecutive(),
+    "repeat-interleave": lambda: X.repeat_interleave(X),
+    "bincount": lambda: X.bincount(),
+}
+NO_READS = {
+    "arithmetic": lambda: (X + 1).cumsum(0).sort().values,
+    "gather": lambda: X[X],
+    "shape": lambda: X.new_zeros(X.shape[0]),
+    "static-nonzero": lambda: torch.nonzero_static(MASK, size=3),
+    "sized-repeat-interleave": lambda: X.repeat_interleave(X, output_size=15),
+    "masked-fill": lambda: X.masked_fill(MASK, 0),
+    "one-value-under-a-mask": lambda: X.clone().__setitem__(MASK, 0),
+    "where-with-values": lambda: torch.where(MASK, X, 0),
+    "from-the-host": lambda: torch.tensor([1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("call", READS.values(), ids=READS)
+def test_the_counter_sees_a_read(call):
+    with HostReads() as reads:
+        call()
+    assert reads.count >= 1
+
+
+@pytest.mark.parametrize("call", NO_READS.values(), ids=NO_READS)
+def test_the_counter_sees_no_read_where_there_is_none(call):
+    with HostReads() as reads:
+        call()
+    assert reads.calls == []
+
+
+# -- vtfast ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reads_of(family, model, inputs, steps=3):
+    """Host reads of a prefill and of each decoding step after it."""
+    rows, done = inputs["input_ids"].shape
+    mask = inputs.get("attention_mask")
+    full = {**inputs, "attention_mask": torch.ones(rows, done) if mask is None else mask}
+    positions = Oracle(family.build(), full).position_ids(0, done + steps)
+    with HostReads() as prefill:
+        out = model(**inputs, position_ids=positions[..., :done], use_cache=True)
+    decode = []
+    for step in range(done, done + steps):
+        token = out.logits[:, -1:].argmax(-1)
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        with HostReads() as reads:
+            out = model(
+                input_ids=token,
+                attention_mask=mask,
+                position_ids=positions[..., step : step + 1],
+                past_key_values=out.past_key_values,
+            )
+        decode.append(reads.count)
+    return prefill.count, decode
+
+
+def unmasked(inputs):
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+PLANS = [
+    pytest.param(FOUR_STAGES, id="four-stages"),
+    pytest.param([Prune(2, "topk", 0.5), Prune(4, "drop", 0)], id="scores-then-drop-all"),
+    pytest.param([Prune(0, "drop", 0)], id="drop-all-at-once"),
+    pytest.param([Prune(0, "test-probe", 0.5), Prune(3, "test-probe", 0.2)], id="own-method"),
+]
+
+
+def extra_reads(family, path, plan, inputs, **options):
+    model = family.build()
+    plain_prefill, plain_steps = reads_of(family, model, inputs)
+    with vtfast.patch(model, plan, path=path, **options), probing(first_rows):
+        prefill, steps = reads_of(family, model, inputs)
+    return prefill - plain_prefill, [a - b for a, b in zip(steps, plain_steps, strict=True)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@both_layouts
+def test_a_padded_batch_costs_one_read_in_prefill_and_none_in_decoding(family, path, plan):
+    prefill, steps = extra_reads(family, path, plan, family.inputs("batch"))
+    assert prefill <= 1
+    assert max(steps) <= 0
+
+
+@both_layouts
+def test_a_single_row_costs_one_read_in_prefill_and_none_in_decoding(family, path):
+    prefill, steps = extra_reads(family, path, FOUR_STAGES, family.inputs("single"))
+    assert prefill <= 1
+    assert max(steps) <= 0
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_a_single_llava_row_without_a_mask_costs_no_read_at_all(path):
+    family = FAMILIES["llava"]
+    inputs = unmasked(family.inputs("single"))
+    prefill, steps = extra_reads(family, path, FOUR_STAGES, inputs)
+    assert prefill <= 0
+    assert max(steps) <= 0
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_a_video_costs_one_read_in_prefill_and_none_in_decoding(path):
+    family = FAMILIES["qwen"]
+    prefill, steps = extra_reads(family, path, FOUR_STAGES, family.inputs("video"))
+    assert prefill <= 1
+    assert max(steps) <= 0
+
+
+@both_layouts
+def test_recording_costs_no_read_before_the_report_is_opened(family, path):
+    prefill, steps = extra_reads(family, path, FOUR_STAGES, family.inputs("batch"), record=True)
+    assert prefill <= 1
+    assert max(steps) <= 0
+
+
+@both_layouts
+def test_generating_twenty_tokens_costs_one_read_in_all(family, path):
+    model, inputs, counts = family.build(), family.inputs("batch"), []
+
+    def generate():
+        with HostReads() as reads:
+            model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        counts.append(reads.count)
+
+    generate()
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        generate()
+    assert counts[1] - counts[0] <= 1
+
+
+@both_layouts
+def test_a_read_in_a_method_is_counted(family, path):
+    """The counter reaches into our hooks: these tests can fail."""
+
+    def nosy(context):
+        context.features.sum().item()
+        return first_rows(context)
+
+    model, inputs = family.build(), family.inputs("batch")
+    counts = []
+    with vtfast.patch(model, [Prune(0, "test-probe", 0.5)], path=path):
+        for select in (first_rows, nosy):
+            with probing(select), HostReads() as reads, torch.no_grad():
+                model(**fed(family, inputs))
+            counts.append(reads.count)
+    assert counts[1] == counts[0] + 1

@@ -1,0 +1,208 @@
+"""The layers hold, importing vtfast is light, and nobody's top-level `kernels` is ours."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from layers import violations
+from repository import ROOT, repository_files
+
+import vtfast
+
+FILES = repository_files()
+PYTHON_FILES = [f for f in FILES if f.endswith(".py") and not (ROOT / f).is_symlink()]
+
+
+def run(code: str, *options: str, cwd: Path = ROOT) -> list[str]:
+    """What `code` prints in a fresh interpreter, by lines."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        cwd=cwd,
+        env=clean | {"PYTHONPATH": str(ROOT)} if "-P" in options else clean,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES)
+def test_imports_follow_the_layers(path: str) -> None:
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("kernels/gather.py", "from vtfast.errors import PlanError"),
+        ("kernels/gather.py", "from vtfast.kernels.ragged import Ragged"),
+        ("kernels/gather.py", "from ..errors import PlanError"),
+        ("kernels/gather.py", "import transformers"),
+        ("kernels/gather.py", "def f():\n    from transformers import Cache"),
+        ("kernels/gather.py", "import kernels.ragged"),
+        ("kernels/reference.py", "import triton"),
+        ("kernels/reference.py", "import triton.language as tl"),
+        ("vtfast/errors.py", "import vtfast.plan"),
+        ("vtfast/plan.py", "from vtfast.methods import select"),
+        ("vtfast/plan.py", "from transformers import PreTrainedConfig"),
+        ("vtfast/methods.py", "from vtfast.runtime.layout import Layout"),
+        ("vtfast/runtime/layout.py", "from vtfast.patching import patch"),
+        ("vtfast/runtime/layout.py", "from ..patching import patch"),
+        ("vtfast/runtime/layout.py", "from .. import patching"),
+        ("vtfast/runtime/layout.py", "from vtfast import patch"),
+        ("vtfast/runtime/layout.py", "from vtfast.models import llava"),
+        ("vtfast/runtime/layout.py", "import importlib\nimportlib.import_module('vtfast.models')"),
+        ("vtfast/runtime/layout.py", "from transformers import LlavaForConditionalGeneration"),
+        ("vtfast/runtime/layout.py", "from transformers.models.llava import modeling_llava"),
+        ("vtfast/runtime/layout.py", "import transformers\ntransformers.LlavaModel"),
+        ("vtfast/runtime/layout.py", "import triton"),
+        ("vtfast/runtime/layout.py", "if config.model_type == 'llava': pass"),
+        ("vtfast/runtime/layout.py", "if family in ('llava', 'qwen'): pass"),
+        ("vtfast/runtime/layout.py", "if type(model).__name__ == 'LlavaModel': pass"),
+        ("vtfast/runtime/layout.py", "match config.model_type:\n    case 'llava': pass"),
+        ("vtfast/patching.py", "if getattr(config, 'model_type', None) != 'llava': pass"),
+        ("vtfast/patching.py", "from transformers import LlavaForConditionalGeneration"),
+        ("vtfast/patching.py", "from vtfast.toy import load"),
+        ("vtfast/models/llava.py", "from vtfast.patching import Handle"),
+        ("vtfast/models/llava.py", "from vtfast.models.qwen2_5_vl import FAMILY"),
+        ("vtfast/models/llava.py", "from . import qwen2_5_vl"),
+        ("vtfast/toy/model.py", "from vtfast.cli import app"),
+        ("vtfast/cli.py", "import bench.harness"),
+        ("vtfast/cli.py", "import triton"),
+        ("vtfast/unheard_of.py", ""),
+        ("tests/oracles.py", "from vtfast.kernels import reference"),
+        ("tests/test_gather.py", "from kernels.gather import gather_rows"),
+        ("bench/bench_gather.py", "import kernels.gather"),
+    ],
+)
+def test_the_check_sees_a_broken_layer(path: str, source: str) -> None:
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("kernels/gather.py", "import torch\nimport triton\nfrom .reference import gather_rows"),
+        ("vtfast/methods.py", "from vtfast.kernels.random_select import random_select"),
+        ("vtfast/runtime/layout.py", "import transformers\nprint(transformers.__version__)"),
+        ("vtfast/runtime/layout.py", "from transformers.masking_utils import sdpa_mask"),
+        ("vtfast/runtime/__init__.py", "from . import layout\nfrom .layout import Layout"),
+        ("vtfast/runtime/layout.py", "if FAMILIES.get(config.model_type) is None: pass"),
+        ("vtfast/models/llava.py", "from transformers.models.llava import modeling_llava"),
+        ("vtfast/models/llava.py", "from ..runtime.layout import Layout"),
+        ("vtfast/models/llava.py", "from vtfast.models.decoder import Family"),
+        ("vtfast/models/__init__.py", "from vtfast.models import llava, qwen2_5_vl"),
+        ("vtfast/models/__init__.py", "if config.model_type == 'llava': pass"),
+        ("vtfast/patching.py", "from vtfast.models import family_of"),
+        ("vtfast/cli.py", "import vtfast.toy\nif __name__ == '__main__': vtfast.cli.main()"),
+        (
+            "bench/bench_gather.py",
+            "import triton\nimport vtfast\nfrom vtfast.kernels import gather",
+        ),
+    ],
+)
+def test_the_check_lets_a_sound_layer_pass(path: str, source: str) -> None:
+    assert violations(path, source) == []
+
+
+def test_kernels_is_no_regular_package() -> None:
+    """With an `__init__.py` it would shadow the Hugging Face package of that name."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_vtfast_kernels_is_a_link() -> None:
+    assert os.readlink(ROOT / "vtfast" / "kernels") == "../kernels"
+
+
+def test_runtime_is_under_1500_lines() -> None:
+    parts = ("vtfast/patching.py", "vtfast/runtime/", "vtfast/models/")
+    sizes = {
+        f: len((ROOT / f).read_text().splitlines()) for f in PYTHON_FILES if f.startswith(parts)
+    }
+    assert sum(sizes.values()) < 1500, sizes
+
+
+def test_importing_vtfast_loads_no_framework() -> None:
+    code = "import sys, vtfast\nprint(*{'torch', 'triton', 'transformers'} & set(sys.modules))"
+    assert run(code, "-P") == [""]
+
+
+def test_importing_a_kernel_does_not_load_transformers() -> None:
+    code = "import sys, vtfast.kernels.gather\nprint('transformers' in sys.modules)"
+    assert run(code, "-P") == ["False"]
+
+
+def test_kernels_import_without_triton() -> None:
+    names = [f"vtfast.kernels.{path.stem}" for path in (ROOT / "kernels").glob("*.py")]
+    run(f"import sys\nsys.modules['triton'] = None\nimport {', '.join(names)}", "-P")
+
+
+@pytest.mark.parametrize("name", vtfast.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(vtfast, name) is not None
+    assert name in dir(vtfast)
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse((ROOT / "vtfast" / "__init__.py").read_text())
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = (node for node in guarded.body if isinstance(node, ast.ImportFrom))
+    names = {alias.name for node in imports for alias in node.names}
+    assert names == set(vtfast.__all__) - {"__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'prune_everything'"):
+        vtfast.prune_everything  # noqa: B018 (looking it up is the test)
+
+
+def test_kernels_from_the_root_is_at_most_a_namespace() -> None:
+    """One without a loader, so any regular package of that name wins."""
+    code = (
+        "from importlib.util import find_spec\n"
+        "spec = find_spec('kernels')\n"
+        f"print(not (spec and spec.loader and spec.origin.startswith({str(ROOT)!r})))"
+    )
+    assert run(code) == ["True"]
+
+
+def test_a_regular_kernels_package_wins_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("OWNER = 'somebody else'")
+    code = f"import sys\nsys.path.append({str(tmp_path)!r})\nimport kernels\nprint(kernels.OWNER)"
+    assert run(code) == ["somebody else"]
+
+
+def test_transformers_sees_no_kernels_package_from_the_root(tmp_path: Path) -> None:
+    code = (
+        "from transformers.utils import is_kernels_available\n"
+        "from transformers import LlavaForConditionalGeneration\n"
+        "print(is_kernels_available())"
+    )
+    assert run(code) == run(code, "-P", cwd=tmp_path)
+
+
+def machine_paths(text: str) -> list[str]:
+    """Paths in `text` that mean something on one machine only: homes, and where this test runs."""
+    here = "|".join(re.escape(str(path)) + r"\b" for path in (ROOT, Path(sys.prefix)))
+    return re.findall(rf"(?<![\w.])(?:{here}|/(?:home|Users|root|work)/\w+|file:/{{3}})", text)
+
+
+def test_paths_of_one_machine_are_recognised() -> None:
+    home = Path("/", "home", "somebody")
+    planted = f"in {ROOT}/x and {home}/y, not in https://example.org/home/page or a/work/b"
+    assert machine_paths(planted) == [str(ROOT), str(home)]
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    found = {}
+    for name in FILES:
+        data = b"" if (ROOT / name).is_symlink() else (ROOT / name).read_bytes()
+        if b"\0" not in data:  # text
+            found[name] = machine_paths(data.decode())
+    assert {name: paths for name, paths in found.items() if paths} == {}

@@ -1,0 +1,195 @@
+"""Inputs a patched model cannot prune are refused in the forward; methods of one's own; labels."""
+
+import pytest
+import torch
+from model_oracle import Oracle
+from model_runs import (
+    ATOL,
+    FOUR_STAGES,
+    both_layouts,
+    continuation,
+    fed,
+    first_rows,
+    gone,
+    logits_of,
+    probing,
+)
+from tiny_models import FAMILIES
+
+import vtfast
+from vtfast import InputError, Prune, StateError
+
+EARLY = [Prune(0, "diversity", 0.5)]
+TEXT_SCORES = [Prune(2, "topk", 0.5)]
+
+
+# -- a method of one's own -------------------------------------------------------------------------
+
+
+@vtfast.register_method("test-longest")
+def longest(context):
+    """The tokens with the largest norm, in ten lines."""
+    norms = context.features.norm(dim=-1)
+    rows, start = [], 0
+    for length, count in zip(context.segments.lengths, context.keep, strict=True):
+        rows.append(norms[start : start + length].topk(count).indices + start)
+        start += length
+    return torch.cat(rows)
+
+
+@both_layouts
+def test_a_registered_method_gets_batching_generation_and_positions(family, path):
+    plan = [Prune(0, "test-longest", 0.5), Prune(3, "test-longest", 0.2)]
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        tokens = continuation(model, inputs)
+    lost = gone(inputs, handle.report.kept)
+    oracle = Oracle(family.build(attention="eager"), inputs)
+    assert torch.equal(tokens, oracle.greedy(lost, 20))
+
+
+@both_layouts
+def test_a_method_sees_what_is_there(family, path):
+    """Features, cut and budget of the images still there, the oracle's hidden states among them."""
+    plan = [Prune(0, "random", 0.5), Prune(3, "test-probe", 0.2, flavour="sweet")]
+    model, inputs, seen = family.build(), family.inputs("batch"), []
+
+    def look(context):
+        seen.append((context.features.clone(), context.scores.clone(), context))
+        return first_rows(context)
+
+    with vtfast.patch(model, plan, path=path, seed=5, record=True) as handle, probing(look):
+        logits_of(family, model, inputs)
+    [(features, scores, context)] = seen
+    sizes = [family.tokens_of(p) for s in family.named("batch") for p in s.pictures]
+    assert context.segments.lengths == tuple(plan[0].count(n, n) for n in sizes)
+    assert context.keep == tuple(plan[1].count(n, n) for n in sizes)
+    assert (context.layer, context.seed, context.options["flavour"]) == (3, 5, "sweet")
+    assert context.keys.shape == (3,)
+    kept = handle.report.kept[0]
+    lost = gone(inputs, {0: kept})
+    oracle = Oracle(family.build(attention="eager"), inputs)
+    hidden, row = oracle.hidden(3, lost), oracle.attention_row(2, lost)
+    expected = torch.cat([h[columns] for h, columns in zip(hidden, kept, strict=True)])
+    torch.testing.assert_close(features, expected, rtol=0, atol=ATOL)
+    expected = torch.cat([r[columns] for r, columns in zip(row, kept, strict=True)])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+WRONG_ANSWERS = [
+    pytest.param(lambda context: first_rows(context)[:-1], "shape", id="too-few"),
+    pytest.param(lambda context: first_rows(context)[None], "shape", id="two-dimensions"),
+    pytest.param(lambda context: first_rows(context).float(), "float32", id="floats"),
+    pytest.param(lambda context: first_rows(context).tolist(), "list", id="a-list"),
+    pytest.param(lambda context: None, "NoneType", id="nothing"),
+]
+
+
+@pytest.mark.parametrize(("answer", "match"), WRONG_ANSWERS)
+def test_a_method_that_answers_wrongly_is_told_what_was_expected(answer, match):
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("batch")
+    with (
+        vtfast.patch(model, [Prune(2, "test-probe", 0.5)]),
+        probing(answer),
+        pytest.raises(InputError, match=f"test-probe.*{match}"),
+    ):
+        logits_of(family, model, inputs)
+
+
+# -- what a forward refuses ------------------------------------------------------------------------
+
+
+@both_layouts
+def test_changing_the_attention_while_patched_is_refused_with_the_fix(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        model.set_attn_implementation("eager")
+        with pytest.raises(StateError, match=r"eager.*unpatch"):
+            logits_of(family, model, inputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_attention_maps_are_refused_on_the_packed_path(family):
+    model, inputs = family.build(), family.inputs("single")
+    with (
+        vtfast.patch(model, FOUR_STAGES, path="packed"),
+        pytest.raises(InputError, match=r"packed.*attention maps.*padded"),
+        torch.no_grad(),
+    ):
+        model(**inputs, output_attentions=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_gradients_are_refused_on_the_packed_path(family):
+    model, inputs = family.build(), family.inputs("single")
+    with (
+        vtfast.patch(model, FOUR_STAGES, path="packed"),
+        pytest.raises(InputError, match=r"packed.*gradients.*no_grad"),
+    ):
+        model(**inputs)
+
+
+@both_layouts
+def test_a_static_cache_is_refused_where_it_is_not_supported(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    with (
+        vtfast.patch(model, EARLY, path=path),
+        pytest.raises(InputError, match="DynamicCache"),
+    ):
+        continuation(model, inputs, cache_implementation="static")
+
+
+@both_layouts
+def test_a_prompt_given_in_chunks_that_cut_an_image_is_refused(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, EARLY, path=path), pytest.raises(InputError, match="chunk"):
+        continuation(model, inputs, prefill_chunk_size=16)
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_text_scores_with_prompt_lookup_decoding_are_refused(path):
+    """The row's last token would be a candidate, and the picks differ from plain decoding."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("single")
+    with (
+        vtfast.patch(model, TEXT_SCORES, path=path),
+        pytest.raises(InputError, match=r"lookup|assisted"),
+    ):
+        continuation(model, inputs, prompt_lookup_num_tokens=3)
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def labelled(inputs, columns):
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, columns] = inputs["input_ids"][:, columns]
+    return labels
+
+
+@both_layouts
+def test_a_label_predicted_from_a_visual_token_is_refused(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    first_after = (
+        int(fed(family, inputs)["input_ids"].shape[1]) - 7
+    )  # predicted from the image's end
+    first_after -= 1 if family.name == "qwen" else 0
+    with (
+        vtfast.patch(model, EARLY, path=path),
+        pytest.raises(InputError, match="label"),
+        torch.no_grad(),
+    ):
+        model(**fed(family, inputs), labels=labelled(inputs, [first_after]))
+
+
+@both_layouts
+def test_the_loss_of_other_labels_is_the_oracles(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    labels = labelled(inputs, slice(-4, None))
+    with vtfast.patch(model, EARLY, path=path, record=True) as handle, torch.no_grad():
+        loss = model(**fed(family, inputs), labels=labels).loss
+    oracle = Oracle(family.build(attention="eager"), inputs)
+    logits = oracle.logits(gone(inputs, handle.report.kept))
+    expected = torch.nn.functional.cross_entropy(logits[0, -5:-1], labels[0, -4:])
+    torch.testing.assert_close(loss, expected, rtol=0, atol=ATOL)
