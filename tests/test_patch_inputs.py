@@ -152,6 +152,7 @@ def test_text_scores_with_prompt_lookup_decoding_are_refused(path):
     """The row's last token would be a candidate, and the picks differ from plain decoding."""
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.inputs("single")
+    inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -7:-5]  # so that a draft is found
     with (
         vtfast.patch(model, TEXT_SCORES, path=path),
         pytest.raises(InputError, match=r"lookup|assisted"),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vtfast.errors import UnsupportedModelError
+from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.kernels.query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.visual import Source
@@ -21,6 +21,7 @@ from vtfast.runtime.visual import Source
 class Parts:
     """The modules of a model that get hooks."""
 
+    model: nn.Module  # with the language-model head: takes labels
     multimodal: nn.Module  # takes ids and pixels
     tower: nn.Module  # pixels to features
     text: nn.Module  # embeddings to hidden states
@@ -57,7 +58,7 @@ class Family(Protocol):
 def decoder_parts(model: Any, tower: nn.Module) -> Parts:
     """Parts of a `...ForConditionalGeneration` whose text model is `model.model.language_model`."""
     text = model.model.language_model
-    return Parts(model.model, tower, text, text.layers, text.rotary_emb)
+    return Parts(model, model.model, tower, text, text.layers, text.rotary_emb)
 
 
 def check_text(model: Any) -> None:
@@ -82,6 +83,17 @@ def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tens
     table = multimodal.get_input_embeddings()
     wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
     return (embeds == wanted).all(-1)
+
+
+def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
+    """What generate's pre-encoding left for pictures of a kind, whole; None without it."""
+    encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
+    if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
+        raise InputError(
+            "the features of the pictures came in chunks (prefill_chunk_size), which cut images "
+            "apart; leave prefill_chunk_size unset while the model is patched"
+        )
+    return encoded
 
 
 def copies(features: list[Tensor] | tuple[Tensor, ...], notes: Tensor) -> Tensor:

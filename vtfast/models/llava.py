@@ -9,6 +9,7 @@ from vtfast.models.decoder import (
     check_text,
     copies,
     decoder_parts,
+    encoded_by_tower,
     llama_scores,
     placeholders,
 )
@@ -37,7 +38,7 @@ class Llava:
         return decoder_parts(model, model.model.vision_tower)
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        encoded = encoded_by_tower(kwargs, "image")
         pixels = kwargs.get("pixel_values")
         if encoded is not None:
             features = encoded.pooler_output

@@ -10,6 +10,7 @@ from vtfast.models.decoder import (
     check_text,
     copies,
     decoder_parts,
+    encoded_by_tower,
     llama_scores,
     placeholders,
 )
@@ -39,7 +40,7 @@ class Qwen25VL:
         found = []
         merged = multimodal.config.vision_config.spatial_merge_size**2
         for kind, (pixels_name, grid_name, token_name) in _KINDS.items():
-            encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
+            encoded = encoded_by_tower(kwargs, kind)
             pixels: Any = kwargs.get(pixels_name)
             grid: Any = kwargs.get(grid_name)
             sizes: list[int] | Tensor

@@ -6,6 +6,7 @@ only while it is patched with the packed path.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,6 +51,9 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
     impl = vtfast_pass.impl
     if spans.step:

@@ -71,7 +71,8 @@ class Pass:
 
     Attributes:
         batch, chunk: shape of `inputs_embeds`, B and S.
-        visual: what the multimodal hook found, None in a decoding step.
+        visual: what the multimodal hook found (without tokens for a chunk of text on a cache with
+            gaps), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
         spans: set in the packed layout once rows are packed; `attention.attend` reads it.
         layer_mask: set in the padded layout once the rectangle changed: a 1-tuple of the mask.
@@ -116,7 +117,7 @@ class Pass:
     @property
     def is_step(self) -> bool:
         """A decoding step: one new token per sample and no picture."""
-        return self.visual is None and self.chunk == 1
+        return self.visual is None
 
     def packed(self, t: Tensor) -> Tensor:
         """[b, s, D] as the layers have it → [rows, D]; b may be 1 for all samples alike."""
@@ -131,8 +132,6 @@ class Pass:
         """Prune a layer's input, hidden [b, s, D]; `rotary` (cos, sin) is rewritten in place."""
         if self.is_step:
             self.layout.step(self, stage.layer, hidden)
-            return hidden
-        if self.visual is None:  # a chunk of text on a cache nothing was dropped from
             return hidden
         if stage.score_layer == stage.layer:
             self.query = Query(module, hidden, (rotary[0], rotary[1]))

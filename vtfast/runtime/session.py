@@ -24,7 +24,7 @@ from vtfast.runtime.cache import PrunedDynamicCache, state_of
 from vtfast.runtime.forward import Pass, Query, Stage
 from vtfast.runtime.layouts import Layout, Packed, Padded
 from vtfast.runtime.report import Report
-from vtfast.runtime.visual import Visual, locate, valid_lengths
+from vtfast.runtime.visual import Source, Visual, locate, valid_lengths
 
 PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
 
@@ -63,6 +63,7 @@ class Session:
             if not self._always_padded:
                 attention.register()
                 text.set_attn_implementation(attention.NAME)
+            self._add(self.parts.model.register_forward_pre_hook, self._model_pre)
             self._add(self.parts.multimodal.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
             if "keys" in self.needs:
@@ -134,16 +135,35 @@ class Session:
             reason = "gradients are enabled"
         elif kwargs.get("output_attentions"):
             reason = "attention maps were asked for"
+        elif getattr(cache, "offloading", False):
+            reason = "the cache offloads its layers"
         else:
             return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
         if self.path == "packed":
             raise InputError(
                 f'path="packed" cannot run this forward: {reason}; '
-                'use torch.no_grad() without output_attentions, or patch with path="padded"'
+                "call it under torch.no_grad(), without attention maps or an offloaded cache, "
+                'or patch with path="padded"'
             )
         return padded, reason
 
     # -- hooks ---------------------------------------------------------------------------------
+
+    def _model_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        labels, rows = kwargs.get("labels"), kwargs.get("logits_to_keep")
+        drafted = isinstance(rows, int) and rows > 1 and "scores" in self.needs
+        if labels is None and not drafted:
+            return
+        call = {"input_ids": args[0], **kwargs} if args else kwargs
+        sources = self.family.sources(self.parts.multimodal, call, keys=False)
+        if drafted and sources:
+            raise InputError(
+                f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the last "
+                "token is a guess and text scores would follow it; prune by another method than "
+                "topk, or decode without drafts (a plain call takes logits_to_keep=0 or 1)"
+            )
+        if labels is not None:
+            self._check_labels(labels, sources)
 
     def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         call = {"input_ids": args[0], **kwargs} if args else kwargs
@@ -184,7 +204,7 @@ class Session:
         if visual is None and chunk > 1:  # text only, on a cache with gaps
             lengths: list[int] = [chunk] * embeds.shape[0]
             past = None
-            if mask is not None and embeds.shape[0] > 1:
+            if mask is not None:
                 lengths, past = valid_lengths(mask, chunk)
             visual = Visual(None, [], lengths, past)
         layout, reason = self._layout(embeds, cache, kwargs)
@@ -202,6 +222,7 @@ class Session:
         run: Pass | None = kwargs.get(PASS)
         if run is None:
             return None
+        run.cache = kwargs.get("past_key_values")  # the text model may have made it just now
         hidden = run.enter(stage, module, args[0], kwargs["position_embeddings"])
         return (hidden, *args[1:]), _masked(run, kwargs)
 
@@ -237,6 +258,17 @@ class Session:
                 f"the attention implementation was changed to {now!r} while the model is patched; "
                 "call vtfast.unpatch(model), set it, and patch again"
             )
+
+    def _check_labels(self, labels: Tensor, sources: list[Source]) -> None:
+        keeps_all = all(
+            isinstance(k, float) and k == 1 for k in (s.prune.keep for s in self.stages)
+        )
+        for source in [] if keeps_all else sources:
+            if (source.placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
+                raise InputError(
+                    "a label would be predicted from a visual token, whose logits mean nothing "
+                    "once it may be dropped; set labels at and right after a picture to -100"
+                )
 
     @staticmethod
     def _check_cache(text: nn.Module, cache: Cache | None) -> None:
