@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 from repository import ROOT
 from typer.testing import CliRunner
 
@@ -179,12 +180,15 @@ def test_a_bug_of_ours_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatc
     assert "error:" not in result.stderr
 
 
-def test_an_interrupt_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupt_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
     import vtfast.demo
 
-    def interrupt(settings: object) -> None:
-        raise KeyboardInterrupt
+    def fail(settings: object) -> None:
+        raise interrupt
 
-    monkeypatch.setattr(vtfast.demo, "run", interrupt)
+    monkeypatch.setattr(vtfast.demo, "run", fail)
     result = call("demo")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")

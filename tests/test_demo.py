@@ -24,6 +24,7 @@ import vtfast
 from vtfast import cli, toy
 from vtfast.errors import PlanError
 from vtfast.interview import Interview, StageView
+from vtfast.kernels.ragged import Ragged
 from vtfast.picture import DPI, HEADER_INCHES, PANEL_INCHES, draw
 from vtfast.prefill import TINY, MidSize, Race
 from vtfast.presets import PRESETS
@@ -304,6 +305,15 @@ def test_stages_hold_the_patches_that_are_left(interview: Interview) -> None:
     assert second < first < set(range(64))
 
 
+def test_the_patches_left_are_those_the_method_chose(interview: Interview) -> None:
+    """Numbers of patches of the picture, not of columns of the padded batch."""
+    processed = toy.load("llava")[1].image_processor(interview.picture, return_tensors="pt")
+    (features,) = interview.model.get_image_features(**processed).pooler_output
+    (stage,) = interview.pruned("divprune", 0.5, 0).stages
+    chosen = vtfast.ops.diversity_select(features, Ragged.from_lengths([64], "cpu"), [32])
+    assert stage.kept == tuple(chosen.tolist())
+
+
 def test_stages_that_drop_nothing_and_everything_are_shown_as_such(interview: Interview) -> None:
     (stage,) = interview.pruned("divprune", 1.0, 0).stages
     assert stage.kept == tuple(range(64))
@@ -375,9 +385,10 @@ def test_the_model_that_is_timed_by_default_is_mid_size() -> None:
 
 
 def test_the_timed_model_depends_on_its_seed_alone() -> None:
+    one = TINY.build().state_dict()
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    one, other = TINY.build().state_dict(), TINY.build().state_dict()
+    other = TINY.build().state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(torch.random.get_rng_state(), state)
 

@@ -1,0 +1,59 @@
+# Everything works from a fresh clone with nothing but Python >= 3.11:
+#   make demo    make test    make help
+# Overridable: PYTHON (which interpreter), VENV (where the environment lives), ARGS (passed on).
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.vtfast-ready
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench toy clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## create the environment and install vtfast into it (the others do it too)
+
+demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full and pruned
+	@$(BIN)/vtfast demo $(ARGS)
+
+test: lint ## lint, types, and every test that needs no GPU
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## ruff (rules, formatting) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## time the selection loop on this machine
+	$(BIN)/python bench/bench_diversity.py $(ARGS)
+
+toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 20 minutes on 2 cores)
+	$(BIN)/python -m vtfast.toy.train --family llava --out build/toy/llava $(ARGS)
+
+clean: ## remove what building, testing and linting leave behind (keeps the environment)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find kernels vtfast tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed once: a second call finds the stamp newer than what it was made from.
+# setuptools comes first and builds without isolation, so the pinned version is the one used.
+$(READY): pyproject.toml setup.py constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    for python in $(PYTHONS); do \
+	        $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	            && found=$$python && break; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "vtfast needs Python 3.11 or newer with the venv module; tried: $(PYTHONS)." >&2; \
+	        echo "Install one (Debian, Ubuntu: apt install python3-venv) or name one: make PYTHON=/path/to/python3.11" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Creating $(VENV) with $$($$found --version)"; \
+	    $$found -m venv "$(VENV)"; \
+	fi
+	$(PIP) install -c constraints.txt "setuptools>=77"
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,dev,plot]'
+	@touch $@
