@@ -1,10 +1,12 @@
 """The layers hold, importing vtfast is light, and nobody's top-level `kernels` is ours."""
 
 import ast
+import io
 import os
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -119,12 +121,36 @@ def test_vtfast_kernels_is_a_link() -> None:
     assert os.readlink(ROOT / "vtfast" / "kernels") == "../kernels"
 
 
-def test_runtime_is_under_1500_lines() -> None:
-    parts = ("vtfast/patching.py", "vtfast/runtime/", "vtfast/models/")
-    sizes = {
-        f: len((ROOT / f).read_text().splitlines()) for f in PYTHON_FILES if f.startswith(parts)
+def lines_of_code(source: str) -> int:
+    """Lines with code on them: blank lines, comments and docstrings do not count."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    prose = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node) is not None
+        for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
     }
-    assert sum(sizes.values()) < 1500, sizes
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in (*silent, tokenize.ENDMARKER)
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return len(lines - prose)
+
+
+def test_lines_of_code_are_counted_without_prose() -> None:
+    assert (
+        lines_of_code('"""Doc."""\n\n# why\nx = [\n    1,\n]\ndef f():\n    """Doc."""\n    x\n')
+        == 5
+    )
+
+
+def test_the_runtime_has_under_1500_lines_of_code() -> None:
+    parts = ("vtfast/patching.py", "vtfast/methods.py", "vtfast/runtime/", "vtfast/models/")
+    sizes = {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
+    assert 1000 < sum(sizes.values()) < 1500, sizes
 
 
 def test_importing_vtfast_loads_no_framework() -> None:
