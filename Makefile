@@ -31,7 +31,7 @@ lint: $(READY) ## ruff (rules, formatting) and mypy
 bench: $(READY) ## time the selection loop on this machine
 	$(BIN)/python bench/bench_diversity.py $(ARGS)
 
-toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 20 minutes on 2 cores)
+toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 25 minutes on 2 cores)
 	$(BIN)/python -m vtfast.toy.train --family llava --out build/toy/llava $(ARGS)
 
 clean: ## remove what building, testing and linting leave behind (keeps the environment)

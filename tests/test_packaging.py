@@ -137,7 +137,7 @@ def test_metadata_states_the_supported_versions(metadata: Message) -> None:
         'triton>=3.6;sys_platform=="linux"',
         "transformers<6,>=5.17",
         "numpy",
-        "pillow",
+        "pillow>=10.1",
     } <= required
 
 
