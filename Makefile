@@ -4,16 +4,22 @@
 
 VENV ?= .venv
 ARGS ?=
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= cli,dev,plot
 BIN := $(VENV)/bin
 READY := $(VENV)/.vtfast-ready
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench toy clean
+MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
+    tests/test_host_reads.py tests/test_toy.py
+OLDEST := build/constraints-oldest.txt
+
+.PHONY: help setup demo test test-oldest lint bench toy clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create the environment and install vtfast into it (the others do it too)
 
@@ -22,6 +28,16 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 
 test: lint ## lint, types, and every test that needs no GPU
 	$(BIN)/pytest $(ARGS)
+
+test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
+	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
+	$(VENV)-oldest/bin/pytest $(MODEL_TESTS) $(ARGS)
+
+$(OLDEST): constraints.txt constraints-oldest.txt
+	@mkdir -p build
+	@sed 's/==.*//; /^#/d; s/.*/^&==/' constraints-oldest.txt > $@.names
+	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
+	@rm $@.names
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .
@@ -40,7 +56,7 @@ clean: ## remove what building, testing and linting leave behind (keeps the envi
 
 # Installed once: a second call finds the stamp newer than what it was made from.
 # setuptools comes first and builds without isolation, so the pinned version is the one used.
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    for python in $(PYTHONS); do \
 	        $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
@@ -54,6 +70,6 @@ $(READY): pyproject.toml setup.py constraints.txt
 	    echo "Creating $(VENV) with $$($$found --version)"; \
 	    $$found -m venv "$(VENV)"; \
 	fi
-	$(PIP) install -c constraints.txt "setuptools>=77"
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,dev,plot]'
+	$(PIP) install -c $(CONSTRAINTS) "setuptools>=77"
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@

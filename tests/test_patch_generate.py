@@ -4,7 +4,7 @@ import pytest
 import torch
 from conversation import Conversation
 from model_oracle import Oracle
-from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
+from model_runs import ATOL, FOUR_STAGES, OLD, both_layouts, continuation, gone, logits_of
 from tiny_models import FAMILIES
 
 import vtfast
@@ -53,9 +53,18 @@ def test_both_layouts_keep_the_same_tokens_and_say_the_same(family, path):
             assert torch.equal(a, b)
 
 
+def several_pictures_under_beams(family):
+    """Inputs with several pictures in a sample, where transformers itself can repeat them.
+
+    Before 5.23 it repeats LLaVA's pictures one by one, not sample by sample, so that beams see
+    each other's pictures, patched or not.
+    """
+    return "single" if OLD and family.name == "llava" else "batch"
+
+
 @both_layouts
 def test_beams_keep_the_same_tokens_for_all_copies_of_a_picture(family, path):
-    model, inputs = family.build(), family.inputs("batch")
+    model, inputs = family.build(), family.inputs(several_pictures_under_beams(family))
     plan = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
     with vtfast.patch(model, plan, path=path, record=True) as handle:
         continuation(model, inputs)
@@ -71,6 +80,7 @@ def test_beams_keep_the_same_tokens_for_all_copies_of_a_picture(family, path):
 @pytest.mark.parametrize("name", ["single", "batch"])
 @both_layouts
 def test_beam_search_with_a_cache_finds_what_it_finds_without(family, path, name):
+    name = several_pictures_under_beams(family) if name == "batch" else name
     model, inputs = family.build(), family.inputs(name)
     plan = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
     with vtfast.patch(model, plan, path=path):

@@ -6,6 +6,7 @@ from model_oracle import Oracle
 from model_runs import (
     ATOL,
     FOUR_STAGES,
+    OLD,
     both_layouts,
     continuation,
     fed,
@@ -140,6 +141,7 @@ def test_a_static_cache_is_refused_where_it_is_not_supported(family, path):
         continuation(model, inputs, cache_implementation="static")
 
 
+@pytest.mark.skipif(OLD, reason="before 5.23 prompts in chunks lose their pictures, patched or not")
 @both_layouts
 def test_a_prompt_given_in_chunks_that_cut_an_image_is_refused(family, path):
     model, inputs = family.build(), family.inputs("single")
