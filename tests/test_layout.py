@@ -148,7 +148,7 @@ def test_lines_of_code_are_counted_without_prose() -> None:
 
 
 def test_the_runtime_has_under_1500_lines_of_code() -> None:
-    parts = ("vtfast/patching.py", "vtfast/methods.py", "vtfast/runtime/", "vtfast/models/")
+    parts = ("vtfast/patching.py", "vtfast/runtime/", "vtfast/models/")
     sizes = {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
     assert 1000 < sum(sizes.values()) < 1500, sizes
 

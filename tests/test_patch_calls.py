@@ -88,7 +88,16 @@ def test_hidden_states_are_as_long_as_the_layers_ran(family, path):
     [tokens] = handle.report.tokens
     text = (inputs["input_ids"] != IMAGE).sum().item()
     # The first is what entered layer 0, the others are what every layer put out.
-    assert [s.shape[1] for s in states] == [n + text for n in (tokens[0], *tokens)]
+    lengths = [n + text for n in (tokens[0], *tokens)]
+    assert [s.shape[1] for s in states[:-1]] == lengths[:-1]
+
+
+@both_layouts
+def test_the_last_hidden_state_is_the_last_of_the_hidden_states(family, path):
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES, path=path), torch.no_grad():
+        out = model.model(**inputs, output_hidden_states=True)
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
 
 
 @families

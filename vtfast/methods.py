@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,15 +108,21 @@ def method(name: str) -> Method:
     )
 
 
-def register_method(name: str) -> Callable[[Select], Select]:
+def register_method(
+    name: str, *, scores: bool = True, replace: bool = False
+) -> Callable[[Select], Select]:
     """Register a selection method under a name that `Prune` can use. A decorator.
 
     Args:
-        name: a name no method has yet.
+        name: a name no built-in method has.
+        scores: whether it reads `ctx.scores`. With False it also works with text models whose
+            attention is not understood, and with assisted decoding.
+        replace: take the name from a method registered before (a notebook cell run again).
 
     The function takes a `SelectionContext` and returns `index`: int32|int64 [sum(ctx.keep)], row
     numbers into `ctx.features`, exactly ctx.keep[i] distinct ones out of segment i. Number, dtype
-    and shape are checked at every call; distinctness is not, as it would take a read of the device.
+    and shape are checked at every call, the rows themselves on a CPU only (elsewhere that would
+    take a read of the device).
 
     Raises PlanError if the name is taken.
 
@@ -126,11 +133,14 @@ def register_method(name: str) -> Callable[[Select], Select]:
     """
     if not isinstance(name, str) or not name:
         raise PlanError(f"a method's name must be a non-empty string, got {name!r}")
-    if name in _METHODS or name in _PLANNED:
-        raise PlanError(f"the method name {name!r} is taken; choose another")
+    ours = name in _PLANNED or name in {m.name for m in _BUILT_IN}
+    if ours or (name in _METHODS and not replace):
+        fix = "choose another" if ours else "choose another, or pass replace=True"
+        raise PlanError(f"the method name {name!r} is taken; {fix}")
 
     def register(select: Select) -> Select:
-        _METHODS[name] = Method(name, _Checked(name, select))
+        needs = {"keys", "scores"} if scores else {"keys"}
+        _METHODS[name] = Method(name, _Checked(name, select), frozenset(needs))
         return select
 
     return register
@@ -155,4 +165,18 @@ class _Checked:
                 f"method {self.name!r} returned shape {tuple(index.shape)} at layer {ctx.layer}; "
                 f"expected ({total},): ctx.keep={ctx.keep}"
             )
-        return index.to(ctx.features.device).sort().values
+        index = index.to(ctx.features.device).sort().values
+        if index.device.type == "cpu":
+            self._check_rows(index.numpy(), ctx)
+        return index
+
+    def _check_rows(self, rows: np.ndarray, ctx: SelectionContext) -> None:
+        """Costs nothing on a CPU, where nothing has to be waited for."""
+        distinct = (np.diff(rows) > 0).all()
+        found = np.diff(np.searchsorted(rows, np.array(ctx.segments.offsets)))
+        if not distinct or tuple(found) != ctx.keep:
+            raise InputError(
+                f"method {self.name!r} returned {'' if distinct else 'repeated '}rows at layer "
+                f"{ctx.layer}, {tuple(found.tolist())} of the segments where ctx.keep={ctx.keep} "
+                "were asked; return exactly ctx.keep[i] distinct rows of segment i"
+            )

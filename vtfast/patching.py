@@ -1,6 +1,7 @@
 """Put a pruning plan into a stock Hugging Face model, and take it out again."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -113,7 +114,7 @@ def patch(
         raise StateError('positions="renumber" is not in this version; pass positions="keep"')
     if positions != "keep":
         raise InputError(f'positions={positions!r}; pass "keep"')
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
     active = _session_of(model)
     if active is not None:
@@ -126,8 +127,10 @@ def patch(
     plan = _resolve(model, plan, len(parts.layers), family.default_horizon, keep, horizon)
     ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
     stages = [Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)]
+    if any(stage.score_layer is not None for stage in stages):
+        family.check_scores(model)
     session = Session(
-        family, parts, plan, stages, seed=seed, impl=impl, path=path, record=bool(record)
+        family, parts, plan, stages, seed=int(seed), impl=impl, path=path, record=bool(record)
     )
     session.install()
     return Handle(session)
@@ -135,8 +138,7 @@ def patch(
 
 def unpatch(model: nn.Module) -> None:
     """Undo `patch`: exactly the model it was before. An unpatched model is left alone."""
-    session = _session_of(model)
-    if session is not None:
+    while (session := _session_of(model)) is not None:
         session.remove()
 
 

@@ -18,6 +18,7 @@ SUPPORTED = {
     "LlavaForConditionalGeneration": "vtfast.models.llava",
     "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen2_5_vl",
 }
+_WRAPPERS = ("module", "_orig_mod", "base_model", "model")  # DDP, torch.compile, PEFT (twice)
 
 
 def family_of(model: nn.Module) -> "Family":
@@ -26,22 +27,32 @@ def family_of(model: nn.Module) -> "Family":
     Raises UnsupportedModelError for any other class; a wrapper's error names the inner model.
     """
     supported = " or ".join(SUPPORTED)
-    for cls in type(model).__mro__:
-        if cls.__name__ in SUPPORTED:
-            family: Family = import_module(SUPPORTED[cls.__name__]).FAMILY
-            family.check(model)
-            return family
-    for how in ("module", "_orig_mod", "base_model.model"):  # DDP, torch.compile, PEFT
-        inner: object = model
-        for name in how.split("."):
-            inner = getattr(inner, name, None)
-        if any(cls.__name__ in SUPPORTED for cls in type(inner).__mro__):
+    name = _supported_name(model)
+    if name is not None:
+        family: Family = import_module(SUPPORTED[name]).FAMILY
+        family.check(model)
+        return family
+    inner, path = model, "model"
+    for _ in range(4):  # wrappers wrap one another
+        step = next((s for s in _WRAPPERS if getattr(inner, s, inner) is not inner), None)
+        if step is None:
+            break
+        inner, path = getattr(inner, step), f"{path}.{step}"
+        name = _supported_name(inner)
+        if name is not None:
             raise UnsupportedModelError(
-                f"{type(model).__name__} wraps a {type(inner).__name__}; "
-                f"pass the inner model: vtfast.patch(model.{how})"
+                f"{type(model).__name__} wraps a {name}; pass the inner model: vtfast.patch({path})"
             )
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kind = f" (model_type {kind!r})" if kind else ""
     raise UnsupportedModelError(
         f"cannot patch {type(model).__name__}{kind}; supported: {supported}"
     )
+
+
+def _supported_name(model: object) -> str | None:
+    """The class of transformers a model is of, if vtfast knows it."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in SUPPORTED and cls.__module__.startswith("transformers."):
+            return cls.__name__
+    return None

@@ -16,6 +16,8 @@ from vtfast.kernels.query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.visual import Source
 
+_SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -37,6 +39,9 @@ class Family(Protocol):
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError for a member vtfast cannot prune."""
 
+    def check_scores(self, model: Any) -> None:
+        """The same for a plan that reads attention scores."""
+
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
 
@@ -46,7 +51,7 @@ class Family(Protocol):
         `keys`: whether image keys are wanted. `kwargs` holds `input_ids` too.
         """
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         """Leave image keys on a vision tower's output, where generate's pre-encoding keeps them."""
 
     def last_query_scores(
@@ -59,6 +64,16 @@ def decoder_parts(model: Any, tower: nn.Module) -> Parts:
     """Parts of a `...ForConditionalGeneration` whose text model is `model.model.language_model`."""
     text = model.model.language_model
     return Parts(model, model.model, tower, text, text.layers, text.rotary_emb)
+
+
+def check_scores(model: Any) -> None:
+    """Refuse text models whose attention row `llama_scores` would compute wrongly."""
+    kind = model.config.get_text_config().model_type
+    if kind not in _SCORED:
+        raise UnsupportedModelError(
+            f"attention scores of a language model of type {kind!r} are not supported; "
+            f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
+        )
 
 
 def check_text(model: Any) -> None:

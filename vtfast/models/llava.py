@@ -6,6 +6,7 @@ from typing import Any
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.decoder import (
     Parts,
+    check_scores,
     check_text,
     copies,
     decoder_parts,
@@ -24,6 +25,7 @@ class Llava:
 
     default_horizon = 0.625  # layer 20 of 32, arXiv 2512.07580
     last_query_scores = staticmethod(llama_scores)
+    check_scores = staticmethod(check_scores)
 
     def check(self, model: Any) -> None:
         tower = model.config.vision_config.model_type
@@ -53,9 +55,9 @@ class Llava:
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
         return [Source(where, sizes, sum(sizes), keys=image_key)]
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]
-        if not isinstance(out, tuple):
+        if keys and not isinstance(out, tuple):
             out.vtfast_keys = image_keys(pixels)
 
     @staticmethod

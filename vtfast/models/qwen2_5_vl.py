@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vtfast.models.decoder import (
     Parts,
+    check_scores,
     check_text,
     copies,
     decoder_parts,
@@ -29,6 +30,7 @@ class Qwen25VL:
 
     default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
     last_query_scores = staticmethod(llama_scores)
+    check_scores = staticmethod(check_scores)
 
     def check(self, model: Any) -> None:
         check_text(model)
@@ -50,24 +52,29 @@ class Qwen25VL:
                 total = sum(sizes)
                 noted = getattr(encoded, "vtfast_keys", None)
                 image_key = None if noted is None else copies(features, noted)
-                grid = getattr(encoded, "vtfast_grid", None)
-                grid = None if grid is None else copies(features, grid)
+                noted_grid = getattr(encoded, "vtfast_grid", None)
+                grid = grid if noted_grid is None else copies(features, noted_grid)
             elif pixels is not None:
                 sizes = grid.prod(1) // merged
                 total = pixels.shape[0] // merged
-                image_key = image_keys(pixels, grid) if keys else None
+                as_seen = pixels.type(multimodal.visual.dtype)  # by the tower
+                image_key = image_keys(as_seen, grid) if keys else None
             else:
                 continue
-            frames = grid[:, 0] if kind == "video" and grid is not None else None
+            frames = None
+            if kind == "video":
+                frames = [0] * len(sizes) if grid is None else grid[:, 0]
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
             found.append(Source(where, sizes, total, frames, image_key))
         return found
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["hidden_states"]
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         if not isinstance(out, tuple):
-            out.vtfast_keys, out.vtfast_grid = image_keys(pixels, grid), grid
+            out.vtfast_grid = grid
+            if keys:
+                out.vtfast_keys = image_keys(pixels, grid)
 
 
 FAMILY = Qwen25VL()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from vtfast.errors import StateError
+from vtfast.plan import Plan
 from vtfast.runtime.ragged_cache import RaggedLayer, Rows
 
 
@@ -23,10 +25,11 @@ class Holes:
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
 
-    def step(self) -> None:
-        """One more real column."""
+    def step(self, given: Tensor | None) -> None:
+        """One more column, real unless the attention mask `given` [batch, tokens] says no."""
         if self.mask is not None:
-            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
+            last = torch.ones_like(self.mask[:, :1]) if given is None else given[:, -1:].bool()
+            self.mask = torch.cat([self.mask, last], dim=1)
 
     def crop(self, remove: int) -> None:
         """Forget the last `remove` columns."""
@@ -44,10 +47,14 @@ class CacheState:
     """Everything vtfast keeps for one generation."""
 
     packed: bool
+    plan: Plan  # what pruned it; another plan cannot go on
     rows: dict[int, Rows] = field(default_factory=dict)  # by layer of the prune stage: packed
     holes: dict[int, Holes] = field(default_factory=dict)  # the same: padded
     gap: int = 0  # tokens seen - columns of layer 0
-    images: list[int] = field(default_factory=list)  # images seen so far, per sample
+    images: Tensor | None = None  # int64 [batch], images seen so far
+    picture: Tensor | None = None  # int64 scalar: column of the last visual token in its chunk
+    tail: int = 0  # length of that chunk
+    since: int = 0  # tokens after that chunk
 
     @property
     def stages(self) -> list[Rows | Holes]:
@@ -75,9 +82,12 @@ class PrunedCacheMixin:
         remove = -int(tokens_to_remove)
         if remove < 0:
             remove = max(0, self.get_seq_length() + remove)
+        self._check_crop(remove)
         super().crop(-remove)  # type: ignore[misc]
         for stage in self.vtfast.stages:
             stage.crop(remove)
+        self.vtfast.tail -= max(0, remove - self.vtfast.since)
+        self.vtfast.since = max(0, self.vtfast.since - remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder samples (beam search)."""
@@ -95,6 +105,8 @@ class PrunedCacheMixin:
         for stage in self.vtfast.stages:
             batch = len(stage.lengths) if isinstance(stage, Rows) else _batch(stage)
             stage.select(torch.arange(batch).repeat_interleave(repeats))
+        if self.vtfast.images is not None:
+            self.vtfast.images = self.vtfast.images.repeat_interleave(repeats)
 
     def reset(self) -> None:
         """Forget everything, the pruning included."""
@@ -103,11 +115,26 @@ class PrunedCacheMixin:
             DynamicLayer() if isinstance(layer, RaggedLayer) else layer for layer in cache.layers
         ]
         super().reset()  # type: ignore[misc]
-        self.vtfast = CacheState(self.vtfast.packed)
+        self.vtfast = CacheState(self.vtfast.packed, self.vtfast.plan)
 
     def _select(self, index: Tensor) -> None:
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
         for stage in self.vtfast.stages:
             stage.select(index)
+        if self.vtfast.images is not None:
+            self.vtfast.images = self.vtfast.images[index.to(self.vtfast.images.device)]
+
+    def _check_crop(self, remove: int) -> None:
+        """Refuse to cut into a picture: layers hold different numbers of its tokens."""
+        state = self.vtfast
+        if remove <= state.since or state.picture is None:
+            return
+        most = state.since + state.tail - 1 - int(state.picture)
+        if remove > most:
+            raise StateError(
+                f"cannot crop {remove} tokens off a pruned cache: its last picture ends {most} "
+                "tokens before the end; crop less, or start a new cache"
+            )
 
 
 def _batch(holes: Holes) -> int:
@@ -118,19 +145,16 @@ class PrunedDynamicCache(PrunedCacheMixin, DynamicCache):
     """At module level, so that a pruned cache can be pickled."""
 
 
-_CLASSES: dict[type[Cache], type[Cache]] = {DynamicCache: PrunedDynamicCache}
-
-
 def state_of(cache: Cache | None) -> CacheState | None:
     """What vtfast keeps on this cache, None before the first stage that dropped something."""
     return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
 
 
-def adopt(cache: Cache, packed: bool) -> CacheState:
-    """Make this cache a pruned one; every attribute it has stays."""
+def adopt(cache: Cache, packed: bool, plan: Plan) -> CacheState:
+    """Make this DynamicCache a pruned one; every attribute it has stays."""
     state = state_of(cache)
     if state is None:
-        state = CacheState(packed)
+        state = CacheState(packed, plan)
         cache.vtfast = state  # type: ignore[attr-defined]
-        cache.__class__ = _CLASSES[type(cache)]
+        cache.__class__ = PrunedDynamicCache
     return state

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Method, SelectionContext
@@ -145,8 +146,6 @@ class Pass:
             self.origin = self._compose(self.origin, stay)
         if not self.changed:
             rotary[:] = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
-        if self.cache is not None:
-            adopt(self.cache, self.layout.is_packed)
         hidden = self.layout.enter(self, stage, hidden, rotary, source, stay is not None)
         self.changed = True
         return hidden
@@ -169,7 +168,7 @@ class Pass:
                 seed=self.settings.seed,
                 options=prune.options,
                 impl=self.impl,
-                _keys=lambda: self._keys(hidden.device),
+                _keys=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
                 _scores=self._scores,
             )
             self.segments = segments
@@ -208,7 +207,8 @@ class Pass:
     def _scores(self) -> Tensor:
         """fp32 [n]: attention of each sample's last token to the visual tokens still there."""
         query = self.query
-        assert query is not None
+        if query is None:
+            raise InputError("ctx.scores was read by a method registered with scores=False")
         assert self.rows is not None
         segments = Ragged.from_lengths(self.lengths, query.hidden.device)
         cos, sin = (self.packed(t) for t in query.rotary)
@@ -217,29 +217,27 @@ class Pass:
         )
         return scores[self.rows]
 
-    def _keys(self, device: torch.device) -> Tensor:
+    def _keys(self, per_frame: bool, device: torch.device) -> Tensor:
         """int64 [segments]: the picture's key; without pixels its number in the sample."""
         visual = self.visual
         assert visual is not None
         if visual.keys is not None:
             keys = visual.keys.to(device)
         else:
-            state = adopt(self.cache, self.layout.is_packed) if self.cache is not None else None
-            seen = state.images if state and state.images else [0] * self.batch
-            keys = to_device(
-                [seen[b] + i for b, n in enumerate(visual.images) for i in range(n)], device
-            )
-        if all(s.image == i for i, s in enumerate(self.segments)):
+            numbers = [i for n in visual.images for i in range(n)]
+            keys = to_device(numbers, device)
+            state = state_of(self.cache)
+            if state is not None and state.images is not None:
+                samples = [b for b, n in enumerate(visual.images) for _ in range(n)]
+                keys = keys + state.images[to_device(samples, device)]
+        if not per_frame:
             return keys
         keys = keys[to_device([s.image for s in self.segments], device)]
         return mix64(keys, to_device([s.frame for s in self.segments], device))
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
-        state = state_of(self.cache)
-        if state is not None and self.visual is not None and self.visual.images:
-            before = state.images or [0] * self.batch
-            state.images = [a + b for a, b in zip(before, self.visual.images, strict=True)]
+        self._remember(hidden.device)
         if not self.changed:
             return hidden
         rows = self.packed(hidden)
@@ -247,6 +245,23 @@ class Pass:
             out = rows.new_zeros(self.batch * self.chunk, rows.shape[-1])
             rows = out.index_copy(0, self.origin, rows)
         return rows.view(self.batch, self.chunk, -1)
+
+    def _remember(self, device: torch.device) -> None:
+        """Note on the cache which pictures it has seen, and where the last one ended."""
+        visual = self.visual
+        brings_pictures = visual is not None and visual.tokens is not None
+        state = state_of(self.cache)
+        if brings_pictures and self.cache is not None and "keys" in self.settings.needs:
+            state = adopt(self.cache, self.layout.is_packed, self.settings.plan)
+        if state is None:
+            return
+        if visual is None or visual.tokens is None:
+            state.since += self.chunk
+            return
+        images = to_device(visual.images, device)
+        state.images = images if state.images is None else state.images + images
+        state.picture = (visual.tokens % self.chunk).amax() if self.chunk else None
+        state.tail, state.since = self.chunk, 0
 
     def gather(self, source: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Rows `source` of several [b, s, D] running tensors, in one launch."""

@@ -5,7 +5,7 @@
 last; attention gets masks from transformers' own mask functions, the cache is transformers' own.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,26 +19,6 @@ from vtfast.runtime.visual import to_device
 
 if TYPE_CHECKING:
     from vtfast.runtime.forward import Pass, Stage
-
-
-class Layout(Protocol):
-    """What a layout does at a prune stage."""
-
-    is_packed: bool
-
-    def enter(
-        self,
-        run: "Pass",
-        stage: "Stage",
-        hidden: Tensor,
-        rotary: list[Tensor],
-        source: Tensor | None,
-        dropped: bool,
-    ) -> Tensor:
-        """Lay out the rows `source` of hidden (None: all) for the layers from this stage on."""
-
-    def step(self, run: "Pass", layer: int, hidden: Tensor) -> None:
-        """Announce one new row per sample to the layers from this stage on."""
 
 
 class Packed:
@@ -55,6 +35,7 @@ class Packed:
         source: Tensor | None,
         dropped: bool,
     ) -> Tensor:
+        """Lay out the rows `source` of hidden (None: all) for the layers from this stage on."""
         if source is not None:
             hidden, *rows = (t[None] for t in run.gather(source, (hidden, *rotary)))
             rotary[:] = rows
@@ -65,7 +46,7 @@ class Packed:
         if run.cache is None:
             run.spans = Spans.without_past(run.lengths, hidden.device)
             return hidden
-        state = adopt(run.cache, packed=True)
+        state = adopt(run.cache, True, run.settings.plan)
         seen = run.cache.get_seq_length()
         cached = state.rows.get(stage.layer)
         if cached is None:
@@ -127,7 +108,7 @@ class Padded:
         past, seen, known = 0, 0, None
         state = None
         if run.cache is not None:
-            state = adopt(run.cache, packed=False)
+            state = adopt(run.cache, False, run.settings.plan)
             past, seen = run.cache.get_seq_length(stage.layer), run.cache.get_seq_length()
             holes = state.holes.get(stage.layer)
             if holes is not None:
@@ -155,7 +136,7 @@ class Padded:
         state = state_of(run.cache)
         if state is not None and layer in state.holes:
             holes = state.holes[layer]
-            holes.step()
+            holes.step(run.mask)
             run.layer_mask = (self._mask(run.cache, layer, hidden, holes.mask),)
 
     def _align(self, run: "Pass", source: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -205,3 +186,6 @@ class Padded:
             layer_idx=layer,
             allow_is_causal_skip=mask is None,
         )
+
+
+Layout = Packed | Padded

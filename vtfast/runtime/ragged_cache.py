@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from vtfast.errors import StateError
 from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.visual import to_device
 
@@ -49,22 +50,24 @@ class Rows:
         self.layers: list[RaggedLayer] = []
         self.lengths = list(lengths)
         self.fresh = not any(lengths)
-        self._place(self.lengths)
+        self.turn = 0  # how often rows were announced
+        self._place([n + ROOM for n in lengths])
 
-    def _place(self, lengths: list[int]) -> None:
-        self.capacities = [n + ROOM for n in lengths]
-        self.starts = [sum(self.capacities[:b]) for b in range(len(lengths))]
-        self.total = sum(self.capacities)
+    def _place(self, capacities: list[int]) -> None:
+        self.capacities = capacities
+        self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
+        self.total = sum(capacities)
         self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
         self._stepping = False
 
     def extend(self, new: list[int], *, step: bool = False) -> Spans:
         """Announce that every layer is about to append new[b] rows to sample b."""
+        self.turn += 1
         self.fresh = not any(self.lengths)
         lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
         if any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
             if self.fresh:
-                self._place(lengths)
+                self._place([n + ROOM for n in lengths])
             else:
                 self._move(list(range(len(new))), extra=new)
         if step and self._stepping and self._where is not None:
@@ -95,23 +98,20 @@ class Rows:
     def select(self, index: Tensor) -> None:
         """Reorder, drop or repeat samples."""
         if len(set(self.lengths)) == len(set(self.capacities)) == 1:  # stays on the device
-            rows = torch.arange(self.capacities[0], device=self.device)
-            rows = index.to(self.device)[:, None] * self.capacities[0] + rows
+            capacity, length = self.capacities[0], self.lengths[0]
+            rows = torch.arange(capacity, device=self.device)
+            rows = index.to(self.device)[:, None] * capacity + rows
             for layer in self.layers:
                 layer.take(rows.flatten())
-            room = self.capacities[0] - self.lengths[0]
-            self.lengths = self.lengths[:1] * len(index)
-            self._place(self.lengths)
-            self.capacities = [n + room for n in self.lengths]
-            self.starts = [b * self.capacities[0] for b in range(len(self.lengths))]
-            self.total = sum(self.capacities)
+            self.lengths = [length] * len(index)
+            self._place([capacity] * len(index))
         else:
             self._move(index.tolist())
 
     def _move(self, order: list[int], extra: list[int] | None = None) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
         starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
-        self._place([n + e for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
+        self._place([n + e + ROOM for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
         self.lengths = lengths
         source = row_numbers(starts, lengths, self.device)
         target = row_numbers(self.starts, lengths, self.device)
@@ -138,6 +138,7 @@ class RaggedLayer(CacheLayerMixin):
     def __init__(self, rows: Rows) -> None:
         super().__init__()
         self.rows = rows
+        self._turn = rows.turn
         rows.layers.append(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -156,6 +157,12 @@ class RaggedLayer(CacheLayerMixin):
         Returns the new rows themselves while there is no past, else the buffers as
         [1, heads, total, D] views.
         """
+        if self._turn == self.rows.turn:
+            raise StateError(
+                "this KV cache was packed by vtfast.patch, and the model that goes on with it is "
+                "not patched so; patch it with the same plan and path, or start a new cache"
+            )
+        self._turn = self.rows.turn
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):

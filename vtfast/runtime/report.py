@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vtfast.plan import Plan
+
 if TYPE_CHECKING:
     from vtfast.runtime.forward import Pass
 
@@ -15,6 +17,7 @@ class Report:
     """One prefill, in numbers.
 
     Attributes:
+        plan: what ran; `print(report.plan)` tells its stages and where its horizon came from.
         tokens: visual tokens each layer saw, `tokens[sample][layer]`.
         average: visual tokens per image, averaged over all decoder layers.
         path: "packed" or "padded"; `path_reason` says why.
@@ -22,6 +25,7 @@ class Report:
             the device, so it slows a GPU down).
     """
 
+    plan: Plan
     tokens: tuple[tuple[int, ...], ...]
     average: float
     path: str
@@ -39,6 +43,12 @@ class Report:
             for layer, (rows, counts) in self._kept.items()
         }
 
+    def __str__(self) -> str:
+        return (
+            f"{self.plan}\n  {self.average:.2f} visual tokens per image on average, "
+            f"{self.path} layout ({self.path_reason})"
+        )
+
     @staticmethod
     def of(run: "Pass", num_layers: int) -> "Report":
         """The report of a pass that has finished."""
@@ -50,6 +60,7 @@ class Report:
         images = sum(run.visual.images) if run.visual else 0
         total = sum(map(sum, per_layer))
         return Report(
+            plan=run.settings.plan,
             tokens=tuple(zip(*per_layer, strict=True)),
             average=total / (num_layers * images) if images else 0.0,
             path="packed" if run.layout.is_packed else "padded",

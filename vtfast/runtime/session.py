@@ -10,21 +10,21 @@ model.
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import ModelOutput
 
 from vtfast.errors import InputError, StateError
 from vtfast.plan import Plan
 from vtfast.runtime import attention
-from vtfast.runtime.cache import PrunedDynamicCache, state_of
+from vtfast.runtime.cache import CacheState, PrunedDynamicCache, state_of
 from vtfast.runtime.forward import Pass, Query, Stage
 from vtfast.runtime.layouts import Layout, Packed, Padded
 from vtfast.runtime.report import Report
-from vtfast.runtime.visual import Source, Visual, locate, valid_lengths
+from vtfast.runtime.visual import Visual, locate, valid_lengths
 
 PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
 
@@ -52,6 +52,7 @@ class Session:
         self._original = parts.text.config._attn_implementation
         self._always_padded = self._why_always_padded()
         self._expected = self._original if self._always_padded else attention.NAME
+        self._switched = False  # whether our attention is set
         self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
 
     # -- in and out ----------------------------------------------------------------------------
@@ -63,11 +64,11 @@ class Session:
             if not self._always_padded:
                 attention.register()
                 text.set_attn_implementation(attention.NAME)
+                self._switched = True
             self._add(self.parts.model.register_forward_pre_hook, self._model_pre)
             self._add(self.parts.multimodal.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
-            if "keys" in self.needs:
-                self._add(self.parts.tower.register_forward_hook, self._tower_post)
+            self._add(self.parts.tower.register_forward_hook, self._tower_post)
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
@@ -81,6 +82,8 @@ class Session:
                     self._add(layer.register_forward_pre_hook, self._later_pre)
                 if i in scored:
                     self._add(layer.register_forward_pre_hook, self._score_pre)
+                if self._always_padded:
+                    self._add(layer.register_forward_pre_hook, self._last_pre)
         except BaseException:
             self.remove()
             raise
@@ -91,8 +94,9 @@ class Session:
             handle.remove()
         self._handles.clear()
         text = self.parts.text
-        if text.config._attn_implementation == attention.NAME:
+        if self._switched and text.config._attn_implementation == attention.NAME:
             text.set_attn_implementation(self._original)
+        self._switched = False
 
     @property
     def installed(self) -> bool:
@@ -128,6 +132,7 @@ class Session:
         padded, packed = self._layouts
         state = state_of(cache)
         if state is not None:
+            self._check_state(state)
             return packed if state.packed else padded, "decided at this cache's first prefill"
         if self._always_padded:
             return padded, self._always_padded
@@ -137,46 +142,59 @@ class Session:
             reason = "attention maps were asked for"
         elif getattr(cache, "offloading", False):
             reason = "the cache offloads its layers"
+        elif self.parts.text.training and getattr(self.parts.text.config, "attention_dropout", 0):
+            reason = "attention dropout is on"
         else:
             return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
         if self.path == "packed":
             raise InputError(
                 f'path="packed" cannot run this forward: {reason}; '
-                "call it under torch.no_grad(), without attention maps or an offloaded cache, "
-                'or patch with path="padded"'
+                "call it in eval mode under torch.no_grad(), without attention maps or an "
+                'offloaded cache, or patch with path="padded"'
             )
         return padded, reason
 
     # -- hooks ---------------------------------------------------------------------------------
 
     def _model_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        labels, rows = kwargs.get("labels"), kwargs.get("logits_to_keep")
-        drafted = isinstance(rows, int) and rows > 1 and "scores" in self.needs
-        if labels is None and not drafted:
+        call = _by_name(module, args, kwargs)
+        labels, rows = call.get("labels"), call.get("logits_to_keep")
+        keeps = [stage.prune.keep for stage in self.stages]
+        keeps_all = all(isinstance(keep, float) and keep == 1 for keep in keeps)
+        if keeps_all or not (labels is not None or (isinstance(rows, int) and rows > 0)):
             return
-        call = {"input_ids": args[0], **kwargs} if args else kwargs
-        sources = self.family.sources(self.parts.multimodal, call, keys=False)
-        if drafted and sources:
-            raise InputError(
-                f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the last "
-                "token is a guess and text scores would follow it; prune by another method than "
-                "topk, or decode without drafts (a plain call takes logits_to_keep=0 or 1)"
-            )
-        if labels is not None:
-            self._check_labels(labels, sources)
+        for source in self.family.sources(self.parts.multimodal, call, keys=False):
+            where = source.placeholder
+            if rows and rows > 1 and "scores" in self.needs:
+                raise InputError(
+                    f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the "
+                    "last token is a guess that text scores would follow; prune by a method "
+                    "without scores, or decode without drafts (a plain call takes 0 or 1)"
+                )
+            # Asking a GPU would cost a read in every generation.
+            if rows == 1 and where.device.type == "cpu" and where[:, -1].numpy().any():
+                raise InputError(
+                    "the prompt ends in a picture, whose last token may be dropped, and then there "
+                    "is nothing to predict from; put text after the picture"
+                )
+            if labels is not None and (where[:, :-1] & (labels[:, 1:] != -100)).any():
+                raise InputError(
+                    "a label would be predicted from a visual token, whose logits mean nothing "
+                    "once it may be dropped; set labels at and right after a picture to -100"
+                )
 
     def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        call = {"input_ids": args[0], **kwargs} if args else kwargs
+        call = _by_name(module, args, kwargs)
         sources = self.family.sources(module, call, "keys" in self.needs)
         if not sources:
             return None
-        mask = kwargs.get("attention_mask")
+        mask = call.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise InputError(
                 "a prefill with pictures came with a prepared attention mask "
                 f"({type(mask).__name__}); pass the 2-D mask [batch, tokens] and a DynamicCache"
             )
-        return args, {**kwargs, VISUAL: locate(sources, mask)}
+        return (), {**call, VISUAL: locate(sources, mask)}
 
     def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
@@ -184,17 +202,20 @@ class Session:
         return None
 
     def _tower_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        self.family.note(args, kwargs, out)
+        self.family.note(args, kwargs, out, "keys" in self.needs)
 
-    def _text_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _text_pre(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self._check_attention(module)
-        kwargs = dict(kwargs)
+        kwargs = _by_name(module, args, kwargs)
         visual: Visual | None = kwargs.pop(VISUAL, None)
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        cache, chunk = kwargs.get("past_key_values"), embeds.shape[1]
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         state = state_of(cache)
         if visual is None and not (state and state.stages):
             return None
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:  # the text model called by itself, to go on with a pruned cache
+            embeds = kwargs["inputs_embeds"] = module.embed_tokens(kwargs.pop("input_ids"))
+        chunk = embeds.shape[1]
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise InputError(
                 f"a pruned generation came with a prepared attention mask ({type(mask).__name__}); "
@@ -216,7 +237,7 @@ class Session:
             # Every layer gets a mask of ours or none, so transformers need not build one: it
             # returns a 4-D mask as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
-        return args, {**kwargs, PASS: run}
+        return (), {**kwargs, PASS: run}
 
     def _prune_pre(self, stage: Stage, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         run: Pass | None = kwargs.get(PASS)
@@ -229,6 +250,10 @@ class Session:
     def _later_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         run: Pass | None = kwargs.get(PASS)
         return None if run is None else (args, _masked(run, kwargs))
+
+    def _last_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Attention functions of others need not know our keyword."""
+        return (args, {k: v for k, v in kwargs.items() if k != PASS}) if PASS in kwargs else None
 
     def _score_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         run: Pass | None = kwargs.get(PASS)
@@ -245,11 +270,20 @@ class Session:
             self.report = Report.of(run, len(self.parts.layers))
         if isinstance(out, tuple):
             return (hidden, *out[1:])
-        assert isinstance(out, ModelOutput)
         out["last_hidden_state"] = hidden
+        if out.get("hidden_states") is not None:  # its last entry is the last hidden state
+            out["hidden_states"] = (*out["hidden_states"][:-1], hidden)
         return out
 
     # -- refusals ------------------------------------------------------------------------------
+
+    def _check_state(self, state: CacheState) -> None:
+        if state.plan != self.plan or (state.packed and self._always_padded):
+            raise StateError(
+                f"this KV cache was pruned by the plan {state.plan.name!r} in the "
+                f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
+                "with any more; patch it so again, or start a new cache"
+            )
 
     def _check_attention(self, text: Any) -> None:
         now = text.config._attn_implementation
@@ -258,17 +292,6 @@ class Session:
                 f"the attention implementation was changed to {now!r} while the model is patched; "
                 "call vtfast.unpatch(model), set it, and patch again"
             )
-
-    def _check_labels(self, labels: Tensor, sources: list[Source]) -> None:
-        keeps_all = all(
-            isinstance(k, float) and k == 1 for k in (s.prune.keep for s in self.stages)
-        )
-        for source in [] if keeps_all else sources:
-            if (source.placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
-                raise InputError(
-                    "a label would be predicted from a visual token, whose logits mean nothing "
-                    "once it may be dropped; set labels at and right after a picture to -100"
-                )
 
     @staticmethod
     def _check_cache(text: nn.Module, cache: Cache | None) -> None:
@@ -282,6 +305,12 @@ class Session:
                 "gradient checkpointing runs the layers twice, which this version cannot prune; "
                 "call model.gradient_checkpointing_disable() first"
             )
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments, all by keyword, in a dict of ours."""
+    names = signature(module.forward).parameters if args else ()
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:

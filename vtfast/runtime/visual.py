@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vtfast.errors import InputError
+
 
 @dataclass
 class Segment:
@@ -20,7 +22,7 @@ class Segment:
     left: int  # tokens still in the sequence
     original: int
     image: int  # number of the image in the chunk, in reading order: the row of `Visual.keys`
-    frames: int = 1  # frames this segment still spans
+    frames: int = 1  # frames this segment still spans, 0 when nobody knows
     frame: int = 0
 
 
@@ -106,9 +108,16 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
             frames = to_device(frames, device)
         asked += [sizes, position[sizes.cumsum(0) - sizes], frames]
     if mask is not None:
-        asked += [mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1)]
+        now = mask[:, -chunk:]
+        hidden = torch.stack([(now.flatten()[position] == 0).sum() for position in tokens])
+        asked += [hidden, now.sum(1), mask[:, :-chunk].sum(1)]
     answer = _read(*asked)
     lengths, past = (answer[-2], answer[-1]) if mask is not None else ([chunk] * batch, None)
+    if mask is not None and any(answer[-3]):
+        raise InputError(
+            f"attention_mask hides {sum(answer[-3])} visual tokens; pruning counts all of a "
+            "picture, so mask padding only and leave unwanted pictures out"
+        )
 
     # (first token, size, frames, row of the keys of all sources joined)
     found: list[tuple[int, int, int, int]] = []
@@ -134,6 +143,11 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
 
 def split_frames(segments: list[Segment]) -> list[Segment]:
     """Cut clips into frames; a clip that lost tokens as a whole cannot be cut."""
+    if any(s.frames == 0 for s in segments):
+        raise InputError(
+            'per="frame" needs the number of frames, and a clip came as features without its grid; '
+            "pass pixel_values_videos and video_grid_thw"
+        )
     return [
         replace(s, left=s.left // s.frames, original=s.original // s.frames, frames=1, frame=f)
         for s in segments

@@ -1,0 +1,212 @@
+"""Corners that were wrong once, each with the story of how.
+
+Found by attacking the first runtime: things a caller may do around a generation (undo the patch,
+crop, repeat, hide a picture) that must give what they say or a refusal, never other numbers.
+"""
+
+import pytest
+import torch
+from conversation import Conversation
+from model_oracle import Oracle
+from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
+from tiny_models import FAMILIES, IMAGE, Picture
+from transformers import Qwen3Config
+
+import vtfast
+from vtfast import Prune
+from vtfast.errors import InputError, StateError, UnsupportedModelError
+
+HALF = [Prune(2, "random", 0.5)]
+paths = pytest.mark.parametrize("path", ["padded", "packed"])
+
+
+@both_layouts
+def test_an_old_handle_leaves_a_later_patch_running(family, path):
+    """Its second removal restored the attention implementation under the new patch."""
+    model, inputs = family.build(), family.inputs("single")
+    old = vtfast.patch(model, HALF, path=path)
+    old.remove()
+    with vtfast.patch(model, HALF, path=path):
+        expected = logits_of(family, model, inputs)
+        old.remove()
+        assert torch.equal(logits_of(family, model, inputs), expected)
+
+
+@both_layouts
+def test_a_hidden_visual_token_is_refused(family, path):
+    """It had no row of its own, so its neighbour was pruned in its place."""
+    model, inputs = family.build(), family.inputs("batch")
+    column = (inputs["input_ids"][1] == IMAGE).nonzero()[0]
+    inputs["attention_mask"][1, column] = 0
+    with vtfast.patch(model, HALF, path=path), pytest.raises(InputError, match="hides 1 visual"):
+        logits_of(family, model, inputs)
+
+
+@paths
+def test_budgets_per_frame_are_the_same_in_generate(path):
+    """Pre-encoded features lost the number of frames unless the plan wanted keys."""
+    family, plan = FAMILIES["qwen"], [Prune(0, "diversity", 1, per="frame")]
+    model, inputs = family.build(), family.batch([family.named("video")[0]])
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        logits_of(family, model, inputs)
+        forward = handle.report.kept[0]
+        continuation(model, inputs, steps=1)
+        assert len(forward[0]) == 3
+        assert torch.equal(handle.report.kept[0][0], forward[0])
+
+
+def test_random_picks_per_frame_do_not_depend_on_the_batch():
+    """A clip in the batch changed how the keys of all others were mixed."""
+    family, plan = FAMILIES["qwen"], [Prune(0, "random", 0.5, per="frame")]
+    clip, _ = family.named("video")
+    model = family.build()
+    with vtfast.patch(model, plan, record=True) as handle:
+        picture = family.samples([3, Picture((1, 8, 8), seed=6), 4])[0]
+        logits_of(family, model, family.batch([picture]))
+        alone = handle.report.kept[0][0]
+        inputs = family.batch([clip, picture])
+        logits_of(family, model, inputs)
+    padding = inputs["input_ids"].shape[1] - len(picture.ids)
+    assert torch.equal(handle.report.kept[0][1], alone + padding)
+
+
+@both_layouts
+def test_a_packed_cache_goes_on_only_under_its_patch(family, path):
+    """Without it the next rows overwrote the last ones, silently."""
+    model = family.build()
+    with vtfast.patch(model, HALF, path=path):
+        talk = Conversation(family, model, family.inputs("single"))
+        talk.step()
+    if path == "packed":
+        with pytest.raises(StateError, match="start a new cache"):
+            talk.step()
+    with (
+        vtfast.patch(model, [Prune(3, "random", 0.5)], path=path),
+        pytest.raises(StateError, match="pruned by the plan"),
+    ):
+        talk.step()
+
+
+@both_layouts
+def test_cropping_into_a_picture_is_refused(family, path):
+    """Layers hold different numbers of its tokens, so other rows were lost."""
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, HALF, path=path):
+        talk = Conversation(family, model, inputs)
+        talk.step()
+        after = inputs["input_ids"].shape[1] - int((inputs["input_ids"] == IMAGE)[0].nonzero()[-1])
+        talk.cache.crop(-after)  # the step, and the text after the picture
+        assert talk.cache.get_seq_length() == inputs["input_ids"].shape[1] + 1 - after
+        with pytest.raises(StateError, match="its last picture ends 0 tokens"):
+            talk.cache.crop(-1)
+
+
+@paths
+def test_generating_from_a_prompt_that_ends_in_a_picture_is_refused(path):
+    """The last token was dropped, and the next one chosen from zeros."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.batch(family.samples([3, Picture(seed=1)]))
+    with vtfast.patch(model, HALF, path=path), pytest.raises(InputError, match="ends in a picture"):
+        continuation(model, inputs)
+    with vtfast.patch(model, [Prune(2, "random", 1.0)], path=path):
+        continuation(model, inputs, steps=1)
+
+
+@paths
+@pytest.mark.parametrize("selecting", [lambda c: c.batch_repeat_interleave(2), "mask"])
+def test_pictures_are_counted_on_after_rows_of_a_cache_moved(path, selecting):
+    """The count kept the old rows: a second picture then failed."""
+    family = FAMILIES["llava"]
+    first, second = family.samples([4, Picture(seed=1), 7], [3, Picture(seed=2), 5])
+    model = family.build()
+    with vtfast.patch(model, HALF, path=path), torch.no_grad():
+        cache = model(**without_mask(family.batch([first] * 2))).past_key_values
+        if selecting == "mask":
+            cache.batch_select_indices(torch.tensor([False, True]))
+            rows = 1
+        else:
+            selecting(cache)
+            rows = 4
+        model(**without_mask(family.batch([second] * rows)), past_key_values=cache)
+    assert cache.vtfast.images.tolist() == [2] * rows
+
+
+def test_pictures_that_lose_nothing_are_counted_too():
+    """Without pixels the second picture then got the number of the first."""
+    family, keys = FAMILIES["llava"], []
+    first, second = (
+        family.batch([s]) for s in family.samples([4, Picture(seed=1), 7], [2, Picture(seed=2), 5])
+    )
+    model = family.build()
+
+    def look(context):
+        keys.append(context.keys.tolist())
+        return first_rows(context)
+
+    def turn(keep, inputs, **more):
+        with torch.no_grad():
+            features = model.model.get_image_features(inputs["pixel_values"])
+        with vtfast.patch(model, [Prune(2, "test-probe", keep)]), torch.no_grad():
+            given = {k: v for k, v in without_mask(inputs).items() if k != "pixel_values"}
+            return model(**given, **more, mm_encoder_outputs={"image": features})
+
+    with probing(look):
+        cache = turn(36, first).past_key_values
+        cache.vtfast.plan = vtfast.Plan([Prune(2, "test-probe", 0.5)])  # as if it were one plan
+        turn(0.5, second, past_key_values=cache)
+    assert keys == [[1]]
+
+
+def test_a_picture_of_half_precision_has_one_key(monkeypatch):
+    """In fp16 the tower saw rounded pixels, and a plain forward hashed the others."""
+    family = FAMILIES["qwen"]
+    model, inputs = family.build(dtype=torch.float16), family.inputs("single")
+    seen = []
+
+    def look(context):
+        seen.append(context.keys.tolist())
+        return first_rows(context)
+
+    with probing(look), vtfast.patch(model, [Prune(2, "test-probe", 0.5)]):
+        logits_of(family, model, inputs)
+        continuation(model, inputs, steps=1)
+    assert seen[0] == seen[1]
+
+
+def test_scores_of_an_unknown_text_model_are_refused():
+    """Qwen3 norms its queries and keys, which the score does not know: it was silently another."""
+    model = FAMILIES["llava"].build()
+    model.config.text_config = Qwen3Config(num_hidden_layers=6)
+    with pytest.raises(UnsupportedModelError, match="qwen3"):
+        vtfast.patch(model, [Prune(2, "topk", 0.5)])
+    vtfast.patch(model, HALF).remove()
+
+
+@both_layouts
+def test_the_text_model_can_be_called_by_itself(family, path):
+    """The hook wanted embeddings, and tokens are as good."""
+    model, ids = family.build(), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model.model.language_model(input_ids=ids).last_hidden_state
+        with vtfast.patch(model, HALF, path=path):
+            hidden = model.model.language_model(input_ids=ids).last_hidden_state
+    assert torch.equal(hidden, expected)
+
+
+@both_layouts
+def test_a_reset_cache_starts_anew(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        talk = Conversation(family, model, inputs)
+        talk.step()
+        cache, tokens = talk.cache, talk.tokens
+        cache.reset()
+        with torch.no_grad():
+            positions = Oracle(family.build(), inputs).position_ids(0, inputs["input_ids"].shape[1])
+            out = model(**inputs, position_ids=positions, past_key_values=cache)
+    assert torch.equal(out.logits[:, -1:].argmax(-1), tokens[0])
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+def without_mask(inputs):
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
