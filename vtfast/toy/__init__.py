@@ -27,7 +27,8 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
     """The bundled model `name` and its processor, without a network.
 
     Args:
-        name: `"llava"`, the one this version bundles.
+        name: `"llava"` (12 decoder layers, the strong one) or `"llava-small"` (8 layers, whose
+            horizon lies elsewhere).
         dtype: of the weights; float32 unless given.
 
     Returns the model in eval mode, with its measured horizon in `model.config.vtfast_horizon`,

@@ -60,8 +60,8 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
-_BUNDLED = ("llava",)
-_PLANNED = ("llava-small", "qwen")
+_BUNDLED = ("llava", "llava-small")
+_PLANNED = ("qwen",)
 
 
 def load(
