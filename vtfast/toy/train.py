@@ -219,9 +219,9 @@ def _parser() -> argparse.ArgumentParser:
         "scenes, and the first layer that no longer needs the visual tokens is written into "
         "config.json as vtfast_horizon.",
         epilog="The bundled models: llava is --steps 1600 --seed 1, about 25 minutes on two free "
-        "cores; llava-small is --layers 8 --steps 1300 --seed 2. A look at the whole pipeline: --out /tmp/look --steps 3 "
-        "--layers 2 --n-eval 10. On shared cores set OMP_WAIT_POLICY=PASSIVE: waiting threads then "
-        "give way.",
+        "cores; llava-small is --layers 8 --steps 1300 --seed 2. A look at the whole pipeline: "
+        "--out /tmp/look --steps 3 --layers 2 --n-eval 10. On shared cores set "
+        "OMP_WAIT_POLICY=PASSIVE: waiting threads then give way.",
     )
     default = Settings()
 
