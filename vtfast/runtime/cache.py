@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vtfast.errors import StateError
 from vtfast.plan import Plan
-from vtfast.runtime.ragged_cache import RaggedLayer, Rows
+from vtfast.runtime.ragged_cache import Rows
 
 
 class Holes:
@@ -109,12 +109,9 @@ class PrunedCacheMixin:
             self.vtfast.images = self.vtfast.images.repeat_interleave(repeats)
 
     def reset(self) -> None:
-        """Forget everything, the pruning included."""
+        """Forget everything, the pruning included (before 5.23 transformers keeps the length)."""
         cache: Cache = self  # type: ignore[assignment]
-        cache.layers = [
-            DynamicLayer() if isinstance(layer, RaggedLayer) else layer for layer in cache.layers
-        ]
-        super().reset()  # type: ignore[misc]
+        cache.layers = [DynamicLayer() for _ in cache.layers]
         self.vtfast = CacheState(self.vtfast.packed, self.vtfast.plan)
 
     def _select(self, index: Tensor) -> None:
