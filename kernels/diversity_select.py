@@ -57,7 +57,7 @@ def diversity_select(
     >>> diversity_select(torch.eye(5), Ragged.from_lengths([5], "cpu"), [2]).shape
     torch.Size([2])
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_segments(_OP, "segments", segments)
     check_tensor(_OP, "features", features, ndim=2, device=segments.device)
     check_floating(_OP, "features", features)

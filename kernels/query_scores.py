@@ -47,7 +47,7 @@ def last_query_scores(
     >>> last_query_scores(q, k, Ragged.from_lengths([6, 4], "cpu"), scale=0.125).shape
     torch.Size([10])
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_segments(_OP, "segments", segments)
     check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES, device=segments.device)
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=segments.device)

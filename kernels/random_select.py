@@ -47,7 +47,7 @@ def random_select(
     >>> random_select(Ragged.from_lengths([576, 9], "cpu"), [58, 9], seed=0, stream=0).shape
     torch.Size([67])
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_segments(_OP, "segments", segments)
     keep = checked_keep(_OP, segments, keep)
     _check_word(segments, "seed", seed, torch.int64, -(2**63), 2**63)

@@ -43,7 +43,7 @@ def topk_select(
     >>> topk_select(torch.tensor([1., 3., 3., 0.]), Ragged.from_lengths([3, 1], "cpu"), [1, 1])
     tensor([1, 3], dtype=torch.int32)
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_segments(_OP, "segments", segments)
     check_tensor(_OP, "scores", scores, ndim=1, device=segments.device)
     check_floating(_OP, "scores", scores)
