@@ -34,6 +34,7 @@ except ImportError:  # there are no wheels outside Linux; the eager twins need n
     triton = tl = _Absent()
 
 HAS_TRITON = not isinstance(triton, _Absent)
+TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if HAS_TRITON else (0, 0)
 INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 INTERPRET = tl.constexpr(INTERPRETED)  # for kernels: the interpreter computes bf16 on raw bits
 

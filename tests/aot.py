@@ -45,7 +45,9 @@ class Variant:
 
 def variants() -> Iterator[Variant]:
     """Every kernel at the settings its launcher chooses."""
-    from vtfast.kernels import gather
+    import torch
+
+    from vtfast.kernels import gather, random_select, threshold, topk_select
 
     for index in ("i32", "i64"):
         yield Variant(
@@ -66,6 +68,24 @@ def variants() -> Iterator[Variant]:
                 "ROWS": gather._ROWS,
             },
             {"num_warps": gather._WARPS},
+        )
+    for longest, warps in threshold.TILES:
+        tile = {"ROWS": longest // threshold.COLUMNS, "COLUMNS": threshold.COLUMNS}
+        offsets = {"cu_seqlens_ptr": "*i32", "cu_keep_ptr": "*i32", "out_ptr": "*i32"}
+        for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+            yield Variant(
+                f"topk {name}, {longest} rows",
+                topk_select._topk_select_kernel,
+                offsets | {"scores_ptr": f"*{name}"},
+                tile | {"BITS": topk_select._BITS[dtype], "INFINITY": topk_select._INFINITY[dtype]},
+                {"num_warps": warps},
+            )
+        yield Variant(
+            f"random, {longest} rows",
+            random_select._random_select_kernel,
+            offsets | {"seed_ptr": "*i64", "keys_ptr": "*i64", "stream_ptr": "*i32"},
+            tile | {"WORD_BITS": 32},
+            {"num_warps": warps},
         )
 
 

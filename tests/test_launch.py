@@ -7,11 +7,16 @@ import sys
 
 import pytest
 import torch
+from conftest import DEVICE
+from ragged_cases import cut
 
 from vtfast.kernels import launch
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.random_select import random_select
+from vtfast.kernels.topk_select import topk_select
 
 # Each op: how it is called, and which tensors of that call the registered op takes.
+SEGMENTS = cut([4, 2], DEVICE)
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
 
 CALLS = {
@@ -19,6 +24,18 @@ CALLS = {
         lambda x, index: gather_rows(index, x, x[:, 1], impl="triton")[0],
         lambda: (X, INDEX),
         lambda x, index: (index, [x, x[:, 1]]),
+    ),
+    "topk_select": (
+        lambda x: topk_select(x[:, 1], SEGMENTS, [2, 1], impl="triton"),
+        lambda: (X,),
+        lambda x: (x[:, 1], SEGMENTS.cu_seqlens, [2, 1], 4),
+    ),
+    "random_select": (
+        lambda seed, keys, stream: random_select(
+            SEGMENTS, [2, 1], seed=seed, keys=keys, stream=stream, impl="triton"
+        ),
+        lambda: (torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)),
+        lambda *words: (SEGMENTS.cu_seqlens, *words, [2, 1], 4),
     ),
 }
 
