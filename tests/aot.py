@@ -41,13 +41,14 @@ class Variant:
     types: dict[str, Any]
     constants: dict[str, Any]
     options: dict[str, Any]
+    multiples_of_16: tuple[str, ...] = ()  # among the sizes and strides; pointers always are
 
 
 def variants() -> Iterator[Variant]:
     """Every kernel at the settings its launcher chooses."""
     import torch
 
-    from vtfast.kernels import gather, random_select, threshold, topk_select
+    from vtfast.kernels import diversity_select, gather, random_select, threshold, topk_select
 
     for index in ("i32", "i64"):
         yield Variant(
@@ -87,16 +88,58 @@ def variants() -> Iterator[Variant]:
             tile | {"WORD_BITS": 32},
             {"num_warps": warps},
         )
+        yield Variant(
+            f"diversity greedy, {longest} rows",
+            diversity_select._greedy_kernel,
+            dict.fromkeys((*offsets, "nearest_ptr", "cu_matrix_ptr"), "*i32")
+            | {"matrix_ptr": "*fp32", "index_ptr": "*i32", "order_ptr": "*i32"},
+            tile,
+            {"num_warps": warps},
+        )
+    for name, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
+        features = {"x_ptr": f"*{name}", "inverse_ptr": "*fp32", "nearest_ptr": "*i32"}
+        yield Variant(
+            f"diversity norms {name}",
+            diversity_select._norms_kernel,
+            features | {"num_rows": "i32", "stride_x": "i32"},
+            {
+                "D": 3584,
+                "ROWS": diversity_select._NORM_ROWS,
+                "BLOCK": diversity_select._NORM_BLOCK,
+            },
+            {"enable_fp_fusion": False},
+            ("stride_x",),
+        )
+        yield Variant(
+            f"diversity distances {name}",
+            diversity_select._distances_kernel,
+            features
+            | dict.fromkeys(("cu_seqlens_ptr", "cu_keep_ptr", "cu_matrix_ptr"), "*i32")
+            | {"matrix_ptr": "*fp32", "tiles": "i32", "stride_x": "i32"},
+            {
+                "D": 3584,
+                "RAW": size == 2,
+                "PRECISION": "tf32x3",
+                "TILE": diversity_select._TILE,
+                "DEPTH": diversity_select._DEPTH[size],
+            },
+            {
+                "num_warps": diversity_select._WARPS,
+                "num_stages": diversity_select._STAGES,
+                "enable_fp_fusion": False,
+            },
+            ("stride_x",),
+        )
 
 
-def aligned(types: dict[str, Any], names: list[str]) -> dict[tuple[int, ...], Any]:
+def aligned(variant: Variant, names: list[str]) -> dict[tuple[int, ...], Any]:
     """Pointers are multiples of 16 bytes, as PyTorch's allocator gives them."""
     attributes: dict[tuple[int, ...], Any] = {}
     for i, name in enumerate(names):
-        kind = types.get(name, "")
+        kind = variant.types.get(name, "")
         members = enumerate(kind) if isinstance(kind, tuple) else [(None, kind)]
         for j, member in members:
-            if member.startswith("*"):
+            if member.startswith("*") or name in variant.multiples_of_16:
                 attributes[(i,) if j is None else (i, j)] = [["tt.divisibility", 16]]
     return attributes
 
@@ -110,8 +153,10 @@ def build(variant: Variant, arch: str) -> dict[str, Any]:
     names = list(variant.kernel.arg_names)
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in variant.constants.items()}
-    source = ASTSource(variant.kernel, signature, constants, aligned(variant.types, names))
     is_nvidia = arch.startswith("sm_")
+    if "PRECISION" in variant.constants and not is_nvidia:
+        constants[(names.index("PRECISION"),)] = "ieee"  # as the launcher does
+    source = ASTSource(variant.kernel, signature, constants, aligned(variant, names))
     target = (
         GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
         if is_nvidia

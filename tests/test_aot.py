@@ -38,3 +38,19 @@ def test_gathered_rows_move_16_bytes_at_a_time(table, arch):
     """A tile of 4 x 1024 words is 8 loads and stores of 16 bytes for each of 128 threads."""
     for row in of(table, arch, "gather"):
         assert (row["load_128"], row["store_128"]) == (8, 8), row
+
+
+@pytest.mark.parametrize("arch", NVIDIA)
+def test_the_greedy_loop_reads_16_bytes_at_a_time(table, arch):
+    """A line of 1024 to 4096 distances is 2 loads of 16 bytes a thread, one of 16384 is 4."""
+    wide = [row["load_128"] for row in of(table, arch, "diversity greedy")]
+    assert wide == [2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
+)
+def test_distances_are_made_by_tensor_cores(table, arch, instruction):
+    rows = of(table, arch, "diversity distances")
+    assert [row["kernel"] for row in rows if not row[instruction]] == []
+    assert len(rows) == 3

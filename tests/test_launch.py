@@ -11,6 +11,7 @@ from conftest import DEVICE
 from ragged_cases import cut
 
 from vtfast.kernels import launch
+from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
@@ -29,6 +30,11 @@ CALLS = {
         lambda x: topk_select(x[:, 1], SEGMENTS, [2, 1], impl="triton"),
         lambda: (X,),
         lambda x: (x[:, 1], SEGMENTS.cu_seqlens, [2, 1], 4),
+    ),
+    "diversity_select": (
+        lambda x: diversity_select(x, SEGMENTS, [2, 1], impl="triton"),
+        lambda: (X + torch.eye(6, 5),),
+        lambda x: (x, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
     ),
     "random_select": (
         lambda seed, keys, stream: random_select(
