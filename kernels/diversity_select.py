@@ -30,7 +30,7 @@ from .checks import (
     check_tensor,
     checked_keep,
 )
-from .launch import INTERPRET, on_device_of, register, tl, triton, use_triton
+from .launch import INTERPRET, fp32_precision, on_device_of, register, tl, triton, use_triton
 from .ragged import Ragged
 from .threshold import COLUMNS, positions, segment_bounds, store_picks, tile, unable
 
@@ -320,7 +320,7 @@ def _distances(
         x.stride(0),
         D=x.shape[1],
         RAW=x.element_size() == 2,
-        PRECISION="tf32x3" if torch.version.hip is None else "ieee",  # AMD knows no tf32x3
+        PRECISION=fp32_precision(),
         TILE=_TILE,
         DEPTH=_DEPTH[x.element_size()],
         num_warps=_WARPS,

@@ -48,7 +48,14 @@ def variants() -> Iterator[Variant]:
     """Every kernel at the settings its launcher chooses."""
     import torch
 
-    from vtfast.kernels import diversity_select, gather, random_select, threshold, topk_select
+    from vtfast.kernels import (
+        diversity_select,
+        gather,
+        query_scores,
+        random_select,
+        threshold,
+        topk_select,
+    )
 
     for index in ("i32", "i64"):
         yield Variant(
@@ -130,6 +137,41 @@ def variants() -> Iterator[Variant]:
             },
             ("stride_x",),
         )
+    for name, size, group in (("bf16", 2, 7), ("bf16", 2, 1), ("fp32", 4, 7)):
+        pointers = {"logits_ptr": "*fp32", "top_ptr": "*fp32", "weight_ptr": "*fp32"}
+        strides = ("stride_qb", "stride_qh", "stride_kt", "stride_kh")
+        yield Variant(
+            f"scores {name}, {group} queries a key",
+            query_scores._logits_kernel,
+            pointers
+            | {"q_ptr": f"*{name}", "k_ptr": f"*{name}", "cu_seqlens_ptr": "*i32"}
+            | dict.fromkeys(("total", *strides), "i32")
+            | {"scale": "fp32"},
+            {
+                "GROUP": group,
+                "ROWS": query_scores._rows(group),
+                "D": 128,
+                "BLOCK_D": 128,
+                "KEYS": query_scores._KEYS,
+                "SPLITS": query_scores._SPLITS,
+                "PRECISION": "tf32x3",
+            },
+            {"num_warps": query_scores._WARPS, "num_stages": query_scores._STAGES[size]},
+            strides,
+        )
+    yield Variant(
+        "scores merged",
+        query_scores._merge_kernel,
+        pointers | {"cu_seqlens_ptr": "*i32", "scores_ptr": "*fp32", "total": "i32"},
+        {
+            "H": 28,
+            "HEADS": query_scores._MERGE_HEADS,
+            "KEYS": query_scores._MERGE_KEYS,
+            "SPLITS": query_scores._SPLITS,
+            "SPLIT_KEYS": query_scores._KEYS,
+        },
+        {"num_warps": query_scores._MERGE_WARPS},
+    )
 
 
 def aligned(variant: Variant, names: list[str]) -> dict[tuple[int, ...], Any]:

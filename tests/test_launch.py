@@ -13,6 +13,7 @@ from ragged_cases import cut
 from vtfast.kernels import launch
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.query_scores import last_query_scores
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
 
@@ -35,6 +36,11 @@ CALLS = {
         lambda x: diversity_select(x, SEGMENTS, [2, 1], impl="triton"),
         lambda: (X + torch.eye(6, 5),),
         lambda x: (x, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
+    ),
+    "last_query_scores": (
+        lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
+        lambda: (X[:2, :4, None].expand(2, 4, 8), X[:, :2, None].expand(6, 2, 8)),
+        lambda q, k: (q, k, SEGMENTS.cu_seqlens, 4, 0.5),
     ),
     "random_select": (
         lambda seed, keys, stream: random_select(
