@@ -117,15 +117,17 @@ def _distances_kernel(
     TILE: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Grid (tiles of a matrix, segments): a program makes a tile, and folds it into `nearest`.
+    """Grid (segments x tiles of the largest matrix): a program makes a tile of one matrix.
+
+    It folds the tile's minima into `nearest`, as integers, so in any order to the same result.
 
     A matrix has `_width(n)` columns; those beyond n are left as they are.
     """
-    segment = tl.program_id(1)
+    segment = tl.program_id(0) // (tiles * tiles)
+    number = tl.program_id(0) % (tiles * tiles)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
     _, k = segment_bounds(cu_keep_ptr, segment)
-    i_first = tl.program_id(0) // tiles * TILE
-    j_first = tl.program_id(0) % tiles * TILE
+    i_first, j_first = number // tiles * TILE, number % tiles * TILE
     if (k == 0) | (i_first >= n) | (j_first >= n):
         return
     i, j = i_first + tl.arange(0, TILE), j_first + tl.arange(0, TILE)
@@ -149,7 +151,7 @@ def _distances_kernel(
             dots = tl.dot(a, b, dots, input_precision=PRECISION)
     if RAW:
         dots = dots * i_inverse[:, None] * j_inverse[None, :]
-    # What is not finite is infinitely far from every row, and from nothing's nearest neighbour.
+    # A row that is not finite is infinitely far from all others: nobody's nearest neighbour.
     known = (i_inverse >= 0.0)[:, None] & (j_inverse >= 0.0)[None, :]
     distance = tl.where(known, 1.0 - dots, float("inf"))
 
@@ -308,7 +310,7 @@ def _distances(
     cut = Ragged.from_lengths([n * _host_width(n) for n in lengths], x.device)
     matrix = torch.empty(cut.total, dtype=torch.float32, device=x.device)
     tiles = triton.cdiv(max(lengths), _TILE)
-    _distances_kernel[(tiles * tiles, len(lengths))](
+    _distances_kernel[(len(lengths) * tiles * tiles,)](
         x,
         inverse,
         cu_seqlens,

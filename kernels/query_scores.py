@@ -137,12 +137,12 @@ def _merge_kernel(
     SPLITS: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,  # KEYS of the kernel above
 ):
-    """Grid (blocks of KEYS keys, sequences): softmax over all keys, then the mean over heads."""
-    segment = tl.program_id(1)
+    """Grid (sequences, blocks of KEYS keys): softmax over all keys, then the mean over heads."""
+    segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
-    key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    key = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     live = key < n
-    if tl.program_id(0) * KEYS >= n:
+    if tl.program_id(1) * KEYS >= n:
         return
     split = tl.arange(0, SPLITS)
     filled = split * _share(n, SPLITS, SPLIT_KEYS) < n
@@ -204,7 +204,7 @@ def _launch(
             num_warps=_WARPS,
             num_stages=_STAGES[k.element_size()],
         )
-        _merge_kernel[(triton.cdiv(longest, _MERGE_KEYS), sequences)](
+        _merge_kernel[(sequences, triton.cdiv(longest, _MERGE_KEYS))](
             logits,
             tops,
             weights,
