@@ -39,7 +39,7 @@ CALLS = {
     ),
     "last_query_scores": (
         lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
-        lambda: (X[:2, :4, None].expand(2, 4, 8), X[:, :2, None].expand(6, 2, 8)),
+        lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
         lambda q, k: (q, k, SEGMENTS.cu_seqlens, 4, 0.5),
     ),
     "random_select": (
