@@ -24,11 +24,13 @@ class Ragged:
     lengths: B ints ≥ 0, on the host.
     cu_seqlens: `[B + 1]` int32 on the device, prefix sums of `lengths` from 0.
     offsets: the same prefix sums as host ints.
+    max_seqlen: rows of the longest segment, 0 without segments.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: torch.Tensor = field(repr=False)
     offsets: tuple[int, ...] = field(repr=False)
+    max_seqlen: int = field(repr=False)
 
     @staticmethod
     def from_lengths(lengths: Sequence[int], device: torch.device | str | int) -> "Ragged":
@@ -46,11 +48,6 @@ class Ragged:
     def total(self) -> int:
         """Rows of the packed batch."""
         return self.offsets[-1]
-
-    @cached_property
-    def max_seqlen(self) -> int:
-        """Rows of the longest segment, 0 without segments."""
-        return max(self.lengths, default=0)
 
     @cached_property
     def uniform_length(self) -> int | None:
@@ -136,4 +133,4 @@ def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
         cu_seqlens = torch.tensor(
             offsets, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda"
         ).to(device, non_blocking=True)
-    return Ragged(lengths, cu_seqlens, offsets)
+    return Ragged(lengths, cu_seqlens, offsets, max(lengths, default=0))

@@ -59,7 +59,7 @@ def ragged_attention(
     >>> ragged_attention(q, k, k, q_cut, k_cut).shape
     torch.Size([7, 8, 64])
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_segments(_OP, "q_segments", q_segments)
     check_segments(_OP, "k_segments", k_segments)
     device = q_segments.device

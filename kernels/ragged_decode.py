@@ -59,7 +59,7 @@ def ragged_decode(
     >>> ragged_decode(q, cache, cache, [5, 9], starts=[0, 10]).shape
     torch.Size([2, 8, 64])
     """
-    check_impl(_OP, impl)
+    check_impl(_OP, impl, has_kernel=False)
     check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES)
     check_tensor(_OP, "k_cache", k_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_tensor(_OP, "v_cache", v_cache, ndim=3, dtypes=(q.dtype,), device=q.device)

@@ -1,7 +1,10 @@
-"""Pick the k best-scored rows of each segment.
+"""Pick the k best-scored rows of each segment, all segments in one launch.
 
-Unlike `torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and
-NaN ranks below -inf, so a broken score is never preferred.
+`out = ascending({i : #{j : s_j > s_i, or s_j = s_i and j < i} < k})` per segment. Unlike
+`torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and NaN
+ranks below -inf, so a broken score is never preferred. One program per segment keeps its scores in
+registers. Traffic: the scores once in, k row numbers out; the time is the launch and the search.
+Limits: 16384 rows a segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
 """
 
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ import torch
 
 from . import reference
 from .checks import (
+    KERNEL_DTYPES,
     check_covers,
     check_floating,
     check_impl,
@@ -17,9 +21,107 @@ from .checks import (
     check_tensor,
     checked_keep,
 )
+from .launch import on_device_of, register, tl, triton, use_triton
 from .ragged import Ragged
+from .threshold import (
+    COLUMNS,
+    kth_largest,
+    positions,
+    segment_bounds,
+    store_picks,
+    tile,
+    unable,
+)
 
 _OP = "topk_select"
+
+# Per dtype: bits of a key, and the bits of +infinity, both at the top of a 32-bit word.
+_BITS = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 16}
+_INFINITY = {
+    torch.float32: 0x7F800000,
+    torch.float16: 0x7C000000,
+    torch.bfloat16: 0x7F800000,
+}
+
+
+@triton.jit
+def _keys(bits, BITS: tl.constexpr, INFINITY: tl.constexpr):
+    """Float bits (int32, at the top) as unsigned keys that sort like the floats.
+
+    Positive numbers get their top bit set, negative ones all their BITS flipped. No bit below
+    them may be flipped: a key ending in ones would beat the threshold it ties with.
+    """
+    magnitude = bits & 0x7FFFFFFF
+    bits = tl.where(magnitude == 0, 0, bits)  # -0.0 is +0.0
+    flipped: tl.constexpr = -1 << (32 - BITS)
+    key = (bits ^ ((bits >> 31) & flipped)) ^ tl.where(bits < 0, 0, -2147483648)
+    return tl.where(magnitude > INFINITY, 0, key).to(tl.uint32, bitcast=True)  # NaN: below -inf
+
+
+@triton.jit
+def _topk_select_kernel(
+    # pointers
+    scores_ptr,
+    cu_seqlens_ptr,
+    cu_keep_ptr,
+    out_ptr,
+    # meta
+    BITS: tl.constexpr,
+    INFINITY: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Grid (segments): a program reads the scores of its segment once and stores its picks."""
+    segment = tl.program_id(0)
+    first, n = segment_bounds(cu_seqlens_ptr, segment)
+    first_out, k = segment_bounds(cu_keep_ptr, segment)
+    position = positions(ROWS, COLUMNS)
+    live = position < n
+
+    # As bits: 16-bit floats sort by them too, and the interpreter converts bf16 wrongly.
+    word = tl.pointer_type(tl.int32 if BITS == 32 else tl.int16)
+    source = scores_ptr.to(word, bitcast=True) + first + position
+    bits = tl.load(source, mask=live, other=0).to(tl.int32)
+    key = tl.where(live, _keys(bits << (32 - BITS), BITS, INFINITY), tl.full((), 0, tl.uint32))
+
+    threshold, _ = kth_largest(key, k, BITS)
+    above, equal = (key > threshold) & live, (key == threshold) & live
+    store_picks(out_ptr + first_out, first + position, above, equal, k)
+
+
+def _launch(
+    scores: torch.Tensor, cu_seqlens: torch.Tensor, keep: Sequence[int], longest: int
+) -> torch.Tensor:
+    kept = Ragged.from_lengths(keep, scores.device)
+    out = torch.empty(kept.total, dtype=torch.int32, device=scores.device)
+    if kept.total:
+        rows, warps = tile(longest)
+        with on_device_of(scores):
+            _topk_select_kernel[(len(kept),)](
+                scores.contiguous(),
+                cu_seqlens,
+                kept.cu_seqlens,
+                out,
+                BITS=_BITS[scores.dtype],
+                INFINITY=_INFINITY[scores.dtype],
+                ROWS=rows,
+                COLUMNS=COLUMNS,
+                num_warps=warps,
+            )
+    return out
+
+
+def _fake(
+    scores: torch.Tensor, cu_seqlens: torch.Tensor, keep: Sequence[int], longest: int
+) -> torch.Tensor:
+    return scores.new_empty(sum(keep), dtype=torch.int32)
+
+
+_topk_select = register(
+    "topk_select(Tensor scores, Tensor cu_seqlens, int[] keep, int longest) -> Tensor",
+    _launch,
+    _fake,
+)
 
 
 def topk_select(
@@ -31,14 +133,17 @@ def topk_select(
         scores: `[T]` of any floating dtype, compared exactly.
         segments: the cut of the T rows.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
-        impl: "auto" | "eager" | "triton"; an explicit choice never falls back.
+        impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
+            | "triton"; an explicit choice never falls back.
 
     Returns:
         `[sum(keep)]` int32 row numbers, ascending (by row, not by score).
 
     Raises:
-        ValueError: a rank, row count, keep count or device that does not fit.
+        ValueError: a rank, row count, keep count or device that does not fit, or what the kernel
+            cannot do.
         TypeError: scores that are not floating point, or another wrong type.
+        RuntimeError: impl="triton" where Triton cannot run.
 
     >>> topk_select(torch.tensor([1., 3., 3., 0.]), Ragged.from_lengths([3, 1], "cpu"), [1, 1])
     tensor([1, 3], dtype=torch.int32)
@@ -49,4 +154,9 @@ def topk_select(
     check_floating(_OP, "scores", scores)
     check_covers(_OP, "segments", segments, "scores", len(scores))
     keep = checked_keep(_OP, segments, keep)
+    longest = segments.max_seqlen
+    too_long = unable(longest)
+    foreign = "" if scores.dtype in KERNEL_DTYPES else f"the kernel does not take {scores.dtype}"
+    if use_triton(_OP, impl, scores.device, unable=too_long or foreign, silent=not too_long):
+        return _topk_select(scores, segments.cu_seqlens, keep, longest)
     return reference.topk_select(scores, segments, keep)

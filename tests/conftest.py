@@ -1,13 +1,79 @@
 """Session set-up, and the fixture the op tests share."""
 
+import importlib
 import os
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
 import torch
 
+# Triton decides at its import whether kernels are compiled for a GPU or interpreted on the CPU.
+# VTFAST_TEST_DEVICE: cpu | cuda | auto (cuda where there is one).
+assert "triton" not in sys.modules, "something imports triton before the tests can choose how"
+DEVICE = os.environ.get("VTFAST_TEST_DEVICE", "auto")
+if DEVICE == "auto":
+    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+else:
+    os.environ.pop("TRITON_INTERPRET", None)
+
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
+
+
+def pytest_report_header() -> str:
+    how = "interpreted" if DEVICE == "cpu" else "compiled"
+    return f"Triton kernels: {how}, on {DEVICE}"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton kernels run in this session."""
+    return DEVICE
+
+
+@pytest.fixture(params=["eager", "triton"])
+def impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both implementations of an op; tensors are made where the one at hand runs."""
+    with torch.device(DEVICE if request.param == "triton" else "cpu"):
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def strict_interpreter() -> None:
+    """Let interpreted kernels raise on int32 overflow and on a failed `device_assert`."""
+    if DEVICE == "cpu":
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True)
+
+
+@pytest.fixture
+def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put a fence of poison on both sides of whatever `torch.empty` returns.
+
+    At the end all fences must stand: no kernel wrote before or beyond its output.
+    """
+    empty, width, poison, fenced = torch.empty, 64, 0x5A, []
+
+    def fenced_empty(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> torch.Tensor:
+        inside = empty(*shape, dtype=dtype, **options)
+        if inside.device.type == "meta":
+            return inside
+        margin = width * inside.element_size()
+        data = inside.numel() * inside.element_size()
+        whole = empty(data + 2 * margin, dtype=torch.uint8, device=inside.device).fill_(poison)
+        fenced.append((whole, margin))
+        return whole[margin : margin + data].view(inside.dtype).view(inside.shape)
+
+    monkeypatch.setattr(torch, "empty", fenced_empty)
+    yield
+    for whole, margin in fenced:
+        assert (whole[:margin] == poison).all(), "written before an output"
+        assert (whole[-margin:] == poison).all(), "written beyond an output"
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from vtfast.kernels.ragged import Ragged
 # Every selection meets its oracle on this many ragged batches, the same ones in every run.
 THOROUGH = settings(max_examples=2_000, derandomize=True, deadline=None, database=None)
 
+# The kernels meet twin and oracle on fewer: the interpreter takes 30 to 50 ms for a batch.
+KERNEL = settings(THOROUGH, max_examples=200)
+
 CUTS = [
     pytest.param([], [], id="no segments"),
     pytest.param([0], [0], id="one empty segment"),
@@ -23,6 +26,17 @@ CUTS = [
     pytest.param([5, 5, 5], [0, 5, 2], id="equal lengths, other keep"),
     pytest.param([3, 0, 63, 1], [2, 0, 31, 1], id="odd lengths, an empty segment"),
     pytest.param([577, 576], [58, 288], id="sizes of a picture"),
+]
+
+
+# Around what a program of a selection kernel holds: lines of 32 rows, tiles of 1024 and 4096.
+BLOCK_CUTS = [
+    pytest.param([n], [k], id=f"{k} of {n}")
+    for n, k in [
+        *((31, 8), (32, 8), (33, 8)),
+        *((1023, 500), (1024, 1), (1024, 1024), (1025, 500)),
+        *((4096, 2048), (4097, 4096), (16384, 1638)),
+    ]
 ]
 
 
@@ -37,8 +51,14 @@ def cuts(draw: st.DrawFn, max_length: int = 9) -> tuple[list[int], list[int]]:
     return lengths, [draw(st.integers(0, n)) for n in lengths]
 
 
-def cut(lengths: Sequence[int], device: str = "cpu") -> Ragged:
-    return Ragged.from_lengths(lengths, device)
+def cut(lengths: Sequence[int], device: str | None = None) -> Ragged:
+    return Ragged.from_lengths(lengths, device or torch.get_default_device())
+
+
+def fenced_rows(x: torch.Tensor, value: float = float("nan"), device: str = "cpu") -> torch.Tensor:
+    """The same rows, with 64 rows of `value` before and after them in memory."""
+    fence = x.new_full((64, *x.shape[1:]), value)
+    return torch.cat([fence, x, fence]).to(device)[64:-64]
 
 
 def check_selection(index: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]) -> None:

@@ -4,11 +4,16 @@ import re
 
 import pytest
 import torch
-from ragged_cases import refusal
+from conftest import DEVICE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged_cases import THOROUGH, refusal
 
+from vtfast.kernels import reference
+from vtfast.kernels.checks import INDEX_DTYPES
 from vtfast.kernels.gather import gather_rows
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 INDICES = [
@@ -20,14 +25,19 @@ INDICES = [
 
 
 def rows(*shape, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
+    return x.to(torch.get_default_device())
+
+
+def bits(x):
+    return x.contiguous().view(torch.uint8) if x.numel() else x
 
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("index", INDICES)
-def test_copies_the_chosen_rows_of_every_tensor(index, index_dtype):
+def test_copies_the_chosen_rows_of_every_tensor(impl, index, index_dtype):
     tensors = rows(6, 5), rows(6), rows(6, 2, 3)
-    out = gather_rows(torch.tensor(index, dtype=index_dtype), *tensors)
+    out = gather_rows(torch.tensor(index, dtype=index_dtype), *tensors, impl=impl)
     assert len(out) == len(tensors)
     for copied, x in zip(out, tensors, strict=True):
         assert copied.shape == (len(index), *x.shape[1:])
@@ -35,15 +45,15 @@ def test_copies_the_chosen_rows_of_every_tensor(index, index_dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_keeps_the_dtype(dtype):
-    (out,) = gather_rows(torch.tensor([3, 1]), rows(4, 7, dtype=dtype))
+def test_keeps_the_dtype(impl, dtype):
+    (out,) = gather_rows(torch.tensor([3, 1]), rows(4, 7, dtype=dtype), impl=impl)
     assert out.dtype == dtype
     assert torch.equal(out, torch.stack([rows(4, 7, dtype=dtype)[i] for i in (3, 1)]))
 
 
-def test_keeps_nan_bits():
+def test_keeps_nan_bits(impl):
     x = torch.tensor([[0x7FC12345], [-0x00200000 + 1]], dtype=torch.int32)
-    (out,) = gather_rows(torch.tensor([1, 0]), x.view(torch.float32))
+    (out,) = gather_rows(torch.tensor([1, 0]), x.view(torch.float32), impl=impl)
     assert out.view(torch.int32).tolist() == x.flip(0).tolist()
 
 
@@ -54,15 +64,73 @@ def test_one_tensor_also_comes_back_in_a_tuple():
 @pytest.mark.parametrize(
     "view",
     [
-        pytest.param(rows(5, 8)[:, 2:7], id="columns of a wider tensor"),
-        pytest.param(rows(3, 5, 4).transpose(0, 1), id="head-major"),
-        pytest.param(rows(4).expand(5, 4), id="one row repeated"),
+        pytest.param(lambda: rows(5, 8)[:, 2:7], id="columns of a wider tensor"),
+        pytest.param(lambda: rows(5, 16)[:, 4:12], id="rows 16 bytes apart"),
+        pytest.param(lambda: rows(5, 9, dtype=torch.bfloat16)[:, 1:], id="2-byte steps"),
+        pytest.param(lambda: rows(5, 9).view(torch.int8)[:, 1:4], id="1-byte steps"),
+        pytest.param(lambda: rows(5, 8)[:, ::2], id="every other column"),
+        pytest.param(lambda: rows(3, 5, 4).transpose(0, 1), id="head-major"),
+        pytest.param(lambda: rows(5, 3)[:, 1], id="one column"),
+        pytest.param(lambda: rows(9, 4)[::2], id="every other row"),
+        pytest.param(lambda: rows(4).expand(5, 4), id="one row repeated"),
+        pytest.param(lambda: rows(5, 0), id="rows of nothing"),
     ],
 )
-def test_reads_any_strides_and_writes_contiguously(view):
-    (out,) = gather_rows(torch.tensor([4, 0, 2]), view)
+def test_reads_any_strides_and_writes_contiguously(impl, view):
+    view = view()
+    (out,) = gather_rows(torch.tensor([4, 0, 2]), view, impl=impl)
     assert out.is_contiguous()
     assert torch.equal(out, torch.stack([view[i] for i in (4, 0, 2)]))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 63])
+@pytest.mark.parametrize("width", [1, 63, 1023, 1024, 1025, 2051])
+def test_copies_blocks_and_what_is_left_of_them(impl, count, width):
+    """Sizes around the kernel's tile of 4 rows and 1024 words."""
+    x, index = rows(9, width), torch.arange(count) * 5 % 9
+    (out,) = gather_rows(index, x, impl=impl)
+    assert torch.equal(out, x[index])
+
+
+def test_moves_keys_and_values_of_all_layers_at_once(impl):
+    layers = [rows(7, 2, 8, dtype=torch.bfloat16) + i for i in range(56)]
+    index = torch.tensor([6, 0, 3])
+    out = gather_rows(index, *layers, impl=impl)
+    assert all(torch.equal(o, x[index]) for o, x in zip(out, layers, strict=True))
+
+
+def test_reads_no_row_that_was_not_chosen(device):
+    """Guard rows on both sides of the tensor, in the same memory, would show in the result."""
+    inside = rows(11, 20)[3:8]
+    inside[:] = torch.arange(100.0).view(5, 20)
+    (out,) = gather_rows(torch.tensor([4, 0], device=device), inside.to(device), impl="triton")
+    assert out.tolist() == [list(range(80, 100)), list(range(20))]
+
+
+@settings(THOROUGH, max_examples=200)
+@given(st.data())
+def test_the_kernel_copies_what_the_twin_copies(data):
+    number = data.draw(st.integers(1, 9))
+    index = data.draw(st.lists(st.integers(0, number - 1), max_size=9))
+    widths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
+    tensors = []
+    for width in widths:
+        x = rows(number, width + 3, dtype=data.draw(st.sampled_from(DTYPES)))
+        first = data.draw(st.integers(0, 3))
+        tensors.append(x[:, first : first + width].to(DEVICE))
+    index = torch.tensor(index, dtype=data.draw(st.sampled_from(INDEX_DTYPES)), device=DEVICE)
+    out = gather_rows(index, *tensors, impl="triton")
+    expected = reference.gather_rows(index, *tensors)
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(out, expected, strict=True))
+
+
+def test_the_kernel_refuses_tensors_that_need_gradients(device):
+    x = rows(4, 2).to(device).requires_grad_()
+    index = torch.tensor([0], device=device)
+    with pytest.raises(ValueError, match="no backward and a tensor needs a gradient; pass impl="):
+        gather_rows(index, x, impl="triton")
+    with torch.no_grad():
+        assert torch.equal(gather_rows(index, x, impl="triton")[0], x[:1])
 
 
 def test_lets_gradients_through():
@@ -86,9 +154,6 @@ def gather(*tensors, index=None, **options):
     ("error", "message", "call"),
     [
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: gather(rows(2), impl="cuda")),
-        refusal(
-            "no kernel", RuntimeError, "no Triton kernel", lambda: gather(rows(2), impl="triton")
-        ),
         refusal("nothing", ValueError, "no tensor to gather from", gather),
         refusal("no tensor", TypeError, "tensor 0 must be a tensor, got list", lambda: gather([1])),
         refusal(

@@ -6,62 +6,126 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from ragged_cases import cut, refusal
+from conftest import DEVICE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged_cases import KERNEL, cut, fenced_rows, refusal
 
+from vtfast.kernels import reference
 from vtfast.kernels.query_scores import last_query_scores
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
+    # NumPy says so when the interpreter multiplies keys that are not finite.
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
+]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+NAN, INF = float("nan"), float("inf")
 LENGTHS = [
     pytest.param([], id="no sequences"),
     pytest.param([1], id="one key"),
     pytest.param([6, 6, 6], id="equal lengths"),
     pytest.param([13, 0, 1, 63], id="odd lengths, an empty sequence"),
+    pytest.param([64, 65, 129], id="around a block of keys"),
+    pytest.param([1025, 40], id="more than one block in a split"),
 ]
 
 
 def heads(rows, number, dtype=torch.float32, dim=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, number, dim, generator=generator).to(dtype)
+    x = torch.randn(rows, number, dim, generator=generator, device="cpu").to(dtype)
+    return x.to(torch.get_default_device())
+
+
+def fp64(x):
+    return x.double().cpu().numpy()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_agrees_with_the_plain_softmax(lengths, num_heads, num_kv_heads, dtype):
+def test_agrees_with_the_plain_softmax(impl, lengths, num_heads, num_kv_heads, dtype):
     """Inputs are read in fp32, so low-precision ones are held to fp32 rounding too."""
     q, k = heads(len(lengths), num_heads, dtype), heads(sum(lengths), num_kv_heads, dtype, seed=1)
-    scores = last_query_scores(q, k, cut(lengths), scale=0.7)
-    expected = oracles.last_query_scores(q.double().numpy(), k.double().numpy(), lengths, 0.7)
+    scores = last_query_scores(q, k, cut(lengths), scale=0.7, impl=impl)
+    expected = oracles.last_query_scores(fp64(q), fp64(k), lengths, 0.7)
     assert (scores.dtype, scores.shape) == (torch.float32, (sum(lengths),))
-    assert np.abs(scores.double().numpy() - expected).max(initial=0.0) < 1e-6
+    assert np.abs(fp64(scores) - expected).max(initial=0.0) < 1e-6
 
 
-def test_scores_of_a_sequence_sum_to_one():
-    scores = last_query_scores(heads(2, 4), heads(30, 2), cut([12, 18]), scale=0.25)
+@settings(KERNEL, max_examples=150)
+@given(
+    st.lists(st.integers(0, 70), max_size=3),
+    st.sampled_from([(1, 1), (2, 2), (3, 1), (14, 2), (17, 1)]),
+    st.sampled_from([1, 8, 40]),
+    st.sampled_from(DTYPES),
+    st.integers(0, 99),
+)
+def test_the_kernel_agrees_with_the_plain_softmax_and_with_the_twin(
+    lengths, number, dim, dtype, seed
+):
+    """Between fences of NaN keys."""
+    q = heads(len(lengths), number[0], dtype, dim, seed).to(DEVICE)
+    k = fenced_rows(heads(sum(lengths), number[1], dtype, dim, seed + 1), device=DEVICE)
+    segments = cut(lengths, DEVICE)
+    scores = last_query_scores(q, k, segments, scale=0.4, impl="triton")
+    expected = oracles.last_query_scores(fp64(q), fp64(k), lengths, 0.4)
+    error = np.abs(fp64(scores) - expected).max(initial=0.0)
+    twin = reference.last_query_scores(q, k, segments, scale=0.4)
+    assert error <= 2 * np.abs(fp64(twin) - expected).max(initial=0.0) + 3e-7
+
+
+def test_a_key_of_minus_infinity_gets_nothing(impl):
+    """Also where all keys of a split are such."""
+    k = torch.ones(200, 1, 4)
+    k[:128] = -INF
+    scores = last_query_scores(torch.ones(1, 2, 4), k, cut([200]), scale=1.0, impl=impl)
+    assert scores[:128].eq(0).all()
+    torch.testing.assert_close(scores[128:], torch.full((72,), 1 / 72))
+
+
+def test_nan_stays_in_its_sequence(impl):
+    k = heads(30, 2)
+    k[3] = NAN
+    scores = last_query_scores(heads(2, 4), k, cut([12, 18]), scale=0.25, impl=impl)
+    assert scores[:12].isnan().all()
+    assert scores[12:].isfinite().all()
+
+
+def test_scores_in_training_are_constants(impl):
+    q, k = heads(1, 4).requires_grad_(), heads(9, 2).requires_grad_()
+    assert not last_query_scores(q, k, cut([9]), scale=0.25, impl=impl).requires_grad
+
+
+def test_scores_of_a_sequence_sum_to_one(impl):
+    scores = last_query_scores(heads(2, 4), heads(30, 2), cut([12, 18]), scale=0.25, impl=impl)
     torch.testing.assert_close(scores[:12].sum(), torch.tensor(1.0))
     torch.testing.assert_close(scores[12:].sum(), torch.tensor(1.0))
 
 
-def test_large_logits_do_not_overflow():
-    scores = last_query_scores(heads(1, 2) * 100, heads(9, 2) * 100, cut([9]), scale=1.0)
+def test_large_logits_do_not_overflow(impl):
+    q, k = heads(1, 2) * 100, heads(9, 2) * 100
+    scores = last_query_scores(q, k, cut([9]), scale=1.0, impl=impl)
     assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize("lengths", [[16, 16, 16], [30, 7, 11]])
-def test_a_sequence_scores_the_same_alone_and_in_a_batch(lengths):
+def test_a_sequence_scores_the_same_alone_and_in_a_batch(impl, lengths):
     q, k, segments = heads(3, 4), heads(48, 2), cut(lengths)
-    together = last_query_scores(q, k, segments, scale=0.25)
+    together = last_query_scores(q, k, segments, scale=0.25, impl=impl)
     for s, (a, b) in enumerate(zip(segments.offsets, segments.offsets[1:], strict=False)):
-        alone = last_query_scores(q[s : s + 1], k[a:b], cut([b - a]), scale=0.25)
+        alone = last_query_scores(q[s : s + 1], k[a:b], cut([b - a]), scale=0.25, impl=impl)
         assert torch.equal(alone, together[a:b])
 
 
-def test_reads_head_major_keys():
-    k = heads(2, 9).transpose(0, 1)
-    q = heads(1, 4)
-    scores = last_query_scores(q, k, cut([9]), scale=0.25)
+@pytest.mark.parametrize("axes", [(0, 1), (0, 2), (1, 2)])
+def test_reads_keys_of_any_strides(impl, axes):
+    sizes = [9, 2, 16]
+    sizes[axes[0]], sizes[axes[1]] = sizes[axes[1]], sizes[axes[0]]
+    k = heads(*sizes[:2], dim=sizes[2]).transpose(*axes)
+    q = heads(4, 1).transpose(0, 1)
+    scores = last_query_scores(q, k, cut([9]), scale=0.25, impl=impl)
     torch.testing.assert_close(
         scores, last_query_scores(q, k.contiguous(), cut([9]), scale=0.25), rtol=0, atol=1e-6
     )
@@ -90,7 +154,18 @@ def score(q=None, k=None, lengths=(4, 5), **options):
     ("error", "message", "call"),
     [
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: score(impl="cuda")),
-        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: score(impl="triton")),
+        refusal(
+            "too wide",
+            ValueError,
+            "the kernel takes head sizes 1 to 256, got 257; pass impl=",
+            lambda: score(heads(2, 4, dim=257), heads(9, 2, dim=257), impl="triton"),
+        ),
+        refusal(
+            "too many",
+            ValueError,
+            "the kernel takes groups of up to 64 query heads, got 65; pass impl=",
+            lambda: score(heads(2, 65), heads(9, 1), impl="triton"),
+        ),
         refusal(
             "segments",
             TypeError,

@@ -1,21 +1,34 @@
 """`random_select`: exact k, uniform, and the same on every device because it is integers only."""
 
 import re
+import sys
 from itertools import pairwise
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from conftest import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_cases import CUTS, THOROUGH, check_selection, cut, cuts, refusal
+from ragged_cases import (
+    BLOCK_CUTS,
+    CUTS,
+    KERNEL,
+    THOROUGH,
+    check_selection,
+    cut,
+    cuts,
+    refusal,
+)
 
 from vtfast.kernels import reference
 from vtfast.kernels.philox import philox_4x32
 from vtfast.kernels.random_select import random_select
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+random_module = sys.modules[random_select.__module__]
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 STREAM = st.integers(0, 2**31 - 1)
@@ -57,6 +70,50 @@ def test_agrees_with_python_integers(case, seed, keys, stream):
     assert index.tolist() == oracles.random_select(lengths, keep, seed, keys, stream)
 
 
+@KERNEL
+@given(cuts(max_length=70), INT64, st.lists(INT64, min_size=4, max_size=4), STREAM)
+def test_the_kernel_agrees_with_python_integers_and_with_the_twin(case, seed, keys, stream):
+    lengths, keep = case
+    segments = cut(lengths, DEVICE)
+    keys = torch.tensor(keys[: len(lengths)], device=DEVICE).long()
+    names = {"seed": seed, "keys": keys, "stream": stream}
+    index = random_select(segments, keep, **names, impl="triton")
+    assert index.tolist() == oracles.random_select(lengths, keep, seed, keys.tolist(), stream)
+    assert torch.equal(index, reference.random_select(segments, keep, **names))
+
+
+@KERNEL
+@given(cuts(max_length=40), INT64, STREAM, st.integers(1, 4))
+def test_the_kernel_orders_equal_words_by_the_second_word_then_by_position(
+    case, seed, stream, word_bits
+):
+    """Real words tie once in billions, so both sides keep a few bits of them only."""
+    lengths, keep = case
+    mask = 2**32 - 2 ** (32 - word_bits)
+    words = oracles.philox_4x32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracles, "philox_4x32", lambda *x: tuple(w & mask for w in words(*x)))
+        expected = oracles.random_select(lengths, keep, seed, range(len(lengths)), stream)
+    segments = cut(lengths, DEVICE)
+    index = random_module._launch(
+        segments.cu_seqlens,
+        torch.tensor([seed], device=DEVICE),
+        None,
+        torch.tensor([stream], dtype=torch.int32, device=DEVICE),
+        keep,
+        segments.max_seqlen,
+        word_bits,
+    )
+    assert index.tolist() == expected
+
+
+@pytest.mark.parametrize(("lengths", "keep"), [*CUTS, *BLOCK_CUTS])
+def test_the_kernel_picks_what_the_twin_picks(device, lengths, keep):
+    segments = cut(lengths, device)
+    index = random_select(segments, keep, seed=6, stream=7, impl="triton")
+    assert torch.equal(index, reference.random_select(segments, keep, seed=6, stream=7))
+
+
 @pytest.mark.parametrize(("first_words", "second_words"), [(1, 3), (1, 1), (3, 2)])
 def test_equal_words_are_ordered_by_the_second_word_then_by_position(
     monkeypatch, first_words, second_words
@@ -85,19 +142,19 @@ def test_picks_are_exact_distinct_ascending_rows(lengths, keep):
     check_selection(random_select(cut(lengths), keep, seed=1, stream=0), lengths, keep)
 
 
-def test_keys_default_to_the_position_in_the_call():
-    segments = cut([20, 20, 13])
-    by_position = random_select(segments, [5, 5, 5], seed=3, stream=1)
-    keyed = random_select(segments, [5, 5, 5], seed=3, keys=torch.arange(3), stream=1)
+def test_keys_default_to_the_position_in_the_call(impl):
+    segments, names = cut([20, 20, 13]), {"seed": 3, "stream": 1, "impl": impl}
+    by_position = random_select(segments, [5, 5, 5], **names)
+    keyed = random_select(segments, [5, 5, 5], keys=torch.arange(3), **names)
     assert torch.equal(by_position, keyed)
 
 
-def test_a_segment_draws_the_same_alone_and_in_a_batch():
-    keys = torch.tensor([-5, 2**40, 77])
+def test_a_segment_draws_the_same_alone_and_in_a_batch(impl):
+    keys, names = torch.tensor([-5, 2**40, 77]), {"seed": 8, "stream": 20, "impl": impl}
     lengths, keep = [30, 64, 9], [11, 32, 4]
-    together = random_select(cut(lengths), keep, seed=8, keys=keys, stream=20).split(keep)
+    together = random_select(cut(lengths), keep, keys=keys, **names).split(keep)
     for s, start in enumerate((0, 30, 94)):
-        alone = random_select(cut([lengths[s]]), [keep[s]], seed=8, keys=keys[s : s + 1], stream=20)
+        alone = random_select(cut([lengths[s]]), [keep[s]], keys=keys[s : s + 1], **names)
         assert torch.equal(alone + start, together[s])
 
 
@@ -119,11 +176,18 @@ def test_draws_anew_when_any_of_its_names_changes(changed):
     assert len({draw(number) for number in range(20)}) == 20
 
 
-def test_seed_and_stream_may_be_tensors():
+def test_seed_and_stream_may_be_tensors(impl):
     segments = cut([50, 7])
-    ints = random_select(segments, [9, 3], seed=-4, stream=21)
-    seed, stream = torch.tensor([-4]), torch.tensor([21], dtype=torch.int32)
-    assert torch.equal(random_select(segments, [9, 3], seed=seed, stream=stream), ints)
+    ints = random_select(segments, [9, 3], seed=-4, stream=21, impl=impl)
+    names = {"seed": torch.tensor([-4]), "stream": torch.tensor([21], dtype=torch.int32)}
+    assert torch.equal(random_select(segments, [9, 3], **names, impl=impl), ints)
+
+
+def test_reads_strided_keys(impl):
+    segments, keys = cut([20, 20]), torch.tensor([[5, 0], [6, 0]])[:, 0]
+    names = {"seed": 1, "stream": 2, "impl": impl}
+    index = random_select(segments, [4, 4], keys=keys, **names)
+    assert torch.equal(index, random_select(segments, [4, 4], keys=keys.clone(), **names))
 
 
 def test_every_row_is_picked_equally_often():
@@ -158,7 +222,12 @@ def select(keep=(1,), **names):
     ("error", "message", "call"),
     [
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: select(impl="cuda")),
-        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: select(impl="triton")),
+        refusal(
+            "too long",
+            ValueError,
+            "a segment has 16385 rows and the kernel takes 16384; pass impl=",
+            lambda: random_select(cut([16385], DEVICE), [1], seed=0, stream=0, impl="triton"),
+        ),
         refusal(
             "segments",
             TypeError,

@@ -1,17 +1,33 @@
 """`topk_select`: the k largest of each segment under a total order."""
 
 import re
+import sys
 
 import oracles
 import pytest
 import torch
+from conftest import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_cases import CUTS, THOROUGH, check_selection, cut, cuts, refusal
+from ragged_cases import (
+    BLOCK_CUTS,
+    CUTS,
+    KERNEL,
+    THOROUGH,
+    check_selection,
+    cut,
+    cuts,
+    fenced_rows,
+    refusal,
+)
 
+from vtfast.kernels import launch, reference
+from vtfast.kernels.checks import KERNEL_DTYPES
 from vtfast.kernels.topk_select import topk_select
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+topk_module = sys.modules[topk_select.__module__]
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 NAN, INF = float("nan"), float("inf")
@@ -29,32 +45,70 @@ def test_agrees_with_a_plain_sort(case, data, dtype):
     assert index.tolist() == oracles.topk_select(scores.tolist(), lengths, keep)
 
 
-def best(values, k, dtype=torch.float32):
-    return topk_select(torch.tensor(values, dtype=dtype), cut([len(values)]), [k]).tolist()
+@KERNEL
+@given(cuts(max_length=70), st.data(), st.sampled_from(KERNEL_DTYPES))
+def test_the_kernel_agrees_with_a_plain_sort_and_with_the_twin(case, data, dtype):
+    """Between fences of +infinity, which would win if they were read."""
+    lengths, keep = case
+    values = data.draw(st.lists(SCORE, min_size=sum(lengths), max_size=sum(lengths)))
+    scores = torch.tensor(values, dtype=dtype)
+    segments = cut(lengths, DEVICE)
+    index = topk_select(fenced_rows(scores, INF, DEVICE), segments, keep, impl="triton")
+    assert index.tolist() == oracles.topk_select(scores.tolist(), lengths, keep)
+    assert torch.equal(index, reference.topk_select(scores.to(DEVICE), segments, keep))
 
 
-def test_breaks_ties_by_position():
-    assert best([1, 2, 2, 2, 0], 2) == [1, 2]
+def best(values, k, impl, dtype=torch.float32):
+    return topk_select(
+        torch.tensor(values, dtype=dtype), cut([len(values)]), [k], impl=impl
+    ).tolist()
 
 
-def test_takes_negative_zero_for_zero():
-    assert best([-0.0, 0.0], 1) == [0]
-    assert best([0.0, -0.0], 1) == [0]
+def test_breaks_ties_by_position(impl):
+    assert best([1, 2, 2, 2, 0], 2, impl) == [1, 2]
 
 
-def test_ranks_nan_below_minus_infinity():
-    assert best([NAN, -INF, -NAN, -INF], 2) == [1, 3]
-    assert best([NAN, -INF, -NAN, -INF], 3) == [0, 1, 3]
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_takes_negative_zero_for_zero(impl, dtype):
+    assert best([-0.0, 0.0], 1, impl, dtype) == [0]
+    assert best([0.0, -0.0], 1, impl, dtype) == [0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_all_negative_scores_with_heavy_ties_keep_the_count(dtype):
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_ranks_nan_below_minus_infinity(impl, dtype):
+    assert best([NAN, -INF, -NAN, -INF], 2, impl, dtype) == [1, 3]
+    assert best([NAN, -INF, -NAN, -INF], 3, impl, dtype) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_tells_all_orders_of_magnitude_apart(impl, dtype):
+    """Subnormal numbers too, of either sign."""
+    tiny = torch.finfo(dtype).smallest_normal / 4
+    values = [tiny, -tiny, 2 * tiny, -2 * tiny, 0.0, 1.0, -1.0, INF, -INF]
+    order = [7, 5, 2, 0, 4, 1, 3, 6, 8]
+    for k in range(len(values)):
+        assert best(values, k, impl, dtype) == sorted(order[:k])
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_all_negative_scores_with_heavy_ties_keep_the_count(impl, dtype):
+    """Keys of negative bf16 numbers once ended in ones: tied rows beat their own threshold."""
     values = [-3.0, -2.0, -2.0, -3.0, -2.0] * 20
-    assert best(values, 10, dtype) == [i for i, x in enumerate(values) if x == -2.0][:10]
+    assert best(values, 10, impl, dtype) == [i for i, x in enumerate(values) if x == -2.0][:10]
+    assert best([-2.0] * 300, 10, impl, dtype) == list(range(10))
 
 
 def test_tells_float64_scores_apart_that_float32_would_merge():
-    assert best([1.0, 1.0 + 2**-40], 1, torch.float64) == [1]
+    assert best([1.0, 1.0 + 2**-40], 1, "auto", torch.float64) == [1]
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize(("lengths", "keep"), [*CUTS, *BLOCK_CUTS])
+def test_the_kernel_picks_what_the_twin_picks(device, lengths, keep, dtype):
+    scores = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(2)).to(dtype)
+    segments = cut(lengths, device)
+    index = topk_select(fenced_rows(scores, NAN, device), segments, keep, impl="triton")
+    assert torch.equal(index, reference.topk_select(scores.to(device), segments, keep))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,23 +118,25 @@ def test_picks_are_exact_distinct_ascending_rows(lengths, keep, dtype):
     check_selection(topk_select(scores, cut(lengths), keep), lengths, keep)
 
 
-def test_a_segment_picks_the_same_alone_and_in_a_batch():
+def test_a_segment_picks_the_same_alone_and_in_a_batch(impl):
     lengths, keep = [30, 64, 9], [11, 32, 4]
-    scores = torch.randn(103, generator=torch.Generator().manual_seed(1)).round(decimals=1)
-    together = topk_select(scores, cut(lengths), keep).split(keep)
+    scores = torch.randn(103, generator=torch.Generator().manual_seed(1), device="cpu")
+    scores = scores.round(decimals=1).to(torch.get_default_device())
+    together = topk_select(scores, cut(lengths), keep, impl=impl).split(keep)
     for s, (start, n) in enumerate(zip((0, 30, 94), lengths, strict=True)):
-        alone = topk_select(scores[start : start + n], cut([n]), [keep[s]])
+        alone = topk_select(scores[start : start + n], cut([n]), [keep[s]], impl=impl)
         assert torch.equal(alone + start, together[s])
 
 
-def test_reads_strided_scores():
+def test_reads_strided_scores(impl):
     scores = torch.arange(10.0).view(5, 2)[:, 1]
-    assert topk_select(scores, cut([5]), [2]).tolist() == [3, 4]
+    assert topk_select(scores, cut([5]), [2], impl=impl).tolist() == [3, 4]
+    assert topk_select(scores[:1].expand(5), cut([5]), [2], impl=impl).tolist() == [0, 1]
 
 
-def test_leaves_the_scores_alone():
+def test_leaves_the_scores_alone(impl):
     scores = torch.tensor([NAN, -0.0, 3.0])
-    topk_select(scores, cut([3]), [2])
+    topk_select(scores, cut([3]), [2], impl=impl)
     assert torch.equal(scores.view(torch.int32), torch.tensor([NAN, -0.0, 3.0]).view(torch.int32))
 
 
@@ -91,15 +147,51 @@ def test_needs_no_value_from_the_device():
         assert topk_select(scores, cut(lengths, "meta"), [3, 2]).shape == (5,)
 
 
-def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, **options):
-    return topk_select(torch.tensor(scores, dtype=dtype), cut([3]), keep, **options)
+def test_scores_in_training_are_accepted(impl):
+    scores = torch.arange(3.0).requires_grad_()
+    assert topk_select(scores, cut([3]), [1], impl=impl).tolist() == [2]
+
+
+def test_segments_beyond_the_kernel_go_to_the_twin_which_is_said(monkeypatch):
+    """What "auto" does on CUDA tensors, seen on the CPU."""
+    choices = []
+
+    def choose(op, impl, device, **options):
+        choices.append(launch.use_triton(op, impl, torch.device("cuda"), **options))
+        return choices[-1]
+
+    monkeypatch.setattr(topk_module, "use_triton", choose)
+    monkeypatch.setattr(launch, "_said", set())
+    scores = torch.arange(16385.0)
+    with pytest.warns(RuntimeWarning, match="a segment has 16385 rows and the kernel takes 16384"):
+        assert topk_select(scores, cut([16385]), [1]).tolist() == [16384]
+    assert topk_select(scores[:3].double(), cut([3]), [1]).tolist() == [2]
+    assert choices == [False, False]
+
+
+def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu", **options):
+    scores = torch.tensor(scores, dtype=dtype, device=device)
+    return topk_select(scores, cut([3], device), keep, **options)
 
 
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: select(impl="cuda")),
-        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: select(impl="triton")),
+        refusal(
+            "kernel dtype",
+            ValueError,
+            'the kernel does not take torch.float64; pass impl="auto"',
+            lambda: select(dtype=torch.float64, impl="triton", device=DEVICE),
+        ),
+        refusal(
+            "too long",
+            ValueError,
+            "a segment has 16385 rows and the kernel takes 16384; pass impl=",
+            lambda: topk_select(
+                torch.zeros(16385, device=DEVICE), cut([16385], DEVICE), [1], impl="triton"
+            ),
+        ),
         refusal(
             "segments",
             TypeError,

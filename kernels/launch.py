@@ -1,0 +1,96 @@
+"""What every kernel needs around it: triton if it is there, when to use it, how to register an op.
+
+An op is registered with `torch.library`, so that `torch.compile` sees one opaque call with a known
+result, and the dispatcher runs the same launcher on a GPU and, under Triton's interpreter
+(`TRITON_INTERPRET=1` before triton is imported), on the CPU.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from .checks import check_impl
+
+
+class _Absent:
+    """Stands for triton where it is not installed: kernels can be read then, not launched."""
+
+    def __getattr__(self, name: str) -> "_Absent":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: object, **options: object) -> "_Absent":
+        return self
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # there are no wheels outside Linux; the eager twins need none
+    triton = tl = _Absent()
+
+HAS_TRITON = not isinstance(triton, _Absent)
+TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if HAS_TRITON else (0, 0)
+INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+INTERPRET = tl.constexpr(INTERPRETED)  # for kernels: the interpreter computes bf16 on raw bits
+
+LIBRARY = torch.library.Library("vtfast", "DEF")
+
+_said: set[str] = set()
+
+
+def register(
+    schema: str, launch: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Make `vtfast::<schema>` an op run by `launch`; `fake` gives shapes and dtypes alone.
+
+    Returns the overload itself, which is cheaper to call than `torch.ops.vtfast.<name>`.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, launch, device)
+    torch.library.register_fake(f"vtfast::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.vtfast, name).default
+
+
+def use_triton(
+    op: str, impl: str, device: torch.device, *, unable: str = "", silent: bool = True
+) -> bool:
+    """Whether this call runs the kernel; an explicit choice that cannot be had raises.
+
+    `unable` says why the kernel cannot take these arguments, "" if it can. "auto" then takes the
+    eager twin, and unless `silent` says so once per op.
+    """
+    check_impl(op, impl)
+    if impl == "eager" or (impl == "auto" and (device.type != "cuda" or not HAS_TRITON)):
+        return False
+    if impl == "auto":
+        if unable and not silent and op not in _said:
+            _said.add(op)
+            warnings.warn(f"{op}: {unable}; the eager twin does it", RuntimeWarning, stacklevel=3)
+        return not unable
+    if not HAS_TRITON:
+        raise RuntimeError(f'{op}: triton is not installed; pass impl="eager" or install triton')
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
+        raise RuntimeError(
+            f"{op}: its Triton kernel runs on CUDA tensors, got {device.type}; move them to a GPU, "
+            'pass impl="eager", or (CPU, to debug) set TRITON_INTERPRET=1 before importing triton'
+        )
+    if unable:
+        raise ValueError(f'{op}: {unable}; pass impl="auto" or "eager"')
+    return True
+
+
+def fp32_precision() -> str:
+    """How tensor cores multiply fp32 without losing it: in three tf32 products, unknown to AMD."""
+    return "tf32x3" if torch.version.hip is None else "ieee"
+
+
+def on_device_of(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

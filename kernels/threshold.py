@@ -1,0 +1,81 @@
+"""Keep the k largest keys of a segment, inside one program: what the selection kernels share.
+
+The k-th largest key is found bit by bit, from the top: a bit belongs to it if at least k keys reach
+the candidate with that bit set. No sort: a pass is one compare and one count over keys that stay in
+registers, and the search ends as soon as exactly k keys reach the candidate. Then one prefix sum
+gives each kept key its place, so rows come out ascending.
+
+Keys are unsigned, larger wins; what is not there has key 0 and is not live. A segment is laid out
+as [ROWS, 32]: scanning along 32 columns and then over the rows takes less than half the
+instructions of one long scan.
+"""
+
+from .launch import TRITON_VERSION, tl, triton
+
+MAX_LENGTH = 16384  # beyond, the keys no longer fit the registers of one program
+COLUMNS = 32
+
+# Longest segment and warps. Triton before 3.7 spills at 32 warps.
+TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, 32 if TRITON_VERSION >= (3, 7) else 16))
+
+
+def tile(longest: int) -> tuple[int, int]:
+    """ROWS and warps of a program for segments of up to `longest` rows."""
+    length, warps = next(tile for tile in TILES if longest <= tile[0])
+    return length // COLUMNS, warps
+
+
+def unable(longest: int) -> str:
+    if longest <= MAX_LENGTH:
+        return ""
+    return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
+
+
+@triton.jit
+def segment_bounds(cu_ptr, segment):
+    """First row of a segment, and how many it has."""
+    first = tl.load(cu_ptr + segment)
+    return first, tl.load(cu_ptr + segment + 1) - first
+
+
+@triton.jit
+def positions(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS]: the position in the segment that each key stands for."""
+    return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def kth_largest(key, k, BITS: tl.constexpr):
+    """A bound that at least k keys reach while fewer than k are above it, and whether it is exact.
+
+    Exact (1): just k keys reach it. Otherwise (0) it is the k-th largest key, and not all keys
+    equal to it can stay. Bits below the top BITS must be 0 in every key.
+    """
+    threshold = tl.full((), 0, tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
+    left = tl.full((), BITS, tl.int32)
+    exact = tl.full((), 0, tl.int32)
+    while left > 0:
+        candidate = threshold | bit
+        reached = tl.sum((key >= candidate).to(tl.int32))
+        threshold = tl.where(reached >= k, candidate, threshold)
+        exact = (reached == k).to(tl.int32)
+        bit = bit >> 1
+        left = tl.where(exact == 1, 0, left - 1)
+    return threshold, exact
+
+
+@triton.jit
+def store_picks(out_ptr, row, above, equal, k):
+    """Store k rows, ascending: all above the threshold and the first of those equal to it."""
+    # Both counts ride in one sum: at most 16384 each, they stay apart and positive.
+    both = above.to(tl.int32) + (equal.to(tl.int32) << 16)
+    line = tl.sum(both, axis=1)
+    before = tl.cumsum(line, axis=0) - line
+    upto = tl.cumsum(both, axis=1) + before[:, None]
+    room = k - (tl.sum(line, axis=0) & 0xFFFF)
+    num_above, num_equal = upto & 0xFFFF, upto >> 16
+    # Read off `both`, not the masks: these would have to stay in registers until here.
+    picked = (both == 1) | ((both > 1) & (num_equal <= room))
+    place = num_above + tl.minimum(num_equal, room) - 1
+    tl.store(out_ptr + place, row, mask=picked)
