@@ -82,7 +82,8 @@ def patch(
         seed: int, of the random stages; the same picture, seed, layer and budget give the same
             picks on every device.
         positions: "keep": rotary positions of the original sequence.
-        impl: "auto" | "eager": which implementation of the ops. An explicit one never falls back.
+        impl: "auto" (the Triton kernels there are, on a GPU) | "eager": which implementation of the
+            ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
             without padding; "auto" is packed on a GPU without gradients, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
@@ -108,7 +109,8 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if impl == "triton":
         raise StateError(
-            'impl="triton": this version has no Triton kernels; pass impl="auto" or "eager"'
+            'impl="triton": attention has no Triton kernel in this version; pass impl="auto", which '
+            'takes the kernels there are on a GPU, or "eager"'
         )
     if positions == "renumber":
         raise StateError('positions="renumber" is not in this version; pass positions="keep"')
