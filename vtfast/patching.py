@@ -109,8 +109,8 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if impl == "triton":
         raise StateError(
-            'impl="triton": attention has no Triton kernel in this version; pass impl="auto", which '
-            'takes the kernels there are on a GPU, or "eager"'
+            'impl="triton": attention has no Triton kernel in this version; pass impl="auto", '
+            'which takes the kernels there are on a GPU, or "eager"'
         )
     if positions == "renumber":
         raise StateError('positions="renumber" is not in this version; pass positions="keep"')
