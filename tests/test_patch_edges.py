@@ -210,3 +210,30 @@ def test_a_reset_cache_starts_anew(family, path):
 
 def without_mask(inputs):
     return {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+@paths
+def test_a_method_that_takes_rows_of_another_picture_is_refused(path):
+    """The counts of both pictures were then wrong, and nobody said so."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("batch")
+
+    def from_the_first_only(context):
+        return torch.arange(sum(context.keep))
+
+    plan = [Prune(2, "test-probe", 0.25)]
+    with (
+        probing(from_the_first_only),
+        vtfast.patch(model, plan, path=path),
+        pytest.raises(InputError, match="distinct rows of segment"),
+    ):
+        logits_of(family, model, inputs)
+
+
+def test_attention_dropout_is_not_dropped_silently():
+    """The packed layout has none, and ran without it in training mode."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("single")
+    model.config.text_config.attention_dropout = 0.1
+    with vtfast.patch(model, HALF, path="packed"), pytest.raises(InputError, match="dropout"):
+        logits_of(family, model.train(), inputs)

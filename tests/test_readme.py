@@ -1,0 +1,31 @@
+"""What the README shows is what was run."""
+
+import re
+import subprocess
+import sys
+
+from repository import ROOT
+from tiny_models import FAMILIES, TEXT
+from transformers import LlamaConfig
+
+import vtfast
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_accuracy_table_is_the_measured_one():
+    command = [sys.executable, ROOT / "bench" / "toy_accuracy.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_run_as_they_stand():
+    family = FAMILIES["llava"]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    deep = LlamaConfig(**{**TEXT, "num_hidden_layers": 24})  # layer 20 is in an example
+    model, inputs = family.build(text_config=deep), family.inputs("single")
+    for block in blocks:
+        exec(block, {"vtfast": vtfast, "model": model, "inputs": {**inputs, "max_new_tokens": 2}})
+        assert not block.startswith("import") or vtfast.is_patched(model)
+        vtfast.unpatch(model)
