@@ -131,16 +131,6 @@ def test_gradients_are_refused_on_the_packed_path(family):
         model(**inputs)
 
 
-@both_layouts
-def test_a_static_cache_is_refused_where_it_is_not_supported(family, path):
-    model, inputs = family.build(), family.inputs("single")
-    with (
-        vtfast.patch(model, EARLY, path=path),
-        pytest.raises(InputError, match="DynamicCache"),
-    ):
-        continuation(model, inputs, cache_implementation="static")
-
-
 @pytest.mark.skipif(OLD, reason="before 5.23 prompts in chunks lose their pictures, patched or not")
 @both_layouts
 def test_a_prompt_given_in_chunks_that_cut_an_image_is_refused(family, path):

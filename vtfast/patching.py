@@ -12,12 +12,13 @@ from vtfast.methods import method
 from vtfast.models import family_of
 from vtfast.plan import Plan
 from vtfast.prune import Prune
-from vtfast.runtime.forward import Stage
 from vtfast.runtime.report import Report
 from vtfast.runtime.session import Session
+from vtfast.runtime.stage import Stage
 
 _DEFAULT_KEEP = float("0.5")  # an object of its own, so that a keep that was passed can be told
 _PATHS = ("auto", "packed", "padded")
+_POSITIONS = ("keep", "renumber")
 
 
 class Handle:
@@ -81,7 +82,10 @@ def patch(
             (arXiv 2512.07580), labelled "default, not measured".
         seed: int, of the random stages; the same picture, seed, layer and budget give the same
             picks on every device.
-        positions: "keep": rotary positions of the original sequence.
+        positions: "keep": rotary positions of the original sequence. "renumber": after a stage that
+            drops, the tokens of a sample count 0, 1, … again on all rotary axes, new ones go on
+            from each layer's own length, and keys cached below keep theirs; as in the papers' code.
+            For one turn, without drafts; anything else is refused.
         impl: "auto" (the Triton kernels there are, on a GPU) | "eager": which implementation of the
             ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
@@ -97,14 +101,13 @@ def patch(
         PlanError: a plan that cannot be, does not fit the model, or names an unknown method.
         InputError: an argument out of its range. StateError: not in this version.
 
-    Not done: pruning while training with gradient checkpointing, static caches.
-
     Example:
         >>> with vtfast.patch(model, keep=0.25) as handle:
         ...     model.generate(**inputs)
         >>> handle.report.average
     """
-    for name, value, allowed in (("impl", impl, IMPLS), ("path", path, _PATHS)):
+    choices = (("impl", impl, IMPLS), ("path", path, _PATHS), ("positions", positions, _POSITIONS))
+    for name, value, allowed in choices:
         if value not in allowed:
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if impl == "triton":
@@ -112,10 +115,6 @@ def patch(
             'impl="triton": attention has no Triton kernel in this version; pass impl="auto", '
             'which takes the kernels there are on a GPU, or "eager"'
         )
-    if positions == "renumber":
-        raise StateError('positions="renumber" is not in this version; pass positions="keep"')
-    if positions != "keep":
-        raise InputError(f'positions={positions!r}; pass "keep"')
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
     active = _session_of(model)
@@ -128,12 +127,13 @@ def patch(
     parts = family.parts(model)
     plan = _resolve(model, plan, len(parts.layers), family.default_horizon, keep, horizon)
     ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
-    stages = [Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)]
-    if any(stage.score_layer is not None for stage in stages):
+    stages = {
+        s.layer: Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)
+    }
+    if any(stage.score_layer is not None for stage in stages.values()):
         family.check_scores(model)
-    session = Session(
-        family, parts, plan, stages, seed=int(seed), impl=impl, path=path, record=bool(record)
-    )
+    how = (int(seed), positions, impl, path, bool(record))
+    session = Session(family, parts, plan, stages, *how)
     session.install()
     return Handle(session)
 

@@ -1,12 +1,13 @@
 """What the families share: the parts of a model by name, and how their decoder layers read.
 
-Both families have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and
-`k_proj` (biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
+All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and `k_proj`
+(biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,62 +32,79 @@ class Parts:
     rotary: nn.Module
 
 
-class Family(Protocol):
-    """What vtfast has to know about a family of models."""
+class Family(ABC):
+    """What vtfast has to know about a family of models; a subclass is one file.
 
-    default_horizon: float  # share of the layers, where nothing was measured
+    Attributes:
+        default_horizon: share of the layers, where nothing was measured.
+        tower: name of the vision tower in the multimodal model.
+        position_axes: shape that the rotary module's positions have before [B, S].
+    """
 
-    def check(self, model: Any) -> None:
-        """Raise UnsupportedModelError for a member vtfast cannot prune."""
+    default_horizon: float
+    tower: str
+    position_axes: tuple[int, ...] = ()
 
-    def check_scores(self, model: Any) -> None:
-        """The same for a plan that reads attention scores."""
-
-    def parts(self, model: Any) -> Parts:
-        """The modules that get hooks."""
-
+    @abstractmethod
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding.
 
         `keys`: whether image keys are wanted. `kwargs` holds `input_ids` too.
         """
 
+    @abstractmethod
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         """Leave image keys on a vision tower's output, where generate's pre-encoding keeps them."""
+
+    def parts(self, model: Any) -> Parts:
+        """The modules that get hooks."""
+        inner, text = model.model, model.model.language_model
+        tower = getattr(inner, self.tower)
+        return Parts(model, inner, tower, text, text.layers, text.rotary_emb)
+
+    def check(self, model: Any) -> None:
+        """Raise UnsupportedModelError unless every layer sees the whole sequence."""
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None)
+        if kinds != {"full_attention"} or window is not None:
+            raise UnsupportedModelError(
+                f"the language model ({config.model_type}) has layers that see a part of the "
+                f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
+                "vtfast prunes models with full attention in every layer"
+            )
+
+    def check_scores(self, model: Any) -> None:
+        """Raise UnsupportedModelError where `last_query_scores` would be wrong."""
+        kind = model.config.get_text_config().model_type
+        if kind not in _SCORED:
+            raise UnsupportedModelError(
+                f"attention scores of a language model of type {kind!r} are not supported; "
+                f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
+            )
 
     def last_query_scores(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Ragged, *, impl: str
     ) -> Tensor:
-        """Attention of each sample's last token in this layer, fp32 [rows]."""
+        """Softmax over all keys of each sample's last query, mean over heads: FastV's score.
 
+        hidden: [rows, D] packed input of the decoder layer; cos, sin: [rows, head size]. One row
+        of queries and all keys are recomputed, so every attention implementation will do. Returns
+        fp32 [rows]. Source: FastV (arXiv 2403.06764), with the last token's row as its code reads.
+        """
+        attention = layer.self_attn
+        size = attention.head_dim
+        normed = layer.input_layernorm(hidden)
+        last = (segments.cu_seqlens[1:] - 1).long()
 
-def decoder_parts(model: Any, tower: nn.Module) -> Parts:
-    """Parts of a `...ForConditionalGeneration` whose text model is `model.model.language_model`."""
-    text = model.model.language_model
-    return Parts(model, model.model, tower, text, text.layers, text.rotary_emb)
+        def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
+            x = x.view(x.shape[0], -1, size)
+            turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
+            return x * cos[rows, None] + turned * sin[rows, None]
 
-
-def check_scores(model: Any) -> None:
-    """Refuse text models whose attention row `llama_scores` would compute wrongly."""
-    kind = model.config.get_text_config().model_type
-    if kind not in _SCORED:
-        raise UnsupportedModelError(
-            f"attention scores of a language model of type {kind!r} are not supported; "
-            f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
-        )
-
-
-def check_text(model: Any) -> None:
-    """Refuse text models whose layers do not all see the whole sequence."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    if kinds != {"full_attention"} or window is not None:
-        raise UnsupportedModelError(
-            f"the language model ({config.model_type}) has layers that see a part of the sequence "
-            f"(layer types {sorted(kinds)}, sliding_window={window}); "
-            "vtfast prunes models with full attention in every layer"
-        )
+        query = rotate(attention.q_proj(normed[last]), last)
+        keys = rotate(attention.k_proj(normed), slice(None))
+        return last_query_scores(query, keys, segments, scale=attention.scaling, impl=impl)
 
 
 def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
@@ -111,38 +129,15 @@ def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
     return encoded
 
 
-def copies(features: list[Tensor] | tuple[Tensor, ...], notes: Tensor) -> Tensor:
-    """Notes per image [images, ...] for features that generate may have repeated.
+def noted(encoded: Any, name: str) -> Tensor | None:
+    """What a tower's output carries per image [images, ...], for features repeated since.
 
     For beams and return sequences transformers repeats the feature tensors themselves, so equal
     objects are copies of one picture and the first occurrences are the pictures in order.
     """
+    notes: Tensor | None = getattr(encoded, name, None)
     first: dict[int, int] = {}
-    order = [first.setdefault(id(t), len(first)) for t in features]
-    if order == list(range(notes.shape[0])):
+    order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
+    if notes is None or order == list(range(notes.shape[0])):
         return notes
     return torch.stack([notes[i] for i in order])
-
-
-def llama_scores(
-    layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Ragged, *, impl: str
-) -> Tensor:
-    """Softmax over all keys of each sample's last query, mean over heads: FastV's score.
-
-    hidden: [rows, D] packed input of the decoder layer; cos, sin: [rows, head size]. One row of
-    queries and all keys are recomputed, so every attention implementation will do.
-    Source: FastV (arXiv 2403.06764), with the last token's row as its code reads.
-    """
-    attention = layer.self_attn
-    size = attention.head_dim
-    normed = layer.input_layernorm(hidden)
-    last = (segments.cu_seqlens[1:] - 1).long()
-
-    def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
-        x = x.view(x.shape[0], -1, size)
-        turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
-        return x * cos[rows, None] + turned * sin[rows, None]
-
-    query = rotate(attention.q_proj(normed[last]), last)
-    keys = rotate(attention.k_proj(normed), slice(None))
-    return last_query_scores(query, keys, segments, scale=attention.scaling, impl=impl)

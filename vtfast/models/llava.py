@@ -4,28 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from vtfast.errors import UnsupportedModelError
-from vtfast.models.decoder import (
-    Parts,
-    check_scores,
-    check_text,
-    copies,
-    decoder_parts,
-    encoded_by_tower,
-    llama_scores,
-    placeholders,
-)
+from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
 from vtfast.runtime.image_keys import image_keys
 from vtfast.runtime.visual import Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
-class Llava:
+class Llava(Family):
     """How LLaVA reads its pictures."""
 
     default_horizon = 0.625  # layer 20 of 32, arXiv 2512.07580
-    last_query_scores = staticmethod(llama_scores)
-    check_scores = staticmethod(check_scores)
+    tower = "vision_tower"
 
     def check(self, model: Any) -> None:
         tower = model.config.vision_config.model_type
@@ -34,19 +24,14 @@ class Llava:
                 f"LLaVA with a vision tower of type {tower!r}; supported towers: "
                 f"{', '.join(_TOWERS)} (fixed picture size)"
             )
-        check_text(model)
-
-    def parts(self, model: Any) -> Parts:
-        return decoder_parts(model, model.model.vision_tower)
+        super().check(model)
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
         encoded = encoded_by_tower(kwargs, "image")
         pixels = kwargs.get("pixel_values")
         if encoded is not None:
-            features = encoded.pooler_output
-            sizes = [len(f) for f in features]
-            note = getattr(encoded, "vtfast_keys", None)
-            image_key = None if note is None else copies(features, note)
+            sizes = [len(f) for f in encoded.pooler_output]
+            image_key = noted(encoded, "vtfast_keys")
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
             image_key = image_keys(pixels) if keys else None

@@ -5,16 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtfast.models.decoder import (
-    Parts,
-    check_scores,
-    check_text,
-    copies,
-    decoder_parts,
-    encoded_by_tower,
-    llama_scores,
-    placeholders,
-)
+from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
 from vtfast.runtime.image_keys import image_keys
 from vtfast.runtime.visual import Source
 
@@ -25,18 +16,12 @@ _KINDS = {
 }
 
 
-class Qwen25VL:
+class Qwen25VL(Family):
     """How Qwen2.5-VL reads its pictures and clips: pruning counts merged tokens."""
 
     default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
-    last_query_scores = staticmethod(llama_scores)
-    check_scores = staticmethod(check_scores)
-
-    def check(self, model: Any) -> None:
-        check_text(model)
-
-    def parts(self, model: Any) -> Parts:
-        return decoder_parts(model, model.model.visual)
+    tower = "visual"
+    position_axes = (3,)  # time, height, width
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
         found = []
@@ -47,13 +32,11 @@ class Qwen25VL:
             grid: Any = kwargs.get(grid_name)
             sizes: list[int] | Tensor
             if encoded is not None:
-                features = encoded.pooler_output
-                sizes = [len(f) for f in features]
+                sizes = [len(f) for f in encoded.pooler_output]
                 total = sum(sizes)
-                noted = getattr(encoded, "vtfast_keys", None)
-                image_key = None if noted is None else copies(features, noted)
-                noted_grid = getattr(encoded, "vtfast_grid", None)
-                grid = grid if noted_grid is None else copies(features, noted_grid)
+                image_key = noted(encoded, "vtfast_keys")
+                seen_grid = noted(encoded, "vtfast_grid")
+                grid = grid if seen_grid is None else seen_grid
             elif pixels is not None:
                 sizes = grid.prod(1) // merged
                 total = pixels.shape[0] // merged

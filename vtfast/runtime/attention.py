@@ -55,27 +55,9 @@ def attend(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    impl = vtfast_pass.impl
+    how = {"scale": scaling, "impl": vtfast_pass.impl}
     if spans.step:
-        out = ragged_decode(
-            query[:, :, 0],
-            keys,
-            values,
-            spans.lengths,
-            starts=spans.starts,
-            scale=scaling,
-            impl=impl,
-        )
-        return out[:, None], None
-    out = ragged_attention(
-        query[0].transpose(0, 1),
-        keys,
-        values,
-        spans.queries,
-        spans.keys,
-        causal=True,
-        scale=scaling,
-        k_index=spans.index,
-        impl=impl,
-    )
-    return out[None], None
+        last, lengths = query[:, :, 0], spans.lengths
+        return ragged_decode(last, keys, values, lengths, starts=spans.starts, **how)[:, None], None
+    rows, cuts = query[0].transpose(0, 1), (spans.queries, spans.keys)
+    return ragged_attention(rows, keys, values, *cuts, k_index=spans.index, **how)[None], None

@@ -6,14 +6,17 @@ is how many tokens the generation has seen: positions and slicing of inputs foll
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from vtfast.errors import StateError
 from vtfast.plan import Plan
-from vtfast.runtime.ragged_cache import Rows
+
+if TYPE_CHECKING:
+    from vtfast.runtime.forward import Pass
 
 
 class Holes:
@@ -25,9 +28,10 @@ class Holes:
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
 
-    def step(self, given: Tensor | None) -> None:
-        """One more column, real unless the attention mask `given` [batch, tokens] says no."""
-        if self.mask is not None:
+    def step(self, given: Tensor | None, length: int) -> None:
+        """One more column, real unless the attention mask `given` [batch, tokens] says no; none
+        where a static cache of this `length` had them all from the start."""
+        if self.mask is not None and self.mask.shape[1] < length:
             last = torch.ones_like(self.mask[:, :1]) if given is None else given[:, -1:].bool()
             self.mask = torch.cat([self.mask, last], dim=1)
 
@@ -36,7 +40,7 @@ class Holes:
         if self.mask is not None and remove:
             self.mask = self.mask[:, :-remove]
 
-    def select(self, index: Tensor) -> None:
+    def select(self, index: Tensor, *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples."""
         if self.mask is not None:
             self.mask = self.mask[index.to(self.mask.device)]
@@ -48,22 +52,15 @@ class CacheState:
 
     packed: bool
     plan: Plan  # what pruned it; another plan cannot go on
-    rows: dict[int, Rows] = field(default_factory=dict)  # by layer of the prune stage: packed
-    holes: dict[int, Holes] = field(default_factory=dict)  # the same: padded
+    positions: str  # the same for how positions were counted
+    batch: int
+    stages: dict[int, Any] = field(default_factory=dict)  # by layer: Rows if packed, else Holes
+    moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples
     gap: int = 0  # tokens seen - columns of layer 0
     images: Tensor | None = None  # int64 [batch], images seen so far
     picture: Tensor | None = None  # int64 scalar: column of the last visual token in its chunk
     tail: int = 0  # length of that chunk
-    since: int = 0  # tokens after that chunk
-
-    @property
-    def stages(self) -> list[Rows | Holes]:
-        """All of either kind."""
-        return [*self.rows.values(), *self.holes.values()]
-
-    def has(self, layer: int) -> bool:
-        """Whether the stage at this layer has changed what the cache holds."""
-        return layer in self.rows or layer in self.holes
+    end: int = 0  # tokens seen when it ended
 
 
 class PrunedCacheMixin:
@@ -79,54 +76,57 @@ class PrunedCacheMixin:
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget tokens at the end: -n removes n; n > 0 keeps n (transformers before 5.23)."""
-        remove = -int(tokens_to_remove)
+        state, seen, remove = self.vtfast, self.get_seq_length(), -int(tokens_to_remove)
         if remove < 0:
-            remove = max(0, self.get_seq_length() + remove)
-        self._check_crop(remove)
+            remove = max(0, seen + remove)
+        into = max(0, remove - (seen - state.end))  # tokens of the last picture's chunk
+        self._check_crop(remove, into)
         super().crop(-remove)  # type: ignore[misc]
-        for stage in self.vtfast.stages:
+        for stage in state.stages.values():
             stage.crop(remove)
-        self.vtfast.tail -= max(0, remove - self.vtfast.since)
-        self.vtfast.since = max(0, self.vtfast.since - remove)
+        state.tail, state.end = state.tail - into, state.end - into
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder samples (beam search)."""
+        """Reorder samples (beam search: each from a copy of its own prompt)."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._select(beam_idx)
+        self._select(beam_idx, alike=True)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)  # type: ignore[misc]
-        self._select(indices)
+        self._select(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        for stage in self.vtfast.stages:
-            batch = len(stage.lengths) if isinstance(stage, Rows) else _batch(stage)
-            stage.select(torch.arange(batch).repeat_interleave(repeats))
-        if self.vtfast.images is not None:
-            self.vtfast.images = self.vtfast.images.repeat_interleave(repeats)
+        self._select(torch.arange(self.vtfast.batch).repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Forget everything, the pruning included (before 5.23 transformers keeps the length)."""
+        """Forget everything, the pruning included: the cache is what it was before."""
         cache: Cache = self  # type: ignore[assignment]
-        cache.layers = [DynamicLayer() for _ in cache.layers]
-        self.vtfast = CacheState(self.vtfast.packed, self.vtfast.plan)
+        plain = next(c for c, pruned in _PRUNED.items() if pruned is type(cache))
+        if plain is DynamicCache:  # before 5.23 transformers' own reset keeps the length
+            cache.layers = [DynamicLayer() for _ in cache.layers]
+        else:
+            super().reset()  # type: ignore[misc]
+        del self.vtfast
+        cache.__class__ = plain
 
-    def _select(self, index: Tensor) -> None:
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
-        for stage in self.vtfast.stages:
-            stage.select(index)
-        if self.vtfast.images is not None:
-            self.vtfast.images = self.vtfast.images[index.to(self.vtfast.images.device)]
+    def _select(self, index: Tensor, *, alike: bool = False) -> None:
+        state = self.vtfast
+        state.batch = len(index)
+        for stage in state.stages.values():
+            stage.select(index, alike=alike)
+        state.moved = {layer: flags[index.to(flags.device)] for layer, flags in state.moved.items()}
+        if state.images is not None:
+            state.images = state.images[index.to(state.images.device)]
 
-    def _check_crop(self, remove: int) -> None:
+    def _check_crop(self, remove: int, into: int) -> None:
         """Refuse to cut into a picture: layers hold different numbers of its tokens."""
         state = self.vtfast
-        if remove <= state.since or state.picture is None:
+        if not into or state.picture is None:
             return
-        most = state.since + state.tail - 1 - int(state.picture)
+        most = remove - into + state.tail - 1 - int(state.picture)
         if remove > most:
             raise StateError(
                 f"cannot crop {remove} tokens off a pruned cache: its last picture ends {most} "
@@ -134,12 +134,20 @@ class PrunedCacheMixin:
             )
 
 
-def _batch(holes: Holes) -> int:
-    return 0 if holes.mask is None else holes.mask.shape[0]
-
-
+# At module level, so that a pruned cache can be pickled.
 class PrunedDynamicCache(PrunedCacheMixin, DynamicCache):
-    """At module level, so that a pruned cache can be pickled."""
+    """A cache that grows."""
+
+
+class PrunedStaticCache(PrunedCacheMixin, StaticCache):
+    """A cache of a fixed size: pruning saves time in it, but no memory."""
+
+
+_PRUNED: dict[type[Cache], type[Cache]] = {
+    DynamicCache: PrunedDynamicCache,
+    StaticCache: PrunedStaticCache,
+}
+CACHES = (*_PRUNED, *_PRUNED.values())
 
 
 def state_of(cache: Cache | None) -> CacheState | None:
@@ -147,11 +155,12 @@ def state_of(cache: Cache | None) -> CacheState | None:
     return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
 
 
-def adopt(cache: Cache, packed: bool, plan: Plan) -> CacheState:
-    """Make this DynamicCache a pruned one; every attribute it has stays."""
+def adopt(cache: Cache, run: "Pass") -> CacheState:
+    """Make this cache a pruned one; every attribute it has stays."""
     state = state_of(cache)
     if state is None:
-        state = CacheState(packed, plan)
+        plan, positions = run.settings.plan, run.settings.positions
+        state = CacheState(run.layout.is_packed, plan, positions, run.batch)
         cache.vtfast = state  # type: ignore[attr-defined]
-        cache.__class__ = PrunedDynamicCache
+        cache.__class__ = _PRUNED[type(cache)]
     return state

@@ -7,8 +7,7 @@ right-aligns each sample in a rectangle. What a method sees, selects and drops i
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,54 +16,13 @@ from torch import Tensor, nn
 from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.ragged import Ragged
-from vtfast.methods import Method, SelectionContext
-from vtfast.plan import Prune
+from vtfast.methods import SelectionContext
 from vtfast.runtime.cache import adopt, state_of
 from vtfast.runtime.image_keys import mix64
 from vtfast.runtime.layouts import Layout
 from vtfast.runtime.ragged_cache import Spans
-from vtfast.runtime.visual import Segment, Visual, join_frames, split_frames, to_device
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the plan, resolved for one model."""
-
-    prune: Prune
-    method: Method
-    until: int  # first layer of the next stage, or the number of layers
-
-    @property
-    def layer(self) -> int:
-        """The decoder layer whose input this stage prunes."""
-        return self.prune.layer
-
-    @property
-    def score_layer(self) -> int | None:
-        """The layer whose attention scores the tokens; None if the method wants no scores."""
-        if "scores" not in self.method.needs:
-            return None
-        this = self.prune.options.get("score_layer") == "this" or self.layer == 0
-        return self.layer if this else self.layer - 1
-
-    def cut(self, segments: list[Segment]) -> list[Segment]:
-        """The segments this stage has budgets for: images and clips, or frames."""
-        if self.prune.options.get("per") == "frame":
-            return split_frames(segments)
-        return join_frames(segments)
-
-    def drops(self, segments: list[Segment]) -> bool:
-        """Whether any of these segments would lose a token."""
-        return any(self.prune.count(s.original, s.left) < s.left for s in self.cut(segments))
-
-
-@dataclass
-class Query:
-    """What a score layer saw: enough to recompute its attention row of the last token."""
-
-    layer: nn.Module
-    hidden: Tensor
-    rotary: tuple[Tensor, Tensor]
+from vtfast.runtime.stage import Query, Stage
+from vtfast.runtime.visual import Visual, to_device
 
 
 class Pass:
@@ -75,8 +33,10 @@ class Pass:
         visual: what the multimodal hook found (without tokens for a chunk of text on a cache with
             gaps), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
+        cache: this forward's, once a stage has been reached; None without one.
         spans: set in the packed layout once rows are packed; `attention.attend` reads it.
-        layer_mask: set in the padded layout once the rectangle changed: a 1-tuple of the mask.
+        given: keyword arguments that layers get from now on instead of transformers' own; stays
+            empty in the packed layout.
     """
 
     def __init__(
@@ -84,17 +44,17 @@ class Pass:
         shape: torch.Size,
         visual: Visual | None,
         mask: Tensor | None,
-        cache: Any,
         layout: Layout,
         reason: str,
         settings: Any,
     ) -> None:
         self.batch, self.chunk = shape
-        self.visual, self.mask, self.cache, self.layout = visual, mask, cache, layout
+        self.visual, self.mask, self.layout = visual, mask, layout
         self.reason, self.settings, self.impl = reason, settings, settings.impl
+        self.cache: Any = None
         self.query: Query | None = None
         self.spans: Spans | None = None
-        self.layer_mask: tuple[Any] | None = None
+        self.given: dict[str, Any] = {}
         self.changed = False  # rows differ from what transformers thinks they are
         self.rows: Tensor | None = None  # int64 [n], packed rows of the visual tokens
         self.slots: Tensor | None = None  # int64 [rows], place in the running tensor; None: r
@@ -102,6 +62,7 @@ class Pass:
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self.select_ms: dict[int, float] = {}
+        self._ran: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
         if visual is None:
             return
         self.lengths = list(visual.lengths)
@@ -128,27 +89,102 @@ class Pass:
         return t if self.slots is None else t[self.slots]
 
     def enter(
-        self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: list[Tensor]
-    ) -> Tensor:
-        """Prune a layer's input, hidden [b, s, D]; `rotary` (cos, sin) is rewritten in place."""
-        if self.is_step:
-            self.layout.step(self, stage.layer, hidden)
-            return hidden
+        self, number: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What decoder layer `number` gets: hidden states [b, s, D] and keyword arguments.
+
+        Gradient checkpointing runs a layer again in backward, before transformers 5.23 with its
+        hooks: what was decided the first time holds.
+        """
+        if number in self._ran:
+            index, given = self._ran[number]
+            return self._take(index, hidden)[0], {**kwargs, **given}
+        index, stage = None, self.settings.stages.get(number)
+        kwargs = {**kwargs, **self.given}
+        if stage is not None:
+            self.cache = kwargs.get("past_key_values")  # the text model may have made it just now
+            if module.training and getattr(module, "gradient_checkpointing", False):
+                self.cache = None  # transformers takes it away
+            if self.is_step:
+                self._step(stage, hidden, kwargs)
+            else:
+                hidden, index = self._prune(stage, module, hidden, kwargs)
+        if number in self.settings.scored and self.rows is not None:
+            self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
+        if module.training:
+            self._ran[number] = (index, self.given)
+        return hidden, kwargs
+
+    def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """A decoding step reaches a stage: its layers hold rows of their own."""
+        state = state_of(self.cache)
+        if state and stage.layer in state.stages:
+            mask = self.layout.step(self, stage.layer, state.stages[stage.layer], hidden)
+            self._hand_out(stage, hidden, list(kwargs["position_embeddings"]), mask, kwargs)
+
+    def _prune(
+        self, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A prefill reaches a stage; returns hidden states and the rows they took (None: all)."""
+        rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
-            self.query = Query(module, hidden, (rotary[0], rotary[1]))
+            self.query = Query(module, hidden, tuple(rotary))
         stay = self._select(stage, hidden) if self.segments else None
         self.query = None
         state = state_of(self.cache)
-        if stay is None and not self.changed and not (state and state.has(stage.layer)):
-            return hidden  # untouched: nothing dropped so far means bit identity
-        source = self.slots if stay is None else self._compose(self.slots, stay)
-        if stay is not None:
-            self.origin = self._compose(self.origin, stay)
-        if not self.changed:
-            rotary[:] = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
-        hidden = self.layout.enter(self, stage, hidden, rotary, source, stay is not None)
-        self.changed = True
-        return hidden
+        if stay is None and not self.changed and not (state and stage.layer in state.stages):
+            return hidden, None  # nothing dropped so far means bit identity
+        if stay is not None or not self.changed:
+            source = self.slots
+            if stay is not None:
+                source, self.origin = (_compose(rows, stay) for rows in (self.slots, self.origin))
+            if not self.changed:
+                rotary = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
+            index = self.layout.place(self, source, hidden.device)
+            self.changed = True
+            hidden, *rotary = self._take(index, hidden, *rotary)
+        mask = self.layout.enter(self, stage, hidden)
+        self._hand_out(stage, hidden, rotary, mask, kwargs)
+        return hidden, index
+
+    def _take(self, index: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+        """Rows `index` of running tensors [b, s, D] in one launch, in the shape of the layout."""
+        flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
+        if index is not None:
+            flat = list(gather_rows(index, *flat, impl=self.impl))
+        samples = 1 if self.layout.is_packed else self.batch
+        return [t.view(samples, -1, t.shape[-1]) for t in flat]
+
+    def _hand_out(
+        self, stage: Stage, hidden: Tensor, rotary: list[Tensor], mask: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Rotary rows and mask, for the layers from this stage on."""
+        if self.settings.positions == "renumber":
+            rotary = self._renumber(stage, hidden, rotary)
+        if self.layout.is_packed:
+            kwargs["position_embeddings"][:] = rotary  # every layer holds this list
+            return
+        # No positions: FlashAttention would read gaps as packed sequences.
+        self.given = {"attention_mask": mask, "position_ids": None}
+        self.given["position_embeddings"] = tuple(rotary)
+        kwargs.update(self.given)
+
+    def _renumber(self, stage: Stage, hidden: Tensor, rotary: list[Tensor]) -> list[Tensor]:
+        """Phases of positions 0, 1, … in each sample that has lost tokens; others keep theirs."""
+        state = state_of(self.cache)
+        if state and self.is_step:
+            moved = state.moved[stage.layer]
+        else:
+            losers = {s.sample for s in self.segments if s.left < s.original}
+            moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
+        if state:
+            state.moved[stage.layer] = moved
+        cached = state.stages[stage.layer] if state else None
+        positions = self.layout.positions(self, stage.layer, cached, hidden)
+        moved = self.layout.per_row(self, moved)[..., None]
+        axes = self.settings.family.position_axes
+        fresh = self.settings.parts.rotary(hidden, positions.expand(*axes, *positions.shape))
+        return [torch.where(moved, new, old) for new, old in zip(fresh, rotary, strict=True)]
 
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Rows that stay, int64 ascending; None if all do."""
@@ -195,12 +231,11 @@ class Pass:
         if not self.settings.record:
             return stage.method.select(context)
         device = context.features.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
+        wait()
         start = time.perf_counter()
         chosen = stage.method.select(context)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         self.select_ms[stage.layer] = (time.perf_counter() - start) * 1e3
         return chosen
 
@@ -249,24 +284,17 @@ class Pass:
     def _remember(self, device: torch.device) -> None:
         """Note on the cache which pictures it has seen, and where the last one ended."""
         visual = self.visual
-        brings_pictures = visual is not None and visual.tokens is not None
-        state = state_of(self.cache)
-        if brings_pictures and self.cache is not None and "keys" in self.settings.needs:
-            state = adopt(self.cache, self.layout.is_packed, self.settings.plan)
-        if state is None:
-            return
         if visual is None or visual.tokens is None:
-            state.since += self.chunk
+            return
+        state = state_of(self.cache)
+        if self.cache is not None and "keys" in self.settings.needs:
+            state = adopt(self.cache, self)
+        if state is None:
             return
         images = to_device(visual.images, device)
         state.images = images if state.images is None else state.images + images
         state.picture = (visual.tokens % self.chunk).amax() if self.chunk else None
-        state.tail, state.since = self.chunk, 0
-
-    def gather(self, source: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Rows `source` of several [b, s, D] running tensors, in one launch."""
-        flat = (t.reshape(-1, t.shape[-1]) for t in tensors)
-        return gather_rows(source, *flat, impl=self.impl)
+        state.tail, state.end = self.chunk, self.cache.get_seq_length()
 
     def _tokens(self) -> list[int]:
         out = [0] * self.batch
@@ -274,6 +302,6 @@ class Pass:
             out[s.sample] += s.left
         return out
 
-    @staticmethod
-    def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
-        return inner if outer is None else outer[inner]
+
+def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
+    return inner if outer is None else outer[inner]

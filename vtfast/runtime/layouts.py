@@ -3,6 +3,11 @@
 `Packed`: the batch is one sequence without padding, [1, rows, D]; attention gets `Spans`, the cache
 `RaggedLayer`s. `Padded`: a rectangle [B, longest, D], right-aligned so that the last token stays
 last; attention gets masks from transformers' own mask functions, the cache is transformers' own.
+
+Both offer: `place`, which rows to take so that they sit as the layout wants; `enter` and `step`,
+what a stage's layers need in a prefill and in a decoding step (the mask, None when packed);
+`positions`, numbers 0, 1, … of the rows in their samples; `per_row`, a value per sample spread
+over them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,12 +18,13 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
-from vtfast.runtime.cache import Holes, adopt, state_of
+from vtfast.runtime.cache import Holes, adopt
 from vtfast.runtime.ragged_cache import RaggedLayer, Rows, Spans
 from vtfast.runtime.visual import to_device
 
 if TYPE_CHECKING:
-    from vtfast.runtime.forward import Pass, Stage
+    from vtfast.runtime.forward import Pass
+    from vtfast.runtime.stage import Stage
 
 
 class Packed:
@@ -26,40 +32,43 @@ class Packed:
 
     is_packed = True
 
-    def enter(
-        self,
-        run: "Pass",
-        stage: "Stage",
-        hidden: Tensor,
-        rotary: list[Tensor],
-        source: Tensor | None,
-        dropped: bool,
-    ) -> Tensor:
-        """Lay out the rows `source` of hidden (None: all) for the layers from this stage on."""
-        if source is not None:
-            hidden, *rows = (t[None] for t in run.gather(source, (hidden, *rotary)))
-            rotary[:] = rows
-        elif not run.changed:
-            hidden, *rows = (t.reshape(1, -1, t.shape[-1]) for t in (hidden, *rotary))
-            rotary[:] = rows
+    def place(self, run: "Pass", source: Tensor | None, device: torch.device) -> Tensor | None:
+        """The rows `source` of the running tensor, one after another."""
         run.slots = None
+        return source
+
+    def enter(self, run: "Pass", stage: "Stage", hidden: Tensor) -> None:
+        """Make the stage's layers ragged and announce the rows to come."""
         if run.cache is None:
             run.spans = Spans.without_past(run.lengths, hidden.device)
-            return hidden
-        state = adopt(run.cache, True, run.settings.plan)
+            return
+        state = adopt(run.cache, run)
         seen = run.cache.get_seq_length()
-        cached = state.rows.get(stage.layer)
+        cached: Rows | None = state.stages.get(stage.layer)
         if cached is None:
-            cached = state.rows[stage.layer] = self._ragged(run, stage, hidden.device)
+            cached = state.stages[stage.layer] = self._ragged(run, stage, hidden.device)
         run.spans = cached.extend(run.lengths)
         if stage.layer == 0:
             state.gap = seen + run.chunk - max(cached.lengths)
-        return hidden
 
-    def step(self, run: "Pass", layer: int, hidden: Tensor) -> None:
-        state = state_of(run.cache)
-        if state is not None and layer in state.rows:
-            run.spans = state.rows[layer].extend([1] * run.batch, step=True)
+    def step(self, run: "Pass", layer: int, cached: Rows, hidden: Tensor) -> None:
+        """Announce one more row per sample."""
+        run.spans = cached.extend([1] * run.batch, step=True)
+
+    def positions(self, run: "Pass", layer: int, cached: Rows | None, hidden: Tensor) -> Tensor:
+        """int64 [1, rows] in a prefill, [B, 1] in a step."""
+        if run.is_step and cached is not None:
+            return to_device([n - 1 for n in cached.lengths], hidden.device)[:, None]
+        starts = [sum(run.lengths[:b]) for b in range(run.batch)]
+        rows = torch.arange(sum(run.lengths), device=hidden.device)
+        return rows - self.per_row(run, to_device(starts, hidden.device))
+
+    def per_row(self, run: "Pass", values: Tensor) -> Tensor:
+        """[B] → [1, rows] in a prefill, [B, 1] in a step."""
+        if run.is_step:
+            return values[:, None]
+        lengths = to_device(run.lengths, values.device)
+        return values.repeat_interleave(lengths, output_size=sum(run.lengths))[None]
 
     @staticmethod
     def _ragged(run: "Pass", stage: "Stage", device: torch.device) -> Rows:
@@ -84,95 +93,72 @@ class Packed:
 
 
 class Padded:
-    """Left padding, as transformers does it, for every attention implementation."""
+    """Left padding, as transformers does it, for every attention implementation and cache."""
 
     is_packed = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
 
-    def enter(
-        self,
-        run: "Pass",
-        stage: "Stage",
-        hidden: Tensor,
-        rotary: list[Tensor],
-        source: Tensor | None,
-        dropped: bool,
-    ) -> Tensor:
-        if dropped or not run.changed:
-            hidden, *rows = self._align(run, source, hidden, *rotary)
-            rotary[:] = rows
-        longest, device = hidden.shape[1], hidden.device
-        valid = self._valid(run, longest, device)
-        past, seen, known = 0, 0, None
-        state = None
-        if run.cache is not None:
-            state = adopt(run.cache, False, run.settings.plan)
-            past, seen = run.cache.get_seq_length(stage.layer), run.cache.get_seq_length()
-            holes = state.holes.get(stage.layer)
-            if holes is not None:
-                known = holes.mask
-            elif past and run.mask is not None:
-                known = run.mask[:, :past].bool()
+    def place(self, run: "Pass", source: Tensor | None, device: torch.device) -> Tensor:
+        """The rows `source` (None: all), each sample right-aligned; padding repeats row 0."""
+        lengths, longest, total = run.lengths, max(run.lengths), sum(run.lengths)
+        fill, run.slots = torch.arange(total, device=device), None
+        if min(lengths) < longest:
+            shift = [(b + 1) * longest - sum(lengths[: b + 1]) for b in range(run.batch)]
+            run.slots = fill + torch.repeat_interleave(
+                to_device(shift, device), to_device(lengths, device), output_size=total
+            )
+            fill = fill.new_zeros(run.batch * longest).index_copy_(0, run.slots, fill)
+        return fill if source is None else source[fill]
+
+    def enter(self, run: "Pass", stage: "Stage", hidden: Tensor) -> Any:
+        """The stage's mask; its columns are remembered on the cache."""
+        layer, longest, cache = stage.layer, hidden.shape[1], run.cache
+        valid = self._valid(run, hidden)
+        if cache is None:
+            return self._mask(None, layer, hidden, valid)
+        state, past = adopt(cache, run), int(cache.get_seq_length(layer))
+        if layer == 0:
+            state.gap = int(cache.get_seq_length()) + run.chunk - past - longest
+        holes: Holes | None = state.stages.get(layer)
+        known = holes.mask if holes else run.mask if past else None
         mask = None
         if known is not None or valid is not None:
-            real = lambda n: torch.ones(run.batch, n, dtype=torch.bool, device=device)  # noqa: E731
-            mask = torch.cat(
-                [
-                    real(past) if known is None else known,
-                    real(longest) if valid is None else valid,
-                ],
-                dim=1,
-            )
-        run.layer_mask = (self._mask(run.cache, stage.layer, hidden, mask),)
-        if state is not None:
-            state.holes[stage.layer] = Holes(mask)
-            if stage.layer == 0:
-                state.gap = seen + run.chunk - past - longest
-        return hidden
+            # A static cache has columns for tokens to come: causality hides them until then.
+            room = cache.get_mask_sizes(longest, layer)[0] - past - longest
+            real = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
+            before = real.expand(-1, past) if known is None else known[:, :past].bool()
+            now = real.expand(-1, longest) if valid is None else valid
+            mask = torch.cat([before, now, real.expand(-1, room)], 1)
+        state.stages[layer] = Holes(mask)
+        return self._mask(cache, layer, hidden, mask)
 
-    def step(self, run: "Pass", layer: int, hidden: Tensor) -> None:
-        state = state_of(run.cache)
-        if state is not None and layer in state.holes:
-            holes = state.holes[layer]
-            holes.step(run.mask)
-            run.layer_mask = (self._mask(run.cache, layer, hidden, holes.mask),)
+    def step(self, run: "Pass", layer: int, cached: Holes, hidden: Tensor) -> Any:
+        """The stage's mask with one more column."""
+        cached.step(run.mask, run.cache.get_mask_sizes(1, layer)[0])
+        return self._mask(run.cache, layer, hidden, cached.mask)
 
-    def _align(self, run: "Pass", source: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Right-align each sample's rows in a rectangle; padding repeats row 0."""
-        device, lengths = tensors[0].device, run.lengths
-        longest, total = max(lengths), sum(lengths)
-        rows = torch.arange(total, device=device)
-        starts = [sum(lengths[:b]) for b in range(run.batch)]
-        if min(lengths) == longest:
-            run.slots = None
-            fill = rows
-        else:
-            shift = to_device(
-                [
-                    b * longest + longest - n - s
-                    for b, (n, s) in enumerate(zip(lengths, starts, strict=True))
-                ],
-                device,
-            )
-            of_sample = torch.repeat_interleave(
-                shift, to_device(lengths, device), output_size=total
-            )
-            run.slots = rows + of_sample
-            fill = torch.zeros(run.batch * longest, dtype=torch.int64, device=device)
-            fill[run.slots] = rows
-        if source is not None:
-            fill = source[fill]
-        out = run.gather(fill, tensors)
-        return tuple(t.view(run.batch, longest, -1) for t in out)
+    def positions(self, run: "Pass", layer: int, cached: Holes | None, hidden: Tensor) -> Tensor:
+        """int64 [B, longest] in a prefill, [B, 1] in a step."""
+        real = torch.ones_like(hidden[..., 0], dtype=torch.int64)
+        if run.is_step and cached is not None:
+            gaps = real - real if cached.mask is None else (~cached.mask).sum(1, keepdim=True)
+            return run.cache.get_seq_length(layer) - gaps
+        valid = self._valid(run, hidden)
+        return ((real if valid is None else valid).cumsum(1) - 1).clamp(min=0)
+
+    def per_row(self, run: "Pass", values: Tensor) -> Tensor:
+        """[B] → [B, 1]."""
+        return values[:, None]
 
     @staticmethod
-    def _valid(run: "Pass", longest: int, device: torch.device) -> Tensor | None:
+    def _valid(run: "Pass", hidden: Tensor) -> Tensor | None:
+        """bool [B, longest]: which places hold a row; None if all do."""
         if run.slots is None:
             return None
-        flat = torch.zeros(run.batch * longest, dtype=torch.bool, device=device)
-        return flat.index_fill_(0, run.slots, True).view(run.batch, longest)
+        flat = torch.zeros_like(hidden[..., 0], dtype=torch.bool).flatten()
+        return flat.index_fill_(0, run.slots, True).view(run.batch, -1)
 
     def _mask(self, cache: Cache | None, layer: int, hidden: Tensor, mask: Tensor | None) -> Any:
         """transformers' mask for a layer of this length. Its shortcut (`is_causal` for a mask)

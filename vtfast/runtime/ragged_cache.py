@@ -95,18 +95,29 @@ class Rows:
         self.lengths = [max(0, n - remove) for n in self.lengths]
         self._stepping = False
 
-    def select(self, index: Tensor) -> None:
-        """Reorder, drop or repeat samples."""
-        if len(set(self.lengths)) == len(set(self.capacities)) == 1:  # stays on the device
-            capacity, length = self.capacities[0], self.lengths[0]
-            rows = torch.arange(capacity, device=self.device)
-            rows = index.to(self.device)[:, None] * capacity + rows
-            for layer in self.layers:
-                layer.take(rows.flatten())
-            self.lengths = [length] * len(index)
-            self._place([capacity] * len(index))
-        else:
+    def select(self, index: Tensor, *, alike: bool = False) -> None:
+        """Reorder, drop or repeat samples; `alike`: each place gets one of its own length, as the
+        beams of one prompt are. Then nothing is read from the device."""
+        even = len(set(self.lengths)) == len(set(self.capacities)) == 1
+        if alike and not even and index.device.type == "cpu":  # looking costs nothing here
+            alike = [self.lengths[b] for b in index.numpy()] == self.lengths
+        elif alike and not even:
+            lengths = to_device(self.lengths, index.device)
+            torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
+        if not even and not alike:
             self._move(index.tolist())
+            return
+        if even:
+            self.lengths = self.lengths[:1] * len(index)
+        starts, last = to_device(self.starts, self.device)[index.to(self.device)], self.total - 1
+        self._place(self.capacities[:1] * len(index) if even else self.capacities)
+        capacities = to_device(self.capacities, self.device)
+        shift = starts - to_device(self.starts, self.device)
+        rows = torch.arange(self.total, device=self.device)
+        rows += shift.repeat_interleave(capacities, output_size=self.total)
+        rows.clamp_(max=last)  # of rooms of unequal size
+        for layer in self.layers:
+            layer.take(rows)
 
     def _move(self, order: list[int], extra: list[int] | None = None) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
@@ -206,15 +217,8 @@ class RaggedLayer(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
-    # The cache does these once for all layers of a run (see `cache.PrunedCacheMixin`).
-    def crop(self, tokens_to_remove: int) -> None:
-        """Done by `Rows.crop`."""
+    def _done_by_rows(self, _: object) -> None:
+        """The cache does this once for all layers of a run (see `cache.PrunedCacheMixin`)."""
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Done by `Rows.select`."""
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Done by `Rows.select`."""
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Done by `Rows.select`."""
+    crop = batch_repeat_interleave = batch_select_indices = _done_by_rows
+    reorder_cache = _done_by_rows  # type: ignore[assignment]

@@ -9,50 +9,53 @@ model.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, StaticCache
 
-from vtfast.errors import InputError, StateError
+from vtfast.errors import InputError
 from vtfast.plan import Plan
-from vtfast.runtime import attention
-from vtfast.runtime.cache import CacheState, PrunedDynamicCache, state_of
-from vtfast.runtime.forward import Pass, Query, Stage
+from vtfast.runtime import attention, refusals
+from vtfast.runtime.cache import state_of
+from vtfast.runtime.forward import Pass
 from vtfast.runtime.layouts import Layout, Packed, Padded
 from vtfast.runtime.report import Report
+from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual import Visual, locate, valid_lengths
 
+_STATIC = "a static cache keeps its full size, so no memory is saved"
 PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
 
 
+@dataclass(eq=False)
 class Session:
     """One patched model: its settings, its hooks, the report of its last prefill."""
 
-    def __init__(
-        self,
-        family: Any,
-        parts: Any,
-        plan: Plan,
-        stages: list[Stage],
-        *,
-        seed: int,
-        impl: str,
-        path: str,
-        record: bool,
-    ) -> None:
-        self.family, self.parts, self.plan, self.stages = family, parts, plan, stages
-        self.seed, self.impl, self.path, self.record = seed, impl, path, record
+    family: Any
+    parts: Any
+    plan: Plan
+    stages: dict[int, Stage]  # by layer, ascending
+    seed: int
+    positions: str
+    impl: str
+    path: str
+    record: bool
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        stages, parts = self.stages.values(), self.parts
+        self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
         self.needs = frozenset().union(*(s.method.needs for s in stages))
-        self.report: Report | None = None
+        self._first = next(iter(stages))
         self._handles: list[Any] = []
         self._original = parts.text.config._attn_implementation
         self._always_padded = self._why_always_padded()
         self._expected = self._original if self._always_padded else attention.NAME
-        self._switched = False  # whether our attention is set
         self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
 
     # -- in and out ----------------------------------------------------------------------------
@@ -61,10 +64,6 @@ class Session:
         """Add the hooks; on any failure none stays."""
         text = self.parts.text
         try:
-            if not self._always_padded:
-                attention.register()
-                text.set_attn_implementation(attention.NAME)
-                self._switched = True
             self._add(self.parts.model.register_forward_pre_hook, self._model_pre)
             self._add(self.parts.multimodal.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
@@ -72,31 +71,25 @@ class Session:
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
-            first = self.stages[0].layer
-            by_layer = {stage.layer: stage for stage in self.stages}
-            scored = {s.score_layer for s in self.stages if s.score_layer != s.layer}
+            first = min([self._first.layer, *self.scored])
             for i, layer in enumerate(self.parts.layers):
-                if i in by_layer:
-                    self._add(layer.register_forward_pre_hook, self._prune_pre, by_layer[i])
-                elif i > first:
-                    self._add(layer.register_forward_pre_hook, self._later_pre)
-                if i in scored:
-                    self._add(layer.register_forward_pre_hook, self._score_pre)
-                if self._always_padded:
-                    self._add(layer.register_forward_pre_hook, self._last_pre)
+                if i >= first or self._always_padded:
+                    self._add(layer.register_forward_pre_hook, self._layer_pre, i)
+            if not self._always_padded:
+                attention.register()
+                text.set_attn_implementation(attention.NAME)
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
         """Take every hook out and restore the attention implementation; idempotent."""
+        text = self.parts.text
+        if self._handles and text.config._attn_implementation == attention.NAME:
+            text.set_attn_implementation(self._original)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        text = self.parts.text
-        if self._switched and text.config._attn_implementation == attention.NAME:
-            text.set_attn_implementation(self._original)
-        self._switched = False
 
     @property
     def installed(self) -> bool:
@@ -130,27 +123,31 @@ class Session:
     ) -> tuple[Layout, str]:
         """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
         padded, packed = self._layouts
+        static = isinstance(cache, StaticCache)
         state = state_of(cache)
         if state is not None:
-            self._check_state(state)
+            refusals.check_state(state, self.plan, self.positions, bool(self._always_padded))
             return packed if state.packed else padded, "decided at this cache's first prefill"
+        text = self.parts.text
         if self._always_padded:
-            return padded, self._always_padded
-        if torch.is_grad_enabled() and embeds.requires_grad:
-            reason = "gradients are enabled"
-        elif kwargs.get("output_attentions"):
-            reason = "attention maps were asked for"
-        elif getattr(cache, "offloading", False):
-            reason = "the cache offloads its layers"
-        elif self.parts.text.training and getattr(self.parts.text.config, "attention_dropout", 0):
-            reason = "attention dropout is on"
-        else:
+            return padded, self._always_padded + (f"; {_STATIC}" if static else "")
+        tensors = (embeds, *text.parameters()) if torch.is_grad_enabled() else ()
+        dropout = text.training and getattr(text.config, "attention_dropout", 0)
+        reasons = (
+            (static, _STATIC),
+            (any(t.requires_grad for t in tensors), "gradients are enabled"),
+            (kwargs.get("output_attentions"), "attention maps were asked for"),
+            (getattr(cache, "offloading", False), "the cache offloads its layers"),
+            (dropout, "attention dropout is on"),
+        )
+        reason = next((why for holds, why in reasons if holds), None)
+        if reason is None:
             return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
         if self.path == "packed":
             raise InputError(
                 f'path="packed" cannot run this forward: {reason}; '
-                "call it in eval mode under torch.no_grad(), without attention maps or an "
-                'offloaded cache, or patch with path="padded"'
+                "call it in eval mode under torch.no_grad(), without attention maps, with a "
+                'dynamic cache on the device, or patch with path="padded"'
             )
         return padded, reason
 
@@ -159,41 +156,21 @@ class Session:
     def _model_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         call = _by_name(module, args, kwargs)
         labels, rows = call.get("labels"), call.get("logits_to_keep")
-        keeps = [stage.prune.keep for stage in self.stages]
+        keeps = [stage.prune.keep for stage in self.stages.values()]
         keeps_all = all(isinstance(keep, float) and keep == 1 for keep in keeps)
         if keeps_all or not (labels is not None or (isinstance(rows, int) and rows > 0)):
             return
         for source in self.family.sources(self.parts.multimodal, call, keys=False):
-            where = source.placeholder
-            if rows and rows > 1 and "scores" in self.needs:
-                raise InputError(
-                    f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the "
-                    "last token is a guess that text scores would follow; prune by a method "
-                    "without scores, or decode without drafts (a plain call takes 0 or 1)"
-                )
-            # Asking a GPU would cost a read in every generation.
-            if rows == 1 and where.device.type == "cpu" and where[:, -1].numpy().any():
-                raise InputError(
-                    "the prompt ends in a picture, whose last token may be dropped, and then there "
-                    "is nothing to predict from; put text after the picture"
-                )
-            if labels is not None and (where[:, :-1] & (labels[:, 1:] != -100)).any():
-                raise InputError(
-                    "a label would be predicted from a visual token, whose logits mean nothing "
-                    "once it may be dropped; set labels at and right after a picture to -100"
-                )
+            refusals.check_drafts(rows, self.needs, self.positions)
+            refusals.check_predictions(source.placeholder, labels, rows)
 
     def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         call = _by_name(module, args, kwargs)
         sources = self.family.sources(module, call, "keys" in self.needs)
         if not sources:
             return None
-        mask = call.get("attention_mask")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise InputError(
-                "a prefill with pictures came with a prepared attention mask "
-                f"({type(mask).__name__}); pass the 2-D mask [batch, tokens] and a DynamicCache"
-            )
+        chunk, cache = sources[0].placeholder.shape[1], call.get("past_key_values")
+        mask = refusals.plain_mask(call.get("attention_mask"), cache, chunk)
         return (), {**call, VISUAL: locate(sources, mask)}
 
     def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -205,10 +182,10 @@ class Session:
         self.family.note(args, kwargs, out, "keys" in self.needs)
 
     def _text_pre(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        self._check_attention(module)
+        refusals.check_attention(module.config._attn_implementation, self._expected)
         kwargs = _by_name(module, args, kwargs)
         visual: Visual | None = kwargs.pop(VISUAL, None)
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values")
         state = state_of(cache)
         if visual is None and not (state and state.stages):
             return None
@@ -216,50 +193,32 @@ class Session:
         if embeds is None:  # the text model called by itself, to go on with a pruned cache
             embeds = kwargs["inputs_embeds"] = module.embed_tokens(kwargs.pop("input_ids"))
         chunk = embeds.shape[1]
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise InputError(
-                f"a pruned generation came with a prepared attention mask ({type(mask).__name__}); "
-                "pass the 2-D mask [batch, tokens]"
-            )
-        self._check_cache(module, cache)
+        refusals.check_cache(cache)
+        given = kwargs.get("attention_mask")
+        mask = visual.mask if visual else refusals.plain_mask(given, cache, chunk)
         if visual is None and chunk > 1:  # text only, on a cache with gaps
-            lengths: list[int] = [chunk] * embeds.shape[0]
-            past = None
-            if mask is not None:
-                lengths, past = valid_lengths(mask, chunk)
-            visual = Visual(None, [], lengths, past)
+            visual = Visual(None, [], *valid_lengths(mask, *embeds.shape[:2]))
+        if visual is not None:
+            refusals.check_turn(visual, cache, chunk, self.positions)
         layout, reason = self._layout(embeds, cache, kwargs)
-        run = Pass(embeds.shape[:2], visual, mask, cache, layout, reason, self)
-        first = self.stages[0]
+        run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
+        first = self._first
         if first.layer == 0 and (
-            (state and state.has(0)) or (visual and first.drops(visual.segments))
+            (state and 0 in state.stages) or (visual and first.drops(visual.segments))
         ):
             # Every layer gets a mask of ours or none, so transformers need not build one: it
             # returns a 4-D mask as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
         return (), {**kwargs, PASS: run}
 
-    def _prune_pre(self, stage: Stage, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _layer_pre(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         run: Pass | None = kwargs.get(PASS)
         if run is None:
             return None
-        run.cache = kwargs.get("past_key_values")  # the text model may have made it just now
-        hidden = run.enter(stage, module, args[0], kwargs["position_embeddings"])
-        return (hidden, *args[1:]), _masked(run, kwargs)
-
-    def _later_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        run: Pass | None = kwargs.get(PASS)
-        return None if run is None else (args, _masked(run, kwargs))
-
-    def _last_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Attention functions of others need not know our keyword."""
-        return (args, {k: v for k, v in kwargs.items() if k != PASS}) if PASS in kwargs else None
-
-    def _score_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        run: Pass | None = kwargs.get(PASS)
-        if run is not None and run.rows is not None:
-            cos, sin = kwargs["position_embeddings"]
-            run.query = Query(module, args[0], (cos, sin))
+        if self._always_padded:  # attention functions of others need not know our keyword
+            kwargs = {k: v for k, v in kwargs.items() if k != PASS}
+        hidden, kwargs = run.enter(number, module, args[0], kwargs)
+        return (hidden, *args[1:]), kwargs
 
     def _text_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         run: Pass | None = kwargs.get(PASS)
@@ -275,37 +234,6 @@ class Session:
             out["hidden_states"] = (*out["hidden_states"][:-1], hidden)
         return out
 
-    # -- refusals ------------------------------------------------------------------------------
-
-    def _check_state(self, state: CacheState) -> None:
-        if state.plan != self.plan or (state.packed and self._always_padded):
-            raise StateError(
-                f"this KV cache was pruned by the plan {state.plan.name!r} in the "
-                f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
-                "with any more; patch it so again, or start a new cache"
-            )
-
-    def _check_attention(self, text: Any) -> None:
-        now = text.config._attn_implementation
-        if now != self._expected:
-            raise StateError(
-                f"the attention implementation was changed to {now!r} while the model is patched; "
-                "call vtfast.unpatch(model), set it, and patch again"
-            )
-
-    @staticmethod
-    def _check_cache(text: nn.Module, cache: Cache | None) -> None:
-        if cache is not None and type(cache) not in (DynamicCache, PrunedDynamicCache):
-            raise InputError(
-                f"a pruned generation needs a DynamicCache, got {type(cache).__name__}; "
-                "leave cache_implementation and past_key_values at their defaults"
-            )
-        if text.training and getattr(text, "gradient_checkpointing", False):
-            raise InputError(
-                "gradient checkpointing runs the layers twice, which this version cannot prune; "
-                "call model.gradient_checkpointing_disable() first"
-            )
-
 
 def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments, all by keyword, in a dict of ours."""
@@ -314,12 +242,5 @@ def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, 
 
 
 def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
-    """transformers hands this same object to every layer: a prune stage rewrites it in place."""
+    """transformers hands this same object to every layer: a packed stage rewrites it in place."""
     return list(out)
-
-
-def _masked(run: Pass, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The padded layout's mask, and no positions: FlashAttention reads gaps as packed sequences."""
-    if run.layer_mask is None:
-        return kwargs
-    return {**kwargs, "attention_mask": run.layer_mask[0], "position_ids": None}

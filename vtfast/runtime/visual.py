@@ -7,6 +7,8 @@ placeholders: two images may touch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +45,7 @@ class Visual:
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `keys`: int64 [images] in reading order, None without pixels.
+    `keys`: int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or None.
     """
 
     tokens: Tensor | None
@@ -52,29 +54,33 @@ class Visual:
     past: list[int] | None = None
     keys: Tensor | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
+    mask: Tensor | None = None
 
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """Host integers to an int64 device tensor without waiting for the device."""
     host = torch.as_tensor(values, dtype=torch.int64)
-    if device.type != "cuda":
+    if device.type != "cuda" or host.is_cuda:
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def _read(*tensors: Tensor) -> list[list[int]]:
-    """The one host read of a prefill."""
-    flat = torch.cat([t.flatten().long() for t in tensors]).tolist()
-    out, start = [], 0
-    for t in tensors:
-        out.append(flat[start : start + t.numel()])
-        start += t.numel()
-    return out
+def _read(values: list[Any], device: torch.device) -> list[list[int]]:
+    """Values as host integers: the one host read of a prefill, none if all are lists already."""
+    if all(isinstance(v, list) for v in values):
+        return values
+    tensors = [to_device(v, device).flatten() for v in values]
+    flat = iter(torch.cat(tensors).tolist())
+    return [list(islice(flat, len(t))) for t in tensors]
 
 
-def valid_lengths(mask: Tensor, chunk: int) -> tuple[list[int], list[int]]:
+def valid_lengths(
+    mask: Tensor | None, batch: int, chunk: int
+) -> tuple[list[int], list[int] | None]:
     """Valid tokens of each sample in the last `chunk` columns of a mask and before: one read."""
-    now, before = _read(mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1))
+    if mask is None:
+        return [chunk] * batch, None
+    now, before = _read([mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1)], mask.device)
     return now, before
 
 
@@ -86,32 +92,23 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
     """
     batch, chunk = sources[0].placeholder.shape
     tokens = [torch.nonzero_static(s.placeholder.flatten(), size=s.total)[:, 0] for s in sources]
-    on_host = [isinstance(s.sizes, list) and not isinstance(s.frames, Tensor) for s in sources]
-    if batch == 1 and mask is None and len(sources) == 1 and on_host[0]:
-        source = sources[0]
-        frames = source.frames or [1] * len(source.sizes)
-        segments = [
-            Segment(0, n, n, i, f)
-            for i, (n, f) in enumerate(zip(source.sizes, frames, strict=True))
-        ]
-        return Visual(tokens[0], segments, [chunk], None, source.keys, [len(segments)])
-
     device = tokens[0].device
-    asked: list[Tensor] = []
+    asked: list[Any] = []
     for source, position in zip(sources, tokens, strict=True):
-        sizes = source.sizes
-        if isinstance(sizes, list):
+        sizes, frames = source.sizes, source.frames
+        if frames is None:
+            frames = [1] * len(sizes)
+        if batch == len(sources) == 1 and mask is None and isinstance(sizes, list):
+            starts: Any = list(range(len(sizes)))  # in this order, all in the one sample
+        else:
             sizes = to_device(sizes, device)
-        sizes = sizes.to(device)
-        frames = source.frames if source.frames is not None else torch.ones_like(sizes)
-        if isinstance(frames, list):
-            frames = to_device(frames, device)
-        asked += [sizes, position[sizes.cumsum(0) - sizes], frames]
+            starts = position[sizes.cumsum(0) - sizes]
+        asked += [sizes, starts, frames]
     if mask is not None:
         now = mask[:, -chunk:]
         hidden = torch.stack([(now.flatten()[position] == 0).sum() for position in tokens])
         asked += [hidden, now.sum(1), mask[:, :-chunk].sum(1)]
-    answer = _read(*asked)
+    answer = _read(asked, device)
     lengths, past = (answer[-2], answer[-1]) if mask is not None else ([chunk] * batch, None)
     if mask is not None and any(answer[-3]):
         raise InputError(
@@ -138,7 +135,7 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
         if len(sources) > 1:
             keys = keys[to_device([row for *_, row in found], keys.device)]
     flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
-    return Visual(flat, segments, lengths, past, keys, images)
+    return Visual(flat, segments, lengths, past, keys, images, mask)
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:

@@ -1,0 +1,113 @@
+"""What a forward of a patched model refuses, and how it says so: got, expected, what to do.
+
+All of it is checked before a layer has run, so model and cache stay as they were.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, StaticCache
+
+from vtfast.errors import InputError, StateError
+from vtfast.plan import Plan
+from vtfast.runtime.cache import CACHES, CacheState
+from vtfast.runtime.visual import Visual
+
+
+def check_drafts(rows: Any, needs: frozenset[str], positions: str) -> None:
+    """Refuse a prefill that already holds guessed tokens where a guess would change what stays."""
+    if isinstance(rows, int) and rows > 1 and ("scores" in needs or positions == "renumber"):
+        raise InputError(
+            f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the last "
+            "token is a guess that text scores would follow and renumbered positions count; use a "
+            'method without scores and positions="keep", or decode without drafts (a plain call '
+            "takes 0 or 1)"
+        )
+
+
+def check_predictions(placeholder: Tensor, labels: Tensor | None, rows: Any) -> None:
+    """Refuse to predict from a visual token, which may be dropped; placeholder: bool [B, S]."""
+    # Asking a GPU would cost a read in every generation.
+    if rows == 1 and placeholder.device.type == "cpu" and placeholder[:, -1].numpy().any():
+        raise InputError(
+            "the prompt ends in a picture, whose last token may be dropped, and then there "
+            "is nothing to predict from; put text after the picture"
+        )
+    if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
+        raise InputError(
+            "a label would be predicted from a visual token, whose logits mean nothing "
+            "once it may be dropped; set labels at and right after a picture to -100"
+        )
+
+
+def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
+    """The [B, P + S] mask of a call of S = `chunk` tokens; None without one.
+
+    For a static cache `generate` prepares a 4-D mask. In the first chunk its last row says which
+    tokens are real; in a decoding step nothing is asked of it.
+    """
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    if isinstance(cache, StaticCache) and chunk == 1:
+        return None
+    prepared = mask.get("full_attention") if isinstance(mask, dict) else mask
+    static = isinstance(cache, StaticCache) and int(cache.get_seq_length()) == 0
+    if static and (prepared is None or (isinstance(prepared, Tensor) and prepared.ndim == 2)):
+        return prepared
+    if static and isinstance(prepared, Tensor):
+        row = prepared[:, 0, -1, :chunk]
+        return row == 0 if row.is_floating_point() else row
+    raise InputError(
+        f"a chunk of {chunk} tokens came with a prepared attention mask ({type(mask).__name__}); "
+        "pass the 2-D mask [batch, tokens] and a DynamicCache (a StaticCache takes a prepared mask "
+        "in its first chunk only)"
+    )
+
+
+def check_turn(visual: Visual, cache: Cache | None, chunk: int, positions: str) -> None:
+    """Refuse later chunks that a cache cannot take."""
+    static = isinstance(cache, StaticCache)
+    if cache is None or not (static or positions == "renumber") or int(cache.get_seq_length()) == 0:
+        return
+    if positions == "renumber":
+        raise InputError(
+            f"{chunk} tokens came on a cache that holds some (a second turn, or drafts), but "
+            'positions="renumber" counts one turn only; start a new cache, decode without drafts, '
+            'or patch with positions="keep"'
+        )
+    if min(visual.lengths) < chunk:
+        raise InputError(
+            "a later chunk on a StaticCache is padded, which it cannot skip; use a DynamicCache, "
+            "or go on with samples of equal length"
+        )
+
+
+def check_state(state: CacheState, plan: Plan, positions: str, always_padded: bool) -> None:
+    """Refuse a cache that another patch has pruned."""
+    same = state.plan == plan and state.positions == positions
+    if not same or (state.packed and always_padded):
+        raise StateError(
+            f"this KV cache was pruned by the plan {state.plan.name!r} "
+            f"(positions={state.positions!r}) in the "
+            f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
+            "with any more; patch it so again, or start a new cache"
+        )
+
+
+def check_attention(now: str, expected: str) -> None:
+    """Refuse an attention implementation that was set after patching."""
+    if now != expected:
+        raise StateError(
+            f"the attention implementation was changed to {now!r} while the model is patched; "
+            "call vtfast.unpatch(model), set it, and patch again"
+        )
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Refuse the caches whose layers we do not know."""
+    if cache is not None and type(cache) not in CACHES:
+        raise InputError(
+            f"a pruned generation needs a DynamicCache or a StaticCache, got "
+            f"{type(cache).__name__}; leave cache_implementation and past_key_values at their "
+            "defaults"
+        )

@@ -1,0 +1,50 @@
+"""A stage of a plan as one model runs it, and what its scores are made from."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vtfast.methods import Method
+from vtfast.plan import Prune
+from vtfast.runtime.visual import Segment, join_frames, split_frames
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the plan, resolved for one model."""
+
+    prune: Prune
+    method: Method
+    until: int  # first layer of the next stage, or the number of layers
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer whose input this stage prunes."""
+        return self.prune.layer
+
+    @property
+    def score_layer(self) -> int | None:
+        """The layer whose attention scores the tokens; None if the method wants no scores."""
+        if "scores" not in self.method.needs:
+            return None
+        this = self.prune.options.get("score_layer") == "this" or self.layer == 0
+        return self.layer if this else self.layer - 1
+
+    def cut(self, segments: list[Segment]) -> list[Segment]:
+        """The segments this stage has budgets for: images and clips, or frames."""
+        if self.prune.options.get("per") == "frame":
+            return split_frames(segments)
+        return join_frames(segments)
+
+    def drops(self, segments: list[Segment]) -> bool:
+        """Whether any of these segments would lose a token."""
+        return any(self.prune.count(s.original, s.left) < s.left for s in self.cut(segments))
+
+
+@dataclass
+class Query:
+    """What a score layer saw: enough to recompute its attention row of the last token."""
+
+    layer: nn.Module
+    hidden: Tensor
+    rotary: tuple[Tensor, Tensor]
