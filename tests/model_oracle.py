@@ -22,8 +22,11 @@ class Oracle:
     """One batch on one unpatched model."""
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], *, renumber: bool = False
+    ) -> None:
         self.model, self.text = model, model.model.language_model
+        self.renumber = renumber  # a row that has lost tokens counts the others 0, 1, … again
         self.valid = inputs["attention_mask"].bool()
         self.embeddings = self._embed(inputs)
         self.positions = self._positions(inputs)  # [axes, batch, length]
@@ -121,11 +124,13 @@ class Oracle:
             steps = new.shape[1]
             hidden = torch.cat([hidden, self.model.model.get_input_embeddings()(new)], 1)
         positions = self.positions_after(steps)
-        rotary = self.text.rotary_emb(hidden, positions if len(positions) > 1 else positions[0])
         seen = torch.nn.functional.pad(self.valid, (0, steps), value=True)
         for i in range(len(self.text.layers) + 1):
-            for row, columns in zip(seen, gone.get(i, ()), strict=False):
-                row[columns] = False
+            for b, columns in enumerate(gone.get(i, ())):
+                seen[b, columns] = False
+                if self.renumber and len(columns):
+                    positions[:, b] = (seen[b].cumsum(0) - 1).clamp(min=0)
+            rotary = self.text.rotary_emb(hidden, positions if len(positions) > 1 else positions[0])
             mask = _additive(seen, hidden.dtype)
             if i == layer:
                 return hidden, mask, rotary
