@@ -1,0 +1,150 @@
+"""A static cache: right, compilable, without memory gain; refused where it cannot be right."""
+
+import pytest
+import torch
+from model_oracle import Oracle
+from model_runs import FOUR_STAGES, continuation, fed, gone
+from tiny_models import FAMILIES, Picture
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, DynamicCache, StaticCache
+
+import vtfast
+from vtfast import InputError, Prune
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+LATE = [Prune(2, "random", 0.5), Prune(4, "random", 0.2)]
+
+
+def static_cache(model, length=160):
+    return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["single", "batch"])
+@families
+def test_tokens_are_the_oracles(family, name, attention):
+    model, inputs = family.build(attention=attention), family.inputs(name)
+    with vtfast.patch(model, FOUR_STAGES, path="padded", record=True) as handle:
+        tokens = continuation(model, inputs, steps=10, cache_implementation="static")
+    oracle = Oracle(family.build(), inputs)
+    assert torch.equal(tokens, oracle.greedy(gone(inputs, handle.report.kept), 10))
+
+
+@families
+def test_a_plain_call_takes_one_too(family):
+    """With the 2-D mask, as somebody writes it who does not use `generate`."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
+        expected = model(**fed(family, inputs), past_key_values=DynamicCache()).logits
+        logits = model(**fed(family, inputs), past_key_values=static_cache(model)).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@families
+def test_the_report_says_that_no_memory_is_saved(family):
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, FOUR_STAGES) as handle, torch.no_grad():
+        cache = static_cache(model)
+        model(**fed(family, inputs), past_key_values=cache)
+    assert "no memory is saved" in handle.report.path_reason
+    assert {layer.keys.shape[2] for layer in cache.layers} == {160}
+
+
+@families
+def test_a_reset_cache_is_what_it_was(family):
+    model, inputs = family.build(), family.inputs("single")
+    cache = static_cache(model)
+    with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
+        first = model(**fed(family, inputs), past_key_values=cache).logits
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+        cache.reset()
+        assert type(cache) is StaticCache
+        assert cache.get_seq_length() == 0
+        assert torch.equal(model(**fed(family, inputs), past_key_values=cache).logits, first)
+
+
+@pytest.mark.parametrize("name", ["single", "batch"])
+@families
+def test_a_compiled_decoding_step_is_one_graph(family, name):
+    model, inputs = family.build(), family.inputs(name)
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=False)
+    compiled._compile_all_devices = True  # transformers compiles on a CPU only when told so
+    torch._dynamo.reset()
+    with vtfast.patch(model, FOUR_STAGES):
+        expected = continuation(model, inputs, steps=8)
+        counters.clear()
+        tokens = continuation(
+            model, inputs, steps=8, cache_implementation="static", compile_config=compiled
+        )
+    assert torch.equal(tokens, expected)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@families
+def test_a_later_chunk_of_text_goes_on(family):
+    model, inputs = family.build(), family.inputs("single")
+    text = torch.tensor([[7, 8, 9, 10]])
+    prompt = inputs["input_ids"].shape[1]
+    positions = Oracle(model, inputs).position_ids(prompt, prompt + 4)
+    with vtfast.patch(model, FOUR_STAGES, record=True) as handle, torch.no_grad():
+        cache = static_cache(model)
+        model(**fed(family, inputs), past_key_values=cache)
+        kept = handle.report.kept
+        logits = model(input_ids=text, position_ids=positions, past_key_values=cache).logits
+    expected = Oracle(model, inputs).logits(gone(inputs, kept), text)[:, -4:]
+    torch.testing.assert_close(logits, expected, atol=3e-4, rtol=0)
+
+
+@families
+def test_a_later_padded_chunk_is_refused(family):
+    samples = family.samples([4, Picture(seed=1), 7], [3, Picture(seed=2), 6])
+    model, inputs = family.build(), family.batch(samples)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
+    mask[0, -2] = 0
+    with vtfast.patch(model, LATE), torch.no_grad():
+        cache = static_cache(model)
+        model(**fed(family, inputs), past_key_values=cache)
+        with pytest.raises(InputError, match="StaticCache is padded"):
+            model(input_ids=torch.full((2, 2), 7), attention_mask=mask, past_key_values=cache)
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@families
+def test_a_later_prepared_mask_is_refused(family):
+    """As a second `generate` on one cache makes it: it does not say which tokens are real."""
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
+        cache = static_cache(model)
+        model(**fed(family, inputs), past_key_values=cache)
+        prepared = torch.ones(1, 1, 4, 160, dtype=torch.bool)
+        with pytest.raises(InputError, match="first chunk only"):
+            model(
+                input_ids=torch.tensor([[7, 8, 9, 10]]),
+                attention_mask=prepared,
+                past_key_values=cache,
+            )
+
+
+@families
+def test_packed_says_that_it_cannot(family):
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, FOUR_STAGES, path="packed"), torch.no_grad():
+        with pytest.raises(InputError, match=r'static cache.*path="padded"'):
+            model(**fed(family, inputs), past_key_values=static_cache(model))
+        with pytest.raises(InputError, match="static cache"):
+            continuation(model, inputs, cache_implementation="static")
+
+
+def test_a_cache_that_is_neither_is_refused():
+    """Each of its layers may see another part of the sequence."""
+    family = FAMILIES["llava"]
+
+    class Mine(DynamicCache):
+        pass
+
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, LATE), torch.no_grad():
+        with pytest.raises(InputError, match=r"got Mine.*defaults"):
+            model(**inputs, past_key_values=Mine())
+        continuation(model, inputs, steps=2)  # still usable
