@@ -4,8 +4,8 @@ import pytest
 import torch
 from host_reads import HostReads
 from model_oracle import Oracle
-from model_runs import FOUR_STAGES, both_layouts, fed, first_rows, probing
-from tiny_models import FAMILIES
+from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
+from tiny_models import FAMILIES, Picture
 
 import vtfast
 from vtfast import Prune
@@ -183,3 +183,16 @@ def test_a_read_in_a_method_is_counted(family, path):
                 model(**fed(family, inputs))
             counts.append(reads.count)
     assert counts[1] == counts[0] + 1
+
+
+@both_layouts
+def test_beams_of_unequal_prompts_are_reordered_without_a_read(family, path):
+    """Beams change places among copies of one prompt, whose rows are as many."""
+    samples = family.samples([9], [3, Picture(seed=2), 5], [2, Picture(seed=3), 9])
+    inputs, model = family.batch(samples), family.build()
+    beams = {"num_beams": 3, "steps": 6}
+    with HostReads() as plain:
+        continuation(model, inputs, **beams)
+    with vtfast.patch(model, FOUR_STAGES, path=path), HostReads() as pruned:
+        continuation(model, inputs, **beams)
+    assert pruned.count - plain.count <= 1

@@ -1,0 +1,91 @@
+"""Training with gradient checkpointing: the layers run twice, the picks are made once."""
+
+import pytest
+import torch
+from model_runs import fed, first_rows, probing
+from tiny_models import FAMILIES
+
+import vtfast
+from vtfast import Prune
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+PLANS = {
+    "two-stages": [Prune(1, "random", 0.5), Prune(3, "topk", 0.3)],
+    "from-the-start": [Prune(0, "diversity", 0.5), Prune(4, "drop", 0)],
+    "scored-by-itself": [Prune(2, "topk", 0.4, score_layer="this")],
+}
+
+
+def gradients(family, model, inputs):
+    """Loss and gradient of every weight, in training mode, for labels on the last four tokens."""
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    model.train()
+    model.zero_grad()
+    loss = model(**fed(family, inputs), labels=labels, use_cache=False).loss
+    loss.backward()
+    weights = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), weights
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@families
+def test_loss_and_gradients_are_those_without_it(family, plan, reentrant):
+    model, inputs = family.build(), family.inputs("batch")
+    model.enable_input_require_grads()  # re-entrant checkpoints need it in every model
+    with vtfast.patch(model, plan):
+        loss, expected = gradients(family, model, inputs)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpointed, found = gradients(family, model, inputs)
+    assert torch.equal(checkpointed, loss)
+    assert found.keys() == expected.keys()
+    assert len(found) > 90
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+@families
+def test_a_method_is_asked_once(family, reentrant):
+    """Another answer in backward would give gradients of another forward."""
+    model, inputs, calls = family.build(), family.inputs("single"), []
+
+    def counted(context):
+        calls.append(context.layer)
+        return first_rows(context)
+
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    with probing(counted), vtfast.patch(model, [Prune(2, "test-probe", 0.5)]):
+        gradients(family, model, inputs)
+    assert calls == [2]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
+@families
+def test_a_cache_asked_for_is_what_transformers_gives(family):
+    model, inputs = family.build().train(), family.inputs("single")
+    model.gradient_checkpointing_enable()
+    expected = model(**inputs, use_cache=True).past_key_values
+    with vtfast.patch(model, PLANS["two-stages"]):
+        found = model(**inputs, use_cache=True).past_key_values
+    assert type(found) is type(expected)
+
+
+@families
+def test_gradients_of_a_training_step_are_the_slope_of_its_loss(family):
+    model, inputs = family.build(), family.inputs("single")
+    name = "model.language_model.layers.0.self_attn.v_proj.weight"  # below both stages
+    weight = model.get_parameter(name)
+    with vtfast.patch(model, PLANS["two-stages"]):
+        gradient = gradients(family, model, inputs)[1][name]
+        step, losses = 1e-3 * gradient / gradient.norm(), []
+        for move in (step, -2 * step):
+            with torch.no_grad():
+                weight += move
+            losses.append(gradients(family, model, inputs)[0])
+    slope = (losses[0] - losses[1]) / 2e-3
+    torch.testing.assert_close(slope, gradient.norm(), rtol=0.02, atol=0)
