@@ -4,6 +4,7 @@ import pytest
 import torch
 from model_runs import fed, first_rows, probing
 from tiny_models import FAMILIES
+from transformers import DynamicCache
 
 import vtfast
 from vtfast import Prune
@@ -66,13 +67,18 @@ def test_a_method_is_asked_once(family, reentrant):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
 @families
-def test_a_cache_asked_for_is_what_transformers_gives(family):
+def test_a_cache_given_stays_empty_as_in_transformers(family):
     model, inputs = family.build().train(), family.inputs("single")
     model.gradient_checkpointing_enable()
-    expected = model(**inputs, use_cache=True).past_key_values
+    cache = DynamicCache()
     with vtfast.patch(model, PLANS["two-stages"]):
-        found = model(**inputs, use_cache=True).past_key_values
-    assert type(found) is type(expected)
+        expected, _ = gradients(family, model, inputs)
+        labels = inputs["input_ids"].clone()
+        labels[:, :-4] = -100
+        loss = model(**fed(family, inputs), labels=labels, past_key_values=cache).loss
+    assert torch.equal(loss.detach(), expected)
+    assert type(cache) is DynamicCache
+    assert cache.get_seq_length() == 0
 
 
 @families
