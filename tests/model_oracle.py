@@ -53,14 +53,18 @@ class Oracle:
         return new
 
     @torch.no_grad()
-    def attention_row(self, layer: int, gone: Gone) -> Tensor:
-        """What each row's last token pays to every column at `layer`, mean over heads."""
+    def attention(self, layer: int, gone: Gone) -> Tensor:
+        """What every token pays to every other at `layer`, [batch, heads, length, length]."""
         hidden, mask, rotary = self._run(layer, gone, None)
         block = self.text.layers[layer]
         _, weights = block.self_attn(
             block.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
         )
-        return weights[:, :, -1].mean(1)
+        return weights
+
+    def attention_row(self, layer: int, gone: Gone) -> Tensor:
+        """What each row's last token pays to every column at `layer`, mean over heads."""
+        return self.attention(layer, gone)[:, :, -1].mean(1)
 
     def survivors(self, gone: Gone) -> Tensor:
         """Bool [batch, length]: real columns that no layer has lost."""
@@ -126,7 +130,7 @@ class Oracle:
         for i in range(len(self.text.layers) + 1):
             for row, columns in zip(seen, gone.get(i, ()), strict=False):
                 row[columns] = False
-            mask = _additive(seen, hidden.dtype)
+            mask = additive(seen, hidden.dtype)
             if i == layer:
                 return hidden, mask, rotary
             hidden = self.text.layers[i](
@@ -139,7 +143,7 @@ class Oracle:
         raise IndexError(f"layer {layer} of {len(self.text.layers)}")
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """[batch, 1, n, n]: 0 where a query may look, else the lowest number; itself it always may."""
     n = seen.shape[1]
     visible = seen[:, None] & torch.ones(n, n, dtype=torch.bool).tril() | torch.eye(
