@@ -53,9 +53,9 @@ class Oracle:
         return new
 
     @torch.no_grad()
-    def attention(self, layer: int, gone: Gone) -> Tensor:
-        """What every token pays to every other at `layer`, [batch, heads, length, length]."""
-        hidden, mask, rotary = self._run(layer, gone, None)
+    def attention(self, layer: int, gone: Gone, new: Tensor | None = None) -> Tensor:
+        """What every token pays to every other at `layer`, [batch, heads, n, n]."""
+        hidden, mask, rotary = self._run(layer, gone, new)
         block = self.text.layers[layer]
         _, weights = block.self_attn(
             block.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
