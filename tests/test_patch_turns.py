@@ -226,5 +226,44 @@ def test_buffers_grow_between_turns_and_rearranged_rows(family, path):
         turns.rearrange([1, 0], "reorder_cache")
         turns.step(40)
         turns.say([3, other(family), 3], [3])
-        turns.step(130)
+        turns.step(5)
+        turns.check()
+
+
+# -- by generate -----------------------------------------------------------------------------------
+
+
+@both_layouts
+def test_generate_answers_about_one_picture_and_then_about_another(family, path):
+    with talking(family, path) as turns:
+        turns.generate([4, one(family), 7])
+        turns.generate([6])
+        turns.generate([3, other(family), 5])
+        turns.generate([2])
+        turns.check()
+        assert pruned_chunks(turns) == 2
+
+
+@both_layouts
+def test_generate_answers_about_a_picture_after_a_turn_of_text(family, path):
+    with talking(family, path) as turns:
+        turns.generate([6])
+        turns.generate([3, one(family), 5])
+        turns.check()
+
+
+@both_layouts
+def test_generate_answers_rows_that_bring_pictures_in_different_turns(family, path):
+    with talking(family, path, rows=2) as turns:
+        turns.generate([4, one(family), 7], [3])
+        turns.generate([2], [3, other(family), 1, one(family), 5])
+        turns.generate([3, other(family), 2], [6])
+        turns.check()
+
+
+@paths
+def test_generate_answers_about_a_clip_after_an_image(path):
+    with talking(FAMILIES["qwen"], path) as turns:
+        turns.generate([4, one(FAMILIES["qwen"]), 7])
+        turns.generate([3, Picture((3, 6, 8), seed=5, video=True), 5])
         turns.check()
