@@ -53,6 +53,12 @@ def test_decoding_is_that_of_a_model_with_hidden_tokens(family, path, options):
     check(family, path, family.batch(samples), options)
 
 
+@both_layouts
+def test_beams_of_one_row_are_those_of_a_model_with_hidden_tokens(family, path):
+    """All rows of the batch are equally long, which the packed layout treats apart."""
+    check(family, path, family.inputs("single"), {"num_beams": 4, "num_return_sequences": 4})
+
+
 @pytest.mark.parametrize("options", [MODES[0], MODES[3]])
 @paths
 def test_decoding_with_clips_is_that_of_a_model_with_hidden_tokens(path, options):

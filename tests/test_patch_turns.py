@@ -49,6 +49,17 @@ def test_a_picture_after_a_turn_of_text(family, path):
 
 
 @both_layouts
+def test_pictures_after_a_padded_turn_of_text(family, path):
+    """Until the pictures come nothing is dropped, and the cache holds padding."""
+    with talking(family, path, rows=3) as turns:
+        turns.say([9], [2], [5])
+        turns.step(2)
+        turns.say([3, one(family), 4], [2, other(family), 2], [6])
+        turns.step(3)
+        turns.check()
+
+
+@both_layouts
 def test_a_second_picture_is_pruned_too(family, path):
     with talking(family, path) as turns:
         turns.say([4, one(family), 7])

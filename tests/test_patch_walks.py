@@ -38,7 +38,7 @@ class Walk:
 
     def go(self, turns):
         """From four to eight operations."""
-        self.say(turns)
+        self.draw.choice([self.say, self.say, self.text])(turns)
         for _ in range(self.draw.randint(3, 7)):
             names = ("say", "say", "text", "step", "step", "several", "crop", "copied", "pickled")
             names += ("selected", "reordered", "repeated") if self.masked else ()
