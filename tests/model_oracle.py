@@ -56,14 +56,18 @@ class Oracle:
         return new
 
     @torch.no_grad()
-    def attention_row(self, layer: int, gone: Gone) -> Tensor:
-        """What each row's last token pays to every column at `layer`, mean over heads."""
-        hidden, mask, rotary = self._run(layer, gone, None)
+    def attention(self, layer: int, gone: Gone, new: Tensor | None = None) -> Tensor:
+        """What every token pays to every other at `layer`, [batch, heads, n, n]."""
+        hidden, mask, rotary = self._run(layer, gone, new)
         block = self.text.layers[layer]
         _, weights = block.self_attn(
             block.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
         )
-        return weights[:, :, -1].mean(1)
+        return weights
+
+    def attention_row(self, layer: int, gone: Gone) -> Tensor:
+        """What each row's last token pays to every column at `layer`, mean over heads."""
+        return self.attention(layer, gone)[:, :, -1].mean(1)
 
     def survivors(self, gone: Gone) -> Tensor:
         """Bool [batch, length]: real columns that no layer has lost."""
@@ -131,7 +135,7 @@ class Oracle:
                 if self.renumber and len(columns):
                     positions[:, b] = (seen[b].cumsum(0) - 1).clamp(min=0)
             rotary = self.text.rotary_emb(hidden, positions if len(positions) > 1 else positions[0])
-            mask = _additive(seen, hidden.dtype)
+            mask = additive(seen, hidden.dtype)
             if i == layer:
                 return hidden, mask, rotary
             hidden = self.text.layers[i](
@@ -144,7 +148,7 @@ class Oracle:
         raise IndexError(f"layer {layer} of {len(self.text.layers)}")
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """[batch, 1, n, n]: 0 where a query may look, else the lowest number; itself it always may."""
     n = seen.shape[1]
     visible = seen[:, None] & torch.ones(n, n, dtype=torch.bool).tril() | torch.eye(

@@ -1,0 +1,50 @@
+"""An unpatched model that acts as if some tokens were gone: what `generate` must give, whatever it
+does.
+
+The columns stay in the sequence, and a mask hides them from all others from the layer on that lost
+them. Nothing is cached, so every way to decode (beams, samples, …) is transformers' own, on the
+oracle's logits.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from model_oracle import additive
+
+
+@contextmanager
+def hidden(model, gone):
+    """Within the block, run `model.generate(..., use_cache=False)` of this unpatched model.
+
+    `gone`: layer -> columns every row has lost from this layer's input on; rows that `generate`
+    makes copies of (beams, return sequences) lose the same.
+    """
+    text = model.model.language_model
+    seen = {}
+
+    def take_mask(module, args, kwargs):
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        assert kwargs.get("past_key_values") is None, "pass use_cache=False"
+        seen["keys"] = torch.ones(embeds.shape[:2]) if mask is None else mask
+        seen["keys"] = seen["keys"].bool().clone()
+
+    def hide(layer, args, kwargs, number):
+        keys = seen["keys"]
+        rows = gone.get(number, ())
+        for row, columns in enumerate(rows):
+            copies = len(keys) // len(rows)
+            keys[row * copies : (row + 1) * copies, columns] = False
+        return args, {**kwargs, "attention_mask": additive(keys, args[0].dtype)}
+
+    hooks = [text.register_forward_pre_hook(take_mask, with_kwargs=True)]
+    for i, layer in enumerate(text.layers):
+        hooks.append(
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs, i=i: hide(module, args, kwargs, i), with_kwargs=True
+            )
+        )
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()

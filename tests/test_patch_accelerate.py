@@ -1,0 +1,116 @@
+"""Models that accelerate dispatched: weights on the host, on disk, or placed by a device map.
+
+accelerate replaces the forward of every module, moves inputs, and loads weights as they are needed;
+hooks stay outside of that. On one CPU the arithmetic is the same, so results are compared exactly.
+"""
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from model_runs import both_layouts, continuation, logits_of
+from module_state import changes, module_state
+
+import vtfast
+from vtfast import Prune
+
+# transformers before 5.23 warns that the offloaded model is on "meta".
+pytestmark = pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")
+CPU = torch.device("cpu")
+PLAN = [Prune(0, "diversity", 0.7), Prune(3, "topk", 0.4), Prune(5, "diversity", 0.1)]
+
+
+def offloaded(family):
+    return accelerate.cpu_offload(family.build(), execution_device=CPU)
+
+
+def results(family, model, inputs):
+    return logits_of(family, model, inputs), continuation(model, inputs, steps=4)
+
+
+def expected_results(family, path, inputs):
+    model = family.build()
+    with vtfast.patch(model, PLAN, path=path):
+        return results(family, model, inputs)
+
+
+def same(got, expected):
+    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def lasting(model):
+    """Its state without the weights, which accelerate takes in and out."""
+    state = module_state(model)
+    return {key: value for key, value in state.items() if key[1] not in ("_parameters", "_buffers")}
+
+
+@both_layouts
+def test_a_model_offloaded_before_patching_says_the_same(family, path):
+    inputs, model = family.inputs("batch"), offloaded(family)
+    assert next(model.model.language_model.layers.parameters()).device.type == "meta"
+    with vtfast.patch(model, PLAN, path=path):
+        assert same(results(family, model, inputs), expected_results(family, path, inputs))
+
+
+@both_layouts
+def test_a_model_offloaded_while_patched_says_the_same(family, path):
+    inputs, model = family.inputs("batch"), family.build()
+    with vtfast.patch(model, PLAN, path=path):
+        accelerate.cpu_offload(model, execution_device=CPU)
+        assert same(results(family, model, inputs), expected_results(family, path, inputs))
+
+
+@both_layouts
+def test_undo_leaves_an_offloaded_model_as_it_was(family, path):
+    inputs, model = family.inputs("batch"), offloaded(family)
+    expected, before = results(family, model, inputs), lasting(model)
+    with vtfast.patch(model, PLAN, path=path):
+        results(family, model, inputs)
+        assert changes(before, lasting(model)) != []
+    assert changes(before, lasting(model)) == []
+    assert same(results(family, model, inputs), expected)
+
+
+@both_layouts
+def test_a_model_offloaded_while_patched_is_undone_and_brought_back(family, path):
+    inputs, model = family.inputs("batch"), family.build()
+    expected, before = results(family, model, inputs), lasting(model)
+    with vtfast.patch(model, PLAN, path=path):
+        accelerate.cpu_offload(model, execution_device=CPU)
+        results(family, model, inputs)
+    assert same(results(family, model, inputs), expected)
+    remove_hook_from_submodules(model)
+    left = {name for _, name in changes(before, lasting(model))}
+    assert left <= {"forward", "_old_forward"}  # accelerate puts bound methods back
+
+
+@both_layouts
+def test_a_model_loaded_with_an_automatic_device_map_says_the_same(family, path, tmp_path):
+    inputs, model = family.inputs("batch"), family.build()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, device_map="auto")
+    with vtfast.patch(loaded, PLAN, path=path):
+        assert same(results(family, loaded, inputs), expected_results(family, path, inputs))
+
+
+@both_layouts
+def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
+    """A pruned layer, the one that scores for it and the tower are among the parts on disk."""
+    inputs, model = family.inputs("batch"), family.build()
+    model.save_pretrained(tmp_path / "checkpoint")
+    places = {"lm_head": "cpu"}
+    for name, _ in model.model.named_children():
+        places[f"model.{name}"] = "disk" if "vi" in name else "cpu"
+    del places["model.language_model"]
+    for name, child in model.model.language_model.named_children():
+        if name != "layers":
+            places[f"model.language_model.{name}"] = "cpu"
+        else:
+            for i, _ in enumerate(child):
+                places[f"model.language_model.layers.{i}"] = "disk" if i in (2, 3) else "cpu"
+    loaded = type(model).from_pretrained(
+        tmp_path / "checkpoint", device_map=places, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.model.language_model.layers[3].self_attn.q_proj.weight.device.type == "meta"
+    with vtfast.patch(loaded, PLAN, path=path):
+        assert same(results(family, loaded, inputs), expected_results(family, path, inputs))
