@@ -31,6 +31,7 @@ def weighted(query, key, value, scaling, visible):
 
 def with_4d_masks(module, query, key, value, attention_mask, scaling, **kwargs):
     """Needs its mask: without one it would not even be causal."""
+    assert not any("vtfast" in name for name in kwargs)
     rows = [
         weighted(q, k, v, scaling, mask[0])
         for q, k, v, mask in zip(query, key, value, attention_mask, strict=True)
@@ -50,6 +51,7 @@ def without_padding(
     module, query, key, value, attention_mask, scaling, position_ids=None, **kwargs
 ):
     """Causal attention over the real keys of each row; the last q of them are the queries."""
+    assert not any("vtfast" in name for name in kwargs)
     out, length = torch.zeros_like(query), query.shape[2]
     if position_ids is not None:  # FlashAttention 2 takes gaps in them for several sequences
         assert position_ids.shape[-1] == length

@@ -71,6 +71,20 @@ def test_every_picture_of_a_batch_keeps_its_own_budget(path):
 
 
 @paths
+def test_frames_of_one_clip_draw_picks_of_their_own(path):
+    """They share the clip's key, and its mixing with their number makes them differ."""
+    samples = QWEN.samples([3, clip(4, 8, 6, 1), 5])
+    inputs, model = QWEN.batch(samples), QWEN.build()
+    plan = [Prune(0, "random", 0.5, per="frame")]
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        logits_of(QWEN, model, inputs)
+    [[columns]] = image_columns(QWEN, samples, inputs)
+    stayed = torch.isin(columns, handle.report.kept[0][0]).view(4, 12)
+    assert stayed.sum(1).tolist() == [6, 6, 6, 6]
+    assert len(stayed.unique(dim=0)) == 4
+
+
+@paths
 def test_touching_llava_pictures_are_the_oracles(path):
     """Three pictures without a word between them, in two of three rows."""
     family = FAMILIES["llava"]

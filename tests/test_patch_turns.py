@@ -238,6 +238,8 @@ def test_buffers_grow_between_turns_and_rearranged_rows(family, path):
         turns.step(40)
         turns.say([3, other(family), 3], [3])
         turns.step(5)
+        turns.say([150], [4])  # more than any spare room
+        turns.step(2)
         turns.check()
 
 
