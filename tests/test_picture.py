@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from vtfast.interview import StageView
 from vtfast.picture import draw
 from vtfast.toy.scene import Scene
+from vtfast.views import StageView, View
 
 
 @pytest.fixture(scope="module")
 def figure():
     scene = Scene.from_seed(3).picture()
-    stages = [StageView(0, "diversity", tuple(range(0, 64, 2))), StageView(10, "random", (5, 42))]
-    return draw(scene, 64, stages, "a heading", "a caption"), scene, stages
+    stages = (StageView(0, "diversity", tuple(range(0, 64, 2))), StageView(10, "random", (5, 42)))
+    return draw([View(scene, (8, 8), stages)], "a heading", "a caption"), scene, stages
 
 
 def test_each_panel_says_layer_method_and_count(figure) -> None:
@@ -41,10 +41,10 @@ def test_kept_patches_are_as_in_the_scene_and_dropped_ones_dim(figure) -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_no_text_of_the_picture_is_clipped_or_overlaps(stages: int) -> None:
-    views = [StageView(10 * i, "diversity", tuple(range(40 - i))) for i in range(stages)]
+    views = tuple(StageView(10 * i, "diversity", tuple(range(40 - i))) for i in range(stages))
     heading = "divprune+random, keep 0.5: 32.0 of 64 visual tokens, averaged over the layers"
     caption = 'dark patches were dropped; the question was "which digit is in the yellow cell ?"'
-    figure = draw(Scene.from_seed(3).picture(), 64, views, heading, caption)
+    figure = draw([View(Scene.from_seed(3).picture(), (8, 8), views)], heading, caption)
     figure.canvas.draw()
     texts = [*figure.texts, *(axes.title for axes in figure.axes)]
     boxes = [text.get_window_extent() for text in texts]
