@@ -1,6 +1,6 @@
 """How the commands show things: progress on stderr, plain tables and text on stdout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from rich import box
@@ -37,12 +37,11 @@ def working(
         yield lambda: progress.advance(task)
 
 
-def table(first: str, *others: str) -> Table:
-    """An empty table; only the first column wraps."""
+def table(*columns: str, wraps: Collection[int] = (0,)) -> Table:
+    """An empty table; only the columns numbered in `wraps` break lines where space is short."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    shown.add_column(first)
-    for name in others:
-        shown.add_column(name, no_wrap=True)
+    for number, name in enumerate(columns):
+        shown.add_column(name, no_wrap=number not in wraps, overflow="fold")
     return shown
 
 
