@@ -1,42 +1,27 @@
 """The command `vtfast`: help, versions, and one line where the user is at fault. No model runs."""
 
-import subprocess
-import sys
+import importlib
+import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 import typer
+from command import call, python, refused
 from repository import ROOT
-from typer.testing import CliRunner
 
 import vtfast
-from vtfast import cli
 from vtfast.errors import PlanError
 from vtfast.presets import PRESETS
 
 
-def call(*arguments: str):
-    """`vtfast` with these arguments, in this process."""
-    env = {"COLUMNS": "100", "NO_COLOR": "1"}
-    return CliRunner().invoke(cli.app, arguments, env=env, prog_name="vtfast")
-
-
-def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`code` in a fresh interpreter that finds vtfast."""
-    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}"
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
-def refused(result) -> str:
-    """The one line on stderr that a refusal consists of; checks that it is one."""
-    code = result.returncode if hasattr(result, "returncode") else result.exit_code
-    assert code == 2, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+def examples_of(command: str) -> list[list[str]]:
+    """The command lines that the help of a command shows on a narrow terminal, as words."""
+    shown = call(command, "--help", columns=80).stdout
+    lines = (line.strip() for line in re.sub(r"\\\s*\n", " ", shown).splitlines())
+    started = [line for line in lines if line.startswith(f"vtfast {command}")]
+    return [shlex.split(line.partition("#")[0].partition("|")[0]) for line in started]
 
 
 # Help
@@ -50,32 +35,48 @@ def test_vtfast_alone_prints_help(arguments: tuple[str, ...]) -> None:
     assert "demo" in result.stdout
 
 
-def test_help_of_demo_teaches_by_examples() -> None:
-    lines = [line.strip() for line in call("demo", "--help").stdout.splitlines()]
-    examples = [line.partition("#")[0].split() for line in lines if line.startswith("vtfast demo")]
-    assert len(examples) >= 3
-    used = {word for example in examples for word in example if word.startswith("--")}
-    assert {"--plan", "--keep", "--json", "--scene-seed"} <= used
+@pytest.mark.parametrize(
+    ("command", "count", "options"),
+    [
+        ("demo", 3, {"--plan", "--keep", "--json", "--scene-seed"}),
+        ("run", 4, {"--model", "--image", "--video", "--prompt", "--keep", "--compare", "--json"}),
+        ("doctor", 2, {"--json"}),
+    ],
+)
+def test_help_teaches_by_examples(command: str, count: int, options: set[str]) -> None:
+    examples = examples_of(command)
+    assert len(examples) >= count
+    assert options <= {word for example in examples for word in example if word[:2] == "--"}
 
 
-def test_help_of_demo_names_every_option_and_preset() -> None:
-    shown = call("demo", "--help").stdout
-    options = ("plan", "keep", "scene-seed", "seed", "out", "json", "no-timing")
-    assert [name for name in options if f"--{name} " not in shown] == []
+@pytest.mark.parametrize("command", ["demo", "run"])
+def test_help_names_every_option_and_preset(command: str) -> None:
+    options = {"demo": "plan keep seed out json scene-seed no-timing"}
+    options["run"] = "model image video prompt plan keep horizon compare max-new-tokens out json "
+    options["run"] += "max-frames fps device dtype seed path impl"
+    shown = call(command, "--help").stdout
+    assert [name for name in options[command].split() if f"--{name} " not in shown] == []
     assert [preset for preset in PRESETS if preset not in shown] == []
 
 
-def test_the_examples_in_the_help_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vtfast.demo
+def test_help_of_run_documents_the_json_object() -> None:
+    shown = call("run", "--help").stdout
+    for field in ("visual_tokens_per_layer", "seconds_to_first_token", "kv_cache_bytes"):
+        assert field in shown
 
+
+@pytest.mark.parametrize("command", ["demo", "run", "doctor"])
+def test_the_examples_in_the_help_are_accepted(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = []
-    monkeypatch.setattr(vtfast.demo, "run", ran.append)
-    shown = call("demo", "--help").stdout.splitlines()
-    lines = [line.strip() for line in shown if line.strip().startswith("vtfast demo")]
-    for line in lines:
-        command = line.partition("#")[0].partition("|")[0].split()
-        assert call(*command[1:]).exit_code == 0, line
-    assert len(ran) == len(lines) > 0
+    monkeypatch.setattr(
+        importlib.import_module(f"vtfast.{command}"), "run", lambda settings: ran.append(settings)
+    )
+    examples = examples_of(command)
+    for example in examples:
+        assert call(*example[1:]).exit_code == 0, example
+    assert len(ran) == len(examples) > 0
 
 
 def test_version() -> None:
@@ -83,11 +84,12 @@ def test_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"vtfast {vtfast.__version__}\n")
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", ["demo", "run", "doctor"])
+def test_help_loads_nothing_heavy(command: str) -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'matplotlib', 'PIL', 'triton'}"
     code = (
         "from vtfast.cli import app\n"
-        "app(['demo', '--help'], standalone_mode=False)\n"
+        f"app([{command!r}, '--help'], standalone_mode=False)\n"
         f"print('loaded:', *{heavy} & set(sys.modules))"
     )
     done = python(code)
@@ -106,6 +108,9 @@ def test_the_console_script_and_the_module_are_one_command() -> None:
 
 
 # Refusals
+
+ASK = ("run", "--model", "toy-llava", "--prompt", "read the code .")
+SHOW = (*ASK, "--image", "scene.png")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,21 @@ def test_the_console_script_and_the_module_are_one_command() -> None:
         (["demo", "--out", "kept.jpg"], "pass a name that ends in .png"),
         (["demo", "--out", "no/such/folder/kept.png"], "there is no folder no/such/folder"),
         (["demo", "--out", "a" * 300 + ".png"], "File name too long"),
+        (["run"], "--model"),
+        (["run", "--model", "toy-llava"], "--prompt"),
+        ([*ASK], "there is nothing to look at; pass --image or --video"),
+        ([*SHOW, "--plan", "nonesuch"], "unknown preset 'nonesuch'; pass random, fastv"),
+        ([*SHOW, "--keep", "1.5"], "--keep 1.5: expected a share above 0, up to 1"),
+        ([*SHOW, "--horizon", "-1"], "--horizon"),
+        ([*SHOW, "--max-new-tokens", "0"], "--max-new-tokens"),
+        ([*SHOW, "--max-frames", "0"], "--max-frames"),
+        ([*SHOW, "--fps", "0"], "--fps 0: expected a number above 0"),
+        ([*SHOW, "--dtype", "fp8"], "--dtype fp8: pass one of auto, float32"),
+        ([*SHOW, "--path", "short"], "--path short: pass one of auto, packed, padded"),
+        ([*SHOW, "--impl", "cuda"], "--impl cuda: pass one of auto, eager, triton"),
+        ([*SHOW, "--out", "kept.jpg"], "pass a name that ends in .png"),
+        ([*SHOW, "--out", "no/such/folder/kept.png"], "there is no folder no/such/folder"),
+        (["doctor", "--fix"], "--fix"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
@@ -138,6 +158,37 @@ def test_out_may_not_be_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "kept.png"
     folder.mkdir()
     assert "is a folder; pass the name of a file" in refused(call("demo", "--out", str(folder)))
+
+
+@pytest.mark.parametrize("command", ["demo", "run"])
+def test_a_picture_that_could_not_be_written_is_refused_first(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vtfast.demo
+    import vtfast.run
+
+    for module in (vtfast.demo, vtfast.run):
+        monkeypatch.setattr(module, "run", lambda settings: pytest.fail("it ran"))
+    link = tmp_path / "kept.png"
+    link.symlink_to(tmp_path / "gone" / "kept.png")
+    line = refused(call(*(SHOW if command == "run" else ("demo",)), "--out", link))
+    assert line == f"error: cannot write {link}: No such file or directory; pass another --out"
+
+
+def test_trying_whether_a_picture_can_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vtfast.run
+
+    ran = []
+    monkeypatch.setattr(vtfast.run, "run", ran.append)
+    old = tmp_path / "old.png"
+    old.write_text("kept as it is")
+    for path in (old, tmp_path / "new.png"):
+        assert call(*SHOW, "--out", path).exit_code == 0
+    assert len(ran) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["old.png"]
+    assert old.read_text() == "kept as it is"
 
 
 def test_bad_input_is_refused_before_anything_heavy_is_loaded() -> None:

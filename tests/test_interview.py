@@ -3,7 +3,7 @@
 import pytest
 
 import vtfast
-from vtfast import cli, toy
+from vtfast import commands, toy
 from vtfast.errors import PlanError
 from vtfast.interview import Interview
 from vtfast.kernels.ragged import Ragged
@@ -12,7 +12,7 @@ from vtfast.presets import PRESETS
 
 @pytest.fixture(scope="module")
 def interview() -> Interview:
-    return Interview.bundled(cli.DEFAULT_SCENE)
+    return Interview.bundled(commands.DEFAULT_SCENE)
 
 
 def test_answers_are_those_of_the_model_asked_one_question_at_a_time(interview: Interview) -> None:

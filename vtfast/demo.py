@@ -5,20 +5,17 @@ take seconds.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from vtfast import __version__
 from vtfast.errors import InputError
+from vtfast.terminal import consoles, table, working, wrong_sign
 
 if TYPE_CHECKING:
     from vtfast.interview import Column, Interview
@@ -59,11 +56,12 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """The whole demo. Raises PlanError or InputError for settings that cannot be met."""
-    out, err = Console(highlight=False, markup=False, emoji=False), Console(stderr=True)
-    with _working(err, "loading torch, transformers and the bundled model"):
+    out, err = consoles()
+    with working(err, "loading torch, transformers and the bundled model"):
         from vtfast.interview import Interview
         from vtfast.picture import draw, save
         from vtfast.prefill import TINY, MidSize, Race
+        from vtfast.views import View
 
         race = None
         if settings.rounds:
@@ -72,7 +70,7 @@ def run(settings: Settings) -> None:
             race = Race(sizes, settings.plan, keeps, seed=settings.seed, rounds=settings.rounds)
         interview = Interview.bundled(settings.scene_seed)
     keeps = settings.keeps(ANSWERED_KEEPS)
-    with _working(err, "asking six questions", 1 + len(keeps)) as tick:
+    with working(err, "asking six questions", 1 + len(keeps)) as tick:
         columns = [interview.full()]
         tick()
         for keep in keeps:
@@ -84,7 +82,8 @@ def run(settings: Settings) -> None:
         "visual tokens, averaged over the layers"
     )
     caption = f'dark patches were dropped; the question was "{interview.questions[-1].text}"'
-    figure = draw(interview.picture, interview.visual_tokens, last.stages, heading, caption)
+    side = round(interview.visual_tokens**0.5)
+    figure = draw([View(interview.picture, (side, side), last.stages)], heading, caption)
     try:
         save(figure, settings.out)
     except OSError as error:
@@ -95,36 +94,13 @@ def run(settings: Settings) -> None:
     timings: list[Timing] = []
     if race:
         title = f"timing {race.sizes.layers} layers x {race.sizes.width}"
-        with _working(err, title, race.passes) as tick:
+        with working(err, title, race.passes) as tick:
             timings = race.run(tick)
         if not settings.as_json:
             _show_timings(out, race, timings)
     if settings.as_json:
         record = _record(settings, interview, columns, race, timings)
         print(json.dumps(record, indent=2))
-
-
-@contextmanager
-def _working(
-    console: Console, what: str, total: int | None = None
-) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr while something takes its time; yields what to call per step.
-
-    Nothing where stderr is no terminal. Drawn twice a second only, as drawing takes time from what
-    is being timed.
-    """
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *([] if total is None else [MofNCompleteColumn()]),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        refresh_per_second=10 if total is None else 2,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 def _show_answers(
@@ -140,8 +116,8 @@ def _show_answers(
         f"{layers} layers, {n} visual tokens.\nPlan {settings.plan}{horizon}.",
         style="bold",
     )
-    table = _table("question", "truth", *(column.name for column in columns))
-    sign = _wrong_sign(out)
+    shown = table("question", "truth", *(column.name for column in columns))
+    sign = wrong_sign(out)
     for row, question in enumerate(interview.questions):
         said = [
             Text(column.answers[row])
@@ -149,21 +125,21 @@ def _show_answers(
             else Text(f"{column.answers[row]} {sign}", style="bold red")
             for column in columns
         ]
-        table.add_row(question.text, question.truth, *said)
-    table.add_section()
+        shown.add_row(question.text, question.truth, *said)
+    shown.add_section()
     asked = len(interview.questions)
-    table.add_row("right answers", "", *(f"{_right(interview, c)} of {asked}" for c in columns))
+    shown.add_row("right answers", "", *(f"{_right(interview, c)} of {asked}" for c in columns))
     steps = dict.fromkeys((s.layer, s.method) for column in columns for s in column.stages)
     for layer, method in sorted(steps):
         left = ({(s.layer, s.method): len(s.kept) for s in column.stages} for column in columns)
-        shown = (str(counts.get((layer, method), "")) for counts in left)
-        table.add_row(f"tokens left by {method}, layer {layer}", "", *shown)
+        counts_left = (str(counts.get((layer, method), "")) for counts in left)
+        shown.add_row(f"tokens left by {method}, layer {layer}", "", *counts_left)
     averages = (f"{column.average_tokens:.1f}" for column in columns)
-    table.add_row("visual tokens, average of layers", "", *averages)
-    table.add_row(
+    shown.add_row("visual tokens, average of layers", "", *averages)
+    shown.add_row(
         "prefill FLOPs, of full", "", *(f"{100 * column.flops_ratio:.0f} %" for column in columns)
     )
-    out.print(table)
+    out.print(shown)
     out.print(f"{sign} marks a wrong answer. {_ONE_SCENE}")
     out.print(_NO_SPEED)
     out.print(f"The picture and what {columns[-1].name} left of it: {settings.out}", soft_wrap=True)
@@ -177,7 +153,7 @@ def _show_timings(out: Console, race: "Race", timings: "Sequence[Timing]") -> No
         f"{race.threads} CPU thread{'s' * (race.threads != 1)}.",
         style="bold",
     )
-    table = _table("prefill", "tokens", "time", "of full", "p20-p80", "speed-up")
+    shown = table("prefill", "tokens", "time", "of full", "p20-p80", "speed-up")
     for timing in timings:
         variant = timing.variant
         name = variant.name if variant.keep is None else f"keep {variant.keep:g}, {variant.name}"
@@ -185,22 +161,10 @@ def _show_timings(out: Console, race: "Race", timings: "Sequence[Timing]") -> No
         if variant.keep is not None:
             cells += [f"{timing.share:.2f}", f"{timing.p20:.2f}-{timing.p80:.2f}"]
             cells += [f"{1 / timing.share:.1f}x"]
-        table.add_row(*cells)
-    out.print(table)
+        shown.add_row(*cells)
+    out.print(shown)
     out.print(f"Median of {race.rounds} alternating rounds; every row encodes the picture too.")
     out.print(_NATIVE)
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, no_wrap=True)
-    return table
-
-
-def _wrong_sign(console: Console) -> str:
-    return "✗" if console.encoding.startswith("utf") else "x"
 
 
 def _right(interview: "Interview", column: "Column") -> int:

@@ -10,11 +10,12 @@ from typing import Any
 from PIL.Image import Image
 from transformers.utils import logging
 
-from vtfast.patching import Handle, patch
+from vtfast.patching import patch
 from vtfast.plan import Plan
 from vtfast.toy import TASKS, load, prompt
 from vtfast.toy.model import LONGEST_ANSWER
 from vtfast.toy.scene import Scene
+from vtfast.views import StageView, stage_views
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,6 @@ class Question:
     task: str
     text: str
     truth: str
-
-
-@dataclass(frozen=True)
-class StageView:
-    """A stage as it ran on the picture; `kept` are the patches left, in raster order."""
-
-    layer: int
-    method: str
-    kept: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -107,22 +99,11 @@ class Interview:
         config, n_visual = self.model.config, self.visual_tokens
         ratios = [handle.plan.flops_ratio(config, n_visual, n) for n in n_text]
         average = handle.report.average if handle.report else float(n_visual)
-        views = self._views(handle)
+        columns = self._visual[-1].nonzero()[:, 0]
+        views = stage_views(handle, columns, row=-1)
         return Column(keep, handle.plan, answers, average, sum(ratios) / len(ratios), views)
 
     def _answers(self) -> tuple[str, ...]:
         rows = self.model.generate(**self._inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
         said = rows[:, self._inputs["input_ids"].shape[1] :]
         return tuple(self._processor.batch_decode(said, skip_special_tokens=True))
-
-    def _views(self, handle: Handle) -> tuple[StageView, ...]:
-        """What each stage kept of the last question's picture."""
-        kept = handle.report.kept if handle.report else {}
-        first = int(self._visual[-1].nonzero()[0])
-        left = tuple(range(self.visual_tokens))
-        views = []
-        for stage in handle.plan.stages:
-            if stage.layer in kept:  # a stage that drops nothing is not recorded
-                left = tuple((kept[stage.layer][-1] - first).tolist())
-            views.append(StageView(stage.layer, stage.method, left))
-        return tuple(views)

@@ -1,0 +1,243 @@
+"""Find and load the checkpoint a user names, and say in one line why it cannot be had.
+
+What is small comes first: the configuration decides whether vtfast can prune the model at all and
+whether the plan fits it, the processor whether the prompt can be encoded. Weights come last.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import logging as hub_logging
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASS_OF,
+)
+from transformers.utils import logging
+
+from vtfast import toy
+from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.models import SUPPORTED
+from vtfast.patching import patch
+
+TOY = "toy-"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_LOGS = (logging, hub_logging)
+_HUB_SECONDS = 10  # to answer; transformers itself would retry for half a minute
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be loaded: its configuration and processor are there, its weights not yet.
+
+    Attributes:
+        name: what the user called it.
+        offline: take what is in the local cache and do not ask the hub.
+        toy: the bundled model, which comes whole.
+    """
+
+    name: str
+    config: Any
+    processor: Any
+    offline: bool = False
+    toy: Any = None
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the model has a placeholder for clips."""
+        return getattr(self.config, "video_token_id", None) is not None
+
+    def check_plan(self, **settings: Any) -> None:
+        """Raise what `patch(model, **settings)` would raise, without the weights."""
+        if self.toy is not None:
+            model = self.toy
+        else:
+            with torch.device("meta"), _reading(self.name, "configuration"):
+                model = AutoModelForImageTextToText.from_config(self.config)
+        patch(model, **settings).remove()
+
+    def weights(self, device: torch.device, dtype: str) -> Any:
+        """The model in eval mode on a device.
+
+        dtype: one of `DTYPES`; "auto" is the checkpoint's own on a GPU and float32 on a CPU, and
+        float32 for the bundled models.
+        """
+        if self.toy is not None:
+            return self.toy.to(device, torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        if dtype == "auto" and device.type == "cpu":
+            dtype = "float32"
+        with _reading(self.name, "weights"):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                self.name, dtype=dtype, local_files_only=self.offline, output_loading_info=True
+            )
+            model, found = loaded
+        lost = sorted(found["missing_keys"])
+        if lost:
+            raise InputError(
+                f"--model {self.name}: of the model's tensors {len(lost)} have no weights, such as "
+                f"{lost[0]}; download or convert the checkpoint again"
+            )
+        return model.eval().to(device)
+
+
+def find(name: str) -> Checkpoint:
+    """The checkpoint called `name`: a bundled `toy-…`, a local folder, or a hub id.
+
+    Raises InputError where there is none or it cannot be read, and UnsupportedModelError, before
+    any weights, for a model vtfast cannot prune.
+    """
+    if name.startswith(TOY) and not Path(name).exists():
+        try:
+            model, processor = toy.load(name.removeprefix(TOY))
+        except InputError as error:
+            raise InputError(f"--model {name}: {error}") from None
+        return Checkpoint(name, model.config, processor, toy=model)
+    offline = _find_folder(name) or _find_on_hub(name)
+    with _reading(name, "configuration"):
+        raw, _ = PreTrainedConfig.get_config_dict(name, local_files_only=offline)
+    _check_supported(name, raw)
+    with _reading(name, "configuration"):
+        config = AutoConfig.from_pretrained(name, local_files_only=offline)
+    return Checkpoint(name, config, load_processor(name, offline), offline)
+
+
+def load_processor(name: str, offline: bool = True) -> Any:
+    """The processor of a checkpoint. Raises InputError where it cannot be had."""
+    with _reading(name, "processor"):
+        try:
+            return AutoProcessor.from_pretrained(name, local_files_only=offline)
+        except ImportError as error:
+            if "torchvision" not in str(error).lower():
+                raise
+            raise InputError(
+                f"--model {name}: its processor needs torchvision; install the torchvision that "
+                f"goes with torch {torch.__version__}"
+            ) from None
+
+
+def device_named(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: unknown to torch; pass auto, cpu or cuda") from None
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {name}: {short(error)}; pass auto or cpu, or see what vtfast doctor says"
+        ) from None
+    return device
+
+
+def _check_supported(name: str, config: dict[str, Any]) -> None:
+    """Refuse from the raw configuration what no family of ours is."""
+    kind = config.get("model_type")
+    classes = config.get("architectures") or [CLASS_OF.get(str(kind))]
+    if not set(classes) & set(SUPPORTED):
+        known = classes[0] or (f"a model of type {kind!r}" if kind else "no model of transformers")
+        raise UnsupportedModelError(
+            f"--model {name} is {known}; vtfast prunes {' and '.join(SUPPORTED)}, such as "
+            "llava-hf/llava-1.5-7b-hf and Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+
+
+def _find_folder(name: str) -> bool:
+    """Whether `name` is a checkpoint folder; raises where it can only be meant as one."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"--model {name}: the folder has no config.json; pass the folder that "
+                "save_pretrained wrote"
+            )
+        return True
+    if path.exists():
+        raise InputError(f"--model {name} is a file; pass the folder it is in")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise InputError(f"--model {name}: there is no such folder")
+    return False
+
+
+def _find_on_hub(name: str) -> bool:
+    """Whether only the local cache has the checkpoint; False where the hub has it."""
+    start = f"--model {name}: there is no such folder here, and "
+    try:
+        cached = isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME), str)
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+        hf_hub_download(name, constants.CONFIG_NAME)
+    except HFValidationError:
+        raise InputError(f"{start}it is no name of a model; hub ids look like owner/name") from None
+    except GatedRepoError:
+        raise InputError(
+            f"--model {name}: the model is gated; accept its terms at {constants.ENDPOINT}/{name}, "
+            "then log in: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{start}{constants.ENDPOINT} has no such model, or it is private; check the spelling, "
+            "or log in: hf auth login"
+        ) from None
+    except OfflineModeIsEnabled:
+        reason, fix = "HF_HUB_OFFLINE keeps it from being downloaded", "unset it"
+    except EntryNotFoundError:
+        raise InputError(
+            f"--model {name}: the repository has no config.json, so transformers cannot load it"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason, fix = f"{constants.ENDPOINT} answers with status {status}", "try again later"
+    except (HTTPError, OSError) as error:
+        reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "connect"
+    else:
+        return False
+    if cached:
+        return True
+    raise InputError(f"{start}not in the local cache; {reason}; {fix}, or pass a local folder")
+
+
+@contextmanager
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Let transformers and the hub say nothing but errors, and show progress bars only if asked."""
+    levels, shown = [log.get_verbosity() for log in _LOGS], logging.is_progress_bar_enabled()
+    for log in _LOGS:
+        log.set_verbosity_error()
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        for log, level in zip(_LOGS, levels, strict=True):
+            log.set_verbosity(level)
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+
+
+@contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """Turn whatever transformers trips over in files of others into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"--model {name}: cannot load its {what}: {short(error)}") from error
+
+
+def short(error: Exception) -> str:
+    """An error's message in one line of bearable length."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 300 else message[:299] + "…"
