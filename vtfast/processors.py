@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from vtfast.errors import InputError
 
-FPS = 2.0  # what Qwen2.5-VL was trained to see
+FPS = 2.0  # at which Qwen's own tools sample a clip
 
 
 class Qwen25VLProcessor(Qwen2_5_VLProcessor):

@@ -83,8 +83,8 @@ def horizon(curve: Sequence[float], tolerance: float = TOLERANCE) -> int | None:
 
 
 def hardest_horizon(horizons: Mapping[str, int | None]) -> int | None:
-    """The horizon of the hardest task that has one, in the order of `TASKS`."""
-    return next((horizons[task] for task in reversed(TASKS) if horizons[task] is not None), None)
+    """The horizon of the task that needs its picture longest, of those that have one."""
+    return max((layer for layer in horizons.values() if layer is not None), default=None)
 
 
 def measure(

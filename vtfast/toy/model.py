@@ -17,7 +17,7 @@ from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
 FAMILIES: dict[str, Family] = {"llava": llava, "qwen": qwen}
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
-_BUNDLED = ("llava", "llava-small")
+_BUNDLED = ("llava", "llava-small", "qwen")
 
 
 def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
