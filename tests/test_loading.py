@@ -270,7 +270,9 @@ def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict:
     places = {"root": ROOT, "tests": ROOT / "tests", "bundled": BUNDLED, "empty": empty}
     places |= {"qwen": qwen, "picture": folder / "scene.png"}
     code = HUB.format(**{key: str(path) for key, path in places.items()})
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # A server that is gone must be noticed at once: each retry of transformers takes half a minute.
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

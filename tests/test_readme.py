@@ -1,9 +1,11 @@
 """What the README shows is what was run."""
 
 import re
+import shlex
 import subprocess
 import sys
 
+from command import answered
 from repository import ROOT
 from tiny_models import FAMILIES, TEXT
 from transformers import LlamaConfig
@@ -17,6 +19,22 @@ def test_the_accuracy_table_is_the_measured_one():
     command = [sys.executable, ROOT / "bench" / "toy_accuracy.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
+    """Line by line, but for times."""
+    (block,) = (b for b in README.split("```")[1::2] if "\n$ vtfast run" in b)
+    first, second, *expected = block.strip().splitlines()
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(first)[3], {})
+    command = (*shlex.split(second)[2:], "--device", "cpu")
+    shown = answered(*command, columns=80).stdout.splitlines()
+
+    def without_times(lines):
+        lines = (" ".join(line.replace("─", "").split()) for line in lines)
+        return [re.sub(r" [\d.]+ m?s\b.*", "", line) for line in lines if line]
+
+    assert without_times(shown) == without_times(expected)
 
 
 def test_the_examples_run_as_they_stand():

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,19 @@ def test_everything_kept_the_answers_are_identical(run) -> None:
     assert record["identical"] is True
 
 
+def test_what_is_timed_is_what_is_compared(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timed answers of either way are told by the cache they leave."""
+    from vtfast import ask as asking
+
+    timed: dict = {}
+    alternate = asking.alternate
+    monkeypatch.setattr(asking, "alternate", lambda *args: timed.update(alternate(*args)) or timed)
+    for shown in run("--compare")["runs"]:
+        assert {answer.cache_bytes for answer in timed[shown["name"]]} == {shown["kv_cache_bytes"]}
+        middle = sorted(answer.first_seconds for answer in timed[shown["name"]])[2]
+        assert shown["seconds_to_first_token"] == middle
+
+
 def test_rounds_alternate_and_end_when_patience_does(monkeypatch: pytest.MonkeyPatch) -> None:
     from vtfast import ask as asking
 
@@ -379,10 +393,11 @@ def test_a_processor_without_a_template_gets_llavas_plain_prompt(
     templated = Prompt(checkpoint, QUESTION, [("scene", scene.picture())])
     monkeypatch.setattr(checkpoint.processor, "chat_template", None)
     plain = Prompt(checkpoint, QUESTION, [("scene", scene.picture())])
+    assert plain.written == templated.written == f"USER: <image>\n{QUESTION} ASSISTANT:"
     assert torch.equal(plain.inputs["input_ids"], templated.inputs["input_ids"])
 
 
-# Refusals: the model is not loaded for any but the last three
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -419,6 +434,26 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
     if options[0] not in ("--image", "--video"):
         usual += ["--image", "scene.png"]
     assert says in refused(call("run", *usual, *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--horizon", "12"], "horizon=12"),
+        (["--prompt", "read <image> ."], "--prompt has <image> in it"),
+        (["--device", "banana"], "--device banana"),
+    ],
+    ids=["plan", "prompt", "device"],
+)
+def test_what_can_be_refused_is_refused_before_the_weights_are_read(
+    picture: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    bundled = Path(toy.__file__).parent / "checkpoints" / "llava"
+    folder = Path(shutil.copytree(bundled, tmp_path / "checkpoint"))
+    (folder / "model.safetensors").unlink()
+    ask = ("run", "--model", folder, "--image", picture, "--prompt", QUESTION)
+    assert "weights" in refused(call(*ask))
+    assert says in refused(call(*ask, *options))
 
 
 def test_a_machine_out_of_memory_is_told_what_to_do(

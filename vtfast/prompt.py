@@ -29,6 +29,7 @@ class Prompt:
         clip: frames, for models that take video.
 
     Attributes:
+        written: the prompt as the model was taught to read it, a placeholder for each picture.
         inputs: what the model is called with, a batch of one, on the CPU.
         columns: int64 [visual tokens], where they stand in the input row.
         pictures: visual tokens of each picture; a clip is one.
@@ -53,7 +54,8 @@ class Prompt:
         self.text = text
         self._checkpoint, self._images, self._clip = checkpoint, images, clip
         self.tokenizer = checkpoint.processor.tokenizer
-        self.inputs = self._encode(self._write(text))
+        self.written = self._write(text)
+        self.inputs = self._encode()
         ids, config = self.inputs["input_ids"][0], checkpoint.config
         visual = ids == config.image_token_id
         if checkpoint.takes_video:
@@ -92,7 +94,7 @@ class Prompt:
         return cut(plain, stage_views(handle, self.columns), skips)
 
     def _write(self, text: str) -> str:
-        """The prompt with placeholders, as the model was taught to read it."""
+        """The question with placeholders, in the checkpoint's chat template."""
         processor = self._checkpoint.processor
         image, video = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
         for placeholder in (image, video):
@@ -114,7 +116,7 @@ class Prompt:
         messages = [{"role": "user", "content": content}]
         return processor.apply_chat_template(messages, add_generation_prompt=True)
 
-    def _encode(self, written: str) -> Any:
+    def _encode(self) -> Any:
         media: dict[str, Any] = {}
         if self._images:
             media["images"] = [picture for _, picture in self._images]
@@ -124,7 +126,7 @@ class Prompt:
             media |= {"videos": [list(self._clip.frames)], "video_metadata": [told]}
             media["do_sample_frames"] = False
         try:
-            return self._checkpoint.processor(text=[written], return_tensors="pt", **media)
+            return self._checkpoint.processor(text=[self.written], return_tensors="pt", **media)
         except Exception as error:  # too small, too narrow, …: the processor knows
             raise InputError(
                 f"--model {self._checkpoint.name} cannot take this input: {short(error)}"

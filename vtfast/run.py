@@ -119,17 +119,22 @@ def _stream(
             return answer(on_token=tick)
     from vtfast.show import printable
 
-    with ExitStack() as waiting:
-        waiting.enter_context(working(err, "looking at the pictures"))
+    begun = False
+    try:
+        with ExitStack() as waiting:
+            waiting.enter_context(working(err, "looking at the pictures"))
 
-        def write(text: str) -> None:
-            waiting.close()
-            out.file.write(printable(text))
-            out.file.flush()
+            def write(text: str) -> None:
+                nonlocal begun
+                begun = True
+                waiting.close()
+                out.file.write(printable(text))
+                out.file.flush()
 
-        said = answer(write=write)
-    print()
-    return said
+            return answer(write=write)
+    finally:
+        if begun:  # also where it was interrupted
+            print()
 
 
 def _draw(path: Path, outcome: "Outcome", views: "list[View]") -> None:

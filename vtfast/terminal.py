@@ -25,7 +25,7 @@ def working(
     """
     with Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(30),  # a line that fills the terminal is not erased after ^C
         *([] if total is None else [MofNCompleteColumn()]),
         TimeElapsedColumn(),
         console=console,
