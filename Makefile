@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
-    tests/test_host_reads.py tests/test_toy.py
+    tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py
 OLDEST := build/constraints-oldest.txt
 
 .PHONY: help setup demo test test-oldest lint bench toy clean

@@ -20,6 +20,7 @@ LAYERS = {
     "methods": ("vtfast.methods",),
     "runtime": ("vtfast.runtime",),
     "models": ("vtfast.models",),
+    "processors": ("vtfast.processors",),
     "patching": ("vtfast.patching",),
     "tools": ("vtfast.information", "vtfast.evaluation"),
     "toy": ("vtfast.toy",),
@@ -63,10 +64,11 @@ ARROWS = {
     "methods": {"errors", "kernels", "plan"},
     "runtime": _RUNTIME,
     "models": _RUNTIME | {"runtime"},
+    "processors": {"errors"},
     "patching": _PATCHING,
     "tools": _TOOLS,
-    "toy": _TOOLS | {"tools"},
-    "command": _TOOLS | {"tools", "toy"},
+    "toy": _TOOLS | {"tools", "processors"},
+    "command": _TOOLS | {"tools", "toy", "processors"},
     "front": _EVERYTHING,  # lazily: that importing vtfast is light has its own test
     "oracles": set(),
     "tests": _EVERYTHING | {"oracles", "bench"},
@@ -92,7 +94,7 @@ GENERIC_TRANSFORMERS = (
 )
 GENERIC_ONLY = {"runtime", "patching", "tools"}
 # Where model classes are at home: the families, and what builds models of its own to show or time.
-ANY_TRANSFORMERS = {"models", "toy", "command", "tests", "bench"}
+ANY_TRANSFORMERS = {"models", "processors", "toy", "command", "tests", "bench"}
 
 # Triton is for kernels/, but not for the specification, which must run where Triton is not.
 NO_TRITON_KERNELS = {"vtfast.kernels.reference", "vtfast.kernels.ragged"}

@@ -1,4 +1,4 @@
-"""The bundled model: it loads as promised, answers as promised, and its horizon is measured.
+"""The bundled models: they load as promised, answer as promised, and horizons are measured.
 
 Accuracies are exact matches of greedy generation on scenes whose seed training never saw.
 """
@@ -9,32 +9,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 from toy_scores import SCENES as N
 from toy_scores import SEED as FRESH_SEED
-from toy_scores import score
+from toy_scores import bundled as loaded_once
+from toy_scores import score, score_at
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vtfast import toy
 from vtfast.errors import VTFastError
-from vtfast.toy import evaluate, model
+from vtfast.toy import evaluate, qwen
+from vtfast.toy.model import family_of
+from vtfast.toy.words import EOS
 
 FOLDER = Path(toy.__file__).parent / "checkpoints" / "llava"
+NAMES = ("llava", "llava-small", "qwen")
+
+each_model = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    return toy.load("llava", dtype=torch.float32)
+    return loaded_once("llava")
 
 
-@pytest.fixture(scope="module")
-def card():
-    return json.loads((FOLDER / "training.json").read_text())
+def card(name):
+    return json.loads((FOLDER.parent / name / "training.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-small"])
+@each_model
 def test_a_checkpoint_is_at_most_7_megabytes(name):
     assert sum(file.stat().st_size for file in (FOLDER.parent / name).iterdir()) <= 7_000_000
 
@@ -44,7 +50,8 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_loading_needs_neither_network_nor_torchvision():
+@each_model
+def test_loading_needs_neither_network_nor_torchvision(name):
     code = """
 import socket, sys
 
@@ -55,7 +62,7 @@ sys.modules["torchvision"] = None
 socket.socket.connect = socket.getaddrinfo = refuse
 import vtfast.toy
 
-model, processor = vtfast.toy.load("llava")
+model, processor = vtfast.toy.load(sys.argv[1])
 pictures, questions, answers = vtfast.toy.scenes(1, 0, "background")
 inputs = processor(
     images=pictures, text=vtfast.toy.prompt(processor, questions[0]), return_tensors="pt"
@@ -65,7 +72,11 @@ print(processor.decode(said, skip_special_tokens=True) == answers[0])
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
@@ -80,8 +91,9 @@ def test_stock_auto_classes_load_the_folder_and_give_the_same_logits(bundled):
         assert torch.equal(stock(**inputs).logits, bundled[0](**inputs).logits)
 
 
-def test_load_gives_the_dtype_asked_for_in_eval_mode():
-    loaded, _ = toy.load("llava", dtype=torch.bfloat16)
+@each_model
+def test_load_gives_the_dtype_asked_for_in_eval_mode(name):
+    loaded, _ = toy.load(name, dtype=torch.bfloat16)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
     assert not loaded.training
 
@@ -93,33 +105,43 @@ def test_the_prompt_is_llavas_and_an_image_is_64_tokens(bundled):
     assert int((inputs["input_ids"] == bundled[0].config.image_token_id).sum()) == 64
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-small"])
+@pytest.mark.parametrize(
+    ("name", "least"), [("llava", 0.97), ("llava-small", 0.97), ("qwen", 0.95)]
+)
 @pytest.mark.parametrize("task", toy.TASKS)
-def test_97_percent_of_fresh_scenes_are_answered_exactly(task, name):
-    assert score(task, name=name) >= 0.97
+def test_fresh_scenes_are_answered_exactly(task, name, least):
+    assert score(task, name=name) >= least
 
 
-def test_the_recorded_horizon_is_the_measured_one(bundled, card):
-    hardest = next(t for t in reversed(toy.TASKS) if card["horizon"][t] is not None)
-    curve = evaluate.drop_all_curve(*bundled, hardest, n=N, seed=card["settings"]["seed"])
-    recorded = bundled[0].config.vtfast_horizon
+@pytest.mark.parametrize("size", qwen.SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_qwen_answers_95_percent_at_every_size(size):
+    assert fmean(score_at(size, task, None, "qwen") for task in toy.TASKS) >= 0.95
+
+
+@each_model
+def test_the_recorded_horizon_is_the_measured_one(name):
+    loaded, processor = loaded_once(name)
+    horizons, seed = card(name)["horizon"], card(name)["settings"]["seed"]
+    hardest = max(toy.TASKS, key=lambda task: horizons[task] or 0)
+    sizes = family_of(loaded).SIZES
+    curve = evaluate.drop_all_curve(loaded, processor, hardest, n=N, seed=seed, sizes=sizes)
+    recorded = loaded.config.vtfast_horizon
     assert isinstance(recorded, int)
     assert recorded == evaluate.horizon(curve)
 
 
-def test_the_model_card_says_how_the_model_was_made_and_how_good_it_is(card):
-    assert card["settings"]["seed"] != FRESH_SEED
-    assert card["settings"]["n_eval"] >= N
-    assert set(card["versions"]) == {"python", "torch", "transformers"}
-    assert min(card["accuracy"][task] for task in toy.TASKS) >= 0.97
+@each_model
+def test_the_model_card_says_how_the_model_was_made_and_how_good_it_is(name):
+    written = card(name)
+    assert written["settings"]["seed"] != FRESH_SEED
+    assert written["settings"]["n_eval"] >= N
+    assert set(written["versions"]) == {"python", "torch", "transformers"}
+    assert min(written["accuracy"][task] for task in toy.TASKS) >= 0.97
 
 
-@pytest.mark.parametrize("name", ["qwen", "gpt"])
-def test_a_model_that_is_not_bundled_is_refused_naming_those_that_are(name):
-    reason = "there is no toy model" if name == "gpt" else "is not in this version yet"
-    with pytest.raises(VTFastError, match=rf"{reason}.*available: llava") as caught:
-        toy.load(name)
-    assert name in str(caught.value)
+def test_a_model_that_is_not_bundled_is_refused_naming_those_that_are():
+    with pytest.raises(VTFastError, match=f"no toy model 'gpt'; available: {', '.join(NAMES)}"):
+        toy.load("gpt")
 
 
 def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_errs(bundled):
@@ -133,9 +155,11 @@ def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_
     assert evaluate.drop_all_curve(loaded, processor, "code", 100, FRESH_SEED)[-1] == exact
 
 
-@pytest.mark.parametrize("layer", [0, 5, 9])
-def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(bundled, layer):
-    loaded, processor = bundled
+@pytest.mark.parametrize(
+    ("name", "layer"), [("llava", 0), ("llava", 5), ("llava", 9), ("qwen", 0), ("qwen", 5)]
+)
+def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(name, layer):
+    loaded, processor = loaded_once(name)
     n, task = 40, "digit"
     pictures, questions, answers = toy.scenes(n, FRESH_SEED, task)
     texts = [f"{toy.prompt(processor, q)} {a}" for q, a in zip(questions, answers, strict=True)]
@@ -154,9 +178,9 @@ def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(
         said = loaded(**inputs, use_cache=False).logits.argmax(-1)
     for hook in hooks:
         hook.remove()
-    ends = torch.full((n,), model.EOS)
+    ends = torch.full((n,), EOS)
     right = (said[:, -2] == ids[:, -1]) & (said[:, -1] == ends)
-    curve = evaluate.drop_all_curve(*bundled, task, n=n, seed=FRESH_SEED)
+    curve = evaluate.drop_all_curve(loaded, processor, task, n=n, seed=FRESH_SEED)
     assert curve[layer] == right.sum().item() / n
 
 

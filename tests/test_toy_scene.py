@@ -4,6 +4,7 @@ The picture is read back from its pixels by rules that share nothing with the dr
 """
 
 import dataclasses
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from vtfast import toy
 from vtfast.errors import InputError
-from vtfast.toy import model
-from vtfast.toy.scene import COLOURS, GLYPHS, SHAPES, scene_list
+from vtfast.toy.scene import COLOURS, GLYPHS, GRID, SHAPES, scene_list
+from vtfast.toy.words import WORDS
 
 
 def as_bytes(result):
@@ -46,6 +47,40 @@ def test_seed_and_task_choose_the_scenes():
 def test_pictures_are_96_pixel_rgb():
     picture, *_ = toy.scenes(1, 0, "code")[0]
     assert (picture.size, picture.mode) == ((96, 96), "RGB")
+
+
+def test_96_pixel_scenes_never_change():
+    """Checkpoints and every figure measured with them belong to these very pixels.
+
+    Should another Pillow or numpy draw other ones, the figures are no longer comparable either.
+    """
+    seen = hashlib.sha256()
+    for task in toy.TASKS:
+        for scene in scene_list(20, 7, task):
+            seen.update(scene.pixels().tobytes())
+            seen.update(" ".join(scene.question(task)).encode())
+            seen.update(scene.glyph_labels(GRID).tobytes())
+    assert seen.hexdigest() == "69a96f7e74b56e619ddd7cfe51383cd906ea4975d5579cf0794b214ad76b567a"
+
+
+def test_sizes_take_turns():
+    pictures, *_ = toy.scenes(5, 0, "code", sizes=((96, 96), (144, 108)))
+    assert [picture.size for picture in pictures] == [
+        *((96, 96), (144, 108), (96, 96), (144, 108), (96, 96))
+    ]
+
+
+def test_a_scene_depends_on_its_own_size_alone():
+    among_others = toy.scenes(4, 3, "code", sizes=((96, 96), (120, 96)))
+    alone = toy.scenes(4, 3, "code", sizes=((120, 96),))
+    assert as_bytes(alone)[0][1::2] == as_bytes(among_others)[0][1::2]
+
+
+def test_larger_pictures_use_their_room():
+    places = [scene.layout for scene in scene_list(200, 1, "code", sizes=((144, 120),))]
+    bottoms = [max(p.shape_top + 40, p.code_top + 26, p.cells_top + 26) for p in places]
+    assert 116 <= max(bottoms) <= 120
+    assert 104 <= max(p.shape_x for p in places) < 144
 
 
 def test_no_scenes_are_three_empty_lists():
@@ -124,12 +159,12 @@ def test_every_word_of_every_question_and_answer_has_a_token():
     words = {
         w for t in toy.TASKS for s in scene_list(50, 2, t) for w in " ".join(s.question(t)).split()
     }
-    assert words <= set(model.WORDS)
+    assert words <= set(WORDS)
 
 
 def test_glyph_labels_name_the_glyphs_of_the_scene_but_for_a_narrow_1():
-    for scene in scene_list(20, 1, "code"):
-        seen = {GLYPHS[i - 1] for i in scene.glyph_labels(model.PATCH) if i}
+    for scene in scene_list(20, 1, "code", sizes=((96, 96), (144, 108))):
+        seen = {GLYPHS[i - 1] for i in scene.glyph_labels(GRID) if i}
         written = set(scene.code) | {cell.digit for cell in scene.cells}
         assert written - {"1"} <= seen <= written
 
@@ -141,8 +176,12 @@ def test_glyph_labels_name_the_glyphs_of_the_scene_but_for_a_narrow_1():
         ((-1, 0, "code"), "n=-1 but"),
         ((1, 0.5, "code"), "seed=0.5 but"),
         ((True, 0, "code"), "n=True but"),
+        ((1, 0, "code", ()), "sizes is empty"),
+        ((1, 0, "code", ((84, 96),)), r"size=\(84, 96\) but .* at least 96"),
+        ((1, 0, "code", ((96, 100),)), r"size=\(96, 100\) but .* multiples of 12"),
+        ((1, 0, "code", ((96, 96, 3),)), r"size=\(96, 96, 3\) but \(width, height\)"),
     ],
-    ids=["task", "negative", "float", "bool"],
+    ids=["task", "negative", "float", "bool", "no size", "small", "off grid", "three sides"],
 )
 def test_bad_scene_arguments_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):

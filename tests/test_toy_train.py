@@ -9,26 +9,30 @@ import pytest
 import torch
 
 from vtfast import toy
-from vtfast.toy import evaluate, lessons, model, train
+from vtfast.toy import evaluate, lessons, llava, model, qwen, train
+from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
 from vtfast.toy.scene import Scene
 
 ONE_STEP = ["--steps", "1", "--layers", "1", "--batch", "1", "--n-eval", "1", "--quiet"]
 
 
-@pytest.fixture(scope="module")
-def untrained():
-    return model.build_model(layers=2, seed=3).eval()
-
-
-def test_a_packed_turn_is_seen_as_if_it_were_alone(untrained):
-    trainer = train.Trainer(train.Settings(layers=2, seed=3))
-    scene, processor = Scene.from_seed(1), model.build_processor()
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, size) for name, one in model.FAMILIES.items() for size in one.SIZES],
+    ids=str,
+)
+def test_a_packed_turn_is_seen_as_if_it_were_alone(name, size):
+    """The reference is the stock model with what the processor makes of picture and prompt."""
+    trainer = train.Trainer(train.Settings(name, layers=2, seed=3))
+    family = model.FAMILIES[name]
+    untrained, processor = family.build_model(layers=2, seed=3).eval(), family.build_processor()
+    scene = Scene.from_seed(1, size)
     turns = [lessons.turn(scene, task) for task in lessons.TURNS]
-    packed = lessons.draw_batch(np.random.default_rng(0), 1)
+    packed = lessons.draw_batch(np.random.default_rng(0), 1, size)
     pixels = torch.from_numpy(scene.pixels()).permute(2, 0, 1)[None].float() / 255
     row = dataclasses.replace(
         packed,
-        pixels=(pixels - model.PIXEL_MEAN) / model.PIXEL_STD,
+        pixels=(pixels - PIXEL_MEAN) / PIXEL_STD,
         ids=torch.tensor([[token for ids, _ in turns for token in ids]]),
     )
     with torch.inference_mode():
@@ -41,8 +45,9 @@ def test_a_packed_turn_is_seen_as_if_it_were_alone(untrained):
             torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_the_seed_decides_the_first_weights():
-    first = [model.build_model(layers=1, seed=seed).lm_head.weight for seed in (4, 4, 5)]
+@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+def test_the_seed_decides_the_first_weights(family):
+    first = [family.build_model(layers=1, seed=seed).lm_head.weight for seed in (4, 4, 5)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 
@@ -57,9 +62,17 @@ def test_the_seed_decides_the_first_batch():
     assert not torch.equal(first[0], first[2])
 
 
-def test_the_same_seed_gives_the_same_weights_after_a_step():
+def test_batches_are_of_one_size_each_and_sizes_take_turns():
+    source = lessons.batches(4, 2, sizes=((96, 96), (120, 108)))
+    shapes = [tuple(next(source).pixels.shape) for _ in range(3)]
+    source.close()
+    assert shapes == [(2, 3, 96, 96), (2, 3, 108, 120), (2, 3, 96, 96)]
+
+
+@pytest.mark.parametrize("name", model.FAMILIES)
+def test_the_same_seed_gives_the_same_weights_after_a_step(name):
     def first_weights(seed):
-        trainer = train.Trainer(train.Settings(layers=1, batch=2, seed=seed))
+        trainer = train.Trainer(train.Settings(name, layers=1, batch=2, seed=seed))
         source = lessons.batches(seed, 2)
         trainer.step(0, next(source))
         source.close()
@@ -68,8 +81,9 @@ def test_the_same_seed_gives_the_same_weights_after_a_step():
     assert torch.equal(first_weights(4), first_weights(4))
 
 
-def test_steps_on_one_batch_lower_its_loss():
-    trainer = train.Trainer(train.Settings(layers=1, steps=10))
+@pytest.mark.parametrize("name", model.FAMILIES)
+def test_steps_on_one_batch_lower_its_loss(name):
+    trainer = train.Trainer(train.Settings(name, layers=1, steps=10))
     batch = lessons.draw_batch(np.random.default_rng(0), 4)
     losses = [trainer.step(number, batch)["loss"] for number in range(10)]
     assert losses[-1] < losses[0] - 0.05
@@ -83,10 +97,11 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_two_percent():
     assert min(factor[80:]) == factor[-1] == 0.02
 
 
-def test_three_steps_write_a_folder_that_loads(tmp_path, capsys):
+@pytest.mark.parametrize("name", model.FAMILIES)
+def test_three_steps_write_a_folder_that_loads(name, tmp_path, capsys):
     out = tmp_path / "tiny"
     options = "--steps 3 --layers 2 --batch 2 --n-eval 3 --seed 7 --quiet"
-    assert train.main(["--out", str(out), *options.split()]) == 0
+    assert train.main(["--out", str(out), "--family", name, *options.split()]) == 0
     shown = capsys.readouterr().out
     assert all(task in shown for task in toy.TASKS)
     loaded, processor = model.load_folder(out)
@@ -102,7 +117,7 @@ def test_three_steps_write_a_folder_that_loads(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--family", "qwen"], "family='qwen' is not in this version; choose: llava"),
+        (["--family", "gpt"], "there is no family='gpt'; choose: llava, qwen"),
         (["--steps", "0"], "steps=0 but at least 1"),
         (["--seed", "-1"], "seed=-1 but"),
     ],

@@ -1,8 +1,9 @@
 """Tiny trained vision-language models, bundled, and endless pictures to ask them about.
 
-The models are of the real classes (`LlavaForConditionalGeneration`) at 3 million parameters,
-trained from scratch on drawn scenes. They make accuracy under pruning measurable without a
-download. With 64 visual tokens they show what pruning does to meaning, not to speed.
+The models are of the real classes (`LlavaForConditionalGeneration`,
+`Qwen2_5_VLForConditionalGeneration`) at 2 to 3 million parameters, trained from scratch on drawn
+scenes. They make accuracy under pruning measurable without a download. With 64 to 96 visual tokens
+they show what pruning does to meaning, not to speed.
 
     model, processor = vtfast.toy.load("llava")
     pictures, questions, answers = vtfast.toy.scenes(8, seed=0, task="code")
@@ -11,11 +12,14 @@ Importing this package is light: pictures need numpy and Pillow, models need tra
 only when first used.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+    from vtfast.toy.scene import Size
 
 __all__ = ["TASKS", "load", "prompt", "scenes"]
 
@@ -27,8 +31,9 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
     """The bundled model `name` and its processor, without a network.
 
     Args:
-        name: `"llava"` (12 decoder layers, the strong one) or `"llava-small"` (8 layers, whose
-            horizon lies elsewhere).
+        name: `"llava"` (12 decoder layers, the strong one), `"llava-small"` (8 layers, whose
+            horizon lies elsewhere), or `"qwen"` (Qwen2.5-VL's class, 8 layers, for pictures of
+            several sizes; its processor is a `vtfast.processors.Qwen25VLProcessor`).
         dtype: of the weights; float32 unless given.
 
     Returns the model in eval mode, with its measured horizon in `model.config.vtfast_horizon`,
@@ -40,28 +45,32 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
 
 
 def prompt(processor: Any, question: str) -> str:
-    """The chat prompt that asks `question` about one picture: `USER: <image>\\n… ASSISTANT:`."""
+    """The chat prompt that asks `question` about one picture, as `USER: <image>\\n… ASSISTANT:`."""
     from vtfast.toy import model
 
     return model.prompt(processor, question)
 
 
-def scenes(n: int, seed: int, task: str) -> tuple[list["Image"], list[str], list[str]]:
+def scenes(
+    n: int, seed: int, task: str, sizes: Sequence["Size"] = ((96, 96),)
+) -> tuple[list["Image"], list[str], list[str]]:
     """`n` drawn pictures, each with the question of `task` about it and the true answer.
 
-    Scene i depends on (seed, task, i) alone, so a longer list begins with the shorter one. For
-    one picture with all six questions see `vtfast.toy.scene.Scene`.
+    Scene i depends on (seed, task, i) and its size alone, so a longer list begins with the shorter
+    one. For one picture with all six questions see `vtfast.toy.scene.Scene`.
 
     Args:
         n: how many, ≥ 0.
         seed: any int ≥ 0.
         task: one of `TASKS`.
+        sizes: (width, height) in pixels, which take turns: multiples of 12, at least 96. The LLaVAs
+            see any picture as 96 x 96; Qwen was trained on `vtfast.toy.qwen.SIZES`.
 
-    Returns pictures (96 x 96 RGB), questions and answers (space-separated words): three lists of
-    length n. Raises InputError for an unknown task or a bad n or seed.
+    Returns RGB pictures, questions and answers (space-separated words): three lists of length n.
+    Raises InputError for an unknown task or a bad n, seed or size.
     """
     from vtfast.toy import scene
 
-    drawn = scene.scene_list(n, seed, task)
+    drawn = scene.scene_list(n, seed, task, sizes)
     asked = [one.question(task) for one in drawn]
     return [one.picture() for one in drawn], [q for q, _ in asked], [a for _, a in asked]

@@ -12,18 +12,26 @@ import torch
 from transformers.utils.logging import tqdm
 
 from vtfast.toy import TASKS, prompt, scenes
-from vtfast.toy.model import EOS, LONGEST_ANSWER, WORD_IDS
+from vtfast.toy.model import family_of
+from vtfast.toy.scene import SQUARE, Size
+from vtfast.toy.words import EOS, LONGEST_ANSWER, WORD_IDS
 
 TOLERANCE = 0.01
 _BATCH = 50
 
 
 def accuracy(
-    model: Any, processor: Any, task: str, n: int = 500, seed: int = 0, progress: bool = False
+    model: Any,
+    processor: Any,
+    task: str,
+    n: int = 500,
+    seed: int = 0,
+    progress: bool = False,
+    sizes: Sequence[Size] = (SQUARE,),
 ) -> float:
-    """Fraction of `scenes(n, seed, task)` that greedy `generate` answers exactly, in [0, 1]."""
+    """Fraction of `scenes(n, seed, task, sizes)` that greedy `generate` answers exactly."""
     right = 0
-    for pictures, questions, answers in _batches(task, n, seed, progress):
+    for pictures, questions, answers in _batches(task, n, seed, progress, sizes):
         inputs = _inputs(model, processor, pictures, questions)
         rows = model.generate(**inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
         said = rows[:, inputs["input_ids"].shape[1] :]
@@ -34,9 +42,15 @@ def accuracy(
 
 @torch.inference_mode()
 def drop_all_curve(
-    model: Any, processor: Any, task: str, n: int = 500, seed: int = 0, progress: bool = False
+    model: Any,
+    processor: Any,
+    task: str,
+    n: int = 500,
+    seed: int = 0,
+    progress: bool = False,
+    sizes: Sequence[Size] = (SQUARE,),
 ) -> list[float]:
-    """Accuracy on `scenes(n, seed, task)` without visual tokens from layer L on, for every L.
+    """Accuracy on `scenes(n, seed, task, sizes)` without visual tokens from layer L on, every L.
 
     Returns `layers + 1` fractions: entry 0 is a decoder that never sees the picture, the last one
     drops nothing. A scene is right when each word of the answer and the end mark is the argmax
@@ -44,12 +58,14 @@ def drop_all_curve(
     """
     decoder = model.model.language_model
     right = torch.zeros(len(decoder.layers) + 1, dtype=torch.int64)
-    for pictures, questions, answers in _batches(task, n, seed, progress):
+    for pictures, questions, answers in _batches(task, n, seed, progress, sizes):
         inputs = _inputs(model, processor, pictures, questions)
         target = torch.tensor([[WORD_IDS[w] for w in a.split()] + [EOS] for a in answers])
         target = target.to(model.device)
-        embeds, visual = _embed(model, inputs, target[:, :-1])
-        for first, states in enumerate(_final_states(decoder, embeds, visual)):
+        ids = torch.cat([inputs["input_ids"], target[:, :-1]], 1)
+        embeds, visual = _embed(model, inputs, ids)
+        positions = family_of(model).input_positions(model, ids, inputs)
+        for first, states in enumerate(_final_states(decoder, embeds, visual, positions)):
             said = model.lm_head(states[:, -target.shape[1] :]).argmax(-1)
             right[first] += int((said == target).all(1).sum())
     return [count / n for count in right.tolist()]
@@ -67,18 +83,27 @@ def horizon(curve: Sequence[float], tolerance: float = TOLERANCE) -> int | None:
 
 
 def hardest_horizon(horizons: Mapping[str, int | None]) -> int | None:
-    """The horizon of the hardest task that has one, in the order of `TASKS`."""
-    return next((horizons[task] for task in reversed(TASKS) if horizons[task] is not None), None)
+    """The horizon of the task that needs its picture longest, of those that have one."""
+    return max((layer for layer in horizons.values() if layer is not None), default=None)
 
 
 def measure(
     model: Any, processor: Any, n: int, seed: int, progress: bool = False
 ) -> dict[str, Any]:
-    """Accuracy by `generate`, drop-all curve and horizon of every task, as a dict for JSON."""
-    exact = {task: accuracy(model, processor, task, n, seed, progress) for task in TASKS}
-    curves = {task: drop_all_curve(model, processor, task, n, seed, progress) for task in TASKS}
+    """Accuracy by `generate`, drop-all curve and horizon of every task, as a dict for JSON.
+
+    The scenes are of the sizes that the family is trained on, in turn.
+    """
+    sizes = family_of(model).SIZES
+    asked = (n, seed, progress, sizes)
+    exact = {task: accuracy(model, processor, task, *asked) for task in TASKS}
+    curves = {task: drop_all_curve(model, processor, task, *asked) for task in TASKS}
     return {
-        "measured_on": {"scenes_per_task": n, "seed": seed},
+        "measured_on": {
+            "scenes_per_task": n,
+            "seed": seed,
+            "sizes": [list(size) for size in sizes],
+        },
         "accuracy": exact,
         "horizon": {task: horizon(curves[task]) for task in TASKS},
         "accuracy_without_visual_tokens_from_layer": curves,
@@ -101,26 +126,23 @@ def table(card: Mapping[str, Any]) -> str:
 
 
 def _embed(
-    model: Any, inputs: Mapping[str, torch.Tensor], answer: torch.Tensor
+    model: Any, inputs: Mapping[str, torch.Tensor], ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt and `answer` as the decoder's input, and which of its columns are visual."""
-    ids = torch.cat([inputs["input_ids"], answer], 1)
+    """Rows `ids` of prompt and answer as the decoder's input, and which columns are visual."""
     is_visual = ids == model.config.image_token_id
-    features = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+    features = family_of(model).image_features(model, inputs)
     embeds = model.get_input_embeddings()(ids)
-    embeds = embeds.masked_scatter(is_visual[..., None], torch.cat(tuple(features)).to(embeds))
-    return embeds, is_visual[0]
+    return embeds.masked_scatter(is_visual[..., None], features.to(embeds)), is_visual[0]
 
 
 def _final_states(
-    decoder: Any, hidden: torch.Tensor, visual: torch.Tensor
+    decoder: Any, hidden: torch.Tensor, visual: torch.Tensor, positions: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """Normed final states of the text columns, visual ones dropped at layer 0, 1, …, never.
 
     The full sequence runs once and is left at every layer by a copy without visual columns.
     Survivors keep their rotary positions. All rows are of one length, so causal needs no mask.
     """
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     full = decoder.rotary_emb(hidden, positions)
     text = tuple(part[:, ~visual] for part in full)
     for first, layer in enumerate(decoder.layers):
@@ -139,10 +161,17 @@ def _inputs(model: Any, processor: Any, pictures: list, questions: list[str]) ->
     return inputs.to(model.device)
 
 
-def _batches(task: str, n: int, seed: int, progress: bool) -> Iterator[tuple[list, list, list]]:
-    pictures, questions, answers = scenes(n, seed, task)
+def _batches(
+    task: str, n: int, seed: int, progress: bool, sizes: Sequence[Size]
+) -> Iterator[tuple[list, list, list]]:
+    """The scenes in batches of one size each, so that rows are of one length."""
+    alike: dict[Size, list[tuple]] = {}
+    for scene in zip(*scenes(n, seed, task, sizes), strict=True):
+        alike.setdefault(scene[0].size, []).append(scene)
     with tqdm(total=n, desc=task, unit="scene", disable=not progress, leave=False) as bar:
-        for start in range(0, n, _BATCH):
-            part = slice(start, start + _BATCH)
-            yield pictures[part], questions[part], answers[part]
-            bar.update(len(pictures[part]))
+        for group in alike.values():
+            for start in range(0, len(group), _BATCH):
+                part = group[start : start + _BATCH]
+                pictures, questions, answers = map(list, zip(*part, strict=True))
+                yield pictures, questions, answers
+                bar.update(len(part))

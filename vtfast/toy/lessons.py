@@ -1,32 +1,34 @@
 """What the toy models are trained on: fresh scenes, seven questions packed behind each picture.
 
-A training row is `<s> USER:`, the visual tokens, then seven turns of question and answer. The mask
-lets each turn see the prefix and itself only, and its positions go on from the prefix, so every
-turn is distributed as if it were alone in its row; seven answers cost about 1.6 times one.
+A training row is a prefix, `<s> USER:` and the visual tokens, then seven turns of question and
+answer. The mask lets each turn see the prefix and itself only, and its positions go on from the
+prefix, so every turn is distributed as if it were alone in its row; seven answers cost about 1.6
+times one.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
 
 from vtfast.toy import TASKS
-from vtfast.toy.model import BOS, EOS, PATCH, PIXEL_MEAN, PIXEL_STD, VISUAL_TOKENS, WORD_IDS
-from vtfast.toy.scene import SIDE, Scene
+from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
+from vtfast.toy.scene import GRID, SIDE, SQUARE, Scene, Size
+from vtfast.toy.words import EOS, WORD_IDS
 
 TURNS = ("code", "digit", "digit", "background", "shape_colour", "shape", "count")
-PREFIX = (BOS, WORD_IDS["USER:"])
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some scenes with their packed turns; T is the number of tokens of all turns of a row.
+    """Some scenes of one size with their packed turns; T counts the tokens of all turns of a row.
 
-    `pixels`: fp32 [B, 3, 96, 96], normalised. `ids`, `labels`: int64 [B, T], labels already shifted
-    and -100 inside questions. `glyphs`: int64 [B, visual tokens], see `Scene.glyph_labels`.
+    `pixels`: fp32 [B, 3, height, width], normalised. `ids`, `labels`: int64 [B, T], labels already
+    shifted and -100 inside questions. `glyphs`: int64 [B, visual tokens], see `Scene.glyph_labels`.
     """
 
     pixels: torch.Tensor
@@ -49,21 +51,24 @@ def turn_lengths() -> list[int]:
     return [len(turn(scene, task)[0]) for task in TURNS]
 
 
-def layout() -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions [1, S] and additive attention mask [1, 1, S, S] of a row, prefix included."""
-    prefix, lengths = len(PREFIX) + VISUAL_TOKENS, turn_lengths()
-    positions = torch.cat([torch.arange(prefix)] + [prefix + torch.arange(n) for n in lengths])
-    runs = torch.tensor([prefix, *lengths])
+def layout(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and mask of a row, from the positions of its prefix, int64 [axes, P].
+
+    Returns int64 [axes, P + T] and an additive mask [1, 1, P + T, P + T].
+    """
+    first, lengths = int(prefix.max()) + 1, turn_lengths()
+    turns = [first + torch.arange(n).expand(len(prefix), -1) for n in lengths]
+    runs = torch.tensor([prefix.shape[1], *lengths])
     owner = torch.repeat_interleave(torch.arange(-1, len(lengths)), runs)  # -1: the prefix
     visible = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     visible &= (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
     mask = torch.zeros(visible.shape).masked_fill(~visible, -1e4)
-    return positions[None], mask[None, None]
+    return torch.cat([prefix, *turns], 1), mask[None, None]
 
 
-def draw_batch(rng: np.random.Generator, size: int) -> Batch:
-    """`size` fresh scenes with all their turns; the second digit question is about any cell."""
-    drawn = [Scene.sample(rng) for _ in range(size)]
+def draw_batch(rng: np.random.Generator, count: int, size: Size = SQUARE) -> Batch:
+    """`count` fresh scenes with all their turns; the second digit question is about any cell."""
+    drawn = [Scene.sample(rng, size) for _ in range(count)]
     ids, labels = [], []
     for scene in drawn:
         cells = iter((scene.asked, int(rng.integers(len(scene.cells)))))
@@ -72,18 +77,24 @@ def draw_batch(rng: np.random.Generator, size: int) -> Batch:
         labels.append([token for _, row in turns for token in row])
     pixels = torch.from_numpy(np.stack([scene.pixels() for scene in drawn])).float() / 255
     pixels = ((pixels - PIXEL_MEAN) / PIXEL_STD).permute(0, 3, 1, 2).contiguous()
-    glyphs = torch.from_numpy(np.stack([scene.glyph_labels(PATCH) for scene in drawn]))
+    glyphs = torch.from_numpy(np.stack([scene.glyph_labels(GRID) for scene in drawn]))
     return Batch(pixels, torch.tensor(ids), torch.tensor(labels), glyphs)
 
 
-def batches(seed: int, size: int) -> Generator[Batch, None, None]:
-    """Endless batches in a fixed order, the next one drawn while the current one trains."""
+def batches(
+    seed: int, count: int, sizes: Sequence[Size] = (SQUARE,)
+) -> Generator[Batch, None, None]:
+    """Endless batches of `count` in a fixed order, the next one drawn while the current one trains.
+
+    A batch is of one size; `sizes` take turns.
+    """
     rng = np.random.default_rng([seed, SIDE, len(TASKS)])  # a stream that `scenes` never uses
+    turns = cycle(sizes)
     with ThreadPoolExecutor(1) as painter:
-        following = painter.submit(draw_batch, rng, size)
+        following = painter.submit(draw_batch, rng, count, next(turns))
         while True:
             batch = following.result()
-            following = painter.submit(draw_batch, rng, size)
+            following = painter.submit(draw_batch, rng, count, next(turns))
             yield batch
 
 

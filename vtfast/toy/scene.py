@@ -1,7 +1,8 @@
 """Drawn scenes: pictures whose content is known, with six questions from easy to hard.
 
-A scene is 96 x 96 RGB: on a coloured background, three horizontal bands in random order hold one
-large shape, a row of two to four small cells with a digit each, and a code of three characters.
+A scene is RGB and 96 x 96 unless a larger size is asked for: on a coloured background, three
+horizontal bands in random order hold one large shape, a row of two to four small cells with a digit
+each, and a code of three characters. In a larger picture things are no larger, they have more room.
 A `Scene` holds meaning and layout, so the picture, the answers and the per-patch glyph labels that
 help training all follow from one value. The glyphs are Pillow's built-in font (Pillow ≥ 10.1 with
 FreeType); no system font is needed.
@@ -11,6 +12,7 @@ FreeType); no system font is needed.
     scene.question("code")                # ("read the code .", "A P 6")
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vtfast.errors import InputError
 from vtfast.toy import TASKS
 
-SIDE = 96
+SIDE = 96  # of the smallest picture, and the default
+GRID = 12  # sides are multiples of this: one visual token of the bundled models
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
@@ -45,6 +48,8 @@ _NOISE = 6.0
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are outside
+Size = tuple[int, int]  # width, height, as Pillow has it
+SQUARE: Size = (SIDE, SIDE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Layout:
     code_font: int
     code_shifts: tuple[int, ...]
     noise_seed: int
+    size: Size = SQUARE
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,12 @@ class Scene:
     layout: Layout
 
     @classmethod
-    def sample(cls, rng: np.random.Generator) -> "Scene":
-        """A random scene; it advances `rng`."""
+    def sample(cls, rng: np.random.Generator, size: Size = SQUARE) -> "Scene":
+        """A random scene on a picture of `size`; it advances `rng`.
+
+        Raises InputError for a size that `vtfast.toy.scenes` refuses.
+        """
+        _check_size(size)
         names = [str(name) for name in rng.permutation(list(COLOURS))]
         background, cell_colours = names[0], names[1:]
         shape_colour = names[int(rng.integers(1, len(names)))]
@@ -95,12 +105,13 @@ class Scene:
         code = "".join(CODE_GLYPHS[i] for i in rng.integers(len(CODE_GLYPHS), size=CODE_LENGTH))
         shape = SHAPES[rng.integers(len(SHAPES))]
         asked = int(rng.integers(count))
-        return cls(background, shape, shape_colour, cells, code, asked, _sample_layout(rng, count))
+        layout = _sample_layout(rng, count, size)
+        return cls(background, shape, shape_colour, cells, code, asked, layout)
 
     @classmethod
-    def from_seed(cls, seed: int) -> "Scene":
-        """The scene number `seed`: always the same one."""
-        return cls.sample(np.random.default_rng(_checked("seed", seed)))
+    def from_seed(cls, seed: int, size: Size = SQUARE) -> "Scene":
+        """The scene number `seed` on a picture of `size`: always the same one."""
+        return cls.sample(np.random.default_rng(_checked("seed", seed)), size)
 
     def question(self, task: str, cell: int | None = None) -> tuple[str, str]:
         """The question of `task` about this scene and its answer, as space-separated words.
@@ -124,8 +135,9 @@ class Scene:
                 return "read the code .", " ".join(self.code)
 
     def pixels(self) -> np.ndarray:
-        """The picture as uint8 [96, 96, 3]."""
-        image = Image.new("RGB", (SIDE, SIDE), COLOURS[self.background])
+        """The picture as uint8 [height, width, 3]."""
+        width, height = self.layout.size
+        image = Image.new("RGB", (width, height), COLOURS[self.background])
         pen = ImageDraw.Draw(image)
         self._draw_shape(pen)
         for cell, x in zip(self.cells, self._cell_lefts(), strict=True):
@@ -141,25 +153,26 @@ class Scene:
             region = canvas[top:bottom, left:right]
             region += (ink - region) * alpha
         noise = np.random.default_rng(self.layout.noise_seed).standard_normal(
-            (SIDE, SIDE, 1), np.float32
+            (height, width, 1), np.float32
         )
         return np.clip(canvas + _NOISE * noise, 0, 255).astype(np.uint8)
 
     def picture(self) -> Image.Image:
-        """The picture as a 96 x 96 RGB image."""
+        """The picture as an RGB image."""
         return Image.fromarray(self.pixels())
 
     def glyph_labels(self, patch: int) -> np.ndarray:
         """Which glyph covers the centre of each patch; training's auxiliary target.
 
-        `patch` is a side in pixels that divides 96. Returns int64 [(96 / patch)²] in raster order:
-        0 = no glyph, else 1 + its rank in `GLYPHS`. A glyph's box is grown by two pixels.
+        `patch` is a side in pixels that divides width and height. Returns int64
+        [(height / patch) * (width / patch)] in raster order: 0 = no glyph, else 1 + its rank in
+        `GLYPHS`. A glyph's box is grown by two pixels.
         """
-        centres = (np.arange(SIDE // patch) + 0.5) * patch
-        labels = np.zeros((len(centres), len(centres)), np.int64)
+        x, y = ((np.arange(side // patch) + 0.5) * patch for side in self.layout.size)
+        labels = np.zeros((len(y), len(x)), np.int64)
         for glyph, _, (left, top, right, bottom), _ in self._glyphs():
-            columns = (centres > left - 2) & (centres < right + 2)
-            rows = (centres > top - 2) & (centres < bottom + 2)
+            columns = (x > left - 2) & (x < right + 2)
+            rows = (y > top - 2) & (y < bottom + 2)
             labels[np.ix_(rows, columns)] = 1 + GLYPHS.index(glyph)
         return labels.reshape(-1)
 
@@ -171,13 +184,20 @@ class Scene:
         placed = []
         middle = self.layout.cells_top + _BAND_HEIGHTS["cells"] / 2
         for cell, x in zip(self.cells, self._cell_lefts(), strict=True):
-            box = _centred_box(cell.digit, _CELL_FONT, x + _CELL_WIDTH / 2, middle)
+            box = self._box(cell.digit, _CELL_FONT, x + _CELL_WIDTH / 2, middle)
             placed.append((cell.digit, _CELL_FONT, box, cell.colour))
         font, middle = self.layout.code_font, self.layout.code_top + _BAND_HEIGHTS["code"] / 2
         for k, (glyph, shift) in enumerate(zip(self.code, self.layout.code_shifts, strict=True)):
-            box = _centred_box(glyph, font, self.layout.code_x + k * (font - 1), middle + shift)
+            box = self._box(glyph, font, self.layout.code_x + k * (font - 1), middle + shift)
             placed.append((glyph, font, box, self.background))
         return placed
+
+    def _box(self, glyph: str, font: int, x: float, y: float) -> Box:
+        """The box of a glyph centred at (x, y), moved into the picture where it would stick out."""
+        height, width = _glyph_mask(glyph, font).shape
+        left = min(max(round(x - width / 2), 0), self.layout.size[0] - width)
+        top = min(max(round(y - height / 2), 0), self.layout.size[1] - height)
+        return left, top, left + width, top + height
 
     def _draw_shape(self, pen: ImageDraw.ImageDraw) -> None:
         x, y, r = (
@@ -201,18 +221,21 @@ class Scene:
                 pen.rectangle((x - arm, y - r, x + arm, y + r), fill=fill)
 
 
-def scene_list(n: int, seed: int, task: str) -> list[Scene]:
-    """The scenes of `vtfast.toy.scenes(n, seed, task)`: scene i depends on (seed, task, i) alone.
-
-    Raises InputError for an unknown task, or where n or seed is not an int ≥ 0.
-    """
+def scene_list(n: int, seed: int, task: str, sizes: Sequence[Size] = (SQUARE,)) -> list[Scene]:
+    """The scenes of `vtfast.toy.scenes(n, seed, task, sizes)`, with the same errors."""
     number = TASKS.index(_checked_task(task))
     _checked("seed", seed)
-    return [Scene.sample(np.random.default_rng([seed, number, i])) for i in range(_checked("n", n))]
+    if not sizes:
+        raise InputError("sizes is empty; pass at least one (width, height), as in ((96, 96),)")
+    return [
+        Scene.sample(np.random.default_rng([seed, number, i]), sizes[i % len(sizes)])
+        for i in range(_checked("n", n))
+    ]
 
 
-def _sample_layout(rng: np.random.Generator, cells: int) -> Layout:
-    top, tops = int(rng.integers(0, 5)), {}
+def _sample_layout(rng: np.random.Generator, cells: int, size: Size) -> Layout:
+    width, height = size
+    top, tops = int(rng.integers(0, height - sum(_BAND_HEIGHTS.values()) + 1)), {}
     for band in (list(_BAND_HEIGHTS)[i] for i in rng.permutation(len(_BAND_HEIGHTS))):
         tops[band] = top
         top += _BAND_HEIGHTS[band]
@@ -223,13 +246,14 @@ def _sample_layout(rng: np.random.Generator, cells: int) -> Layout:
         shape_top=tops["shape"],
         code_top=tops["code"],
         cells_top=tops["cells"],
-        shape_x=int(rng.integers(radius + 2, SIDE - radius - 2)),
+        shape_x=int(rng.integers(radius + 2, width - radius - 2)),
         shape_radius=radius,
-        cells_x=int(rng.integers(1, SIDE - cells * (_CELL_WIDTH + _CELL_GAP))),
-        code_x=int(rng.integers(step // 2 + 1, SIDE - step * CODE_LENGTH + step // 2)),
+        cells_x=int(rng.integers(1, width - cells * (_CELL_WIDTH + _CELL_GAP))),
+        code_x=int(rng.integers(step // 2 + 1, width - step * CODE_LENGTH + step // 2)),
         code_font=font,
         code_shifts=tuple(int(shift) for shift in rng.integers(-1, 2, size=CODE_LENGTH)),
         noise_seed=int(rng.integers(2**31)),
+        size=size,
     )
 
 
@@ -240,14 +264,6 @@ def _glyph_mask(glyph: str, font: int) -> np.ndarray:
     face = ImageFont.load_default(size=font)
     ImageDraw.Draw(image).text((font // 2, font // 2), glyph, fill=255, font=face, stroke_width=1)
     return np.asarray(image.crop(image.getbbox()), np.float32) / 255
-
-
-def _centred_box(glyph: str, font: int, x: float, y: float) -> Box:
-    """The box of a glyph centred at (x, y), moved into the picture where it would stick out."""
-    height, width = _glyph_mask(glyph, font).shape
-    left = min(max(round(x - width / 2), 0), SIDE - width)
-    top = min(max(round(y - height / 2), 0), SIDE - height)
-    return left, top, left + width, top + height
 
 
 def _luminance(colour: str) -> float:
@@ -269,3 +285,11 @@ def _checked(name: str, value: int) -> int:
             f"{name}={value!r} but a non-negative int is expected; pass for example {name}=8"
         )
     return value
+
+
+def _check_size(size: Size) -> None:
+    if len(size) != 2 or any(side < SIDE or side % GRID for side in size):
+        raise InputError(
+            f"size={size!r} but (width, height) is expected, multiples of {GRID} pixels, at least "
+            f"{SIDE}; pass for example ({SIDE + 2 * GRID}, {SIDE})"
+        )

@@ -1,0 +1,89 @@
+"""What training and evaluation must know about a model class; a module per class answers."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vtfast.toy.scene import Size
+
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+
+class Family(Protocol):
+    """`vtfast.toy.llava` and `vtfast.toy.qwen` are of this shape.
+
+    A row of the decoder is BEFORE, the visual tokens in raster order, AFTER, then text; P counts
+    all but the text, and V the visual tokens: one per 12 x 12 pixels.
+    """
+
+    MODEL_TYPE: str  # in its configuration
+    SIZES: Sequence[Size]  # of the pictures trained on, as (width, height)
+    BEFORE: Sequence[int]
+    AFTER: Sequence[int]
+
+    def build_model(self, layers: int, seed: int) -> Any:
+        """An untrained float32 model with `layers` decoder layers."""
+
+    def build_processor(self) -> Any:
+        """What turns pictures and texts into this model's inputs."""
+
+    def load_processor(self, folder: Path | str) -> Any:
+        """The processor that was saved to `folder`, without a network."""
+
+    def positions(self, size: Size) -> torch.Tensor:
+        """Positions of the first P tokens of a row, int64 [axes, P]; text goes on after those."""
+
+    def see(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From normalised pixels [B, 3, height, width] what the glyph head reads and what the
+        decoder reads, each [B, V, width of the model], the latter in fp32."""
+
+    def decode(
+        self, model: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Final states [B, S, D] of embeds [B, S, D] under an additive mask [1, 1, S, S], at
+        positions [axes, S]."""
+
+    def prepare_training(self, model: Any) -> None:
+        """Exchange what is slow in training, on this instance alone."""
+
+    def image_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The visual tokens [tokens, D] of everything in a processor's `inputs`."""
+
+    def input_positions(
+        self, model: Any, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Positions for `model`'s rotary embedding of rows `ids` [B, S] that begin with
+        `inputs["input_ids"]` and go on with text."""
+
+
+def draw_weights(model: Any, seed: int, summed: Sequence[tuple[str, int]]) -> None:
+    """Fill the weights of `model` from `seed`: N(0, 1 / fan-in), biases and norms left alone.
+
+    At width 128 the library's default of 0.02 is too small to learn from in a short run. `summed`
+    names, as (pattern, layers), the matrices whose outputs a residual stream of that many layers
+    sums up; the first pattern that fits counts, and these start smaller.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            std = _initial_std(name, weight, summed)
+            if std:
+                weight.normal_(0, std, generator=generator)
+
+
+def _initial_std(name: str, weight: torch.Tensor, summed: Sequence[tuple[str, int]]) -> float:
+    """Standard deviation to draw a weight with; 0 leaves it."""
+    if "embed_tokens" in name:
+        return 0.5
+    if "position_embedding" in name or name.endswith("class_embedding"):
+        return 0.2
+    if weight.ndim < 2:
+        return 0.0
+    std = weight[0].numel() ** -0.5
+    if "lm_head" in name:
+        return 0.3 * std
+    layers = next((count for pattern, count in summed if fnmatch(name, pattern)), None)
+    return std if layers is None else std * (2 * layers) ** -0.5
