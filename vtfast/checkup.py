@@ -29,7 +29,7 @@ PACKAGES = {
     "rich": ("", True, "this command"),
     "typer": ("", True, "this command"),
     "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
-    "torchvision": ("", False, "the stock processor of Qwen2.5-VL"),
+    "torchvision": ("", False, "the stock processor of Qwen2.5-VL; vtfast brings one without"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
 _MODULES = {"pillow": "PIL"}
@@ -126,11 +126,6 @@ def _packages(findings: Findings) -> None:
                 "the other packages" + ("" if needed else ", or uninstall it")
             )
         findings.packages.append(Package(name, found, supported, purpose, status))
-    if not any(p.name == "torchvision" and p.found for p in findings.packages):
-        findings.advice.append(
-            "torchvision is missing, and Qwen2.5-VL checkpoints bring a processor that needs it: "
-            "for these install the torchvision that goes with this torch"
-        )
 
 
 def _devices(findings: Findings) -> None:

@@ -32,6 +32,7 @@ from vtfast import toy
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.models import SUPPORTED
 from vtfast.patching import patch
+from vtfast.processors import Qwen25VLProcessor
 
 TOY = "toy-"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -115,17 +116,17 @@ def find(name: str) -> Checkpoint:
 
 
 def load_processor(name: str, offline: bool = True) -> Any:
-    """The processor of a checkpoint. Raises InputError where it cannot be had."""
+    """The processor of a checkpoint: its own, or ours where that needs a missing torchvision.
+
+    Raises InputError where it cannot be had.
+    """
     with _reading(name, "processor"):
         try:
             return AutoProcessor.from_pretrained(name, local_files_only=offline)
         except ImportError as error:
             if "torchvision" not in str(error).lower():
                 raise
-            raise InputError(
-                f"--model {name}: its processor needs torchvision; install the torchvision that "
-                f"goes with torch {torch.__version__}"
-            ) from None
+            return Qwen25VLProcessor.from_pretrained(name, local_files_only=offline)
 
 
 def device_named(name: str) -> torch.device:

@@ -124,7 +124,7 @@ class Prompt:
             n, fps = len(self._clip.frames), self._clip.fps
             told = {"fps": fps, "total_num_frames": n, "frames_indices": list(range(n))}
             media |= {"videos": [list(self._clip.frames)], "video_metadata": [told]}
-            media["do_sample_frames"] = False
+            media |= {"do_sample_frames": False, "fps": fps}
         try:
             return self._checkpoint.processor(text=[self.written], return_tensors="pt", **media)
         except Exception as error:  # too small, too narrow, …: the processor knows

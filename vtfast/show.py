@@ -154,7 +154,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, list[str], list[Any]]]:
     assert plan is not None
     full = [str(outcome.visual_tokens)] * len(runs[:-1])
     rows: list[tuple[str, list[str], list[Any]]] = [
-        (f"visual tokens from layer {s.layer}, {s.method}", [*full, str(left[s.layer])], [])
+        (f"tokens from layer {s.layer}, {s.method}", [*full, str(left[s.layer])], [])
         for s in plan.stages
     ]
     averages = [outcome.average(run) for run in runs]
