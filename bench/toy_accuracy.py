@@ -1,11 +1,14 @@
-"""Accuracy of the bundled LLaVA at several budgets: the table in the README.
+"""Accuracy of the bundled models at several budgets: the tables in the README.
 
-    python bench/toy_accuracy.py            # about ten minutes on 2 CPU cores
-    python bench/toy_accuracy.py --check    # does the README show what the JSON says?
+    python bench/toy_accuracy.py                 # ten minutes a model on 2 CPU cores
+    python bench/toy_accuracy.py --model qwen    # one of them; the other stays as it was
+    python bench/toy_accuracy.py --check         # does the README show what the JSON says?
 
 Greedy `generate` on pinned drawn scenes, exact match, the default plan (divprune+random at the
-checkpoint's measured horizon) at each budget, with 95 % Wilson intervals. Everything goes to
-`results/toy_accuracy.json`; the README's table is written from that file, losses included.
+checkpoint's measured horizon) at each budget, with 95 % Wilson intervals. The scenes are of the
+sizes that the model was trained on, in turn; tokens and multiply-adds are means over those sizes.
+Everything goes to `results/toy_accuracy.json`; the README's tables are written from that file,
+losses included.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from statistics import mean
 
 import torch
 import transformers
@@ -20,12 +24,18 @@ import transformers
 import vtfast
 from vtfast.toy import TASKS
 from vtfast.toy.evaluate import accuracy
+from vtfast.toy.model import family_of
+from vtfast.toy.scene import GRID
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "toy_accuracy.json"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- toy accuracy: begin -->", "<!-- toy accuracy: end -->"
 KEEPS = (1.0, 0.75, 0.5)
+TITLES = {
+    "llava": "LLaVA, 12 layers, 64 visual tokens",
+    "qwen": "Qwen2.5-VL, 8 layers, pictures of eight sizes with 64 to 96 visual tokens",
+}
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -35,25 +45,28 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def measure(n: int, seed: int) -> dict:
+def measure(name: str, n: int, seed: int) -> dict:
     """Accuracies of every task at every budget, and what each budget comes to."""
-    model, processor = vtfast.toy.load("llava")
-    layers, tokens = model.config.text_config.num_hidden_layers, model.config.image_seq_length
+    model, processor = vtfast.toy.load(name)
+    layers, sizes = model.config.text_config.num_hidden_layers, family_of(model).SIZES
+    tokens = [width * height // GRID**2 for width, height in sizes]
     columns = []
     for keep in KEEPS:
         with vtfast.patch(model, keep=keep) as handle:
-            columns.append(
-                {
-                    "keep": keep,
-                    "plan": str(handle.plan),
-                    "tokens_after_each_stage": handle.plan.counts(tokens),
-                    "average_tokens": handle.plan.average_tokens(tokens, layers),
-                    "prefill_flops": handle.plan.flops_ratio(model.config, tokens, 12),
-                    "accuracy": {t: accuracy(model, processor, t, n, seed, True) for t in TASKS},
-                }
-            )
+            plan = handle.plan
+            exact = {t: accuracy(model, processor, t, n, seed, True, sizes) for t in TASKS}
+        columns.append(
+            {
+                "keep": keep,
+                "plan": str(plan),
+                "tokens_after_each_stage": [plan.counts(count) for count in tokens],
+                "average_tokens": mean(plan.average_tokens(count, layers) for count in tokens),
+                "prefill_flops": mean(plan.flops_ratio(model.config, c, 12) for c in tokens),
+                "accuracy": exact,
+            }
+        )
     return {
-        "command": "python bench/toy_accuracy.py",
+        "command": f"python bench/toy_accuracy.py --model {name}",
         "device": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
@@ -61,12 +74,13 @@ def measure(n: int, seed: int) -> dict:
         "vtfast": vtfast.__version__,
         "scenes_per_task": n,
         "seed": seed,
+        "sizes": sizes,
         "columns": columns,
     }
 
 
 def table(result: dict) -> str:
-    """The README's Markdown table."""
+    """The README's Markdown table of one model."""
     n, columns = result["scenes_per_task"], result["columns"]
     titles = ["full" if c["keep"] == 1 else f"keep {c['keep']:g}" for c in columns]
     rows = [["exact match, %", *titles], ["---", *("---:" for _ in titles)]]
@@ -86,16 +100,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--model", choices=TITLES, help="measure this one alone (default: all)")
     parser.add_argument("--scenes", type=int, default=1000, help="scenes per task (default 1000)")
     parser.add_argument("--seed", type=int, default=99, help="seed of the scenes (default 99)")
     parser.add_argument("--check", action="store_true", help="only compare README and JSON")
     args = parser.parse_args()
+    results = json.loads(RESULT.read_text())
     if not args.check:
-        RESULT.write_text(json.dumps(measure(args.scenes, args.seed), indent=2) + "\n")
+        for name in [args.model] if args.model else TITLES:
+            results[name] = measure(name, args.scenes, args.seed)
+        RESULT.write_text(json.dumps(results, indent=2) + "\n")
     text = README.read_text()
     head, rest = text.split(BEGIN)
     shown, tail = rest.split(END)
-    wanted = f"\n{table(json.loads(RESULT.read_text()))}\n"
+    tables = (f"{title}:\n\n{table(results[name])}\n" for name, title in TITLES.items())
+    wanted = "\n" + "\n".join(tables)
     if args.check:
         print(
             "README agrees"

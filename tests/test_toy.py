@@ -144,15 +144,18 @@ def test_a_model_that_is_not_bundled_is_refused_naming_those_that_are():
         toy.load("gpt")
 
 
-def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_errs(bundled):
-    loaded, processor = copy.deepcopy(bundled[0]), bundled[1]
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_errs(name):
+    loaded, processor = copy.deepcopy(loaded_once(name)[0]), loaded_once(name)[1]
+    sizes = family_of(loaded).SIZES
     weight = loaded.lm_head.weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         weight += 1.5 * weight.std() * noise
-    exact = evaluate.accuracy(loaded, processor, "code", n=100, seed=FRESH_SEED)
+    asked = {"task": "code", "n": 100, "seed": FRESH_SEED, "sizes": sizes}
+    exact = evaluate.accuracy(loaded, processor, **asked)
     assert 0.2 < exact < 0.8
-    assert evaluate.drop_all_curve(loaded, processor, "code", 100, FRESH_SEED)[-1] == exact
+    assert evaluate.drop_all_curve(loaded, processor, **asked)[-1] == exact
 
 
 @pytest.mark.parametrize(
