@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
     tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py
+# A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
+WORKERS := -n logical --maxprocesses 8 --dist loadfile
 OLDEST := build/constraints-oldest.txt
 
 .PHONY: help setup demo test test-oldest lint bench toy clean
@@ -27,11 +29,11 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 	@$(BIN)/vtfast demo $(ARGS)
 
 test: lint ## lint, types, and every test that needs no GPU
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
-	$(VENV)-oldest/bin/pytest $(MODEL_TESTS) $(ARGS)
+	$(VENV)-oldest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
 
 $(OLDEST): constraints.txt constraints-oldest.txt
 	@mkdir -p build
