@@ -10,6 +10,7 @@ import torch
 from accelerate.hooks import remove_hook_from_submodules
 from model_runs import both_layouts, continuation, logits_of
 from module_state import changes, module_state
+from tiny_models import FAMILIES
 
 import vtfast
 from vtfast import Prune
@@ -114,3 +115,41 @@ def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
     assert loaded.model.language_model.layers[3].self_attn.q_proj.weight.device.type == "meta"
     with vtfast.patch(loaded, PLAN, path=path):
         assert same(results(family, loaded, inputs), expected_results(family, path, inputs))
+
+
+# Before 5.23 `generate` hands pixels to every forward; since then it encodes them first, and
+# accelerate rebuilds the containers of the features on their way into the model.
+
+
+@both_layouts
+def test_random_picks_in_generate_follow_the_picture_on_an_offloaded_model_too(family, path):
+    """The rebuilt containers had lost the picture's key, so its number in the sample was taken."""
+    inputs, model = family.inputs("batch"), offloaded(family)
+    with vtfast.patch(model, [Prune(0, "random", 0.5)], path=path, record=True) as handle:
+        logits_of(family, model, inputs)
+        forward = handle.report.kept[0]
+        continuation(model, inputs, steps=1)
+        assert same(handle.report.kept[0], forward)
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_budgets_per_frame_hold_in_generate_on_an_offloaded_model_too(path):
+    """The number of frames was lost with them, and the plan refused."""
+    family = FAMILIES["qwen"]
+    inputs, model = family.inputs("video"), offloaded(family)
+    plan = [Prune(0, "diversity", 0.5, per="frame")]
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        logits_of(family, model, inputs)
+        forward = handle.report.kept[0]
+        continuation(model, inputs, steps=1)
+        assert same(handle.report.kept[0], forward)
+
+
+@both_layouts
+def test_beams_of_an_offloaded_model_keep_the_same_tokens_for_all_copies_of_a_picture(family, path):
+    inputs, model = family.inputs("single"), offloaded(family)
+    with vtfast.patch(model, [Prune(0, "random", 0.5)], path=path, record=True) as handle:
+        logits_of(family, model, inputs)
+        [forward] = handle.report.kept[0]
+        continuation(model, inputs, steps=1, num_beams=2)
+        assert same(handle.report.kept[0], [forward, forward])

@@ -97,7 +97,7 @@ def test_cropping_into_a_picture_is_refused(family, path):
         after = inputs["input_ids"].shape[1] - int((inputs["input_ids"] == IMAGE)[0].nonzero()[-1])
         talk.cache.crop(-after)  # the step, and the text after the picture
         assert talk.cache.get_seq_length() == inputs["input_ids"].shape[1] + 1 - after
-        with pytest.raises(StateError, match="its last picture ends 0 tokens"):
+        with pytest.raises(StateError, match="ends 0 tokens before"):
             talk.cache.crop(-1)
 
 

@@ -1,10 +1,12 @@
 """Padding on the right: every row is that row alone, whatever stands beside it."""
 
+import pytest
 import torch
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, logits_of
 from turns import Turns
 
 import vtfast
+from vtfast import InputError
 
 ORDER = [2, 0, 1]  # the longest row first, in the middle, and last
 
@@ -44,10 +46,12 @@ def test_every_row_goes_on_as_that_row_alone(family, path):
 
 
 @both_layouts
-def test_a_row_without_padding_generates_what_it_generates_alone(family, path):
-    """The others start from padding, patched or not: transformers warns and pads left."""
+def test_generating_after_right_padding_is_refused_with_the_fix(family, path):
+    """Nothing is predicted at padding: the next token was the arg max of zeros, silently."""
     samples, model = [family.named("batch")[i] for i in ORDER], family.build()
     inputs = right_padded(family.batch(samples))
-    with vtfast.patch(model, FOUR_STAGES, path=path):
-        tokens = continuation(model, inputs, steps=6)
-        assert torch.equal(tokens[0], continuation(model, family.batch(samples[:1]), steps=6)[0])
+    with (
+        vtfast.patch(model, FOUR_STAGES, path=path),
+        pytest.raises(InputError, match=r"padding.*padding_side=.left."),
+    ):
+        continuation(model, inputs, steps=2)

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from turns import Turns
 
 import vtfast
+from vtfast import StateError
 
 paths = pytest.mark.parametrize("path", ["padded", "packed"])
 
@@ -279,4 +280,46 @@ def test_generate_answers_about_a_clip_after_an_image(path):
     with talking(FAMILIES["qwen"], path) as turns:
         turns.generate([4, one(FAMILIES["qwen"]), 7])
         turns.generate([3, Picture((3, 6, 8), seed=5, video=True), 5])
+        turns.check()
+
+
+# -- what was wrong once ---------------------------------------------------------------------------
+
+
+@both_layouts
+def test_a_cache_made_in_inference_mode_goes_on_outside_of_it(family, path):
+    """The packed layout wrote into buffers that inference mode had made, which torch refuses."""
+    with talking(family, path, rows=2) as turns:
+        with torch.inference_mode():
+            turns.say([4, one(family), 7], [3])
+            turns.step(2)
+        turns.step(2)
+        turns.say([3], [2, other(family), 2])
+        with torch.inference_mode():
+            turns.step(1)
+        turns.step(1)
+        turns.check()
+
+
+@both_layouts
+def test_cropping_over_padding_is_refused(family, path):
+    """Padding has no row in a pruned layer, so another token was lost in its place."""
+    with talking(family, path, rows=2) as turns:
+        turns.say([4, one(family), 7], [3], side="right")
+        turns.step(3)
+        turns.crop(3)
+        with pytest.raises(StateError, match="padding"):
+            turns.crop(1)
+        turns.step(2)
+        turns.check()
+
+
+@both_layouts
+def test_a_hidden_token_in_a_decoding_step_stays_hidden(family, path):
+    """The packed layout cached it as a real one."""
+    with talking(family, path, rows=2) as turns:
+        turns.say([4, one(family), 7], [3])
+        turns.step(1)
+        turns.feed(torch.tensor([[5], [0]]), mask=torch.tensor([[1], [0]]))
+        turns.feed(torch.tensor([[6], [7]]))
         turns.check()

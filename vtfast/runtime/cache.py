@@ -58,9 +58,8 @@ class CacheState:
     moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples
     gap: int = 0  # tokens seen - columns of layer 0
     images: Tensor | None = None  # int64 [batch], images seen so far
-    picture: Tensor | None = None  # int64 scalar: column of the last visual token in its chunk
-    tail: int = 0  # length of that chunk
-    end: int = 0  # tokens seen when it ended
+    free: Tensor | None = None  # int64 scalar: text since the last picture or padding of a chunk
+    end: int = 0  # tokens seen when that chunk ended
 
 
 class PrunedCacheMixin:
@@ -79,12 +78,18 @@ class PrunedCacheMixin:
         state, seen, remove = self.vtfast, self.get_seq_length(), -int(tokens_to_remove)
         if remove < 0:
             remove = max(0, seen + remove)
-        into = max(0, remove - (seen - state.end))  # tokens of the last picture's chunk
-        self._check_crop(remove, into)
+        into = max(0, remove - (seen - state.end))
+        if into and state.free is not None:
+            if into > int(state.free):
+                raise StateError(
+                    f"cannot crop {remove} tokens off a pruned cache: its last picture or padding "
+                    f"ends {remove - into + int(state.free)} tokens before the end, and of those "
+                    "layers hold different numbers; crop less, or start a new cache"
+                )
+            state.free, state.end = state.free - into, state.end - into
         super().crop(-remove)  # type: ignore[misc]
         for stage in state.stages.values():
             stage.crop(remove)
-        state.tail, state.end = state.tail - into, state.end - into
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder samples (beam search: each from a copy of its own prompt)."""
@@ -120,18 +125,6 @@ class PrunedCacheMixin:
         state.moved = {layer: flags[index.to(flags.device)] for layer, flags in state.moved.items()}
         if state.images is not None:
             state.images = state.images[index.to(state.images.device)]
-
-    def _check_crop(self, remove: int, into: int) -> None:
-        """Refuse to cut into a picture: layers hold different numbers of its tokens."""
-        state = self.vtfast
-        if not into or state.picture is None:
-            return
-        most = remove - into + state.tail - 1 - int(state.picture)
-        if remove > most:
-            raise StateError(
-                f"cannot crop {remove} tokens off a pruned cache: its last picture ends {most} "
-                "tokens before the end; crop less, or start a new cache"
-            )
 
 
 # At module level, so that a pruned cache can be pickled.

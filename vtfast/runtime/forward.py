@@ -282,19 +282,22 @@ class Pass:
         return rows.view(self.batch, self.chunk, -1)
 
     def _remember(self, device: torch.device) -> None:
-        """Note on the cache which pictures it has seen, and where the last one ended."""
-        visual = self.visual
-        if visual is None or visual.tokens is None:
+        """Note on the cache which pictures it has seen, and how far back it can be cropped."""
+        visual, state, free = self.visual, state_of(self.cache), []
+        if visual is None:
             return
-        state = state_of(self.cache)
-        if self.cache is not None and "keys" in self.settings.needs:
+        if visual.tokens is not None and self.cache is not None and "keys" in self.settings.needs:
             state = adopt(self.cache, self)
         if state is None:
             return
-        images = to_device(visual.images, device)
-        state.images = images if state.images is None else state.images + images
-        state.picture = (visual.tokens % self.chunk).amax() if self.chunk else None
-        state.tail, state.end = self.chunk, self.cache.get_seq_length()
+        if visual.tokens is not None:
+            images = to_device(visual.images, device)
+            state.images = images if state.images is None else state.images + images
+            free.append(self.chunk - 1 - (visual.tokens % self.chunk).amax())
+        if self.mask is not None and sum(visual.lengths) < self.batch * self.chunk:
+            free.append(self.mask[:, -self.chunk :].flip(1).long().cumprod(1).sum(1).amin())
+        if free:
+            state.free, state.end = torch.stack(free).amin(), self.cache.get_seq_length()
 
     def _tokens(self) -> list[int]:
         out = [0] * self.batch

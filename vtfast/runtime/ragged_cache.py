@@ -71,7 +71,7 @@ class Rows:
             else:
                 self._move(list(range(len(new))), extra=new)
         if step and self._stepping and self._where is not None:
-            self._where += 1
+            self._where = self._where + 1  # anew: inference mode may have made it
         else:
             first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
             self._where = row_numbers(first, new, self.device)
@@ -114,10 +114,9 @@ class Rows:
         capacities = to_device(self.capacities, self.device)
         shift = starts - to_device(self.starts, self.device)
         rows = torch.arange(self.total, device=self.device)
-        rows += shift.repeat_interleave(capacities, output_size=self.total)
-        rows.clamp_(max=last)  # of rooms of unequal size
+        source = rows + shift.repeat_interleave(capacities, output_size=self.total)
         for layer in self.layers:
-            layer.take(rows)
+            layer.move(source.clamp(max=last), rows)  # rooms may be of unequal size
 
     def _move(self, order: list[int], extra: list[int] | None = None) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
@@ -155,10 +154,14 @@ class RaggedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers for key_states, value_states [batch, heads, rows, D]."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            t.new_empty(self.rows.total, t.shape[1], t.shape[3]) for t in (key_states, value_states)
-        )
+        new = (t.transpose(1, 2).flatten(0, 1) for t in (key_states, value_states))
+        self.keys, self.values = (self._room(t) for t in new)
         self.is_initialized = True
+
+    def _room(self, like: Tensor) -> Tensor:
+        """An empty buffer for rows like these; who goes on outside inference mode may write it."""
+        with torch.inference_mode(False):
+            return like.new_empty(self.rows.total, *like.shape[1:])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -194,14 +197,8 @@ class RaggedLayer(CacheLayerMixin):
         """Copy rows `source` of the old buffers to rows `target` of new ones."""
         if self.is_initialized:
             self.keys, self.values = (
-                t.new_empty(self.rows.total, *t.shape[1:]).index_copy_(0, target, t[source])
-                for t in (self.keys, self.values)
+                self._room(t).index_copy_(0, target, t[source]) for t in (self.keys, self.values)
             )
-
-    def take(self, rows: Tensor) -> None:
-        """Make rows `rows` of the old buffers the new buffers."""
-        if self.is_initialized:
-            self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_seq_length(self) -> int:
         """Rows of the longest sample."""

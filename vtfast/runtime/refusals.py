@@ -25,19 +25,32 @@ def check_drafts(rows: Any, needs: frozenset[str], positions: str) -> None:
         )
 
 
-def check_predictions(placeholder: Tensor, labels: Tensor | None, rows: Any) -> None:
-    """Refuse to predict from a visual token, which may be dropped; placeholder: bool [B, S]."""
-    # Asking a GPU would cost a read in every generation.
-    if rows == 1 and placeholder.device.type == "cpu" and placeholder[:, -1].numpy().any():
-        raise InputError(
-            "the prompt ends in a picture, whose last token may be dropped, and then there "
-            "is nothing to predict from; put text after the picture"
-        )
-    if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
-        raise InputError(
-            "a label would be predicted from a visual token, whose logits mean nothing "
-            "once it may be dropped; set labels at and right after a picture to -100"
-        )
+def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
+    """Refuse to predict from padding or a visual token, which may be dropped.
+
+    `placeholders`: bool [B, S] for each kind of features.
+    """
+    labels, rows = call.get("labels"), call.get("logits_to_keep")
+    mask: Any = call.get("attention_mask")
+    for placeholder in placeholders:
+        # Asking a GPU would cost a read in every generation.
+        on_host = isinstance(rows, int) and rows == 1 and placeholder.device.type == "cpu"
+        if on_host and placeholder[:, -1].numpy().any():
+            raise InputError(
+                "the prompt ends in a picture, whose last token may be dropped, and then there "
+                "is nothing to predict from; put text after the picture"
+            )
+        plain = isinstance(mask, Tensor) and mask.ndim == 2
+        if on_host and plain and not mask[:, -1].numpy().all():
+            raise InputError(
+                "a row of the prompt ends in padding, from which nothing can be predicted; "
+                'pad on the left (padding_side="left")'
+            )
+        if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
+            raise InputError(
+                "a label would be predicted from a visual token, whose logits mean nothing "
+                "once it may be dropped; set labels at and right after a picture to -100"
+            )
 
 
 def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:

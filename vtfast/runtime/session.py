@@ -64,8 +64,8 @@ class Session:
         """Add the hooks; on any failure none stays."""
         text = self.parts.text
         try:
-            self._add(self.parts.model.register_forward_pre_hook, self._model_pre)
-            self._add(self.parts.multimodal.register_forward_pre_hook, self._multimodal_pre)
+            for module in (self.parts.model, self.parts.multimodal):
+                self._add(module.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
             self._add(self.parts.tower.register_forward_hook, self._tower_post)
             self._add(text.register_forward_pre_hook, self._text_pre)
@@ -153,22 +153,17 @@ class Session:
 
     # -- hooks ---------------------------------------------------------------------------------
 
-    def _model_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        call = _by_name(module, args, kwargs)
-        labels, rows = call.get("labels"), call.get("logits_to_keep")
-        keeps = [stage.prune.keep for stage in self.stages.values()]
-        keeps_all = all(isinstance(keep, float) and keep == 1 for keep in keeps)
-        if keeps_all or not (labels is not None or (isinstance(rows, int) and rows > 0)):
-            return
-        for source in self.family.sources(self.parts.multimodal, call, keys=False):
-            refusals.check_drafts(rows, self.needs, self.positions)
-            refusals.check_predictions(source.placeholder, labels, rows)
-
     def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Of the model with the head, before accelerate's hooks rebuild what the tower left on its
+        output, and of the one without, for who calls that."""
         call = _by_name(module, args, kwargs)
-        sources = self.family.sources(module, call, "keys" in self.needs)
-        if not sources:
+        sources = self.family.sources(self.parts.multimodal, call, "keys" in self.needs)
+        if VISUAL in call or not sources:
             return None
+        keeps = [stage.prune.keep for stage in self.stages.values()]
+        if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
+            refusals.check_drafts(call.get("logits_to_keep"), self.needs, self.positions)
+            refusals.check_predictions(call, [source.placeholder for source in sources])
         chunk, cache = sources[0].placeholder.shape[1], call.get("past_key_values")
         mask = refusals.plain_mask(call.get("attention_mask"), cache, chunk)
         return (), {**call, VISUAL: locate(sources, mask)}
@@ -196,7 +191,9 @@ class Session:
         refusals.check_cache(cache)
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else refusals.plain_mask(given, cache, chunk)
-        if visual is None and chunk > 1:  # text only, on a cache with gaps
+        # Text only, on a cache with gaps. Asking a GPU about one token would cost a read.
+        some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
+        if visual is None and (chunk > 1 or not some):
             visual = Visual(None, [], *valid_lengths(mask, *embeds.shape[:2]))
         if visual is not None:
             refusals.check_turn(visual, cache, chunk, self.positions)
