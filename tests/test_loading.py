@@ -264,7 +264,7 @@ def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict:
     code = HUB.format(**{key: str(path) for key, path in places.items()})
     # A server that is gone must be noticed at once: each retry of transformers takes half a minute.
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
