@@ -14,6 +14,7 @@ from repository import ROOT
 import vtfast
 from vtfast.errors import PlanError
 from vtfast.presets import PRESETS
+from vtfast.toy.scene import Scene
 
 
 def examples_of(command: str) -> list[list[str]]:
@@ -243,3 +244,17 @@ def test_an_interrupt_ends_without_a_traceback(
     monkeypatch.setattr(vtfast.demo, "run", fail)
     result = call("demo")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_what_was_asked_about_is_not_written_over(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for picture in (tmp_path / "mine.png", frames / "0.png"):
+        Scene.from_seed(0).picture().save(picture)
+        before = picture.read_bytes()
+        source = ("--video", frames) if picture.parent == frames else ("--image", picture)
+        ask = ("run", "--model", "toy-llava", "--prompt", "read the code .")
+        result = call(*ask, *source, "--out", picture)
+        assert result.exit_code == 2
+        assert "is one of the pictures asked about" in result.stderr
+        assert picture.read_bytes() == before

@@ -40,6 +40,19 @@ def gif(tmp_path: Path) -> Path:
     return path
 
 
+def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 5), 32768, np.uint16)).save(path)
+    assert open_picture(path).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_picture_without_a_known_range_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "float.tiff"
+    Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(path)
+    with pytest.raises(InputError, match=r"float.tiff.*no known range; save it with 8 bits"):
+        open_picture(path)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
 def test_a_picture_of_any_mode_comes_as_rgb(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.tiff"

@@ -191,6 +191,7 @@ def run(
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     if out:
         _check_picture(out)
+        _check_is_new(out, [*(image or ()), *(video or ())])
     from vtfast.run import Settings
     from vtfast.run import run as run_model
 
@@ -237,6 +238,13 @@ def _check_plan(plan: str, keep: float | None) -> None:
     check_name(plan)
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep {keep:g}: expected a share above 0, up to 1, such as 0.5")
+
+
+def _check_is_new(out: Path, given: list[Path]) -> None:
+    """Refuse to write over what was asked about."""
+    seen = [part for path in given for part in (path, *(path.glob("*") if path.is_dir() else ()))]
+    if any(path.exists() and out.exists() and out.samefile(path) for path in seen):
+        raise InputError(f"--out {out} is one of the pictures asked about; pass another name")
 
 
 def _check_picture(path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtfast.errors import InputError
@@ -109,8 +110,13 @@ def _animation(path: Path, max_frames: int) -> tuple[list[Image.Image], int, flo
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """As transformers' own image loading does it."""
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    """RGB, turned as its camera was held. 16-bit greys are scaled, where Pillow would clip them."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError(f"its {picture.mode} values have no known range; save it with 8 bits")
+    return picture.convert("RGB")
 
 
 @contextmanager
