@@ -35,7 +35,6 @@ from vtfast.patching import patch
 from vtfast.processors import Qwen25VLProcessor
 
 TOY = "toy-"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LOGS = (logging, hub_logging)
 _HUB_SECONDS = 10  # to answer; transformers itself would retry for half a minute
 
@@ -73,7 +72,7 @@ class Checkpoint:
     def weights(self, device: torch.device, dtype: str) -> Any:
         """The model in eval mode on a device.
 
-        dtype: one of `DTYPES`; "auto" is the checkpoint's own on a GPU and float32 on a CPU, and
+        dtype: a name in torch, or "auto": the checkpoint's own on a GPU and float32 on a CPU, and
         float32 for the bundled models.
         """
         if self.toy is not None:
