@@ -17,6 +17,7 @@ LAYERS = {
     "errors": ("vtfast.errors",),
     "ops": ("vtfast.ops",),
     "plan": ("vtfast.plan", "vtfast.prune", "vtfast.presets"),
+    "report": ("vtfast.report",),
     "methods": ("vtfast.methods",),
     "runtime": ("vtfast.runtime",),
     "models": ("vtfast.models",),
@@ -52,7 +53,7 @@ LAYERS = {
 }
 
 # Layer -> the other layers it may import.
-_RUNTIME = {"errors", "kernels", "ops", "plan", "methods"}
+_RUNTIME = {"errors", "kernels", "ops", "plan", "methods", "report"}
 _PATCHING = _RUNTIME | {"runtime", "models"}
 _TOOLS = _PATCHING | {"patching", "front"}
 _EVERYTHING = set(LAYERS) - {"bench", "tests", "oracles"}
@@ -61,6 +62,7 @@ ARROWS = {
     "errors": set(),
     "ops": {"kernels"},
     "plan": {"errors"},
+    "report": {"plan"},
     "methods": {"errors", "kernels", "plan"},
     "runtime": _RUNTIME,
     "models": _RUNTIME | {"runtime"},

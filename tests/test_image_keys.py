@@ -88,6 +88,21 @@ def test_methods_see_the_key_of_every_picture(family):
     assert [k % 2**64 for k in keys] == [picture_key(p, grid) for p in pixels]
 
 
+@pytest.mark.parametrize("run", [logits_of, generating], ids=["forward", "generate"])
+@pytest.mark.parametrize(("plan", "times"), [(RANDOM, 1), ([Prune(2, "diversity", 0.5)], 0)])
+@families
+def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family, plan, times, run):
+    """A plain forward hashed every picture twice, and every plan hashed."""
+    hashed = []
+    monkeypatch.setattr(
+        "vtfast.runtime.image_keys.image_keys", lambda *x: hashed.append(x) or image_keys(*x)
+    )
+    model = family.build()
+    with vtfast.patch(model, plan):
+        run(family, model, family.inputs("single"))
+    assert len(hashed) == times
+
+
 @both_layouts
 def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, path):
     """Features encoded elsewhere; the count goes on in a later turn on the same cache."""

@@ -13,10 +13,12 @@ from vtfast import (
     Plan,
     PlanError,
     Prune,
+    StateError,
     UnsupportedModelError,
     VTFastError,
     errors,
 )
+from vtfast.kernels import launch
 
 
 def refused(model, error, match, plan=FOUR_STAGES, **options):
@@ -154,13 +156,17 @@ BAD_OPTIONS = [
     pytest.param({"positions": "shift"}, "positions='shift'.*keep", id="positions"),
     pytest.param({"seed": 0.5}, "seed=0.5", id="seed-not-an-int"),
     pytest.param({"seed": 2**63}, "seed", id="seed-too-large"),
-    pytest.param({"impl": "triton"}, "triton.*eager", id="no-triton-kernels-yet"),
 ]
 
 
 @pytest.mark.parametrize(("options", "match"), BAD_OPTIONS)
 def test_an_option_out_of_its_range_is_refused(options, match):
     refused(FAMILIES["llava"].build(), VTFastError, match, **options)
+
+
+def test_triton_on_a_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    refused(FAMILIES["llava"].build(), StateError, "cpu.*GPU.*eager", impl="triton")
 
 
 def test_an_unknown_keyword_is_a_type_error():

@@ -115,3 +115,19 @@ def test_a_prompt_that_ends_in_the_tokens_of_a_picture_is_refused_by_qwen_too(pa
         pytest.raises(InputError, match=r"ends in a picture.*put text after"),
     ):
         continuation(model, family.batch([sample]))
+
+
+@families
+def test_gradients_over_a_packed_cache_are_refused(family):
+    """One step was right, and several ended in an error of torch's about memory written twice."""
+    model, talk, expected = cache_of(family, family.inputs("batch"), "packed")
+    with vtfast.patch(model, FOUR_STAGES, path="packed"):
+        with pytest.raises(InputError, match=r"packed.*no backward.*no_grad"), torch.enable_grad():
+            talk.model(
+                input_ids=talk.tokens[-1],
+                attention_mask=torch.nn.functional.pad(talk.mask, (0, 1), value=1),
+                past_key_values=talk.cache,
+            )
+        for _ in range(4):
+            talk.step()
+    assert torch.equal(torch.cat(talk.tokens, 1), expected)

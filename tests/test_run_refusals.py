@@ -36,7 +36,7 @@ def picture(tmp_path: Path) -> Path:
         (["--horizon", "12"], "horizon=12: preset 'divprune+random' first prunes"),
         (["--plan", "random", "--horizon", "3"], "preset 'random' has no horizon; leave it out"),
         (["--plan", "fastv", "--keep", "0.1"], "the smallest reachable keep is 0.1667"),
-        (["--impl", "triton"], 'impl="triton": attention has no Triton kernel'),
+        (["--impl", "triton"], "its Triton kernel runs on CUDA tensors, got cpu; move them to"),
         (["--prompt", "read <image> ."], "--prompt has <image> in it, which stands for a picture"),
         (["--video", "frames"], "--video: toy-llava takes no video; pass frames with --image"),
     ],
@@ -47,6 +47,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
 ) -> None:
     folder = picture.parent
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("vtfast.kernels.launch.INTERPRETED", False)
     (folder / "text.png").write_text("hello")
     for name in ("empty", "frames"):
         (folder / name).mkdir(exist_ok=True)

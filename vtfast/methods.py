@@ -16,6 +16,7 @@ from vtfast.errors import InputError, PlanError
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.random_select import random_select
+from vtfast.kernels.threshold import MAX_LENGTH
 from vtfast.kernels.topk_select import topk_select
 
 
@@ -60,11 +61,16 @@ Select = Callable[[SelectionContext], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method; `needs` says what has to be prepared for it: "scores", "keys"."""
+    """A registered method.
+
+    `needs` says what has to be prepared for it: "scores", "keys". `kernel_limit`: tokens of an
+    image (or frame) that its Triton kernel takes; None without a kernel of ours.
+    """
 
     name: str
     select: Select
     needs: frozenset[str] = frozenset({"scores", "keys"})
+    kernel_limit: int | None = None
 
 
 def _random(ctx: SelectionContext) -> Tensor:
@@ -88,9 +94,9 @@ def _drop(ctx: SelectionContext) -> Tensor:
 
 
 _BUILT_IN = (
-    Method("random", _random, frozenset({"keys"})),
-    Method("topk", _topk, frozenset({"scores"})),
-    Method("diversity", _diversity, frozenset()),
+    Method("random", _random, frozenset({"keys"}), MAX_LENGTH),
+    Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH),
+    Method("diversity", _diversity, frozenset(), MAX_LENGTH),
     Method("drop", _drop, frozenset()),
 )
 _METHODS = {method.name: method for method in _BUILT_IN}

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from vtfast.errors import AlreadyPatchedError, InputError, StateError
+from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels.checks import IMPLS
 from vtfast.methods import method
 from vtfast.models import family_of
 from vtfast.plan import Plan
 from vtfast.prune import Prune
-from vtfast.runtime.report import Report
+from vtfast.report import Report
 from vtfast.runtime.session import Session
 from vtfast.runtime.stage import Stage
 
@@ -86,8 +86,8 @@ def patch(
             drops, the tokens of a sample count 0, 1, … again on all rotary axes, new ones go on
             from each layer's own length, and keys cached below keep theirs; as in the papers' code.
             For one turn, without drafts; anything else is refused.
-        impl: "auto" (the Triton kernels there are, on a GPU) | "eager": which implementation of the
-            ops. An explicit one never falls back.
+        impl: "auto" (Triton kernels on a GPU, plain PyTorch elsewhere) | "triton" | "eager": which
+            implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
             without padding; "auto" is packed on a GPU without gradients, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
@@ -99,7 +99,7 @@ def patch(
         AlreadyPatchedError: the model is patched; names the active plan.
         UnsupportedModelError: another model, or a wrapper of one (names the inner model to pass).
         PlanError: a plan that cannot be, does not fit the model, or names an unknown method.
-        InputError: an argument out of its range. StateError: not in this version.
+        InputError: an argument out of its range. StateError: no Triton where it is asked for.
 
     Example:
         >>> with vtfast.patch(model, keep=0.25) as handle:
@@ -110,11 +110,6 @@ def patch(
     for name, value, allowed in choices:
         if value not in allowed:
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
-    if impl == "triton":
-        raise StateError(
-            'impl="triton": attention has no Triton kernel in this version; pass impl="auto", '
-            'which takes the kernels there are on a GPU, or "eager"'
-        )
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
     active = _session_of(model)

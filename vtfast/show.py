@@ -13,7 +13,7 @@ from vtfast.ask import Answer
 from vtfast.loading import TOY
 from vtfast.plan import Plan
 from vtfast.prompt import Prompt
-from vtfast.runtime.report import Report
+from vtfast.report import Report
 from vtfast.terminal import table
 
 if TYPE_CHECKING:

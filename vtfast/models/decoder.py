@@ -5,7 +5,7 @@ All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +46,15 @@ class Family(ABC):
     position_axes: tuple[int, ...] = ()
 
     @abstractmethod
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding.
 
-        `keys`: whether image keys are wanted. `kwargs` holds `input_ids` too.
+        `kwargs` holds `input_ids` too.
         """
 
     @abstractmethod
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
-        """Leave image keys on a vision tower's output, where generate's pre-encoding keeps them."""
+        """Leave image keys, if wanted, on a tower's output, where generate pre-encodes pictures."""
 
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
@@ -129,15 +129,19 @@ def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
     return encoded
 
 
-def noted(encoded: Any, name: str) -> Tensor | None:
-    """What a tower's output carries per image [images, ...], for features repeated since.
+def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
+    """Reads what a tower's output carries per image [images, ...], for features repeated since.
 
     For beams and return sequences transformers repeats the feature tensors themselves, so equal
     objects are copies of one picture and the first occurrences are the pictures in order.
     """
-    notes: Tensor | None = getattr(encoded, name, None)
-    first: dict[int, int] = {}
-    order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
-    if notes is None or order == list(range(notes.shape[0])):
-        return notes
-    return torch.stack([notes[i] for i in order])
+    note = getattr(encoded, name, None)
+    if note is None:
+        return None
+
+    def read() -> Tensor:
+        notes, first = note(), dict[int, int]()
+        order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
+        return torch.stack([notes[i] for i in order]) if len(first) < len(order) else notes
+
+    return read

@@ -5,7 +5,7 @@ from typing import Any
 
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
-from vtfast.runtime.image_keys import image_keys
+from vtfast.runtime.image_keys import Keys
 from vtfast.runtime.visual import Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -26,24 +26,24 @@ class Llava(Family):
             )
         super().check(model)
 
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         encoded = encoded_by_tower(kwargs, "image")
         pixels = kwargs.get("pixel_values")
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
-            image_key = noted(encoded, "vtfast_keys")
+            image_keys = noted(encoded, "vtfast_keys")
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
-            image_key = image_keys(pixels) if keys else None
+            image_keys = Keys(pixels)
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
-        return [Source(where, sizes, sum(sizes), keys=image_key)]
+        return [Source(where, sizes, sum(sizes), keys=image_keys)]
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]
         if keys and not isinstance(out, tuple):
-            out.vtfast_keys = image_keys(pixels)
+            out.vtfast_keys = Keys(pixels)
 
     @staticmethod
     def _tokens(multimodal: Any, kwargs: Mapping[str, Any], pixels: Any) -> int:

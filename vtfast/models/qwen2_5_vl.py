@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
-from vtfast.runtime.image_keys import image_keys
+from vtfast.runtime.image_keys import Keys
 from vtfast.runtime.visual import Source
 
 # kind -> (pixels, grid, placeholder id in the config)
@@ -23,7 +23,7 @@ class Qwen25VL(Family):
     tower = "visual"
     position_axes = (3,)  # time, height, width
 
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any], keys: bool) -> list[Source]:
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         found = []
         merged = multimodal.config.vision_config.spatial_merge_size**2
         for kind, (pixels_name, grid_name, token_name) in _KINDS.items():
@@ -34,30 +34,29 @@ class Qwen25VL(Family):
             if encoded is not None:
                 sizes = [len(f) for f in encoded.pooler_output]
                 total = sum(sizes)
-                image_key = noted(encoded, "vtfast_keys")
+                image_keys = noted(encoded, "vtfast_keys")
                 seen_grid = noted(encoded, "vtfast_grid")
-                grid = grid if seen_grid is None else seen_grid
+                grid = grid if seen_grid is None else seen_grid()
             elif pixels is not None:
                 sizes = grid.prod(1) // merged
                 total = pixels.shape[0] // merged
-                as_seen = pixels.type(multimodal.visual.dtype)  # by the tower
-                image_key = image_keys(as_seen, grid) if keys else None
+                image_keys = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
             else:
                 continue
             frames = None
             if kind == "video":
                 frames = [0] * len(sizes) if grid is None else grid[:, 0]
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-            found.append(Source(where, sizes, total, frames, image_key))
+            found.append(Source(where, sizes, total, frames, image_keys))
         return found
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["hidden_states"]
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         if not isinstance(out, tuple):
-            out.vtfast_grid = grid
+            out.vtfast_grid = lambda: grid
             if keys:
-                out.vtfast_keys = image_keys(pixels, grid)
+                out.vtfast_keys = Keys(pixels, grid)
 
 
 FAMILY = Qwen25VL()

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from vtfast.kernels.launch import use_triton
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
 
@@ -57,7 +58,10 @@ def attend(
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
     how = {"scale": scaling, "impl": vtfast_pass.impl}
     if spans.step:
-        last, lengths = query[:, :, 0], spans.lengths
-        return ragged_decode(last, keys, values, lengths, starts=spans.starts, **how)[:, None], None
+        on_device = use_triton("ragged_decode", vtfast_pass.impl, query.device)
+        lengths, starts = spans.places if on_device else spans.ranges
+        return ragged_decode(query[:, :, 0], keys, values, lengths, starts=starts, **how)[
+            :, None
+        ], None
     rows, cuts = query[0].transpose(0, 1), (spans.queries, spans.keys)
     return ragged_attention(rows, keys, values, *cuts, k_index=spans.index, **how)[None], None

@@ -257,7 +257,7 @@ class Pass:
         visual = self.visual
         assert visual is not None
         if visual.keys is not None:
-            keys = visual.keys.to(device)
+            keys = visual.keys().to(device)
         else:
             numbers = [i for n in visual.images for i in range(n)]
             keys = to_device(numbers, device)

@@ -23,14 +23,15 @@ ROOM = 128
 class Spans:
     """What attention over packed rows has to know, for one run of layers in one forward.
 
-    A decoding step (`step`) has one new row per sample: `lengths` rows of each sample from `starts`
-    on, host integers. Otherwise `queries` and `keys` cut the new rows and the rows they attend to;
-    `index` holds the buffer rows of the keys, None when the keys are the new rows themselves.
+    A decoding step (`step`) has one new row per sample: `ranges` are its lengths and starts in the
+    buffer, host integers; `places` the same as int32 [B] on the device, updated in place. Otherwise
+    `queries` and `keys` cut the new rows and the rows they attend to; `index` holds the buffer rows
+    of the keys, None when the keys are the new rows themselves.
     """
 
     step: bool
-    lengths: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
+    ranges: tuple[list[int], list[int]] = ([], [])
+    places: tuple[Tensor, ...] = ()
     queries: Ragged | None = None
     keys: Ragged | None = None
     index: Tensor | None = None
@@ -58,7 +59,7 @@ class Rows:
         self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
         self.total = sum(capacities)
         self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
-        self._stepping = False
+        self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
 
     def extend(self, new: list[int], *, step: bool = False) -> Spans:
         """Announce that every layer is about to append new[b] rows to sample b."""
@@ -70,20 +71,29 @@ class Rows:
                 self._place([n + ROOM for n in lengths])
             else:
                 self._move(list(range(len(new))), extra=new)
-        if step and self._stepping and self._where is not None:
-            self._where = self._where + 1  # anew: inference mode may have made it
-        else:
-            first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
-            self._where = row_numbers(first, new, self.device)
-        self._stepping = step
+        first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
         self.lengths = lengths
         if step:
-            return Spans(step=True, lengths=tuple(lengths), starts=tuple(self.starts))
+            return Spans(True, (lengths, self.starts), self._step(first))
+        self._where, self._places = row_numbers(first, new, self.device), ()
         if self.fresh:
             return Spans.without_past(new, self.device)
         index = row_numbers(self.starts, lengths, self.device)
         queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
         return Spans(step=False, queries=queries, keys=keys, index=index)
+
+    def _step(self, first: list[int]) -> tuple[Tensor, ...]:
+        """Places of one more row per sample. While room remains nothing is allocated: the tensors
+        are those of the step before, so a captured CUDA graph reads what is true now."""
+        if self._places and self._where is not None:
+            self._where.add_(1)
+            self._places[0].add_(1)
+            return self._places
+        with torch.inference_mode(False), torch.no_grad():  # else no later step may write them
+            self._where = to_device(first, self.device)
+            places = (to_device(n, self.device).int() for n in (self.lengths, self.starts))
+            self._places = tuple(places)
+        return self._places
 
     def write(self, buffer: Tensor, new: Tensor) -> None:
         """new: [rows, heads, D] into the announced rows of buffer [total, heads, D]."""
@@ -93,7 +103,7 @@ class Rows:
     def crop(self, remove: int) -> None:
         """Forget the last `remove` rows of every sample."""
         self.lengths = [max(0, n - remove) for n in self.lengths]
-        self._stepping = False
+        self._places = ()
 
     def select(self, index: Tensor, *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples; `alike`: each place gets one of its own length, as the

@@ -3,15 +3,19 @@
 All of it is checked before a layer has run, so model and cache stay as they were.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
-from vtfast.plan import Plan
+from vtfast.kernels.launch import use_triton
 from vtfast.runtime.cache import CACHES, CacheState
-from vtfast.runtime.visual import Visual
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.visual import Segment, Visual
 
 
 def check_drafts(rows: Any, needs: frozenset[str], positions: str) -> None:
@@ -95,9 +99,9 @@ def check_turn(visual: Visual, cache: Cache | None, chunk: int, positions: str) 
         )
 
 
-def check_state(state: CacheState, plan: Plan, positions: str, always_padded: bool) -> None:
-    """Refuse a cache that another patch has pruned."""
-    same = state.plan == plan and state.positions == positions
+def check_state(state: CacheState, now: Any, always_padded: bool, gradients: bool) -> None:
+    """Refuse a cache that another patch has pruned, and gradients through a packed one."""
+    same = state.plan == now.plan and state.positions == now.positions
     if not same or (state.packed and always_padded):
         raise StateError(
             f"this KV cache was pruned by the plan {state.plan.name!r} "
@@ -105,6 +109,37 @@ def check_state(state: CacheState, plan: Plan, positions: str, always_padded: bo
             f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
             "with any more; patch it so again, or start a new cache"
         )
+    if state.packed and gradients:
+        raise InputError(
+            "this KV cache is packed, and attention over it has no backward; go on under "
+            'torch.no_grad(), or start a new cache under path="padded"'
+        )
+
+
+def check_device(impl: str, device: torch.device) -> None:
+    """Refuse an explicit "triton" where no kernel can run."""
+    try:
+        use_triton("vtfast.patch", impl, device)
+    except RuntimeError as error:
+        raise StateError(str(error)) from None
+
+
+def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:
+    """Refuse what impl="triton" cannot do with a chunk of these images."""
+    if gradients:
+        raise InputError(
+            'impl="triton": its kernels have no backward and gradients are enabled; call under '
+            'torch.no_grad(), or patch with impl="auto"'
+        )
+    for stage in stages:
+        segments = stage.cut(segments)
+        longest, limit = max((s.left for s in segments), default=0), stage.method.kernel_limit
+        if limit is not None and longest > limit:
+            raise InputError(
+                f'impl="triton": a picture brings {longest} visual tokens to layer {stage.layer}, '
+                f'whose selection kernel takes {limit}; patch with impl="auto", or shrink it'
+            )
+        segments = [replace(s, left=stage.prune.count(s.original, s.left)) for s in segments]
 
 
 def check_attention(now: str, expected: str) -> None:

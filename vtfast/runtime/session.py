@@ -12,19 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError
 from vtfast.plan import Plan
+from vtfast.report import Report
 from vtfast.runtime import attention, refusals
 from vtfast.runtime.cache import state_of
 from vtfast.runtime.forward import Pass
 from vtfast.runtime.layouts import Layout, Packed, Padded
-from vtfast.runtime.report import Report
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual import Visual, locate, valid_lengths
 
@@ -49,7 +50,9 @@ class Session:
 
     def __post_init__(self) -> None:
         stages, parts = self.stages.values(), self.parts
+        refusals.check_device(self.impl, next(parts.text.parameters()).device)
         self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
+        self._due = self.scored | set(self.stages)
         self.needs = frozenset().union(*(s.method.needs for s in stages))
         self._first = next(iter(stages))
         self._handles: list[Any] = []
@@ -118,24 +121,24 @@ class Session:
             return "the model was not on a GPU when it was patched"
         return None
 
-    def _layout(
-        self, embeds: Tensor, cache: Cache | None, kwargs: dict[str, Any]
-    ) -> tuple[Layout, str]:
+    def _layout(self, embeds: Tensor, visual: Visual | None, kwargs: Any) -> tuple[Layout, str]:
         """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
-        padded, packed = self._layouts
-        static = isinstance(cache, StaticCache)
-        state = state_of(cache)
+        (padded, packed), text = self._layouts, self.parts.text
+        cache = kwargs.get("past_key_values")
+        state, static = state_of(cache), isinstance(cache, StaticCache)
+        tensors = chain([embeds], text.parameters())
+        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if self.impl == "triton" and visual is not None:
+            refusals.check_kernels(self.stages.values(), visual.segments, gradients)
         if state is not None:
-            refusals.check_state(state, self.plan, self.positions, bool(self._always_padded))
+            refusals.check_state(state, self, bool(self._always_padded), gradients)
             return packed if state.packed else padded, "decided at this cache's first prefill"
-        text = self.parts.text
         if self._always_padded:
             return padded, self._always_padded + (f"; {_STATIC}" if static else "")
-        tensors = (embeds, *text.parameters()) if torch.is_grad_enabled() else ()
         dropout = text.training and getattr(text.config, "attention_dropout", 0)
         reasons = (
             (static, _STATIC),
-            (any(t.requires_grad for t in tensors), "gradients are enabled"),
+            (gradients, "gradients are enabled"),
             (kwargs.get("output_attentions"), "attention maps were asked for"),
             (getattr(cache, "offloading", False), "the cache offloads its layers"),
             (dropout, "attention dropout is on"),
@@ -157,7 +160,7 @@ class Session:
         """Of the model with the head, before accelerate's hooks rebuild what the tower left on its
         output, and of the one without, for who calls that."""
         call = _by_name(module, args, kwargs)
-        sources = self.family.sources(self.parts.multimodal, call, "keys" in self.needs)
+        sources = self.family.sources(self.parts.multimodal, call)
         if VISUAL in call or not sources:
             return None
         keeps = [stage.prune.keep for stage in self.stages.values()]
@@ -197,7 +200,7 @@ class Session:
             visual = Visual(None, [], *valid_lengths(mask, *embeds.shape[:2]))
         if visual is not None:
             refusals.check_turn(visual, cache, chunk, self.positions)
-        layout, reason = self._layout(embeds, cache, kwargs)
+        layout, reason = self._layout(embeds, visual, kwargs)
         run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
         first = self._first
         if first.layer == 0 and (
@@ -212,6 +215,8 @@ class Session:
         run: Pass | None = kwargs.get(PASS)
         if run is None:
             return None
+        if not (self._always_padded or run.given or number in self._due or module.training):
+            return None  # in the packed layout most layers need nothing
         if self._always_padded:  # attention functions of others need not know our keyword
             kwargs = {k: v for k, v in kwargs.items() if k != PASS}
         hidden, kwargs = run.enter(number, module, args[0], kwargs)

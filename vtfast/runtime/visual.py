@@ -5,7 +5,7 @@ for the features of its images and clips. Image boundaries come from sizes, neve
 placeholders: two images may touch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -36,7 +36,7 @@ class Source:
     sizes: list[int] | Tensor  # tokens of each image, int64 [images] when only the device knows
     total: int  # sum of sizes
     frames: list[int] | Tensor | None = None
-    keys: Tensor | None = None  # int64 [images]
+    keys: Callable[[], Tensor] | None = None  # int64 [images], made when asked for
 
 
 @dataclass
@@ -45,14 +45,14 @@ class Visual:
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `keys`: int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or None.
+    `keys`: makes int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or None.
     """
 
     tokens: Tensor | None
     segments: list[Segment]
     lengths: list[int]
     past: list[int] | None = None
-    keys: Tensor | None = None
+    keys: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
 
@@ -129,13 +129,14 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
     segments = [Segment(s // chunk, n, n, i, f) for i, (s, n, f, _) in enumerate(found)]
     images = [sum(s.sample == b for s in segments) for b in range(batch)]
     keyed = [s.keys for s in sources if s.keys is not None]
-    keys = None
-    if len(keyed) == len(sources):
-        keys = torch.cat(keyed)
-        if len(sources) > 1:
-            keys = keys[to_device([row for *_, row in found], keys.device)]
+
+    def keys() -> Tensor:
+        joined = torch.cat([made() for made in keyed])
+        return joined[to_device([row for *_, row in found], joined.device)]
+
     flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
-    return Visual(flat, segments, lengths, past, keys, images, mask)
+    known = keys if len(keyed) == len(sources) else None
+    return Visual(flat, segments, lengths, past, known, images, mask)
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:

@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
 from vtfast.plan import Plan
-
-if TYPE_CHECKING:
-    from vtfast.runtime.forward import Pass
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class Report:
         )
 
     @staticmethod
-    def of(run: "Pass", num_layers: int) -> "Report":
-        """The report of a pass that has finished."""
+    def of(run: Any, num_layers: int) -> "Report":
+        """The report of a finished `runtime.forward.Pass`."""
         per_layer: list[list[int]] = []
         for (layer, counts), (until, _) in zip(
             run.counts, [*run.counts[1:], (num_layers, [])], strict=True

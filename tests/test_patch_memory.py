@@ -1,0 +1,102 @@
+"""A packed KV cache holds what was kept and what was said, in buffers that stay where they are."""
+
+import gc
+
+import pytest
+import torch
+from model_runs import FOUR_STAGES, continuation
+from tiny_models import FAMILIES, LAYERS
+
+import vtfast
+from vtfast import Plan, Prune
+from vtfast.runtime.ragged_cache import ROOM, Rows
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+LATE = [Prune(2, "diversity", 0.5), Prune(4, "drop", 0)]
+NEW = 7
+
+
+def generated(family, name, plan):
+    """Samples of a batch and the cache of a packed generation of NEW tokens."""
+    samples = family.named(name)
+    model, inputs = family.build(), family.inputs(name)
+    with vtfast.patch(model, plan, path="packed"):
+        out = model.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True
+        )
+    return samples, out.past_key_values
+
+
+def expected_rows(family, plan, sample):
+    """Rows of each layer: text, new tokens (the last one is never cached), visual tokens kept."""
+    sizes = [family.tokens_of(p) for p in sample.pictures]
+    text = len(sample.ids) - sum(sizes)
+    kept = [Plan(plan).tokens_per_layer(n, LAYERS) for n in sizes]
+    return [text + NEW - 1 + sum(layers) for layers in zip(*kept, strict=True)]
+
+
+@pytest.mark.parametrize("plan", [FOUR_STAGES, LATE], ids=["four-stages", "late"])
+@pytest.mark.parametrize("name", ["single", "batch"])
+@families
+def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan):
+    samples, cache = generated(family, name, plan)
+    for layer in range(plan[0].layer, LAYERS):
+        for sample, rows in zip(samples, cache.layers[layer].rows.lengths, strict=True):
+            if sample.pictures:
+                assert rows == expected_rows(family, plan, sample)[layer]
+            else:
+                assert rows == len(sample.ids) + NEW - 1
+
+
+@families
+def test_buffers_hold_at_most_their_room_more_than_their_rows(family):
+    _, cache = generated(family, "batch", FOUR_STAGES)
+    for layer in cache.layers:
+        spare = len(layer.keys) - sum(layer.rows.lengths)
+        assert spare <= ROOM * len(layer.rows.lengths)
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4
+
+
+@families
+def test_generations_leave_nothing_behind(family):
+    model, inputs = family.build(), family.inputs("single")
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with vtfast.patch(model, FOUR_STAGES, path="packed"):
+        for _ in range(3):
+            continuation(model, inputs, steps=2)
+        before = tensors()
+        for _ in range(30):
+            continuation(model, inputs, steps=2)
+        assert tensors() <= before
+
+
+def test_steps_write_in_place_while_room_remains():
+    """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
+    rows = Rows([0, 0], torch.device("cpu"))
+    rows.extend([200, 130])
+    first = rows.extend([1, 1], step=True)
+    addresses = [t.data_ptr() for t in (*first.places, rows._where)]
+    for step in range(2, ROOM):
+        with torch.inference_mode(step % 2 == 0):
+            spans = rows.extend([1, 1], step=True)
+        lengths, starts = (t.tolist() for t in spans.places)
+        assert [t.data_ptr() for t in (*spans.places, rows._where)] == addresses
+        assert (lengths, starts) == (rows.lengths, rows.starts)
+        assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
+        assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
+
+
+def test_a_step_without_room_moves_everything_once():
+    rows = Rows([0, 0], torch.device("cpu"))
+    rows.extend([200, 130])
+    for _ in range(ROOM):
+        rows.extend([1, 1], step=True)
+    assert rows.starts == [0, 200 + ROOM]
+    spans = rows.extend([1, 1], step=True)
+    lengths, starts = (t.tolist() for t in spans.places)
+    assert lengths == rows.lengths == [200 + ROOM + 1, 130 + ROOM + 1]
+    assert starts == rows.starts == [0, 200 + ROOM + 1 + ROOM]
