@@ -1,0 +1,81 @@
+"""`impl="triton"`: the kernels pick, gather and attend as the eager twins do.
+
+Natively on a GPU, in Triton's interpreter elsewhere: there a launch costs some 30 ms, so these runs
+are short. `make test-triton` runs all model tests through the kernels.
+"""
+
+import pytest
+import torch
+from conftest import DEVICE
+from model_runs import FOUR_STAGES, logits_of, probing
+from tiny_models import FAMILIES
+
+import vtfast
+from vtfast import InputError, Prune, methods, toy
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+paths = pytest.mark.parametrize("path", ["padded", "packed"])
+
+
+def toy_answers(model, inputs, path, impl):
+    """What the bundled LLaVA says, and the picks of every stage."""
+    plan = [Prune(0, "diversity", 0.6), Prune(5, "topk", 0.3), Prune(11, "random", 4)]
+    with vtfast.patch(model, plan, path=path, impl=impl, record=True) as handle:
+        tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    return tokens, handle.report.kept
+
+
+@paths
+def test_the_toy_says_and_keeps_what_it_does_eagerly(path):
+    model, processor = toy.load("llava")
+    pictures, questions, _ = toy.scenes(2, seed=7, task="code")
+    texts = [toy.prompt(processor, question) for question in questions]
+    inputs = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    model, inputs = model.to(DEVICE), inputs.to(DEVICE)
+    expected, kept = toy_answers(model, inputs, path, "eager")
+    tokens, picks = toy_answers(model, inputs, path, "triton")
+    assert torch.equal(tokens, expected)
+    assert list(picks) == [0, 5, 11]
+    for layer, rows in kept.items():
+        assert all(map(torch.equal, picks[layer], rows))
+
+
+# -- what the kernels cannot do is refused before a layer has run ----------------------------------
+
+
+@paths
+@families
+def test_gradients_are_refused(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    with (
+        vtfast.patch(model, FOUR_STAGES, path=path, impl="triton"),
+        pytest.raises(InputError, match=r'impl="triton".*no backward.*no_grad'),
+    ):
+        model(**inputs)
+
+
+@families
+def test_a_picture_beyond_a_kernel_is_refused_at_the_layer_it_reaches(monkeypatch, family):
+    """The stage before may have shrunk it; a method of one's own has no limit of ours."""
+    model, inputs = family.build(), family.inputs("single")
+    tokens = family.tokens_of(family.named("single")[0].pictures[0])
+    short = methods.Method("random", lambda context: 1 / 0, kernel_limit=tokens // 2)
+    monkeypatch.setitem(methods._METHODS, "random", short)
+
+    def never(context):
+        raise AssertionError("a layer has run")
+
+    plan = [Prune(0, "test-probe", 0.9), Prune(2, "random", 0.1)]
+    with (
+        vtfast.patch(model, plan, impl="triton"),
+        probing(never),
+        pytest.raises(InputError, match=rf"brings \d+ .* layer 2,.*takes {tokens // 2}"),
+    ):
+        logits_of(family, model, inputs)
+    plan = [Prune(0, "test-probe", 0.4), Prune(2, "random", 0.1)]
+    with (
+        vtfast.patch(model, plan, impl="triton"),
+        probing(never),
+        pytest.raises(AssertionError, match="a layer has run"),
+    ):
+        logits_of(family, model, inputs)
