@@ -1,7 +1,7 @@
 """Inside our hooks the host never waits for the device, but once where pictures are found.
 
 On a GPU torch itself raises at a wait; on the CPU, where nothing waits, `HostReads` counts what
-would. `test_host_reads.py` counts whole forwards; this looks into the hooks alone, and runs on both.
+would. `test_host_reads.py` counts whole forwards; this looks into hooks alone, and runs on both.
 """
 
 import warnings
