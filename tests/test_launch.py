@@ -20,6 +20,7 @@ from vtfast.kernels.topk_select import topk_select
 # Each op: how it is called, and which tensors of that call the registered op takes.
 SEGMENTS = cut([4, 2], DEVICE)
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
+WORDS = torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)
 
 CALLS = {
     "gather_rows": (
@@ -46,8 +47,26 @@ CALLS = {
         lambda seed, keys, stream: random_select(
             SEGMENTS, [2, 1], seed=seed, keys=keys, stream=stream, impl="triton"
         ),
-        lambda: (torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)),
+        lambda: WORDS,
         lambda *words: (SEGMENTS.cu_seqlens, *words, [2, 1], 4),
+    ),
+    "random_select_gather": (
+        lambda seed, keys, stream, x: random_select(
+            SEGMENTS,
+            [2, 1],
+            seed=seed,
+            keys=keys,
+            stream=stream,
+            gather=[x, x[:, 1]],
+            impl="triton",
+        )[1][0],
+        lambda: (*WORDS, X),
+        lambda *words: (SEGMENTS.cu_seqlens, *words[:3], [2, 1], 4, [words[3], words[3][:, 1]]),
+    ),
+    "topk_select_gather": (
+        lambda x: topk_select(x[:, 1], SEGMENTS, [2, 1], gather=[x, x[:, 1]], impl="triton")[1][0],
+        lambda: (X,),
+        lambda x: (x[:, 1], SEGMENTS.cu_seqlens, [2, 1], 4, [x, x[:, 1]]),
     ),
 }
 
