@@ -22,6 +22,7 @@ Calls = dict[str, Callable[..., object]]
 Samples = dict[str, list[float]]
 
 MAX_SETS = 64
+_LEAST_ROUNDS, _ENOUGH_MS = 3, 1e3
 _GRAPH_CALLS = 10  # in a warm graph: a replay itself costs some microseconds
 _GRAPH_MS = 2.0  # of replays between two events
 _GRAPH_ROUNDS = 15
@@ -36,13 +37,14 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 
 
 def wall_samples(calls: Calls, device: str, rounds: int = 9, seconds: float = 0.02) -> Samples:
-    """One sample per call and round, each the mean over about `seconds`."""
+    """One sample per call and round, each the mean over about `seconds`; of slow calls fewer."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     repeats = {name: _repeats(call, wait, seconds) for name, call in calls.items()}
     samples: Samples = {name: [] for name in calls}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, call in calls.items():
-            samples[name].append(_timed(call, wait, repeats[name]))
+            if number < _LEAST_ROUNDS or sum(samples[name]) < _ENOUGH_MS:
+                samples[name].append(_timed(call, wait, repeats[name]))
     return samples
 
 

@@ -26,13 +26,15 @@ def unable(x):
     raise RuntimeError("not for this device\nat all")
 
 
-def case(name="one", ours=double, theirs=double, compiled=None, **names):
+def case(name="one", ours=double, theirs=double, compiled=None):
     ways = [
         Way("plain", double, "eager"),
         Way("other", theirs, "fair"),
         Way("absent", None, "fair", missing="not installed"),
         Way("vtfast", ours, "vtfast"),
     ]
+    if compiled:
+        ways.append(Way("compiled", lambda compile: compile(compiled), "compiled"))
     return Case(
         name=name,
         shape="8",
@@ -41,8 +43,6 @@ def case(name="one", ours=double, theirs=double, compiled=None, **names):
         ways=ways,
         gate=lambda inputs: exactly(inputs[0] + inputs[0]),
         nbytes=64,
-        compiled=compiled,
-        **names,
     )
 
 
@@ -173,17 +173,29 @@ def test_no_case_begins_that_would_not_end_in_time(bench, monkeypatch):
 
 def test_the_compiled_way_is_timed_together_with_the_others(bench):
     _, before, _ = bench(case("a", compiled=double), case("b"))
-    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled"])
+    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "only"])
     first, second = after["rows"]
-    assert "wall" in first["ways"]["compiled double"]
+    assert "wall" in first["ways"]["compiled"]
     assert [first["run"], second["run"]] == [1, 0]
     assert second == before["rows"][1]
 
 
 def test_a_wrong_compiled_way_is_red(bench):
-    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled"])
+    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled", "only"])
     assert code == 1
     assert timed(record) == set()
+
+
+def test_compiled_ways_may_be_timed_with_all_the_others_at_once(bench):
+    _, record, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "too"])
+    assert [len(row["ways"]) for row in record["rows"]] == [5, 4]
+
+
+def test_a_check_times_nothing_and_sees_what_is_wrong(bench):
+    code, record, _ = bench(case("a"), case("b", ours=wrong), options=["--check"])
+    assert code == 1
+    assert timed(record) == set()
+    assert [bool(row["red"]) for row in record["rows"]] == [False, True]
 
 
 def test_best_is_the_fastest_baseline_and_a_loss_is_a_loss():
