@@ -6,6 +6,7 @@ import sys
 import figures
 import harness
 import pytest
+import report
 import torch
 from harness import Case, Way
 from parity import a_selection, exactly, nearly, rows_of_sorted
@@ -277,3 +278,55 @@ def test_a_selection_must_be_complete_distinct_ascending_and_inside(index):
 def test_sorted_rows_break_ties_by_position():
     scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
     assert rows_of_sorted(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    """README and docs of their own, and no plots missing."""
+    for name in ("README", "DOCS"):
+        path = tmp_path / f"{name}.md"
+        path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        monkeypatch.setattr(report, name, path)
+    return tmp_path
+
+
+def a_record(device):
+    runs = [{**RUNS[0], "device": device}]
+    return {"runs": runs, "rows": [row(), row("red", red={"vtfast": "no"})], "left": {}}
+
+
+def test_readme_and_docs_show_what_was_measured():
+    assert report.disagreements(report.results()) == []
+
+
+def test_pages_that_disagree_with_the_figures_are_named(page):
+    found = report.disagreements({"cpu": a_record("Z (CPU)")})
+    assert [line.split(" ")[0] for line in found] == [
+        "README.md", "DOCS.md", "docs/speedup_cpu.png", "docs/roofline_cpu.png"
+    ]  # fmt: skip
+
+
+def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
+    monkeypatch.setattr(report, "results", lambda: {"cpu": a_record("Z (CPU)")})
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    assert report.main() == 0
+    text = (page / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| x | 2, 1 RED | 0.50 | 0.50 | 2.25 | 2.25 |" in text
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert report.main() == 0
+
+
+def test_without_a_gpu_the_pages_say_so_plainly():
+    cpu, gpu = a_record("Z (CPU)"), a_record("NVIDIA Z")
+    for block in (report.readme_block, report.docs_block):
+        assert report.NO_GPU in block({"cpu": cpu})
+        assert report.NO_GPU in block({})
+        assert report.NO_GPU not in block({"cpu": cpu, "z": gpu})
+
+
+def test_a_page_without_its_markers_is_refused(page):
+    report.README.write_text("nothing")
+    with pytest.raises(ValueError, match="expected one <!-- op speed: begin -->"):
+        report.pages({})
