@@ -122,8 +122,6 @@ def remarks(rows: Sequence[dict]) -> list[str]:
                 said[f"{row['op']}: {name}: {way['missing']}"] = None
             if "not_captured" in way:
                 said[f"{row['op']}: {name} is in no graph: {way['not_captured']}"] = None
-            if way.get("host_reads"):
-                said[f"{row['op']}: {name} waits for the device"] = None
     return list(said)
 
 

@@ -266,19 +266,24 @@ def _measure_graphs(case: Case, inputs: tuple, calls: dict, row: dict) -> None:
     sets = [inputs, *(case.make(i) for i in range(1, sets_needed(touched, cache)))]
     covered = len(sets) * touched >= 3 * cache
     scratch = None if covered else torch.ones(3 * cache // 4, device="cuda")
-    quick = {
-        name: call
-        for name, call in calls.items()
-        if row["ways"][name]["wall"]["median"] <= SLOWEST_IN_A_GRAPH
-    }
-    warm, cold, refused = graph_samples(quick, sets, scratch)
+    refused = {name: _graphless(row["ways"][name]) for name in calls}
+    able = {name: call for name, call in calls.items() if not refused[name]}
+    warm, cold, failed = graph_samples(able, sets, scratch)
     _note(row, "warm", warm)
     _note(row, "cold", cold)
     row["sets"] = len(sets)
-    for name, reason in refused.items():
-        row["ways"][name]["not_captured"] = reason
-    for name in calls.keys() - quick.keys():
-        row["ways"][name]["not_captured"] = f"a call takes over {SLOWEST_IN_A_GRAPH} ms"
+    for name, reason in {**refused, **failed}.items():
+        if reason:
+            row["ways"][name]["not_captured"] = reason
+
+
+def _graphless(way: dict) -> str:
+    """Why no graph is tried. A failed capture would leave the random generator unusable."""
+    if way["host_reads"]:
+        return "it waits for the device"
+    if way["wall"]["median"] > SLOWEST_IN_A_GRAPH:
+        return f"a call takes over {SLOWEST_IN_A_GRAPH} ms"
+    return ""
 
 
 def _note(row: dict, metric: str, samples: dict[str, list[float]]) -> None:

@@ -11,7 +11,6 @@
 Ways are timed in alternation, so that a slow spell of the machine hits them all alike.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +97,7 @@ def graph_samples(
 
 
 def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
-    """A graph of these calls. Raises RuntimeError where one of them reads the device back."""
+    """A graph of these calls. Raises RuntimeError where one of them cannot be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -106,9 +105,9 @@ def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    gc.collect()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A capture that fails leaves its stream behind as the current one; the outer context does not.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         for call in calls:
             call()
     return graph
