@@ -130,7 +130,5 @@ def _shortfall(features: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
     short = []
     for pick in picks[:, None]:
         short.append(nearest.max() - nearest.index_select(0, pick))
-        limit = torch.minimum(limit, distance.index_select(0, pick)[0])
-        limit = limit.index_fill(0, pick, -torch.inf)
-        nearest = limit
+        nearest = limit = torch.minimum(limit, distance.index_select(0, pick)[0])
     return torch.cat(short)

@@ -2,14 +2,16 @@
 
 import json
 import sys
+from importlib import import_module
 
 import figures
 import harness
 import pytest
 import report
 import torch
+from gpu_ops import ORDER
 from harness import Case, Way
-from parity import a_selection, exactly, nearly, rows_of_sorted
+from parity import a_selection, exactly, farthest_each_time, nearly, rows_of_sorted
 from timing import MAX_SETS, sets_needed, summary
 
 SPECS = {"slow": ([9.0], "eager"), "quick": ([2.0], "fair"), "vtfast": ([4.0], "vtfast")}
@@ -278,6 +280,37 @@ def test_a_selection_must_be_complete_distinct_ascending_and_inside(index):
 def test_sorted_rows_break_ties_by_position():
     scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
     assert rows_of_sorted(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
+    assert rows_of_sorted(torch.ones(5000), [5000], [40]).tolist() == list(range(40))
+
+
+def test_a_replay_sees_a_pick_that_is_not_the_farthest():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+    check = farthest_each_time(torch.cat([x, x]), [4, 4], [3, 2])
+    assert check(torch.tensor([3, 0, 2, 7, 4])) == ""
+    assert check(torch.tensor([0, 3, 2, 7, 4])).startswith("segment 0: pick 0 is")
+    assert check(torch.tensor([3, 0, 2, 7, 6])).startswith("segment 1: pick 1 is")
+    assert check(torch.tensor([3, 0, 0, 7, 4])) == "segment 0: rows outside of it or repeated"
+    assert check(torch.tensor([3, 0, 2, 7])) == "4 picks, expected 5"
+
+
+def spoilt(x):
+    """One number of it, the last, is another."""
+    if not isinstance(x, torch.Tensor):
+        return [*x[:-1], spoilt(x[-1])]
+    x = x.clone()
+    x.view(-1)[-1] -= 1 if not x.is_floating_point() else 0.05
+    return x
+
+
+@pytest.mark.parametrize("op", ORDER)
+def test_the_gate_of_every_op_sees_one_wrong_number(op):
+    """In the answer of vtfast, which passes as it is."""
+    tiny = next(iter(import_module(f"bench_{op}").cases("cpu", True)))
+    (way,) = (way for way in tiny.ways if way.role == "vtfast")
+    inputs = tiny.make(0)
+    check, answer = (way.gate or tiny.gate)(inputs), way.call(*inputs)
+    assert check(answer) == ""
+    assert check(spoilt(answer)) != ""
 
 
 @pytest.fixture

@@ -47,11 +47,15 @@ def test_reading_the_scratch_memory_is_not_in_a_cold_time(gpu):
     assert median(cold["a"]) == pytest.approx(0.2)
 
 
-def test_what_cannot_be_captured_is_left_out_and_says_why(gpu):
-    def refuses(x):
-        raise RuntimeError("not in a graph\nand more")
+@pytest.mark.parametrize("where", [1.0, 2.0])
+def test_what_cannot_be_captured_is_left_out_and_says_why(gpu, where):
+    """With the first set of inputs or with a later one."""
 
-    warm, cold, refused = graph_samples({"a": gpu.spend, "b": refuses}, [(1.0,), (1.0,)])
+    def refuses(x):
+        if x == where:
+            raise RuntimeError("not in a graph\nand more")
+
+    warm, cold, refused = graph_samples({"a": gpu.spend, "b": refuses}, [(1.0,), (2.0,)])
     assert set(warm) == set(cold) == {"a"}
     assert refused == {"b": "not in a graph"}
 
