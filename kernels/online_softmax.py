@@ -9,9 +9,29 @@ Source: Milakov and Gimelshein, arXiv 1805.02867; Dao, FlashAttention-2, arXiv 2
 re-derived.
 """
 
+import torch
+
 from .launch import INTERPRET, tl, triton
+from .tiles import MAX_HEAD
 
 LOG2E = 1.4426950408889634
+
+
+def unable(scale: float, *tensors: torch.Tensor) -> str:
+    """Why the kernels cannot attend to these `[rows, heads, D]`, "" if they can."""
+    dtype, head_size = tensors[0].dtype, tensors[0].shape[2]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "the kernel has no backward and a tensor needs a gradient"
+    if not 0 < head_size <= (limit := MAX_HEAD[tensors[0].element_size()]):
+        return f"the kernel takes head sizes 1 to {limit} in {dtype}, got {head_size}"
+    if not scale > 0:
+        return f"the kernel takes a scale above 0, got {scale}"
+    return ""
+
+
+def columns_together(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if its last dimension is contiguous, as the kernels read it, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @triton.jit

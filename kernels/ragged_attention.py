@@ -30,10 +30,10 @@ from .checks import (
     check_tensor,
 )
 from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
-from .online_softmax import LOG2E, absorb, lift, lower, nothing_yet
+from .online_softmax import LOG2E, absorb, columns_together, lift, lower, nothing_yet, unable
 from .ragged import Ragged
 from .threshold import segment_bounds
-from .tiles import MAX_HEAD, attention_tiles, padded_head
+from .tiles import attention_tiles, padded_head
 
 _OP = "ragged_attention"
 _WAVE = 128  # programs: about one for each multiprocessor of the GPUs we ship for
@@ -179,7 +179,7 @@ def _launch(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_queries == 0:
         return out
-    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = map(columns_together, (q, k, v))
     tile, smaller = attention_tiles(architecture(q.device), head_size, q.element_size())
     if longest <= smaller.queries or (num_queries // tile.queries + segments) * heads < _WAVE:
         tile = smaller
@@ -195,12 +195,9 @@ def _launch(
             cu_k,
             k_index,
             segments,
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
             scale * LOG2E,
             GROUP=heads // k.shape[1],
             CAUSAL=causal,
@@ -215,15 +212,11 @@ def _launch(
     return out
 
 
-def _fake(q: torch.Tensor, *others: object) -> torch.Tensor:
-    return q.new_empty(q.shape)
-
-
 _ragged_attention = register(
     "ragged_attention(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? k_index, "
     "int longest, bool causal, float scale) -> Tensor",
     _launch,
-    _fake,
+    lambda q, *others: q.new_empty(q.shape),
 )
 
 
@@ -283,19 +276,9 @@ def ragged_attention(
         check_covers(_OP, "k_segments", k_segments, "k_index", len(k_index))
     check_count(_OP, "k_segments", k_segments, len(q_segments))
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if use_triton(_OP, impl, device, unable=_unable(q, k, v, scale)):
+    if use_triton(_OP, impl, device, unable=unable(scale, q, k, v)):
         cuts = q_segments.cu_seqlens, k_segments.cu_seqlens
         return _ragged_attention(q, k, v, *cuts, k_index, q_segments.max_seqlen, causal, scale)
     return reference.ragged_attention(
         q, k, v, q_segments, k_segments, causal=causal, scale=scale, k_index=k_index
     )
-
-
-def _unable(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> str:
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return "the kernel has no backward and a tensor needs a gradient"
-    if not 0 < q.shape[2] <= (limit := MAX_HEAD[q.element_size()]):
-        return f"the kernel takes head sizes 1 to {limit} in {q.dtype}, got {q.shape[2]}"
-    if not scale > 0:
-        return f"the kernel takes a scale above 0, got {scale}"
-    return ""

@@ -19,7 +19,7 @@ class Tile(NamedTuple):
     @property
     def stages_indexed(self) -> int:
         """With keys through an index: loading the index takes a stage of its own."""
-        return max(3, self.stages)
+        return self.stages + 1
 
 
 MAX_HEAD = {4: 128, 2: 256}  # by the bytes of a number; larger heads spill
@@ -41,7 +41,7 @@ _ATTENTION = {
     ("gfx942", 256): (Tile(64, 32, 4, 2),),
 }
 # fp32 is multiplied as three products of tf32, which takes q twice in registers: small tiles.
-_ATTENTION_FP32 = {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 4, 2),)}
+_ATTENTION_FP32 = {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 2),)}
 
 
 def padded_head(head_size: int) -> int:
@@ -55,3 +55,22 @@ def attention_tiles(arch: str, head_size: int, size: int) -> tuple[Tile, Tile]:
     width = max(64, padded_head(head_size))
     tiles = _ATTENTION[arch, width] if size == 2 else _ATTENTION_FP32[width]
     return tiles[0], tiles[-1]
+
+
+DECODE_ROWS = 16  # query heads of a program: what a tensor core takes at least
+
+# By the bytes of a number and the padded head size.
+_DECODE = {
+    (2, 64): Tile(DECODE_ROWS, 64, 4, 3),
+    (2, 128): Tile(DECODE_ROWS, 64, 4, 3),
+    (2, 256): Tile(DECODE_ROWS, 32, 4, 3),
+    (4, 64): Tile(DECODE_ROWS, 64, 4, 2),
+    (4, 128): Tile(DECODE_ROWS, 32, 4, 2),
+}
+
+
+@lru_cache(maxsize=64)
+def decode_tile(arch: str, head_size: int, size: int) -> Tile:
+    """The tile for `ragged_decode`."""
+    tile = _DECODE[size, max(64, padded_head(head_size))]
+    return tile._replace(stages=2) if arch == "gfx942" else tile

@@ -112,8 +112,8 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if impl == "triton":
         raise StateError(
-            'impl="triton": attention has no Triton kernel in this version; pass impl="auto", '
-            'which takes the kernels there are on a GPU, or "eager"'
+            'impl="triton" is not offered for a whole model in this version; pass impl="auto", '
+            'which takes the kernels on a GPU, or "eager"'
         )
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
