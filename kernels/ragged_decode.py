@@ -15,6 +15,8 @@ Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-d
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -23,12 +25,12 @@ from .checks import INDEX_DTYPES, KERNEL_DTYPES, check_heads, check_impl, check_
 from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
 from .online_softmax import LOG2E, absorb, columns_together, lift, lower, nothing_yet, unable
 from .ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
+from .relaunch import Relaunch
 from .tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
 _SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor
-_SHARE = 128  # keys of a split at least: fewer would not pay for the merging
-_MERGED = 16  # splits merged at a time
+_SHARE, _MERGED = 128, 16  # keys of a split at least; splits merged at a time
 
 
 @triton.jit
@@ -164,6 +166,23 @@ def _merge_kernel(
     tl.store(out_ptr + row * D + d, lower(out, out_ptr.dtype.element_ty), mask=d < D)
 
 
+_launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_kernel)
+
+
+@lru_cache(maxsize=64)
+def _settings(
+    arch: str, head_size: int, size: int, group: int, indexed: bool
+) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Programs that share a group, constants of both kernels, options of the first."""
+    tile, parts = decode_tile(arch, head_size, size), -(-group // DECODE_ROWS)
+    both = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
+    own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
+    own["PRECISION"] = fp32_precision()
+    stages = tile.stages_indexed if indexed else tile.stages
+    options = {"num_warps": tile.warps, "num_stages": stages}
+    return parts, both | own, both | {"MERGED": _MERGED}, options
+
+
 def _launch(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -185,39 +204,19 @@ def _launch(
     if k_index is not None:
         k_index = k_index.contiguous()
     key_heads = k_cache.shape[1]
-    parts = -(-(heads // key_heads) // DECODE_ROWS)  # rounded up; triton.cdiv takes 5 us
+    what = architecture(q.device), head_size, q.element_size(), heads // key_heads
+    parts, split, merge, options = _settings(*what, k_index is not None)
     room = min(_SPLITS, -(-longest // _SHARE))
     numbers = sequences * heads * room * (head_size + 2)
     partial = torch.empty(numbers, dtype=torch.float32, device=q.device)
-    tile = decode_tile(architecture(q.device), head_size, q.element_size())
-    sizes = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
+    tensors = (q, k_cache, v_cache, lengths, starts, k_index, partial)
+    strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
     with on_device_of(q):
         if room:
-            _split_kernel[(sequences, key_heads * parts, room)](
-                q,
-                k_cache,
-                v_cache,
-                lengths,
-                starts,
-                k_index,
-                partial,
-                longest,
-                *q.stride()[:2],
-                *k_cache.stride()[:2],
-                *v_cache.stride()[:2],
-                scale * LOG2E,
-                GROUP=heads // key_heads,
-                ROWS=DECODE_ROWS,
-                PARTS=parts,
-                KEYS=tile.keys,
-                PRECISION=fp32_precision(),
-                num_warps=tile.warps,
-                num_stages=tile.stages if k_index is None else tile.stages_indexed,
-                **sizes,
-            )
-        _merge_kernel[(sequences, heads)](
-            partial, lengths, out, longest, room, MERGED=_MERGED, num_warps=4, **sizes
-        )
+            arguments = (*tensors, longest, *strides, scale * LOG2E)
+            _launch_split((sequences, key_heads * parts, room), arguments, split, options)
+        arguments = (partial, lengths, out, longest, room)
+        _launch_merge((sequences, heads, 1), arguments, merge, {"num_warps": 4})
     return out
 
 
@@ -264,8 +263,7 @@ def ragged_decode(
 
     Raises:
         ValueError: a rank, range, count, head layout or device that does not fit, or what the
-            kernel cannot do. TypeError: a wrong type or dtype. RuntimeError: impl="triton" where
-            Triton cannot run.
+            kernel cannot do. TypeError: a wrong type. RuntimeError: Triton cannot run here.
 
     >>> q, cache = torch.randn(2, 8, 64), torch.randn(20, 2, 64)
     >>> ragged_decode(q, cache, cache, [5, 9], starts=[0, 10]).shape

@@ -61,7 +61,7 @@ DECODE_ROWS = 16  # query heads of a program: what a tensor core takes at least
 
 # By the bytes of a number and the padded head size.
 _DECODE = {
-    (2, 64): Tile(DECODE_ROWS, 64, 4, 3),
+    (2, 64): Tile(DECODE_ROWS, 128, 4, 3),  # 64 through an index spill
     (2, 128): Tile(DECODE_ROWS, 64, 4, 3),
     (2, 256): Tile(DECODE_ROWS, 32, 4, 3),
     (4, 64): Tile(DECODE_ROWS, 64, 4, 2),
