@@ -20,7 +20,7 @@ OLDEST := build/constraints-oldest.txt
 # The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
 SECOND_TRITON := triton-3.6.0
 
-.PHONY: help setup triton demo test test-oldest lint bench toy clean
+.PHONY: help setup triton demo test test-oldest fuzz lint bench toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 	@sed 's/==.*//; /^#/d; s/.*/^&==/' constraints-oldest.txt > $@.names
 	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
 	@rm $@.names
+
+fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
+	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .
