@@ -14,14 +14,10 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPLS = ("auto", "eager", "triton")
 
 
-def check_impl(op: str, impl: str, *, has_kernel: bool = True) -> None:
-    """Refuse an unknown implementation, and an explicit one that this version does not have."""
+def check_impl(op: str, impl: str) -> None:
+    """Refuse an unknown implementation."""
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl={impl!r} is unknown; pass one of {', '.join(IMPLS)}")
-    if impl == "triton" and not has_kernel:
-        raise RuntimeError(
-            f'{op}: this version has no Triton kernel for it yet; pass impl="auto" or "eager"'
-        )
 
 
 def check_tensor(

@@ -8,6 +8,7 @@ result, and the dispatcher runs the same launcher on a GPU and, under Triton's i
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ except ImportError:  # there are no wheels outside Linux; the eager twins need n
 HAS_TRITON = not isinstance(triton, _Absent)
 TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if HAS_TRITON else (0, 0)
 INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+INTERPRETED_AS = "sm_90"  # the GPU whose settings interpreted kernels run with
 INTERPRET = tl.constexpr(INTERPRETED)  # for kernels: the interpreter computes bf16 on raw bits
 
 LIBRARY = torch.library.Library("vtfast", "DEF")
@@ -84,6 +86,19 @@ def use_triton(
     if unable:
         raise ValueError(f'{op}: {unable}; pass impl="auto" or "eager"')
     return True
+
+
+def architecture(device: torch.device) -> str:
+    """Whose settings to launch with on a device: those of one of the GPUs we ship for."""
+    return _architecture(device) if device.type == "cuda" else INTERPRETED_AS
+
+
+@lru_cache(maxsize=16)
+def _architecture(device: torch.device) -> str:
+    if torch.version.hip is not None:
+        return "gfx942"
+    # Others, 12.x among them, have the tensor core instructions of 8.x and less shared memory.
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
 def fp32_precision() -> str:

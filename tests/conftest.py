@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# Without a workspace of its own cuBLAS is not deterministic, and refuses when it has to be.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
+import examples  # noqa: F401 (names the profiles before pytest looks for one)
 import pytest
 import torch
 

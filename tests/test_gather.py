@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 from conftest import DEVICE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from ragged_cases import THOROUGH, refusal
+from ragged_cases import KERNEL, refusal
 from row_views import DTYPES, VIEWS, bits, rows
 
 from vtfast.kernels import reference
@@ -84,7 +84,7 @@ def test_reads_no_row_that_was_not_chosen(device):
     assert out.tolist() == [list(range(80, 100)), list(range(20))]
 
 
-@settings(THOROUGH, max_examples=200)
+@KERNEL
 @given(st.data())
 def test_the_kernel_copies_what_the_twin_copies(data):
     number = data.draw(st.integers(1, 9))
@@ -92,9 +92,9 @@ def test_the_kernel_copies_what_the_twin_copies(data):
     widths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
     tensors = []
     for width in widths:
-        x = rows(number, width + 3, dtype=data.draw(st.sampled_from(DTYPES)))
+        x = rows(number, width + 3, dtype=data.draw(st.sampled_from(DTYPES))).to(DEVICE)
         first = data.draw(st.integers(0, 3))
-        tensors.append(x[:, first : first + width].to(DEVICE))
+        tensors.append(x[:, first : first + width])
     index = torch.tensor(index, dtype=data.draw(st.sampled_from(INDEX_DTYPES)), device=DEVICE)
     out = gather_rows(index, *tensors, impl="triton")
     expected = reference.gather_rows(index, *tensors)

@@ -15,11 +15,14 @@ from vtfast.kernels import launch
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.query_scores import last_query_scores
+from vtfast.kernels.ragged_attention import ragged_attention
+from vtfast.kernels.ragged_decode import ragged_decode
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
 
 # Each op: how it is called, and which tensors of that call the registered op takes.
 SEGMENTS = cut([4, 2], DEVICE)
+CUTS = cut([1, 1], DEVICE), SEGMENTS  # of queries and keys
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
 WORDS = torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)
 
@@ -43,6 +46,20 @@ CALLS = {
         lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
         lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
         lambda q, k: (q, k, SEGMENTS.cu_seqlens, 4, 0.5),
+    ),
+    "ragged_attention": (
+        lambda q, k: ragged_attention(q, k, k, *CUTS, impl="triton"),
+        lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
+        lambda q, k: (q, k, k, *(cut.cu_seqlens for cut in CUTS), None, 1, True, 0.5),
+    ),
+    "ragged_decode": (
+        lambda q, k, lengths: ragged_decode(q, k, k, lengths, impl="triton"),
+        lambda: (
+            X.half()[:2, :4, None].expand(2, 4, 8),
+            X.half()[:, :2, None].expand(6, 2, 8),
+            torch.tensor([4, 2], dtype=torch.int32),
+        ),
+        lambda q, k, lengths: (q, k, k, None, None, [4, 2, 0, 4], None, 4, 0.5),
     ),
     "random_select": (
         lambda seed, keys, stream: random_select(

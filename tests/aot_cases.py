@@ -1,0 +1,148 @@
+"""The calls whose kernels are compiled ahead of time: each op where its kernels differ.
+
+What is compiled is what the launchers ask for in these calls (types, constants, warps, stages), so
+no setting is written down twice. Nothing is launched and no value is read: the tensors are never
+filled.
+
+A new op gets a function here that yields its cases, and a place in `OPS`. Cases with `gate` are
+compiled in every `make test`: one per kernel, the most demanding. All others are compiled by
+`make aot`, which has to be run again when a setting changes or a case is new.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from vtfast.kernels import diversity_select, gather_picks
+from vtfast.kernels.checks import INDEX_DTYPES, KERNEL_DTYPES
+from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.query_scores import last_query_scores
+from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.random_select import random_select
+from vtfast.kernels.threshold import TILES
+from vtfast.kernels.topk_select import topk_select
+
+WIDTHS = (1024, 3584, 4096)  # CLIP's features, hidden states of Qwen2.5-VL 7B and LLaVA 1.5 7B
+LONGEST = max(longest for longest, _ in TILES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an op, and what a table calls it."""
+
+    name: str
+    call: Callable[[], object]
+    gate: bool = False
+
+
+def cases() -> Iterator[Case]:
+    for op in OPS:
+        yield from op()
+
+
+def _gather_rows() -> Iterator[Case]:
+    def case(name: str, *tensors: torch.Tensor, index=torch.int32, gate=False) -> Case:
+        rows = torch.empty(8, dtype=index)
+        return Case(name, partial(gather_rows, rows, *tensors, impl="triton"), gate)
+
+    hidden, positions = _empty(64, 4096), _empty(64, dtype=torch.int64)
+    for index in INDEX_DTYPES:
+        name = f"hidden states and positions, {_short(index)} index"
+        yield case(name, hidden, positions, index=index, gate=index == torch.int64)
+    yield case("hidden states", hidden)
+    yield case("hidden states, cos, sin, positions", hidden, *[_empty(64, 128)] * 2, positions)
+    yield case("keys and values of 28 layers", *[_empty(64, 4, 128)] * 56)
+    yield case("rows at odd distances", _empty(64, 4097)[:, :4096])
+    yield case("bytes", _empty(64, 77, dtype=torch.int8))
+
+
+def _topk_select() -> Iterator[Case]:
+    for longest, _ in TILES:
+        for dtype in KERNEL_DTYPES:
+            yield Case(
+                f"{_short(dtype)}, {longest} rows",
+                partial(topk_select, _empty(longest, dtype=dtype), *_cut(longest), impl="triton"),
+                gate=longest == LONGEST and dtype == torch.float32,
+            )
+
+
+def _random_select() -> Iterator[Case]:
+    keys = {"keys of pictures": torch.empty(1, dtype=torch.int64), "numbered": None}
+    for longest, _ in TILES:
+        for name, values in keys.items():
+            call = partial(random_select, *_cut(longest), seed=0, keys=values, stream=0)
+            gate = longest == LONGEST and values is not None
+            yield Case(f"{name}, {longest} rows", partial(call, impl="triton"), gate)
+
+
+def _selections_that_gather() -> Iterator[Case]:
+    along = (_empty(gather_picks.MAX_LENGTH, 4096), _empty(gather_picks.MAX_LENGTH, 128))
+    for longest in (n for n, _ in TILES if n <= gather_picks.MAX_LENGTH):
+        gate, gather = longest == gather_picks.MAX_LENGTH, [x[:longest] for x in along]
+        call = partial(random_select, *_cut(longest), seed=0, stream=0, gather=gather)
+        yield Case(f"hidden and cos of {longest} rows", partial(call, impl="triton"), gate)
+        for dtype in KERNEL_DTYPES:
+            scores = _empty(longest, dtype=dtype)
+            yield Case(
+                f"{_short(dtype)}, hidden and cos of {longest} rows",
+                partial(topk_select, scores, *_cut(longest), gather=gather, impl="triton"),
+                gate and dtype == torch.float32,
+            )
+
+
+def _diversity_select() -> Iterator[Case]:
+    for longest, _ in reversed(TILES):
+        features = _empty(longest, 3584)
+        call = partial(diversity_select.diversity_select, features, *_cut(longest), impl="triton")
+        yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
+    for dtype in KERNEL_DTYPES:
+        for width in WIDTHS:
+            yield from _distances(f"{_short(dtype)} x {width}", _empty(576, width, dtype=dtype))
+    yield from _distances("bf16 x 1023, rows at odd distances", _empty(576, 1023))
+
+
+def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
+    """Norms and distances; the greedy kernel does not see the features."""
+    segments, _ = _cut(len(features))
+    inverse, nearest = torch.empty(576), torch.empty(576, dtype=torch.int32)
+    cuts = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
+    call = partial(diversity_select._distances, features, inverse, nearest, *cuts)
+    yield Case(name, call, gate=name == "fp32 x 3584")
+    yield Case(name, partial(diversity_select._norms, features))
+
+
+def _last_query_scores() -> Iterator[Case]:
+    """Qwen2.5-VL 7B, LLaVA 1.5 7B, a head size that is padded, and the largest of everything."""
+    for heads, key_heads, size in ((28, 4, 128), (32, 32, 128), (12, 2, 80), (64, 1, 256)):
+        for dtype in KERNEL_DTYPES:
+            q, k = _empty(1, heads, size, dtype=dtype), _empty(640, key_heads, size, dtype=dtype)
+            yield Case(
+                f"{_short(dtype)} x {size}, {heads} heads on {key_heads}",
+                partial(last_query_scores, q, k, _cut(640)[0], scale=1.0, impl="triton"),
+                gate=(heads, dtype) == (28, torch.bfloat16),
+            )
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _cut(rows: int) -> tuple[Ragged, list[int]]:
+    """One segment, and a number of rows to keep of it."""
+    return Ragged.from_lengths([rows], "cpu"), [rows // 2]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {"float": "fp", "bfloat": "bf"}.get(kind := str(dtype)[6:-2], kind) + str(dtype)[-2:]
+
+
+OPS = (
+    _gather_rows,
+    _topk_select,
+    _random_select,
+    _selections_that_gather,
+    _diversity_select,
+    _last_query_scores,
+)
