@@ -78,15 +78,16 @@ def _random_select() -> Iterator[Case]:
 
 
 def _selections_that_gather() -> Iterator[Case]:
-    along = (_empty(gather_picks.MAX_LENGTH, 4096), _empty(gather_picks.MAX_LENGTH, 128))
-    for longest in (n for n, _ in TILES if n <= gather_picks.MAX_LENGTH):
-        gate, gather = longest == gather_picks.MAX_LENGTH, [x[:longest] for x in along]
+    most = gather_picks.MAX_LENGTH
+    along = (_empty(most, 4096), _empty(most, dtype=torch.int64))
+    for longest in (n for n, _ in TILES if n <= most):
+        gate, gather = longest == most, [x[:longest] for x in along]
         call = partial(random_select, *_cut(longest), seed=0, stream=0, gather=gather)
-        yield Case(f"hidden and cos of {longest} rows", partial(call, impl="triton"), gate)
+        yield Case(f"hidden and positions of {longest} rows", partial(call, impl="triton"), gate)
         for dtype in KERNEL_DTYPES:
             scores = _empty(longest, dtype=dtype)
             yield Case(
-                f"{_short(dtype)}, hidden and cos of {longest} rows",
+                f"{_short(dtype)}, hidden and positions of {longest} rows",
                 partial(topk_select, scores, *_cut(longest), gather=gather, impl="triton"),
                 gate and dtype == torch.float32,
             )
