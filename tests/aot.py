@@ -123,6 +123,7 @@ def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
 
     driver.set_active(NoDriver(arch))
     launch.INTERPRETED = True  # lets the ops take tensors of the CPU; kernels are not interpreted
+    launch.INTERPRETED_AS = arch  # and the settings of this GPU
     torch.version.hip = None if arch in NVIDIA else "6.4"
     wanted: list[Kernel] = []
 

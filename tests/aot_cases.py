@@ -20,11 +20,14 @@ from vtfast.kernels.checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.ragged_attention import ragged_attention
+from vtfast.kernels.ragged_decode import ragged_decode
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.threshold import TILES
 from vtfast.kernels.topk_select import topk_select
 
 WIDTHS = (1024, 3584, 4096)  # CLIP's features, hidden states of Qwen2.5-VL 7B and LLaVA 1.5 7B
+HEADS = ((28, 4, 128), (8, 8, 64), (12, 2, 80), (8, 1, 256))  # Qwen2.5-VL 7B; small, odd, large
 LONGEST = max(longest for longest, _ in TILES)
 
 
@@ -126,6 +129,54 @@ def _last_query_scores() -> Iterator[Case]:
             )
 
 
+def _ragged_attention() -> Iterator[Case]:
+    """Both tiles of a pair: 64 rows take the small one."""
+
+    def case(
+        *heads: int, dtype=torch.bfloat16, rows=4096, causal=True, index=None, gate=False
+    ) -> Case:
+        number, key_number, size = heads
+        tensors = [_empty(rows, n, size, dtype=dtype) for n in (number, key_number, key_number)]
+        index = index and torch.empty(rows, dtype=index)
+        cut, _ = _cut(rows)
+        call = partial(ragged_attention, *tensors, cut, cut, causal=causal, k_index=index)
+        name = f"{_short(dtype)} x {size}, {number} heads on {key_number}, {rows} rows"
+        name += ("" if causal else ", not causal") + (index is not None) * ", indexed"
+        return Case(name, partial(call, impl="triton"), gate)
+
+    for heads in HEADS:
+        yield case(*heads, gate=heads == HEADS[0])
+        yield case(*heads, causal=False)
+        yield case(*heads, index=torch.int32, gate=heads == HEADS[0])
+        yield case(*heads, rows=64)
+        yield case(*heads, rows=64, causal=False)
+        yield case(*heads, rows=64, index=torch.int32)
+        if heads[2] <= 128:
+            yield case(*heads, dtype=torch.float32)
+            yield case(*heads, dtype=torch.float32, causal=False)
+            yield case(*heads, dtype=torch.float32, index=torch.int32)
+    yield case(*HEADS[0], dtype=torch.float16)
+    yield case(*HEADS[0], index=torch.int64)
+
+
+def _ragged_decode() -> Iterator[Case]:
+    lengths = torch.empty(2, dtype=torch.int32)
+    for heads, key_heads, size in (*HEADS, (32, 32, 128)):
+        for dtype in (torch.bfloat16, torch.float32)[: 1 + (size <= 128)]:
+            for index in (None, torch.empty(640, dtype=torch.int32)):
+                q, k = (
+                    _empty(2, heads, size, dtype=dtype),
+                    _empty(640, key_heads, size, dtype=dtype),
+                )
+                call = partial(ragged_decode, q, k, k, lengths, starts=lengths, k_index=index)
+                name = f"{_short(dtype)} x {size}, {heads} heads on {key_heads}"
+                yield Case(
+                    name + (index is not None) * ", indexed",
+                    partial(call, impl="triton"),
+                    gate=(heads, dtype) == (28, torch.bfloat16) and index is not None,
+                )
+
+
 def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype)
 
@@ -146,4 +197,6 @@ OPS = (
     _selections_that_gather,
     _diversity_select,
     _last_query_scores,
+    _ragged_attention,
+    _ragged_decode,
 )

@@ -79,3 +79,19 @@ def test_the_greedy_loop_reads_16_bytes_at_a_time(table, arch):
 )
 def test_distances_are_made_by_tensor_cores(table, arch, instruction):
     assert [row for row in of(table, arch, "_distances") if not row[instruction]] == []
+
+
+@pytest.mark.parametrize(
+    ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
+)
+def test_attention_is_made_by_tensor_cores(table, arch, instruction):
+    assert [row for row in of(table, arch, "_attention") if not row[instruction]] == []
+    assert [row for row in of(table, arch, "_split") if not row["hmma"]] == []
+
+
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_attention_does_not_wait_for_keys_and_values(table, arch):
+    """They are copied to shared memory while others are computed with, also through an index."""
+    rows = of(table, arch, "_attention") + of(table, arch, "_split")
+    assert [row for row in rows if not row["async_copies"]] == []
+    assert any("index_ptr" in row["types"] for row in rows)

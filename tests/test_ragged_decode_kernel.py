@@ -97,16 +97,19 @@ def test_any_batch_errs_at_most_twice_as_much_as_sdpa(pairs, number, dim, dtype,
 
 @pytest.fixture
 def four_splits(monkeypatch):
-    """So few at most, so that they are longer than 128 keys where there are more than 512."""
+    """At most, so that they are longer than 128 keys where there are more; merged two by two."""
     module._settings.cache_clear()
     monkeypatch.setattr(module, "_SPLITS", 4)
+    monkeypatch.setattr(module, "_MERGED", 2)
     yield
     module._settings.cache_clear()
 
 
 def test_long_sequences_have_longer_splits(four_splits):
-    lengths = [4 * SPLIT, 4 * SPLIT + 1, 9]
-    check(*inputs(3, 5 * SPLIT, 2, 1, torch.float16), lengths, [0, 3, 5])
+    """The largest logits are in the last ones, so that all before have to be scaled down."""
+    q, k, v = inputs(3, 5 * SPLIT, 2, 1)
+    k *= torch.linspace(0, 4, len(k))[:, None, None]
+    check(q, k, v, [4 * SPLIT, 4 * SPLIT + 1, 9], [0, 3, 5])
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
