@@ -20,7 +20,7 @@ OLDEST := build/constraints-oldest.txt
 # The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
 SECOND_TRITON := triton-3.6.0
 
-.PHONY: help setup triton demo test test-oldest fuzz lint bench toy clean
+.PHONY: help setup triton demo test test-oldest fuzz aot lint bench toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
+
+aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
+	$(BIN)/python tests/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .

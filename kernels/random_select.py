@@ -47,7 +47,7 @@ def _random_select_kernel(
     cu_seqlens_ptr,
     cu_keep_ptr,
     seed_ptr,
-    keys_ptr,  # None: a segment's key is its number
+    keys_ptr,
     stream_ptr,
     out_ptr,
     # meta
@@ -63,7 +63,7 @@ def _random_select_kernel(
     live = position < n
 
     seed, stream = tl.load(seed_ptr), tl.load(stream_ptr).to(tl.uint32)
-    key = segment.to(tl.int64) if keys_ptr is None else tl.load(keys_ptr + segment)
+    key = tl.load(keys_ptr + segment)
     nothing = tl.full((), 0, tl.uint32)
     word = tl.where(live, _words(seed, key, stream, ROWS, COLUMNS, WORD_BITS), nothing)
     threshold, exact = kth_largest(word, k, 32)
@@ -98,7 +98,7 @@ def _launch(
                 cu_seqlens,
                 kept.cu_seqlens,
                 seed,
-                keys if keys is None else keys.contiguous(),
+                kept.numbers if keys is None else keys.contiguous(),
                 stream,
                 out,
                 ROWS=rows,
