@@ -28,7 +28,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-oldest fuzz lint bench gpu-check gpu-ops gpu-dry report toy clean
+.PHONY: help setup triton demo test test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-dry report toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
+
+aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
+	$(BIN)/python tests/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .

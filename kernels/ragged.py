@@ -75,6 +75,12 @@ class Ragged:
         return segment, position
 
     @cached_property
+    def numbers(self) -> torch.Tensor:
+        """int64 `[B]`: the number of each segment."""
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.arange(len(self), device=self.device)
+
+    @cached_property
     def live(self) -> torch.Tensor:
         """bool `[B, max_seqlen]`: which cells of the padded matrix hold a row."""
         with torch.inference_mode(False), torch.no_grad():

@@ -1,11 +1,13 @@
 """Compile every kernel ahead of time, as it is shipped, for GPUs that need not be here.
 
-`python tests/aot.py list|gate|all [SHARD/SHARDS]` prints a JSON object: the settings of all kernels
-on all GPUs, and of those it compiled what the assembler says of them (registers, stack, spills,
-shared memory) and how often they use the instructions that make them fast. A process of its own
-for each version of Triton, because Triton decides at its import whether it compiles or interprets.
+`python tests/aot.py list|gate|all GPU...` prints a JSON object: the settings of all kernels on
+these GPUs, and of those it compiled what the assembler says of them (registers, stack, spills,
+shared memory) and how often they use the instructions that make them fast. In processes of their
+own, because Triton decides at its import whether it compiles or interprets, and some settings are
+chosen when a kernel is imported: by the version of Triton, and by whose GPU it is.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "build" / "triton-cache"
 
 # The one we develop on, and that of torch 2.11; its code and its spills differ.
 VERSIONS = ("3.7.1", "3.6.0")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
-ARCHS = (*NVIDIA, "gfx942")
+AMD = ("gfx942",)
+ARCHS = (*NVIDIA, *AMD)
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -60,7 +64,7 @@ class Kernel:
     options: dict[str, Any]
 
     def setting(self) -> dict[str, Any]:
-        """The same, as JSON has it."""
+        """The same without function and GPU, as JSON has it."""
         names = list(self.signature)
 
         def at(path: tuple[int, ...]) -> str:
@@ -68,8 +72,6 @@ class Kernel:
 
         types = {name: kind for name, kind in self.signature.items() if kind != "constexpr"}
         setting = {
-            "kernel": self.function.__name__,
-            "arch": self.arch,
             "warps": self.options["num_warps"],
             "stages": self.options["num_stages"],
             "fp_fusion": self.options["enable_fp_fusion"],
@@ -116,6 +118,9 @@ class NoDriver:
 def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
     """Case, gate and kernel of all that the launchers want compiled, in the order of the cases."""
     import torch
+
+    torch.version.hip = None if arch in NVIDIA else "6.4"  # before anything looks at it
+    import aot_cases
     import triton
     from triton.runtime import driver
 
@@ -124,7 +129,6 @@ def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
     driver.set_active(NoDriver(arch))
     launch.INTERPRETED = True  # lets the ops take tensors of the CPU; kernels are not interpreted
     launch.INTERPRETED_AS = arch  # and the settings of this GPU
-    torch.version.hip = None if arch in NVIDIA else "6.4"
     wanted: list[Kernel] = []
 
     def collect(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -142,8 +146,6 @@ def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
         return True  # nothing is compiled nor launched
 
     triton.knobs.runtime.jit_cache_hook = collect
-    import aot_cases
-
     for case in aot_cases.cases():
         wanted.clear()
         case.call()
@@ -151,32 +153,36 @@ def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
             yield case.name, case.gate, kernel
 
 
-def rows(mode: str, shard: int, shards: int) -> list[dict[str, Any]]:
-    """One row per kernel and GPU: its setting, and what came out if this shard compiled it."""
+def rows(mode: str, archs: list[str]) -> list[dict[str, Any]]:
+    """One row per kernel, GPU and setting, with what came out if it was compiled."""
     table: dict[str, dict[str, Any]] = {}
-    kernels: dict[str, Kernel] = {}
-    for arch in ARCHS:
+    compiled = {"list": (), "gate": (True,), "all": (True, False)}[mode]
+    for arch in archs:
         for case, gate, kernel in requested(arch):
-            setting = kernel.setting()
-            key = json.dumps(setting)
-            row = table.setdefault(key, {"case": case, **setting, "gate": False})
-            row["gate"] |= gate
-            kernels[key] = kernel
-    wanted = [
-        key for key, row in table.items() if mode == "all" or (mode == "gate" and row["gate"])
-    ]
-    for key in wanted[shard::shards]:
-        table[key] |= kernels[key].compile()
+            row = {"kernel": kernel.function.__name__, "arch": arch, "setting": kernel.setting()}
+            row = table.setdefault(json.dumps(row), {"case": case, **row})
+            if gate in compiled and "found" not in row:
+                row["found"] = kernel.compile()
     return list(table.values())
 
 
 def _inspect(asm: dict[str, Any]) -> dict[str, int]:
-    """Count in what the assembler made."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        command = [_tool("cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """Count in what the assembler made. Reading it back takes longer than making it: once only."""
+    counted = repr(COUNTED).encode()
+    known = CACHE / f"{hashlib.sha256(counted + asm['cubin']).hexdigest()}.json"
+    if not known.exists():
+        with tempfile.NamedTemporaryFile(dir=CACHE, suffix=".cubin") as file:
+            file.write(asm["cubin"])
+            file.flush()
+            command = [_tool("cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            done = Path(f"{file.name}.json")
+        done.write_text(json.dumps(_counts(text)))
+        done.replace(known)
+    return json.loads(known.read_text())
+
+
+def _counts(text: str) -> dict[str, int]:
     registers, stack, _, local = map(int, RESOURCES.search(text).groups())
     found = Counter(INSTRUCTION.findall(text))
     counts = {
@@ -222,31 +228,24 @@ def _place(version: str) -> list[str]:
 def in_processes_of_their_own(mode: str) -> dict[str, Any]:
     """What all versions of Triton say of all kernels, compiled where none of them interprets."""
     start = time.perf_counter()
-    shards = max(1, (os.cpu_count() or 1) // len(VERSIONS)) if mode != "list" else 1
     places = {version: _place(version) for version in VERSIONS}
-    jobs = [(version, shard) for version in VERSIONS for shard in range(shards)]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        reports = list(pool.map(lambda job: _process(mode, places[job[0]], job[1], shards), jobs))
-    tritons, table = {}, {}
+    jobs = [(version, archs) for version in VERSIONS for archs in (NVIDIA, AMD)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = list(pool.map(lambda job: _process(mode, places[job[0]], job[1]), jobs))
+    assemblers, table = {}, []
     for (version, _), report in zip(jobs, reports, strict=True):
         assert report["triton"] == version, (report["triton"], version)
-        tritons[version] = {"ptxas": report["ptxas"]}
-        for number, row in enumerate(report["rows"]):
-            table.setdefault((version, number), {"triton": version}).update(row)
-    return {
-        "tritons": tritons,
-        "seconds": round(time.perf_counter() - start, 1),
-        "rows": list(table.values()),
-    }
+        assemblers[version] = report["ptxas"]
+        table += [{"triton": version, **row} for row in report["rows"]]
+    return {"ptxas": assemblers, "seconds": time.perf_counter() - start, "rows": table}
 
 
-def _process(mode: str, place: list[str], shard: int, shards: int) -> dict[str, Any]:
+def _process(mode: str, place: list[str], archs: tuple[str, ...]) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = os.pathsep.join([*place, str(ROOT)])
-    cache = str(ROOT / "build" / "triton-cache")
     done = subprocess.run(
-        [sys.executable, __file__, mode, f"{shard}/{shards}"],
-        env=clean | {"PYTHONPATH": path, "TRITON_CACHE_DIR": cache},
+        [sys.executable, __file__, mode, *archs],
+        env=clean | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(CACHE)},
         capture_output=True,
         text=True,
     )
@@ -257,9 +256,9 @@ def _process(mode: str, place: list[str], shard: int, shards: int) -> dict[str, 
 def main() -> None:
     import triton
 
-    mode, shard = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "0/1"
-    found = rows(mode, *map(int, shard.split("/")))
-    print(json.dumps({"triton": triton.__version__, "ptxas": _assemblers(), "rows": found}))
+    mode, *archs = sys.argv[1:]
+    table = rows(mode, archs)
+    print(json.dumps({"triton": triton.__version__, "ptxas": _assemblers(), "rows": table}))
 
 
 if __name__ == "__main__":

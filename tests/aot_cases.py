@@ -26,7 +26,6 @@ from vtfast.kernels.random_select import random_select
 from vtfast.kernels.threshold import TILES
 from vtfast.kernels.topk_select import topk_select
 
-WIDTHS = (1024, 3584, 4096)  # CLIP's features, hidden states of Qwen2.5-VL 7B and LLaVA 1.5 7B
 HEADS = ((28, 4, 128), (8, 8, 64), (12, 2, 80), (8, 1, 256))  # Qwen2.5-VL 7B; small, odd, large
 LONGEST = max(longest for longest, _ in TILES)
 
@@ -72,12 +71,9 @@ def _topk_select() -> Iterator[Case]:
 
 
 def _random_select() -> Iterator[Case]:
-    keys = {"keys of pictures": torch.empty(1, dtype=torch.int64), "numbered": None}
     for longest, _ in TILES:
-        for name, values in keys.items():
-            call = partial(random_select, *_cut(longest), seed=0, keys=values, stream=0)
-            gate = longest == LONGEST and values is not None
-            yield Case(f"{name}, {longest} rows", partial(call, impl="triton"), gate)
+        call = partial(random_select, *_cut(longest), seed=0, stream=0, impl="triton")
+        yield Case(f"{longest} rows", call, gate=longest == LONGEST)
 
 
 def _selections_that_gather() -> Iterator[Case]:
@@ -101,10 +97,11 @@ def _diversity_select() -> Iterator[Case]:
         features = _empty(longest, 3584)
         call = partial(diversity_select.diversity_select, features, *_cut(longest), impl="triton")
         yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
+    yield from _distances("bf16 x 1024", _empty(576, 1024))
     for dtype in KERNEL_DTYPES:
-        for width in WIDTHS:
-            yield from _distances(f"{_short(dtype)} x {width}", _empty(576, width, dtype=dtype))
-    yield from _distances("bf16 x 1023, rows at odd distances", _empty(576, 1023))
+        yield from _distances(f"{_short(dtype)} x 3584", _empty(576, 3584, dtype=dtype))
+        odd = _empty(576, 1023, dtype=dtype)
+        yield from _distances(f"{_short(dtype)} x 1023, rows at odd distances", odd)
 
 
 def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:

@@ -70,8 +70,8 @@ def test_built_in_inference_mode_it_serves_training_later():
     with torch.inference_mode():
         segments = cut([90, 91, 92])
         cells = segments.cells
-        live = segments.live
-    assert not any(x.is_inference() for x in (segments.cu_seqlens, *cells, live))
+        live, numbers = segments.live, segments.numbers
+    assert not any(x.is_inference() for x in (segments.cu_seqlens, *cells, live, numbers))
 
 
 @pytest.mark.parametrize(
