@@ -53,8 +53,9 @@ def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        measured = [f"{folder}/*.py" for folder in MEASURED]  # git's * crosses folders
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", *MEASURED], capture_output=True, text=True
+            [*git, "status", "--porcelain", "--", *measured], capture_output=True, text=True
         )
     except OSError:
         head = None
