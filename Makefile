@@ -16,6 +16,8 @@ MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.
     tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
+TRITON_TESTS := $(patsubst %,tests/test_patch_%.py,parity turns generate cache selection pictures \
+    renumber right_padding variants)
 OLDEST := build/constraints-oldest.txt
 # The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
 SECOND_TRITON := triton-3.6.0
@@ -28,7 +30,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-dry report toy clean
+.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-dry report toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +44,9 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 
 test: lint triton ## lint, types, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
+
+test-triton: $(READY) ## what packed models compute, through interpreted kernels (an hour; not in .ci/run)
+	$(BIN)/pytest $(TRITON_TESTS) --impl triton -k packed $(WORKERS) $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
