@@ -73,4 +73,6 @@ _DECODE = {
 def decode_tile(arch: str, head_size: int, size: int) -> Tile:
     """The tile for `ragged_decode`."""
     tile = _DECODE[size, max(64, padded_head(head_size))]
+    if head_size != padded_head(head_size):  # masked columns take registers
+        tile = tile._replace(keys=tile.keys // 2)
     return tile._replace(stages=2) if arch == "gfx942" else tile
