@@ -72,6 +72,13 @@ def test_an_op_compiles_without_a_graph_break(call, dynamic):
     assert torch.equal(compiled(*tensors), op(*tensors))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])
+def test_sizes_are_rounded_up_like_tritons_own(n):
+    triton = pytest.importorskip("triton")
+    assert launch.cdiv(n, 4) == triton.cdiv(n, 4)
+    assert launch.next_power_of_2(n) == triton.next_power_of_2(n)
+
+
 def choose(impl="auto", device="cpu", **options):
     return launch.use_triton("gather_rows", impl, torch.device(device), **options)
 
