@@ -32,6 +32,7 @@ from .checks import (
 )
 from .launch import (
     INTERPRET,
+    cdiv,
     fp32_precision,
     on_device_of,
     register,
@@ -278,7 +279,7 @@ def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     num_rows, width = x.shape
     inverse = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     nearest = torch.empty(num_rows, dtype=torch.int32, device=x.device)
-    _norms_kernel[(triton.cdiv(num_rows, _NORM_ROWS),)](
+    _norms_kernel[(cdiv(num_rows, _NORM_ROWS),)](
         x,
         inverse,
         nearest,
@@ -319,7 +320,7 @@ def _distances(
     """The matrices of some segments, one after another, and where each starts."""
     cut = Ragged.from_lengths([n * _host_width(n) for n in lengths], x.device)
     matrix = torch.empty(cut.total, dtype=torch.float32, device=x.device)
-    tiles = triton.cdiv(max(lengths), _TILE)
+    tiles = cdiv(max(lengths), _TILE)
     _distances_kernel[(len(lengths) * tiles * tiles,)](
         x,
         inverse,

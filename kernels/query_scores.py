@@ -26,7 +26,9 @@ from .checks import (
 )
 from .launch import (
     INTERPRET,
+    cdiv,
     fp32_precision,
+    next_power_of_2,
     on_device_of,
     register,
     tl,
@@ -189,10 +191,10 @@ def _launch(
     tops = torch.empty(sequences, heads, _SPLITS, dtype=torch.float32, device=k.device)
     weights = torch.empty_like(tops)
     group = heads // key_heads
-    parts = triton.cdiv(group, _HEADS)
+    parts = cdiv(group, _HEADS)
     keys = _keys(k)
     with on_device_of(k):
-        filled = min(_SPLITS, triton.cdiv(longest, keys))  # of the longest sequence
+        filled = min(_SPLITS, cdiv(longest, keys))  # of the longest sequence
         _logits_kernel[(sequences, key_heads * parts, filled)](
             q,
             k,
@@ -210,14 +212,14 @@ def _launch(
             ROWS=1 if group == 1 else _HEADS,
             PARTS=parts,
             D=head_size,
-            BLOCK_D=max(16, triton.next_power_of_2(head_size)),
+            BLOCK_D=max(16, next_power_of_2(head_size)),
             KEYS=keys,
             SPLITS=_SPLITS,
             PRECISION=fp32_precision(),
             num_warps=_WARPS,
             num_stages=_STAGES[k.element_size()],
         )
-        _merge_kernel[(sequences, triton.cdiv(longest, _MERGE_KEYS))](
+        _merge_kernel[(sequences, cdiv(longest, _MERGE_KEYS))](
             logits,
             tops,
             weights,

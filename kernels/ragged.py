@@ -15,6 +15,8 @@ from itertools import accumulate
 import torch
 
 _INT32_MAX = 2**31 - 1
+_INTS = frozenset((int,))
+_NO_SEQUENCES = (torch.Tensor, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Ragged:
         >>> Ragged.from_lengths([3, 0, 2], "cpu").cu_seqlens.tolist()
         [0, 3, 3, 5]
         """
-        return _build(_checked_lengths(lengths), _indexed_device(device))
+        return _build(host_ints("lengths", lengths), _indexed_device(device))
 
     @property
     def total(self) -> int:
@@ -101,27 +103,17 @@ class Ragged:
 
 def host_ints(name: str, values: object) -> tuple[int, ...]:
     """`values` as Python ints. Refuses tensors: reading a device back would stall it."""
-    if isinstance(values, torch.Tensor | str) or not isinstance(values, Iterable):
+    if isinstance(values, _NO_SEQUENCES) or not isinstance(values, Iterable):
         raise TypeError(
             f"{name} must be a sequence of host ints, got {type(values).__name__}; pass a list"
         )
     values = tuple(values)
+    if _INTS.issuperset(map(type, values)):  # as nearly always, and this is in every call of an op
+        return values
     for value in values:
         if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must hold host ints, got {value!r}; pass row counts")
     return tuple(map(operator.index, values))
-
-
-def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
-    counts = host_ints("lengths", lengths)
-    if min(counts, default=0) < 0:
-        raise ValueError(f"lengths must be >= 0, got {min(counts)}; pass row counts")
-    if sum(counts) > _INT32_MAX:
-        raise ValueError(
-            f"lengths sum to {sum(counts)} rows, more than int32 row numbers reach "
-            f"({_INT32_MAX}); split the batch"
-        )
-    return counts
 
 
 def _indexed_device(device: torch.device | str | int) -> torch.device:
@@ -133,6 +125,14 @@ def _indexed_device(device: torch.device | str | int) -> torch.device:
 
 @lru_cache(maxsize=64)
 def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
+    """Checked when it is built: what is refused is not kept."""
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"lengths must be >= 0, got {min(lengths)}; pass row counts")
+    if sum(lengths) > _INT32_MAX:
+        raise ValueError(
+            f"lengths sum to {sum(lengths)} rows, more than int32 row numbers reach "
+            f"({_INT32_MAX}); split the batch"
+        )
     offsets = tuple(accumulate(lengths, initial=0))
     # Cached across calls, so it must not be an inference tensor: autograd refuses to save those.
     with torch.inference_mode(False), torch.no_grad():

@@ -77,12 +77,13 @@ class Kernel:
             "fp_fusion": self.options["enable_fp_fusion"],
             "constants": {at(path): value for path, value in self.constants.items()},
             "types": types,
-            "multiples_of_16": [at(path) for path in self.attributes],
+            "multiples_of_16": [at(path) for path, known in self.attributes.items() if known],
         }
         return json.loads(json.dumps(setting))
 
     def compile(self) -> dict[str, int]:
         import triton
+        from no_driver import target
         from triton.compiler import ASTSource
 
         source = ASTSource(self.function, self.signature, self.constants, self.attributes)
@@ -91,44 +92,17 @@ class Kernel:
         return {"shared": binary.metadata.shared} | inspect(binary.asm)
 
 
-def target(arch: str) -> Any:
-    from triton.backends.compiler import GPUTarget
-
-    if arch in NVIDIA:
-        return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    return GPUTarget("hip", arch, 64)
-
-
-class NoDriver:
-    """What Triton asks of a driver before it compiles, answered for a GPU that is not here."""
-
-    def __init__(self, arch: str):
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        return ARCHS.index(self.arch)  # Triton asks for a device's target once
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return target(self.arch)
-
-
 def requested(arch: str) -> Iterator[tuple[str, bool, Kernel]]:
     """Case, gate and kernel of all that the launchers want compiled, in the order of the cases."""
-    import torch
+    import no_driver
 
-    torch.version.hip = None if arch in NVIDIA else "6.4"  # before anything looks at it
+    no_driver.stand_in(arch)
     import aot_cases
     import triton
-    from triton.runtime import driver
 
     from vtfast.kernels import launch
 
-    driver.set_active(NoDriver(arch))
-    launch.INTERPRETED = True  # lets the ops take tensors of the CPU; kernels are not interpreted
-    launch.INTERPRETED_AS = arch  # and the settings of this GPU
+    launch.INTERPRETED_AS = arch  # the settings of this GPU
     wanted: list[Kernel] = []
 
     def collect(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -242,7 +216,7 @@ def in_processes_of_their_own(mode: str) -> dict[str, Any]:
 
 def _process(mode: str, place: list[str], archs: tuple[str, ...]) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    path = os.pathsep.join([*place, str(ROOT)])
+    path = os.pathsep.join([*place, str(ROOT), str(ROOT / "bench")])
     done = subprocess.run(
         [sys.executable, __file__, mode, *archs],
         env=clean | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(CACHE)},

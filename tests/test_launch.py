@@ -172,6 +172,8 @@ for op, call in {
     "topk_select ": lambda **o: topk_select(x[:, 0], cut, [1], gather=[x], **o),
     "diversity_select": lambda **o: diversity_select(x, cut, [1], **o),
     "last_query_scores": lambda **o: last_query_scores(x[:1, None], x[:, None], cut, scale=1, **o),
+    "ragged_attention": lambda **o: ragged_attention(*[x[:, None]] * 3, cut, cut, **o),
+    "ragged_decode": lambda **o: ragged_decode(x[:1, None], *[x[:, None]] * 2, [3], **o),
 }.items():
     call(), call(impl="eager")
     try:
@@ -189,7 +191,14 @@ def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
     answers = re.findall(
         r"(\w+) +\1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
     )
-    assert len(answers) == 7, done.stdout + done.stderr
+    assert len(answers) == 9, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])
+def test_sizes_are_rounded_up_like_tritons_own(n):
+    triton = pytest.importorskip("triton")
+    assert launch.cdiv(n, 4) == triton.cdiv(n, 4)
+    assert launch.next_power_of_2(n) == triton.next_power_of_2(n)
 
 
 def choose(impl="auto", device="cpu", **options):

@@ -97,5 +97,13 @@ def test_refuses(error, message, call):
         call()
 
 
+@pytest.mark.parametrize("lengths", [[True, True], [1.0, 1.0]])
+def test_what_equals_known_lengths_but_is_no_integer_is_refused(lengths):
+    """Python takes True and 1.0 for 1 when it looks something up."""
+    cut([1, 1])
+    with pytest.raises(TypeError, match="lengths must hold host ints"):
+        cut(lengths)
+
+
 def test_lengths_may_be_any_integers():
     assert Ragged.from_lengths(np.array([2, 3]), "cpu").lengths == (2, 3)
