@@ -178,7 +178,7 @@ def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
 
 
 def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [x.new_empty((len(index), *x.shape[1:])) for x in tensors]
+    return [x.new_empty((index.shape[0], *x.shape[1:])) for x in tensors]
 
 
 _gather_rows = register("gather_rows(Tensor index, Tensor[] tensors) -> Tensor[]", _launch, _fake)

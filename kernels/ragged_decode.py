@@ -222,7 +222,7 @@ def _launch(
 
 _ragged_decode = register(
     "ragged_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? lengths, Tensor? starts, "
-    "int[] host_ranges, Tensor? k_index, int longest, float scale) -> Tensor",
+    "int[] host_ranges, Tensor? k_index, SymInt longest, float scale) -> Tensor",
     _launch,
     lambda q, *others: q.new_empty(q.shape),
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import DEVICE
 from ragged_cases import cut
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtfast.kernels import launch
@@ -111,6 +112,28 @@ def test_an_op_compiles_without_a_graph_break(call, dynamic):
     assert torch.equal(compiled(*tensors), op(*tensors))
 
 
+SIZED_BY_TENSORS = {
+    "gather_rows": lambda rows: gather_rows(rows, X, impl="triton")[0],
+    "ragged_decode": lambda rows: ragged_decode(
+        HEADS[:2], HEADS[rows], HEADS[rows], LENGTHS, impl="triton"
+    ),
+}
+HEADS, LENGTHS = torch.randn(4, 2, 16), torch.tensor([1, 2], dtype=torch.int32)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="nothing here depends on the device")
+@pytest.mark.parametrize("op", SIZED_BY_TENSORS.values(), ids=SIZED_BY_TENSORS)
+def test_one_compilation_serves_every_number_of_rows(op, strict_interpreter):
+    """With fullgraph torch gives up at the ninth compilation of a function."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=counter)
+    for number in (3, 4, 9):
+        rows = torch.arange(number) % 4
+        assert torch.equal(compiled(rows), op(rows))
+    assert counter.frame_count == 1
+
+
 class Made(TorchDispatchMode):
     """The names of torch's own ops that ran and did more than view a tensor.
 
@@ -132,7 +155,10 @@ class Idle:
     """A kernel that runs nothing, so that what is around it can be watched."""
 
     def __getitem__(self, grid):
-        return lambda *arguments, **options: None
+        return self
+
+    def __call__(self, *arguments, **options):
+        pass
 
 
 def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, monkeypatch):
@@ -143,7 +169,7 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, mon
     )
     module = sys.modules[f"vtfast.kernels.{op_file}"]
     launch_op = module._launch_gather if name.endswith("_gather") else module._launch
-    kernels = [kernel for kernel in vars(module) if kernel.endswith("_kernel")]
+    kernels = [n for n, x in vars(module).items() if n.endswith("_kernel") or type(x) is Relaunch]
     assert kernels
     for kernel in kernels:
         monkeypatch.setattr(module, kernel, Idle())
