@@ -1,7 +1,8 @@
 """How much of attention one program takes, per GPU, head size and bytes of a number.
 
-Every entry compiles without spilling registers in Triton 3.6 and 3.7, with keys through an index
-and without, and fits the shared memory. None has been timed yet.
+Every entry fits the shared memory and compiles in Triton 3.6 and 3.7 without spilling to memory,
+with keys through an index and in place; rows at distances that are no multiples of 16 numbers may
+spill. None has been timed yet.
 """
 
 from functools import lru_cache
