@@ -109,7 +109,9 @@ def copying(
     bytes, 16 bytes apart. Returns sources, outputs, row strides in units, and the layouts.
     """
     sources = [_rows(x) for x in tensors]
-    kept = [pair for pair in zip(sources, outputs, strict=True) if pair[1].numel()]
+    kept = [
+        (_known(x), _known(out)) for x, out in zip(sources, outputs, strict=True) if out.numel()
+    ]
     layouts = [_layout(x, block, odd_block) for x, _ in kept]
     return (
         tuple(x for x, _ in kept),
@@ -162,6 +164,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     """`x` as `[T, W]` with contiguous rows: a view if its rows are contiguous, else a copy."""
     x = x.flatten(1) if x.ndim > 1 else x[:, None]
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def _known(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself, bytes as integers: not every GPU knows every 8-bit float, nor does Triton."""
+    return x.view(torch.int8) if x.element_size() == 1 else x
 
 
 def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:

@@ -35,6 +35,14 @@ def test_copies_the_chosen_rows_of_every_tensor(impl, index, index_dtype):
         assert [row.tolist() for row in copied] == [x[i].tolist() for i in index]
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
+def test_copies_bytes_that_triton_or_a_gpu_does_not_know(impl, dtype):
+    x = torch.arange(28, dtype=torch.uint8).view(4, 7)
+    (out,) = gather_rows(torch.tensor([3, 1]), x.view(dtype), impl=impl)
+    assert out.dtype == dtype
+    assert torch.equal(out.view(torch.uint8), x[[3, 1]])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keeps_the_dtype(impl, dtype):
     (out,) = gather_rows(torch.tensor([3, 1]), rows(4, 7, dtype=dtype), impl=impl)
