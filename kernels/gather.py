@@ -105,8 +105,8 @@ def copying(
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
     """What `copy_rows` takes of the tensors that have something to copy.
 
-    block: words of a row to copy at a time; odd_block: the same where rows are not so many times 16
-    bytes, 16 bytes apart. Returns sources, outputs, row strides in units, and the layouts.
+    block: words of a row to copy at a time; odd_block: the same where rows do not begin, or end, at
+    multiples of 16 bytes. Returns sources, outputs, row strides in units, and the layouts.
     """
     sources = [_rows(x) for x in tensors]
     kept = [
@@ -179,7 +179,7 @@ def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
     odd = (width | stride | x.data_ptr()) & 3
     word = 4 if odd == 0 else 2 if odd == 2 else 1
     unit = word if stride % 16 else 16
-    block = odd_block if (width | stride) % 16 else block
+    block = odd_block if (width | stride | x.data_ptr()) % 16 else block
     width //= word
     return stride // unit, (width, word, unit // word, min(block, triton.next_power_of_2(width)))
 
