@@ -38,6 +38,9 @@ OP_TESTS = (
     "ragged_decode",
     "launch",
     "company",
+    "patch_syncs",
+    "patch_triton",
+    "patch_memory",
 )
 DRY_TESTS = ("ragged",)  # quick ones, to see that running tests works
 

@@ -69,6 +69,8 @@ def use_triton(
     eager twin, and unless `silent` says so once per op.
     """
     check_impl(op, impl)
+    if device.type == "cuda":
+        unable = unable or _lacking(device)
     if impl == "eager" or (impl == "auto" and (device.type != "cuda" or not HAS_TRITON)):
         return False
     if impl == "auto":
@@ -86,6 +88,17 @@ def use_triton(
     if unable:
         raise ValueError(f'{op}: {unable}; pass impl="auto" or "eager"')
     return True
+
+
+@lru_cache(maxsize=16)
+def _lacking(device: torch.device) -> str:
+    """What a GPU has not that every kernel needs; "" if nothing."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        "" if major >= 8 else f"kernels take compute capability 8.0, this GPU has {major}.{minor}"
+    )
 
 
 def architecture(device: torch.device) -> str:

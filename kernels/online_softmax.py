@@ -15,6 +15,7 @@ from .launch import INTERPRET, tl, triton
 from .tiles import MAX_HEAD
 
 LOG2E = 1.4426950408889634
+LEAST_SCALE = 2.0**-126  # smaller ones are 0 in fp32, and so is no logit
 
 
 def unable(scale: float, *tensors: torch.Tensor) -> str:
@@ -24,7 +25,7 @@ def unable(scale: float, *tensors: torch.Tensor) -> str:
         return "the kernel has no backward and a tensor needs a gradient"
     if not 0 < head_size <= (limit := MAX_HEAD[tensors[0].element_size()]):
         return f"the kernel takes head sizes 1 to {limit} in {dtype}, got {head_size}"
-    if not scale > 0:
+    if not scale * LOG2E >= LEAST_SCALE:
         return f"the kernel takes a scale above 0, got {scale}"
     return ""
 

@@ -7,6 +7,7 @@ be empty, and a batch may have none.
 """
 
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -38,13 +39,16 @@ class Ragged:
     def from_lengths(lengths: Sequence[int], device: torch.device | str | int) -> "Ragged":
         """Build (or fetch: the last 64 are kept) the cut with these segment lengths.
 
-        Never waits for a CUDA device: the copy starts from pinned memory. Fill the cache once
-        before capturing a CUDA graph.
+        Never waits for a CUDA device: the copy starts from pinned memory. Call once before
+        capturing a CUDA graph of it, as ops do with what they keep; the graph's cut then stays.
 
         >>> Ragged.from_lengths([3, 0, 2], "cpu").cu_seqlens.tolist()
         [0, 3, 3, 5]
         """
-        return _build(host_ints("lengths", lengths), _indexed_device(device))
+        cut = _build(host_ints("lengths", lengths), _indexed_device(device))
+        if cut.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured.add(cut)
+        return cut
 
     @property
     def total(self) -> int:
@@ -123,6 +127,10 @@ def _indexed_device(device: torch.device | str | int) -> torch.device:
     return device
 
 
+# What CUDA graphs read at every replay must not be given back with the cache's oldest entries.
+_captured: set[Ragged] = set()
+
+
 @lru_cache(maxsize=64)
 def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
     """Checked when it is built: what is refused is not kept."""
@@ -132,6 +140,11 @@ def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
         raise ValueError(
             f"lengths sum to {sum(lengths)} rows, more than int32 row numbers reach "
             f"({_INT32_MAX}); split the batch"
+        )
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"segments of lengths {reprlib.repr(lengths)} are new while a CUDA graph is captured, "
+            "which cannot copy them to the device; run the same calls once before capturing"
         )
     offsets = tuple(accumulate(lengths, initial=0))
     # Cached across calls, so it must not be an inference tensor: autograd refuses to save those.

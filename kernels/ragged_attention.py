@@ -30,7 +30,15 @@ from .checks import (
     check_tensor,
 )
 from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
-from .online_softmax import LOG2E, absorb, columns_together, lift, lower, nothing_yet, unable
+from .online_softmax import (
+    LOG2E,
+    absorb,
+    columns_together,
+    lift,
+    lower,
+    nothing_yet,
+    unable,
+)
 from .ragged import Ragged
 from .threshold import segment_bounds
 from .tiles import attention_tiles, padded_head

@@ -23,7 +23,15 @@ import torch
 from . import reference
 from .checks import INDEX_DTYPES, KERNEL_DTYPES, check_heads, check_impl, check_tensor
 from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
-from .online_softmax import LOG2E, absorb, columns_together, lift, lower, nothing_yet, unable
+from .online_softmax import (
+    LOG2E,
+    absorb,
+    columns_together,
+    lift,
+    lower,
+    nothing_yet,
+    unable,
+)
 from .ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
 from .relaunch import Relaunch
 from .tiles import DECODE_ROWS, decode_tile, padded_head
@@ -123,7 +131,7 @@ def _split_kernel(
 
 
 @triton.jit(do_not_specialize=["longest", "room"])
-def _merge_kernel(
+def _merge_splits_kernel(
     # pointers
     partial_ptr,
     lengths_ptr,
@@ -166,7 +174,7 @@ def _merge_kernel(
     tl.store(out_ptr + row * D + d, lower(out, out_ptr.dtype.element_ty), mask=d < D)
 
 
-_launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_kernel)
+_launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_splits_kernel)
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,8 @@ Triton looks at every argument, constant and option to find what it has compiled
 than the launch; an op that runs in every layer for every token feels it. Here a handle is kept for
 what was launched before, found by all that Triton specialises on and more: types, the very values
 of sizes and strides, constants, options, the device. Whatever does not start at a multiple of 16
-bytes goes to Triton itself, as do interpreted kernels, which have no handle.
+bytes goes to Triton itself, as do interpreted kernels, which have no handle, and on AMD's GPUs what
+lies in more than 2 GiB, which is compiled apart there.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 
 _MOST = 256  # handles of a kernel; then it starts anew
 _INT32_MAX = 2**31 - 1
+_AMD = torch.version.hip is not None
 
 
 class Relaunch:
@@ -40,6 +42,8 @@ class Relaunch:
         for x, free in zip(arguments, self.free, strict=False):
             if isinstance(x, torch.Tensor):
                 pointers |= x.data_ptr()
+                if _AMD:
+                    pointers |= x.untyped_storage().nbytes() > _INT32_MAX
                 key.append(x.dtype)
             elif isinstance(x, int):
                 key.append(x > _INT32_MAX if free else x)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ragged_cases import KERNEL, refusal
 from row_views import DTYPES, VIEWS, bits, rows
 
+from vtfast.kernels import gather as module
 from vtfast.kernels import reference
 from vtfast.kernels.checks import INDEX_DTYPES
 from vtfast.kernels.gather import gather_rows
@@ -33,6 +34,14 @@ def test_copies_the_chosen_rows_of_every_tensor(impl, index, index_dtype):
     for copied, x in zip(out, tensors, strict=True):
         assert copied.shape == (len(index), *x.shape[1:])
         assert [row.tolist() for row in copied] == [x[i].tolist() for i in index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
+def test_copies_bytes_that_triton_or_a_gpu_does_not_know(impl, dtype):
+    x = torch.arange(28, dtype=torch.uint8).view(4, 7)
+    (out,) = gather_rows(torch.tensor([3, 1]), x.view(dtype), impl=impl)
+    assert out.dtype == dtype
+    assert torch.equal(out.view(torch.uint8), x[[3, 1]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,3 +177,18 @@ def gather(*tensors, index=None, **options):
 def test_refuses(error, message, call):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        pytest.param(lambda x: x[:, 4:12], 8, id="aligned"),
+        pytest.param(lambda x: x[:, 1:9], 2, id="beginning at an odd address"),
+        pytest.param(lambda x: x[:, 4:11], 2, id="of an odd width"),
+        pytest.param(lambda x: x.flatten()[:140].view(10, 14)[:, :8], 2, id="at odd distances"),
+    ],
+)
+def test_rows_that_cannot_move_16_bytes_at_a_time_move_in_smaller_blocks(view, words):
+    """More loads of one word each would need more addresses than there are registers."""
+    _, (*_, block) = module._layout(view(torch.zeros(10, 16)), 8, 2)
+    assert block == words

@@ -186,6 +186,18 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, mon
     assert made.names <= {"empty", "empty_like", "clone"}
 
 
+def test_an_older_gpu_takes_the_twins(monkeypatch):
+    """Its shared memory is too small for the settings of newer ones."""
+    launch._lacking.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu = torch.device("cuda", 7)
+    assert not launch.use_triton("topk_select", "auto", gpu)
+    with pytest.raises(ValueError, match=r"8\.0, this GPU has 7\.5; pass impl"):
+        launch.use_triton("topk_select", "triton", gpu)
+    launch._lacking.cache_clear()
+
+
 OUTSIDE = """
 import torch
 from vtfast.ops import *

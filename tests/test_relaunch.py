@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from repository import ROOT
@@ -98,6 +99,14 @@ def test_what_is_not_aligned_is_always_asked_about():
     """Its kernel must not load 16 bytes at a time, and an aligned one should."""
     odd = {"arguments": (X[1:], None, 5, 64, 0.5)}
     assert asked(odd, odd, {}, {}, odd)[0] == 4
+
+
+def test_what_lies_in_more_than_2_gib_is_always_asked_about_on_amd(monkeypatch):
+    """Smaller memory is reached by offsets of 32 bits there."""
+    monkeypatch.setattr(relaunch, "_AMD", True)
+    whole = torch.from_numpy(np.zeros(2**30 + 8, dtype=np.float16))  # takes no memory before use
+    large = {"arguments": (whole[:64], None, 5, 64, 0.5)}
+    assert asked({}, large, {}, large)[0] == 3
 
 
 def test_interpreted_kernels_have_no_handle():
