@@ -123,15 +123,15 @@ HEADS, LENGTHS = torch.randn(4, 2, 16), torch.tensor([1, 2], dtype=torch.int32)
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="nothing here depends on the device")
 @pytest.mark.parametrize("op", SIZED_BY_TENSORS.values(), ids=SIZED_BY_TENSORS)
-def test_one_compilation_serves_every_number_of_rows(op, strict_interpreter):
+def test_two_compilations_serve_every_number_of_rows(op, strict_interpreter):
     """With fullgraph torch gives up at the ninth compilation of a function."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=counter)
-    for number in (3, 4, 9):
+    for number in (3, 4, 9, 17, 30):
         rows = torch.arange(number) % 4
         assert torch.equal(compiled(rows), op(rows))
-    assert counter.frame_count == 1
+    assert counter.frame_count <= 2  # the first may be for its own number
 
 
 class Made(TorchDispatchMode):
