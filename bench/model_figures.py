@@ -1,6 +1,7 @@
 """What whole-model figures say, in tables: plain text for a terminal, Markdown for a document.
 
-Ratios are medians of those taken within a round. Above 1 is worse, and stays in.
+Ratios are medians of those taken within a round; "of unpatched" is of the faster one of its two
+attentions. Above 1 is worse, and stays in.
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ import bench_model
 import counts
 import gpu_model
 import model_figures
+import model_report
 import model_shapes
 import models
 import prefills
@@ -385,3 +386,60 @@ def test_the_last_lines_are_the_worst_cases():
     assert "1.30 times an unpatched prefill (a)" in worst
     assert "1.10 times a native prefill (b)" in native
     assert slow.startswith("over 1.05 times native: b (")
+
+
+def a_gpu_record(rows):
+    run = {"device": "NVIDIA Z", "driver": "1", **dict.fromkeys(("torch", "triton", "commit"), "?")}
+    return {"runs": [{**run, "transformers": "?"}], "rows": rows, "left": {}}
+
+
+def gpu_row(case, of_unpatched, **facts):
+    row = {**a_row(case, 1.02, of_unpatched), "batch": 8, **facts}
+    other = {**row["ways"][PACKED], "ttft_ms": {"median": 2.0, "p20": 2.0, "p80": 2.0}}
+    row["ways"] |= dict.fromkeys((UNPATCHED, NATIVE, PADDED), other)
+    return row
+
+
+def test_the_readme_shows_gpus_alone_and_says_so_where_there_is_none():
+    cpu = a_gpu_record([gpu_row("a", 0.5)])
+    cpu["runs"][0]["device"] = "Z (CPU)"
+    assert model_report.readme_block({"model_cpu": cpu}).startswith("**No whole model has been")
+    assert model_report.readme_block({}).startswith("**No whole model has been")
+    assert model_report.docs_block({"model_cpu": cpu}).startswith("**No whole model has been")
+    both = {"model_z": a_gpu_record([gpu_row("a", 0.5)]), "model_cpu": cpu}
+    assert "Z (CPU)" not in model_report.readme_block(both)
+    assert "No whole model" not in model_report.readme_block(both)
+
+
+def test_the_readme_always_has_the_case_that_is_worst():
+    """Also where it is not among the main ones; and what is red is said."""
+    rows = [
+        gpu_row("main", 0.5),
+        gpu_row("worst", 1.25, keep=0.1, batch=1, preset="divprune"),
+        {**gpu_row("red", 9.0), "red": {"packed": "wrong"}, "ways": {}},
+    ]
+    said = model_report.readme_block({"model_z": a_gpu_record(rows)})
+    assert "random weights, true shapes" in said
+    assert "| m | divprune 0.1 (worst of 2 cases) | 1 | 8 → 4 | 2 | 2 | 1 | 0.80 | 1.02 |" in said
+    assert "| m | p 0.5 | 8 | 8 → 4 | 2 | 2 | 1 | 2.00 | 1.02 |" in said
+    assert "RED: 1 cases" in said
+
+
+def test_the_readme_says_where_a_plan_breaks_even():
+    found = {"op": "model", "case": "m: p 0.5, break-even", "batch": None, "red": {},
+             "points": [{"tokens": 16}, {"tokens": 32}]}  # fmt: skip
+    for even, said in (
+        (20.4, "packed wins from 20 visual tokens on"),
+        (16.0, "packed wins from 16 visual tokens on, the fewest"),
+        (None, "packed loses up to 32 visual tokens"),
+    ):
+        record = a_gpu_record([gpu_row("a", 0.5), {**found, "break_even": even}])
+        assert said in model_report.readme_block({"model_z": record})
+
+
+def test_plots_are_drawn_of_what_was_measured(whole, tmp_path):
+    _, out = whole
+    record = json.loads((out / "gpu_model.json").read_text())
+    model_report.draw("model_x", record, tmp_path)
+    for file in model_report.plots("model_x").values():
+        assert (tmp_path / file).stat().st_size > 5000
