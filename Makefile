@@ -30,7 +30,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-dry report toy clean
+.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,9 +78,13 @@ gpu-check: $(GPU_READY) ## is everything right on this GPU? PYTHON=, OUT=, RESUM
 gpu-ops: $(GPU_READY) ## how fast is every op on this GPU? The same options; at most 9 minutes
 	$(GPU) bench/gpu_ops.py $(GPU_ARGS) $(ARGS)
 
-gpu-dry: $(READY) ## both on the CPU at tiny sizes: do they run from end to end?
+gpu-model: $(GPU_READY) ## how fast is a whole model on this GPU? The same options; at most 9 minutes
+	$(GPU) bench/gpu_model.py $(GPU_ARGS) $(ARGS)
+
+gpu-dry: $(READY) ## all three on the CPU at tiny sizes: do they run from end to end?
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_check.py --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_ops.py --dry --out $(OUT)/dry $(ARGS)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_model.py --dry --out $(OUT)/dry $(ARGS)
 
 report: $(READY) ## plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)

@@ -40,23 +40,34 @@ def text_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
     raise RuntimeError("the model never called its language model")
 
 
-def with_positions(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs with the positions of the full prompt, so that no way spends time on them."""
-    return {**inputs, "position_ids": text_inputs(model, inputs)["position_ids"]}
-
-
-@contextmanager
-def encoded_once(model: Any, inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block the model's pictures are encoded already: timing begins after that."""
+def encode(model: Any, inputs: dict[str, Tensor]) -> Any:
+    """The features of the pictures, as the vision tower and what follows it make them."""
     names = ("pixel_values", "image_grid_thw")
     given = {name: inputs[name] for name in names if name in inputs}
     with torch.no_grad():
-        features = model.model.get_image_features(**given)
+        return model.model.get_image_features(**given)
+
+
+@contextmanager
+def encoded_once(model: Any, inputs: dict[str, Tensor], features: Any = None) -> Iterator[None]:
+    """Within the block the model's pictures are encoded already: timing begins after that.
+
+    `features` is what the tower would return; None lets it.
+    """
+    features = encode(model, inputs) if features is None else features
     model.model.get_image_features = lambda *args, **kwargs: features
     try:
         yield
     finally:
         del model.model.get_image_features
+
+
+def with_positions(
+    model: Any, inputs: dict[str, Tensor], features: Any = None
+) -> dict[str, Tensor]:
+    """The inputs with the positions of the full prompt, so that no way spends time on them."""
+    with encoded_once(model, inputs, features):
+        return {**inputs, "position_ids": text_inputs(model, inputs)["position_ids"]}
 
 
 class Shorter:
@@ -109,6 +120,7 @@ class Shorter:
         place = before.cumsum(1) - 1  # of a column among those of the run before
         place = place + (before.sum(1).max() - before.sum(1))[:, None]
         return {
+            "start": start,
             "part": part,
             "columns": columns,
             "source": place.gather(1, columns).clamp(min=0)[..., None],
@@ -116,8 +128,12 @@ class Shorter:
         }
 
     def __call__(self) -> Tensor:
-        """Logits of the last token, as a prefill would compute them."""
-        first = self.runs[0]
+        """Logits of the last token [B, 1, V], as a prefill would compute them."""
+        return self.prefill()[0]
+
+    def prefill(self) -> tuple[Tensor, list[DynamicCache]]:
+        """Logits of the last token [B, 1, V], and the KV cache of every run of layers."""
+        first, caches = self.runs[0], []
         ids = self.ids.gather(1, first["columns"])
         hidden = self.embed(ids)
         visual = ids == self.image
@@ -127,14 +143,46 @@ class Shorter:
         for run, positions in zip(self.runs, self.positions, strict=True):
             if run is not first:
                 hidden = hidden.gather(1, run["source"].expand(-1, -1, hidden.shape[-1]))
+            caches.append(_From(run["start"]))
             hidden = run["part"](
                 inputs_embeds=hidden,
                 attention_mask=run["mask"],
                 position_ids=positions,
-                past_key_values=DynamicCache(),
+                past_key_values=caches[-1],
                 use_cache=True,
             ).last_hidden_state
-        return self.model.lm_head(hidden[:, -1:])
+        return self.model.lm_head(hidden[:, -1:]), caches
+
+    def step(self, caches: list[DynamicCache], ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits [B, 1, V] after one more token: ids [B, 1] at positions [..., B, 1]."""
+        hidden = self.embed(ids)
+        for run, cache in zip(self.runs, caches, strict=True):
+            mask = run["mask"]
+            if mask is not None:
+                new = cache.get_seq_length() + 1 - mask.shape[1]
+                mask = nn.functional.pad(mask, (0, new), value=1)
+            hidden = run["part"](
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return self.model.lm_head(hidden)
+
+
+class _From(DynamicCache):
+    """A cache for the layers from `start` on: the text model asks layer 0 about their lengths."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self.start = start
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(max(layer_idx, self.start))
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return super().get_mask_sizes(query_length, max(layer_idx, self.start))
 
 
 def _left_padded(keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@
 
 What stands between the markers is generated, losses included; nothing there is typed. A plot shows
 every case: how many times faster than the best baseline, and how much of the roofline, which is
-made of the ceilings measured in the same run, the op reaches.
+made of the ceilings measured in the same run, the op reaches. Whole models are `model_report`'s.
 """
 
 import argparse
@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 
 import figures
+import model_report
+from model_report import on_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README, DOCS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- op speed: begin -->", "<!-- op speed: end -->"
+NAME = "op speed"  # of the markers
 NO_GPU = (
     "**No op has been timed on a GPU yet**, so there are no figures of the Triton kernels: neither "
     "that they are fast nor that they are not."
@@ -32,13 +34,9 @@ def results(folder: Path = RESULTS) -> dict[str, dict]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        if "runs" in record:
+        if "runs" in record and not path.stem.startswith("model_"):
             found[path.stem] = record
     return dict(sorted(found.items(), key=lambda item: on_cpu(item[1])))
-
-
-def on_cpu(record: dict) -> bool:
-    return record["runs"][-1]["device"].endswith("(CPU)")
 
 
 def ratio_cells(rows: list[dict], roles) -> list[str]:
@@ -82,18 +80,25 @@ def docs_block(records: dict[str, dict]) -> str:
     return "\n\n".join(parts)
 
 
-def with_block(text: str, block: str) -> str:
-    """The text with what is between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected one {BEGIN} and one {END}; put them where the tables belong")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
+def with_block(text: str, block: str, name: str = NAME) -> str:
+    """The text with what is between the markers of this name replaced."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected one {begin} and one {end}; put them where the tables belong")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}"
 
 
-def pages(records: dict[str, dict]) -> dict[Path, str]:
-    """Each page as it must be."""
-    blocks = {README: readme_block(records), DOCS: docs_block(records)}
-    return {path: with_block(path.read_text(), block) for path, block in blocks.items()}
+def pages(records: dict[str, dict], models: dict[str, dict]) -> dict[Path, str]:
+    """Each page as it must be: about ops by `records`, about whole models by `models`."""
+    blocks = {
+        README: (readme_block(records), model_report.readme_block(models)),
+        DOCS: (docs_block(records), model_report.docs_block(models)),
+    }
+    return {
+        path: with_block(with_block(path.read_text(), ops), whole, model_report.NAME)
+        for path, (ops, whole) in blocks.items()
+    }
 
 
 def draw(name: str, record: dict) -> None:
@@ -153,23 +158,27 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args()
-    records = results()
+    records, models = results(), model_report.results(RESULTS)
     if options.check:
-        wrong = disagreements(records)
+        wrong = disagreements(records, models)
         print(*wrong or ["README and docs agree with bench/results"], sep="\n")
         return int(bool(wrong))
-    for path, text in pages(records).items():
+    for path, text in pages(records, models).items():
         path.write_text(text)
+    for name, record in models.items():
+        model_report.draw(name, record, DOCS.parent)
     for name, record in records.items():
         draw(name, record)
     return 0
 
 
-def disagreements(records: dict[str, dict]) -> list[str]:
+def disagreements(records: dict[str, dict], models: dict[str, dict]) -> list[str]:
     """What is not as `bench/results` says."""
-    stale = [path.name for path, text in pages(records).items() if path.read_text() != text]
+    pairs = pages(records, models).items()
+    stale = [path.name for path, text in pairs if path.read_text() != text]
     wrong = [f"{name} is not what bench/results says: make report" for name in stale]
     plots = [f"{kind}_{name}.png" for name in records for kind in ("speedup", "roofline")]
+    plots += [file for name in models for file in model_report.plots(name).values()]
     return wrong + [f"docs/{p} is missing" for p in plots if not (DOCS.parent / p).exists()]
 
 

@@ -39,7 +39,7 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 
 def call_samples(calls: Calls, device: str, rounds: int = 9, seconds: float = 0.02) -> Samples:
     """One sample per call and round, each the mean over about `seconds`; of slow calls fewer."""
-    clock = _host_clock if device == "cuda" else time.process_time
+    clock = clock_of(device)
     repeats = {name: _repeats(call, clock, seconds) for name, call in calls.items()}
     samples: Samples = {name: [] for name in calls}
     for number in range(rounds):
@@ -47,6 +47,11 @@ def call_samples(calls: Calls, device: str, rounds: int = 9, seconds: float = 0.
             if number < _LEAST_ROUNDS or sum(samples[name]) < _ENOUGH_MS:
                 samples[name].append(_timed(call, clock, repeats[name]))
     return samples
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Seconds: the host's when a GPU has done all it was given, the processor's of this process."""
+    return _host_clock if device == "cuda" else time.process_time
 
 
 def _host_clock() -> float:

@@ -96,7 +96,9 @@ def page(monkeypatch, tmp_path):
     """README and docs of their own, and no plots missing."""
     for name in ("README", "DOCS"):
         path = tmp_path / f"{name}.md"
-        path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        names = (report.NAME, report.model_report.NAME)
+        blocks = [f"<!-- {n}: begin -->\nold\n<!-- {n}: end -->" for n in names]
+        path.write_text("\n".join(["before", *blocks, "after\n"]))
         monkeypatch.setattr(report, name, path)
     return tmp_path
 
@@ -107,11 +109,12 @@ def a_record(device):
 
 
 def test_readme_and_docs_show_what_was_measured():
-    assert report.disagreements(report.results()) == []
+    models = report.model_report.results(report.RESULTS)
+    assert report.disagreements(report.results(), models) == []
 
 
 def test_pages_that_disagree_with_the_figures_are_named(page):
-    found = report.disagreements({"cpu": a_record("Z (CPU)")})
+    found = report.disagreements({"cpu": a_record("Z (CPU)")}, {})
     assert [line.split(" ")[0] for line in found] == [
         "README.md", "DOCS.md", "docs/speedup_cpu.png", "docs/roofline_cpu.png"
     ]  # fmt: skip
@@ -119,6 +122,7 @@ def test_pages_that_disagree_with_the_figures_are_named(page):
 
 def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
     monkeypatch.setattr(report, "results", lambda: {"cpu": a_record("Z (CPU)")})
+    monkeypatch.setattr(report.model_report, "results", lambda folder: {})
     monkeypatch.setattr(sys, "argv", ["report.py"])
     assert report.main() == 0
     text = (page / "README.md").read_text()
@@ -140,4 +144,4 @@ def test_without_a_gpu_the_pages_say_so_plainly():
 def test_a_page_without_its_markers_is_refused(page):
     report.README.write_text("nothing")
     with pytest.raises(ValueError, match="expected one <!-- op speed: begin -->"):
-        report.pages({})
+        report.pages({}, {})
