@@ -75,13 +75,17 @@ def test_frames_of_one_clip_draw_picks_of_their_own(path):
     """They share the clip's key, and its mixing with their number makes them differ."""
     samples = QWEN.samples([3, clip(4, 8, 6, 1), 5])
     inputs, model = QWEN.batch(samples), QWEN.build()
-    plan = [Prune(0, "random", 0.5, per="frame")]
+    plan = [Prune(0, "random", 0.5, per="frame"), Prune(3, "random", 0.25, per="frame")]
     with vtfast.patch(model, plan, path=path, record=True) as handle:
         logits_of(QWEN, model, inputs)
     [[columns]] = image_columns(QWEN, samples, inputs)
-    stayed = torch.isin(columns, handle.report.kept[0][0]).view(4, 12)
+    [first], [second] = handle.report.kept.values()
+    stayed = torch.isin(columns, first).view(4, 12)
     assert stayed.sum(1).tolist() == [6, 6, 6, 6]
     assert len(stayed.unique(dim=0)) == 4
+    again = torch.isin(first, second).view(4, 6)  # of frames cut by the stage before
+    assert again.sum(1).tolist() == [3, 3, 3, 3]
+    assert len(again.unique(dim=0)) == 4
 
 
 @paths

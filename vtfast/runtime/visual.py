@@ -147,9 +147,10 @@ def split_frames(segments: list[Segment]) -> list[Segment]:
             "pass pixel_values_videos and video_grid_thw"
         )
     return [
-        replace(s, left=s.left // s.frames, original=s.original // s.frames, frames=1, frame=f)
+        replace(s, left=s.left // n, original=s.original // n, frames=1, frame=s.frame + f)
         for s in segments
-        for f in range(s.frames)
+        for n in [s.frames]
+        for f in range(n)
     ]
 
 
