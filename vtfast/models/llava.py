@@ -1,6 +1,7 @@
 """LLaVA (`LlavaForConditionalGeneration`): CLIP or SigLIP tower, projector, Llama-like decoder."""
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from vtfast.errors import UnsupportedModelError
@@ -38,7 +39,8 @@ class Llava(Family):
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
-        return [Source(where, sizes, sum(sizes), keys=image_keys)]
+        grid = [side for n in sizes for side in (1, isqrt(n), isqrt(n))]  # pictures are square
+        return [Source(where, sizes, sum(sizes), grid, image_keys)]
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]
