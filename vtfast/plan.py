@@ -103,13 +103,15 @@ class Plan:
         """The plan of a preset for a model of `num_layers` decoder layers and an average budget.
 
         Args:
-            name: `random` and `divprune` prune before the language model, `fastv` at layer 2;
-                `random+vtw`, `divprune+random`, `divprune+vtw`, `fastv+random` and `fastv+vtw`
-                prune again at the horizon; `vtw` only drops everything at one layer.
+            name: `random`, `uniform` and `divprune` prune before the language model, `fastv` and
+                `dart` at layer 2, `pyramiddrop` at layers L/4, L/2 and 3L/4; `random+vtw` and
+                `divprune`, `fastv` or `dart` with `+random` or `+vtw` prune again at the horizon;
+                `vtw` only drops everything at one layer.
             keep: float in (0, 1], visual tokens per image averaged over all layers; None means 0.5
-                and 1.0 keeps everything. Each stage rounds its count by itself; the average stays
-                within half a token of keep·N, or within one where an image is so small that a stage
-                keeps one token instead of none. `vtw` alone rounds a layer: N/(2L) tokens at most.
+                (with `pyramiddrop` its released setting, about 0.47) and 1.0 keeps everything. Each
+                stage rounds its count by itself; the average stays within half a token of keep·N,
+                or within one where an image is so small that a stage keeps one token instead of
+                none. `vtw` alone rounds a layer: N/(2L) tokens at most.
             horizon: int, the layer of the second stage: first-stage layer < horizon < num_layers.
                 Refused for presets of one stage; `vtw` takes it in place of `keep`.
             horizon_source: where the horizon came from, in words; printed with the plan.
@@ -124,10 +126,12 @@ class Plan:
         """A setting released with arXiv 2512.07580 for LLaVA-1.5-7B, token for token.
 
         Args:
-            name, tokens: `"divprune+random"` or `"divprune+vtw"`, with 192 or 64.
+            name, tokens: `"divprune+random"`, `"dart+random"`, `"divprune+vtw"` or `"dart+vtw"`,
+                with 192 or 64.
 
-        `tokens` is the paper's label: 576 tokens in 32 layers then average 191.75 and 63.75 with
-        `divprune+random`, 177.5 and 64.3 with `divprune+vtw`.
+        `tokens` is the paper's label. 576 tokens in 32 layers then average 191.75 and 63.75 with
+        `divprune+random`, 192 and 63.75 with `dart+random`, 177.5 and 64.3 with `divprune+vtw`,
+        190.4 and 64.9 with `dart+vtw`.
         """
         stages = paper_stages(name, tokens)
         plan = cls(stages, f"{name}, released setting {tokens}")

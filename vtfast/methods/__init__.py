@@ -13,6 +13,8 @@ from vtfast.kernels.random_select import random_select
 from vtfast.kernels.threshold import MAX_LENGTH
 from vtfast.kernels.topk_select import topk_select
 from vtfast.methods.context import Attention, SelectionContext, Sequences
+from vtfast.methods.dart import dart
+from vtfast.methods.uniform import uniform
 
 __all__ = ["Attention", "Method", "SelectionContext", "Sequences", "method", "register_method"]
 
@@ -58,6 +60,8 @@ _BUILT_IN = (
     Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH),
     Method("diversity", _diversity, frozenset(), MAX_LENGTH),
     Method("drop", _drop, frozenset()),
+    Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
+    Method("uniform", uniform, frozenset()),
 )
 _METHODS = {method.name: method for method in _BUILT_IN}
 
