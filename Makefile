@@ -18,7 +18,15 @@ MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 OLDEST := build/constraints-oldest.txt
 
-.PHONY: help setup demo test test-oldest lint bench toy clean
+# Where the figures of a GPU go, and which earlier ones to go on with. PYTHON is then any that has
+# torch, triton and transformers: nothing is installed. Without it the environment here is used.
+OUT ?= bench/out
+RESUME ?=
+GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
+GPU_READY = $(if $(PYTHON),,$(READY))
+GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
+
+.PHONY: help setup demo test test-oldest lint bench gpu-check gpu-ops gpu-dry report toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,8 +54,21 @@ lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## time the selection loop on this machine
-	$(BIN)/python bench/bench_diversity.py $(ARGS)
+bench: $(READY) ## time every op on this CPU with pytest-benchmark
+	$(BIN)/pytest bench/micro.py -n 0 $(ARGS)
+
+gpu-check: $(GPU_READY) ## is everything right on this GPU? PYTHON=, OUT=, RESUME=; at most 9 minutes
+	$(GPU) bench/gpu_check.py $(GPU_ARGS) $(ARGS)
+
+gpu-ops: $(GPU_READY) ## how fast is every op on this GPU? The same options; at most 9 minutes
+	$(GPU) bench/gpu_ops.py $(GPU_ARGS) $(ARGS)
+
+gpu-dry: $(READY) ## both on the CPU at tiny sizes: do they run from end to end?
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_check.py --dry --out $(OUT)/dry $(ARGS)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_ops.py --dry --out $(OUT)/dry $(ARGS)
+
+report: $(READY) ## plots, README and docs from the figures in bench/results
+	$(BIN)/python bench/report.py $(ARGS)
 
 toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 25 minutes on 2 cores)
 	$(BIN)/python -m vtfast.toy.train --family llava --out build/toy/llava $(ARGS)

@@ -1,216 +1,176 @@
-"""Time the diversity selection on the CPU: what does keeping a running minimum buy?
+"""Diversity selection: DivPrune's greedy, as published, as a good plain loop, and as ours.
 
-Four ways to the same picks, on the same distances:
+- textbook: as the method is published, every step gathers the distances of all rows picked so far
+  and takes the minimum over them again, picture by picture;
+- running minimum: one minimum with the newest row's distances per step; also over all pictures at
+  once, where they are of one length.
 
-- textbook, min: as the method is published, every step gathers the distances of all rows picked so
-  far and takes `torch.min` over them again, image by image;
-- textbook, amin: the same with `torch.amin`, which tracks no indices. The ratios are against this;
-- running minimum: the strongest plain loop, one minimum with the newest row's distances per step;
-- vtfast: the running minimum over all images at once, without temporaries.
+All of them in fp32, whatever the features are, because in bf16 the published loop picks other rows
+every time its roundings change; it is also timed in the model's own dtype, as published, where only
+the number of its picks is checked. Every other way's picks are replayed in fp64: each must be as
+far from the picks before it as any row still there, up to rounding.
 
-"loop" is the picking alone; "all" includes the cosine distances, which dominate once it is fast.
-
-    python bench/bench_diversity.py [--json FILE]
+    python bench/bench_diversity.py --help
 """
 
-import argparse
-import json
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from harness import Case, Way, main
+from parity import Check, farthest_each_time
+from shapes import Workload, dtype_for, normal, workloads
 
-from vtfast.kernels import reference
 from vtfast.ops import Ragged, diversity_select
 
-TOKENS, DIM, KEEP = 576, 1024, 288
-BATCHES = (1, 8)
-BASELINE, OURS = "textbook, amin", "vtfast"
+CASES = [  # workload, share kept; on a CPU those of one thousand rows at most
+    *(("llava b1", 0.1), ("llava b1", 0.5), ("llava b8", 0.1), ("llava b8", 0.5)),
+    *(("llava b32", 0.1), ("qwen 1k", 0.1), ("qwen 4k", 0.1), ("qwen 4k", 0.5)),
+    *(("qwen mix b8", 0.25), ("qwen 16k", 0.1)),
+]
+LARGEST_ON_CPU = 1024
+MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: some seconds beyond
+
+Pick = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def first_pick(distance: torch.Tensor) -> torch.Tensor:
-    """The row whose nearest other row is farthest; the diagonal is infinite."""
-    return distance.min(0).values.argmax()
+def distances(features: torch.Tensor) -> torch.Tensor:
+    """Of one picture or several, the diagonal infinite: no row is its own neighbour."""
+    x = features / features.norm(dim=-1, keepdim=True)
+    distance = 1.0 - x @ x.mT
+    distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    return distance
 
 
-def textbook(distance: torch.Tensor, minimum: Callable) -> torch.Tensor:
-    """Minimum over all picked rows, gathered anew each step; the diagonal bars a second pick."""
-    picks = torch.empty(KEEP, dtype=torch.int64)
-    picks[0] = first_pick(distance)
-    distance = distance.clone().fill_diagonal_(-torch.inf)
-    for step in range(1, KEEP):
+def textbook(distance: torch.Tensor, k: int) -> torch.Tensor:
+    """Pick order; the diagonal bars a second pick."""
+    picks = torch.empty(k, dtype=torch.int64, device=distance.device)
+    picks[:1] = distance.amin(0).argmax(0, keepdim=True)
+    distance.fill_diagonal_(-torch.inf)
+    for step in range(1, k):
         gathered = distance.index_select(0, picks[:step])
-        picks[step] = minimum(gathered).argmax()
+        picks[step : step + 1] = gathered.amin(0).argmax(0, keepdim=True)
     return picks
 
 
-def published(distance: torch.Tensor) -> torch.Tensor:
-    return textbook(distance, lambda gathered: gathered.min(0).values)
+def running_minimum(distance: torch.Tensor, k: int) -> torch.Tensor:
+    return together(distance[None], k, _step)[0]
 
 
-def textbook_amin(distance: torch.Tensor) -> torch.Tensor:
-    return textbook(distance, lambda gathered: gathered.amin(0))
+def _step(nearest: torch.Tensor, rows: torch.Tensor, first: torch.Tensor):
+    """One pick of each picture, and the minima with its distances."""
+    pick = nearest.argmax(1)
+    return pick, torch.minimum(nearest, rows.index_select(0, pick + first))
 
 
-def running_minimum(distance: torch.Tensor) -> torch.Tensor:
-    picks = torch.empty(KEEP, dtype=torch.int64)
-    picks[0] = first_pick(distance)
-    distance = distance.clone().fill_diagonal_(-torch.inf)
-    nearest = distance[picks[0]]
-    for step in range(1, KEEP):
-        picks[step] = nearest.argmax()
-        nearest = torch.minimum(nearest, distance[picks[step]])
+def together(distance: torch.Tensor, k: int, step: Callable = _step) -> torch.Tensor:
+    """The running minimum of pictures of one length, `[B, n, n]`, at once."""
+    batch, n = distance.shape[:2]
+    picks = torch.empty(batch, k, dtype=torch.int64, device=distance.device)
+    first = torch.arange(0, batch * n, n, device=distance.device)
+    pick = distance.amin(1).argmax(1)
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    rows = distance.flatten(0, 1)
+    nearest = rows.index_select(0, pick + first)
+    picks[:, 0] = pick
+    for number in range(1, k):
+        pick, nearest = step(nearest, rows, first)
+        picks[:, number] = pick
     return picks
 
 
-def plain_distances(features: torch.Tensor) -> torch.Tensor:
-    """Distances of one image, the diagonal infinite: a row is no neighbour of itself."""
-    x = features / features.norm(dim=1, keepdim=True)
-    return (1.0 - x @ x.T).fill_diagonal_(torch.inf)
-
-
-PLAIN_WAYS = {
-    "textbook, min": published,
-    BASELINE: textbook_amin,
-    "running minimum": running_minimum,
-}
-
-
-class Case:
-    """One batch of images, and every way to select from it."""
-
-    def __init__(self, batch: int):
-        generator = torch.Generator().manual_seed(batch)
-        self.batch = batch
-        self.features = torch.randn(batch, TOKENS, DIM, generator=generator)
-        self.segments = Ragged.from_lengths([TOKENS] * batch, "cpu")
-        self.distance, self.limit = reference.distances(self.features.flatten(0, 1), self.segments)
-        self.plain = self.distance.clone()
-        self.plain.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        self.loops: dict[str, Callable[[], torch.Tensor]] = {
-            name: lambda pick=pick: torch.stack([pick(d) for d in self.plain])
-            for name, pick in PLAIN_WAYS.items()
-        }
-        self.loops[OURS] = lambda: reference.greedy(self.distance, self.limit.clone(), KEEP)
-        self.selections: dict[str, Callable[[], object]] = {
-            name: lambda pick=pick: [pick(plain_distances(x)) for x in self.features]
-            for name, pick in PLAIN_WAYS.items()
-        }
-        self.selections[OURS] = lambda: diversity_select(
-            self.features.flatten(0, 1), self.segments, [KEEP] * batch
+def per_picture(
+    pick: Pick, segments: Ragged, keep: Sequence[int], dtype: torch.dtype | None = torch.float32
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def loop(features: torch.Tensor) -> torch.Tensor:
+        return torch.cat(
+            [
+                pick(distances(features[a:b].to(dtype)), k) + a
+                for (a, b), k in zip(pairwise(segments.offsets), keep, strict=True)
+            ]
         )
 
-    def mismatches(self) -> list[str]:
-        """The ways whose picks differ from the baseline's, with the first place they do."""
-        expected = self.loops[BASELINE]()
-        wrong = []
-        for name, loop in self.loops.items():
-            differing = (loop() != expected).nonzero()
-            if len(differing):
-                image, step = differing[0].tolist()
-                wrong.append(f"batch {self.batch}: {name} differs at image {image}, step {step}")
-        return wrong
+    return loop
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Milliseconds a call takes, averaged over at least 50 ms: one busy neighbour costs ~5 ms."""
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < 0.05:
-        call()
-        calls += 1
-    return elapsed * 1e3 / calls
+def batched(
+    segments: Ragged, keep: Sequence[int], step: Callable = _step
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    starts = segments.cu_seqlens[:-1, None]
+
+    def loop(features: torch.Tensor) -> torch.Tensor:
+        x = segments.pad(features.float(), 0.0)
+        return (together(distances(x), keep[0], step) + starts).flatten()
+
+    return loop
 
 
-def summary(samples: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(samples, n=10, method="inclusive")
-    return {"median": statistics.median(samples), "p20": deciles[1], "p80": deciles[7]}
+def as_many(keep: Sequence[int]) -> Check:
+    return lambda got: "" if len(got) == sum(keep) else f"{len(got)} picks, not {sum(keep)}"
 
 
-def measure(case: Case, repeats: int) -> list[dict]:
-    """Alternate between the ways, so that a slow spell of the machine hits them all."""
-    samples: dict[tuple[str, str], list[float]] = {}
-    for repeat in track(range(repeats + 1), f"batch {case.batch}", console=Console(stderr=True)):
-        for part, ways in (("loop", case.loops), ("all", case.selections)):
-            for name, call in ways.items():
-                milliseconds = timed(call)
-                if repeat:  # the first round warms up
-                    samples.setdefault((name, part), []).append(milliseconds)
-    rows = []
-    for name in case.loops:
-        row: dict = {"batch": case.batch, "way": name}
-        for part in ("loop", "all"):
-            row[f"{part}_ms"] = summary(samples[name, part])
-            slow = statistics.median(samples[BASELINE, part])
-            row[f"{part}_ratio"] = slow / row[f"{part}_ms"]["median"]
-        rows.append(row)
-    return rows
+def case(w: Workload, share: float, device: str) -> Case:
+    dtype, segments, keep = dtype_for(device), Ragged.from_lengths(w.lengths, device), w.keep(share)
+
+    def make(seed: int) -> tuple[torch.Tensor]:
+        return (normal(seed, w.rows, w.dim, device=device, dtype=dtype),)
+
+    def ours(features: torch.Tensor) -> torch.Tensor:
+        return diversity_select(features, segments, keep)
+
+    def selected(inputs: tuple[torch.Tensor]) -> Check:
+        """Ours come by row, so the gate asks again, in pick order, and for the same rows."""
+        index, order = diversity_select(*inputs, segments, keep, return_order=True)
+
+        def check(got: torch.Tensor) -> str:
+            if not (torch.equal(got, index) and torch.equal(got, order.sort().values)):
+                return "the rows by number are not those in pick order"
+            return farthest_each_time(*inputs, w.lengths, keep)(order)
+
+        return check
+
+    short = max(keep) <= MOST_PUBLISHED_STEPS
+    too_long = f"more than {MOST_PUBLISHED_STEPS} steps"
+    loops = {"textbook": textbook, "running minimum": running_minimum}
+    ways = [Way("vtfast", ours, "vtfast", selected)]
+    for name, pick in loops.items():
+        call = per_picture(pick, segments, keep)
+        role = "eager" if pick is textbook else "fair"
+        if pick is textbook and not short:
+            ways.append(Way(name, None, role, missing=too_long))
+        else:
+            ways.append(Way(name, call, role))
+    if dtype != torch.float32 and short:
+        native = per_picture(textbook, segments, keep, dtype)
+        name = f"textbook in {str(dtype).removeprefix('torch.')}"
+        ways.append(Way(name, native, "fair", lambda inputs: as_many(keep)))
+    if segments.uniform_length is not None:
+        ways.append(Way("running minimum, batched", batched(segments, keep), "fair"))
+        if (w.name, share) in (("llava b8", 0.1), ("qwen 4k", 0.1)):
+            name = "running minimum, compiled steps"
+            ways.append(
+                Way(name, lambda compile: batched(segments, keep, compile(_step)), "compiled")
+            )
+    pairs = sum(n * n for n in w.lengths)
+    picked = sum(n * k for n, k in zip(w.lengths, keep, strict=True))
+    return Case(
+        name=f"{w.name}, keep {share:.0%}",
+        shape=f"{len(w.lengths)} pictures, {w.rows} x {w.dim} -> {sum(keep)}",
+        dtype=dtype,
+        make=make,
+        ways=ways,
+        gate=lambda inputs: farthest_each_time(*inputs, w.lengths, keep),
+        nbytes=w.rows * w.dim * dtype.itemsize + 4 * (pairs + picked),
+        flops=2 * pairs * w.dim,
+    )
 
 
-def header(repeats: int) -> dict[str, str | int]:
-    names = [line for line in _cpu_info() if line.startswith("model name")]
-    return {
-        "case": f"{TOKENS} tokens x {DIM}, fp32, keep {KEEP}",
-        "cpu": names[0].split(":")[1].strip() if names else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rounds": repeats,
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def three_digits(ms: float) -> str:
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
-
-
-def as_table(rows: list[dict], facts: dict) -> Table:
-    table = Table(title=f"{facts['case']}\nms: median (p20-p80); x: times faster than {BASELINE}")
-    for column in ("batch", "way", "loop ms", "loop x", "all ms", "all x"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for row in rows:
-        cells = [str(row["batch"]), row["way"]]
-        for part in ("loop", "all"):
-            ms = row[f"{part}_ms"]
-            median, p20, p80 = (three_digits(ms[key]) for key in ("median", "p20", "p80"))
-            cells.append(f"{median} ({p20}-{p80})")
-            cells.append(f"{row[f'{part}_ratio']:.1f}")
-        table.add_row(*cells, end_section=row["way"] == OURS)
-    return table
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds, at least 5")
-    options = parser.parse_args()
-    if options.rounds < 5:
-        parser.error(f"--rounds is {options.rounds}, too few for a median; pass 5 or more")
-
-    facts = header(options.rounds)
-    console = Console()
-    console.print("  ".join(f"{name}: {value}" for name, value in facts.items()), highlight=False)
-    cases = [Case(batch) for batch in BATCHES]
-    if wrong := [line for case in cases for line in case.mismatches()]:
-        console.print("The picks differ, so no times:", *wrong, sep="\n")
-        return 1
-    rows = [row for case in cases for row in measure(case, options.rounds)]
-    console.print(as_table(rows, facts))
-    if options.json:
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
-    return 0
+def cases(device: str, tiny: bool) -> Iterator[Case]:
+    for name, share in CASES:
+        (w,) = workloads(tiny, name)
+        if device == "cuda" or max(w.lengths) <= LARGEST_ON_CPU:
+            yield case(w, share, device)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("diversity", cases)

@@ -46,6 +46,7 @@ WAYS = (
     Way("memcpy of as many bytes", copied, "note"),
     Way("vtfast", gather_rows, "vtfast"),
 )
+COMPILED = Way("index_select, compiled", lambda compile: compile(index_select), "compiled")
 
 
 def case(
@@ -67,10 +68,9 @@ def case(
         shape=f"{w.rows} rows of {row} bytes -> {sum(keep)}",
         dtype=dtype,
         make=make,
-        ways=WAYS,
+        ways=[*WAYS, COMPILED] if positions and w.name != "llava b1" else WAYS,
         gate=lambda inputs: exactly(brackets(*inputs)),
         nbytes=(2 * row + 4) * sum(keep),
-        compiled=index_select if w.name in ("llava b8", "qwen 4k") and positions else None,
     )
 
 

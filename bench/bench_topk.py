@@ -29,31 +29,26 @@ def loop(segments: Ragged, keep: Sequence[int]) -> Callable[[torch.Tensor], torc
     return per_picture
 
 
-def padded(segments: Ragged, keep: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One `torch.topk` of the padded batch, which picks as many as any picture needs."""
+def padded(segments: Ragged, keep: Sequence[int], rank: Callable) -> Callable[..., torch.Tensor]:
+    """The padded batch at once: `rank` gives the best columns, as many as any picture needs."""
     kept = Ragged.from_lengths(keep, segments.device)
     starts, most = segments.cu_seqlens[:-1, None], max(keep)
     cells = None if kept.uniform_length is not None else kept.cells
 
     def padded_topk(scores: torch.Tensor) -> torch.Tensor:
-        rows = segments.pad(scores, -torch.inf).topk(most).indices + starts
+        rows = rank(segments.pad(scores, -torch.inf), most) + starts
         return (rows.flatten() if cells is None else rows[cells]).sort().values.int()
 
     return padded_topk
 
 
-def stable_sort(segments: Ragged, keep: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One stable sort of the padded batch: the plain way to have ties decided."""
-    kept = Ragged.from_lengths(keep, segments.device)
-    starts, most = segments.cu_seqlens[:-1, None], max(keep)
-    cells = None if kept.uniform_length is not None else kept.cells
+def by_topk(scores: torch.Tensor, k: int) -> torch.Tensor:
+    return scores.topk(k).indices
 
-    def padded_sort(scores: torch.Tensor) -> torch.Tensor:
-        order = segments.pad(scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        rows = order[:, :most] + starts
-        return (rows.flatten() if cells is None else rows[cells]).sort().values.int()
 
-    return padded_sort
+def by_stable_sort(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The plain way to have ties decided."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
 def flashinfer(segments: Ragged, keep: Sequence[int]) -> Way:
@@ -75,6 +70,8 @@ def flashinfer(segments: Ragged, keep: Sequence[int]) -> Way:
 
 def case(w: Workload, device: str) -> Case:
     segments, keep = Ragged.from_lengths(w.lengths, device), w.keep(SHARE)
+    one_topk = padded(segments, keep, by_topk)
+    compiled = Way("padded topk, sort, compiled", lambda compile: compile(one_topk), "compiled")
 
     def make(seed: int) -> tuple[torch.Tensor]:
         return (_without_ties(seed, w.rows, device),)
@@ -86,14 +83,14 @@ def case(w: Workload, device: str) -> Case:
         make=make,
         ways=[
             Way("topk per picture", loop(segments, keep), "eager"),
-            Way("padded topk, sort", padded(segments, keep), "fair"),
-            Way("padded stable sort", stable_sort(segments, keep), "fair"),
+            Way("padded topk, sort", one_topk, "fair"),
+            Way("padded stable sort", padded(segments, keep, by_stable_sort), "fair"),
             flashinfer(segments, keep),
             Way("vtfast", lambda scores: topk_select(scores, segments, keep), "vtfast"),
+            *([compiled] if w.name in ("llava b8", "qwen 16k") else []),
         ],
         gate=lambda inputs: exactly(rows_of_sorted(*inputs, w.lengths, keep)),
         nbytes=4 * w.rows + 4 * sum(keep),
-        compiled=padded(segments, keep) if w.name in ("llava b8", "qwen 16k") else None,
     )
 
 

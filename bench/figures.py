@@ -122,25 +122,52 @@ def remarks(rows: Sequence[dict]) -> list[str]:
                 said[f"{row['op']}: {name}: {way['missing']}"] = None
             if "not_captured" in way:
                 said[f"{row['op']}: {name} is in no graph: {way['not_captured']}"] = None
-            if way.get("host_reads"):
-                said[f"{row['op']}: {name} waits for the device"] = None
     return list(said)
 
 
 def summary(rows: Sequence[dict], runs: Sequence[dict]) -> str:
-    """The table of one op or more as plain text, with a header and the last lines."""
-    found = runs[-1]["ceilings"]
-    head = [
-        f"{runs[-1]['device']}, torch {runs[-1]['torch']}, triton {runs[-1]['triton']}, "
-        f"commit {runs[-1]['commit']}",
-        f"ceilings measured: copy {found['copy_gb_s']:.0f} GB/s, "
+    """A table for every op as plain text, with a header and the last lines."""
+    parts = ["\n".join(facts(runs))]
+    for op, some in by_op(rows).items():
+        body = aligned([list(HEAD), *(cells(row, runs) for row in some)])
+        parts.append("\n".join([f"{op}, times in ms", body, *remarks(some), *last_lines(some)]))
+    if len(by_op(rows)) > 1:
+        parts.append("\n".join(["all", *last_lines(rows)]))
+    return "\n\n".join(parts)
+
+
+def by_op(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    ops = dict.fromkeys(row["op"] for row in rows)
+    return {op: [row for row in rows if row["op"] == op] for op in ops}
+
+
+def facts(runs: Sequence[dict]) -> list[str]:
+    """What and where, in a few lines."""
+    run, found = runs[-1], runs[-1]["ceilings"]
+    lines = [
+        f"{run['device']}, driver {run.get('driver', 'none')}, torch {run['torch']}, "
+        f"triton {run['triton']}, commit {run['commit']}",
+        f"Ceilings measured: copy {found['copy_gb_s']:.0f} GB/s, "
         f"{found['matmul_dtype']} matmul {found['matmul_tflop_s']:.3g} TFLOP/s",
     ]
     if "empty_kernel_wall_ms" in found:
         eager, graph = (found[f"empty_kernel_{k}_ms"]["median"] for k in ("wall", "graph"))
-        head.append(f"an empty kernel: {eager * 1e3:.2f} us eager, {graph * 1e3:.2f} us in a graph")
-    body = aligned([list(HEAD), *(cells(row, runs) for row in rows)])
-    return "\n".join([*head, "times in ms", body, *remarks(rows), *last_lines(rows)])
+        lines.append(
+            f"An empty kernel: {eager * 1e3:.2f} us eager, {graph * 1e3:.2f} us in a graph"
+        )
+    return lines
+
+
+def document(record: dict) -> str:
+    """Everything in Markdown: per op its table and last lines, then those over all."""
+    rows, runs = record["rows"], record["runs"]
+    parts = ["  \n".join(facts(runs))]
+    for op, some in by_op(rows).items():
+        table = markdown([list(HEAD), *(cells(row, runs) for row in some)])
+        said = [f"- {line}" for line in (*last_lines(some), *remarks(some))]
+        parts += [f"### {op}", f"Times in ms.\n\n{table}", "\n".join(said)]
+    parts += ["### All", "\n".join(f"- {line}" for line in last_lines(rows))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -14,8 +14,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from parity import Check
 from timing import graph_samples, sets_needed, summary, wall_samples
 
 START = time.monotonic()
+SLOWEST_IN_A_GRAPH = 20  # ms of wall clock: beyond, thousands of launches, and seconds to capture
+_BACKENDS = {True: "eager", False: "inductor"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Way:
     """One way to do what the case asks, a function of the case's inputs.
 
     role: "vtfast"; "eager", the plain baseline; "fair", another one that counts as competition;
-        "note", something else worth knowing, neither checked nor compared; "compiled" is made of
-        the case's `compiled`.
+        "note", something else worth knowing, neither checked nor compared; "compiled": timed with
+        `--compiled` only, and its `call` takes a compiler and returns the function of the inputs.
     gate: its own check of the answer, where it legitimately differs from the others'.
     missing: why there is no call, say "not installed".
     """
@@ -53,18 +55,19 @@ class Case:
     make: inputs number i, on the device; a way is called with them.
     gate: inputs → the check that an answer to them must pass.
     nbytes, flops: the least that must be moved and computed, for the position on the roofline.
-    compiled: an eager function of the inputs to time under `torch.compile` too.
     """
 
     name: str
     shape: str
     dtype: torch.dtype
     make: Callable[[int], tuple]
-    ways: Iterable[Way]
+    ways: Sequence[Way]
     gate: Callable[[tuple], Check]
     nbytes: int
     flops: int = 0
-    compiled: Callable[..., object] | None = None
+
+    def compiled(self) -> list[Way]:
+        return [way for way in self.ways if way.role == "compiled"]
 
 
 def installed(module: str, name: str) -> tuple[Callable[..., object] | None, str]:
@@ -82,17 +85,20 @@ def main(op: str, cases: Callable[[str, bool], Iterable[Case]]) -> None:
     options = _options(op)
     torch.set_num_threads(options.threads)
     record = Record(options.json, machine.header(options.device))
-    found = machine.ceilings(options.device, options.tiny)
-    record.begin(options.seconds, found)
+    record.begin({} if options.check else machine.ceilings(options.device, options.tiny))
     with torch.no_grad():
         finished = run(op, cases(options.device, options.tiny), options, record)
     rows = [row for row in record.rows if row["op"] == op]
-    print(figures.summary(rows, record.runs), file=sys.stderr)
+    red = sum(bool(row["red"]) for row in rows)
+    if options.check:
+        print(f"{op}: parity of {len(rows)} cases, {red} of them red", file=sys.stderr)
+    elif rows:
+        print(figures.summary(rows, record.runs), file=sys.stderr)
     if not finished:
         print(f"{op}: stopped at its limit, left: {record.left[op]}", file=sys.stderr)
     if options.json is None:
         print(json.dumps(record.as_json(), indent=1))
-    sys.exit(int(any(row["red"] for row in rows)))
+    sys.exit(int(red > 0))
 
 
 def _options(op: str) -> argparse.Namespace:
@@ -104,8 +110,12 @@ def _options(op: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU (default 1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in the name")
     parser.add_argument(
-        "--compiled", action="store_true", help="only cases with a compiled way, that one included"
+        "--compiled",
+        choices=("no", "too", "only"),
+        default="no",
+        help="with compiled ways too, or only the cases that have one (default: no)",
     )
+    parser.add_argument("--check", action="store_true", help="only whether the answers are right")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +139,7 @@ class Record:
             return
         self.runs, self.rows, self.left = before["runs"], before["rows"], before["left"]
 
-    def begin(self, seconds: float, ceilings: dict) -> None:
+    def begin(self, ceilings: dict) -> None:
         self.runs.append({**self.facts, "ceilings": ceilings})
 
     def row(self, op: str, case: str) -> dict | None:
@@ -175,11 +185,12 @@ def run(op: str, cases: Iterable[Case], options: argparse.Namespace, record: Rec
     return not left
 
 
-def _done(case: Case, row: dict | None, compiled: bool) -> bool:
+def _done(case: Case, row: dict | None, compiled: str) -> bool:
     """With compiled ways a case is timed once more as a whole, so that all were timed together."""
-    if not compiled:
-        return row is not None
-    return case.compiled is None or (row is not None and _compiled_name(case) in row["ways"])
+    ways = [] if compiled == "no" else case.compiled()
+    if compiled == "only" and not ways:
+        return True
+    return row is not None and all(way.name in row["ways"] for way in ways)
 
 
 def _measure(op: str, case: Case, run: int, options: argparse.Namespace) -> dict:
@@ -197,14 +208,16 @@ def _measure(op: str, case: Case, run: int, options: argparse.Namespace) -> dict
     }
     inputs = case.make(0)
     gate = case.gate(inputs)
-    compiled = [_compiled_way(case, options.tiny)] if options.compiled and case.compiled else []
-    able = {w.name: w.call for w in (*case.ways, *compiled) if _answers(w, gate, inputs, row)}
-    if row["red"]:
+    ways = [way for way in case.ways if way.role != "compiled"]
+    if options.compiled != "no":
+        ways += [_compiled(way, options.tiny) for way in case.compiled()]
+    able = {way.name: way.call for way in ways if _answers(way, gate, inputs, row)}
+    if row["red"] or options.check:
         return row
     calls = {name: partial(call, *inputs) for name, call in able.items()}
     if options.device == "cuda":
         for name, call in calls.items():
-            row["ways"][name]["host_reads"] = _host_reads(call)
+            row["ways"][name]["host_reads"] = host_reads(call)
     seconds = 1e-4 if options.tiny else 0.02 if options.device == "cuda" else 0.05
     _note(row, "wall", wall_samples(calls, options.device, options.rounds, seconds))
     if options.device == "cuda":
@@ -221,7 +234,7 @@ def _answers(way: Way, gate: Check, inputs: tuple, row: dict) -> bool:
     try:
         answer = way.call(*inputs)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {str(error).strip()[:100].splitlines()[0]}"
         if way.role == "vtfast":
             row["red"][way.name] = reason
         else:  # a baseline that cannot do this case is no competitor, and is said to be none
@@ -234,8 +247,8 @@ def _answers(way: Way, gate: Check, inputs: tuple, row: dict) -> bool:
     return not wrong
 
 
-def _host_reads(call: Callable[[], object]) -> int:
-    """How often one call waits for the device."""
+def host_reads(call: Callable[[], object]) -> int:
+    """How often one call waits for the CUDA device."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -253,12 +266,24 @@ def _measure_graphs(case: Case, inputs: tuple, calls: dict, row: dict) -> None:
     sets = [inputs, *(case.make(i) for i in range(1, sets_needed(touched, cache)))]
     covered = len(sets) * touched >= 3 * cache
     scratch = None if covered else torch.ones(3 * cache // 4, device="cuda")
-    warm, cold, refused = graph_samples(calls, sets, scratch)
+    refused = {name: _graphless(row["ways"][name]) for name in calls}
+    able = {name: call for name, call in calls.items() if not refused[name]}
+    warm, cold, failed = graph_samples(able, sets, scratch)
     _note(row, "warm", warm)
     _note(row, "cold", cold)
     row["sets"] = len(sets)
-    for name, reason in refused.items():
-        row["ways"][name]["not_captured"] = reason
+    for name, reason in {**refused, **failed}.items():
+        if reason:
+            row["ways"][name]["not_captured"] = reason
+
+
+def _graphless(way: dict) -> str:
+    """Why no graph is tried. A failed capture would leave the random generator unusable."""
+    if way["host_reads"]:
+        return "it waits for the device"
+    if way["wall"]["median"] > SLOWEST_IN_A_GRAPH:
+        return f"a call takes over {SLOWEST_IN_A_GRAPH} ms"
+    return ""
 
 
 def _note(row: dict, metric: str, samples: dict[str, list[float]]) -> None:
@@ -266,12 +291,9 @@ def _note(row: dict, metric: str, samples: dict[str, list[float]]) -> None:
         row["ways"][name][metric] = summary(milliseconds)
 
 
-def _compiled_name(case: Case) -> str:
-    return f"compiled {case.compiled.__name__}"
-
-
-def _compiled_way(case: Case, tiny: bool) -> Way:
-    """The eager function under `torch.compile`; tiny runs trace it without generating code."""
-    backend = "eager" if tiny else "inductor"
+def _compiled(way: Way, tiny: bool) -> Way:
+    """With its call made by `torch.compile`; tiny runs trace without generating code."""
     torch.compiler.reset()
-    return Way(_compiled_name(case), torch.compile(case.compiled, backend=backend), "compiled")
+    if way.call is None:
+        return way
+    return replace(way, call=way.call(partial(torch.compile, backend=_BACKENDS[tiny])))

@@ -113,9 +113,8 @@ def ceilings(device: str, tiny: bool) -> dict:
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    rounds = 3 if tiny else 9
     calls = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.matmul(a, b)}
-    samples = wall_samples(calls, device, rounds, 0.002 if tiny else 0.05)
+    samples = wall_samples(calls, device, 5, 0.001 if tiny else 0.02)
     copy, product = (summary(samples[name])["median"] for name in calls)
     found = {
         "copy_gb_s": 2 * size / copy / 1e6,

@@ -3,10 +3,25 @@
 Each check says where the first difference is. They share nothing with `kernels/`.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+import oracles
+
+__all__ = [
+    "Check",
+    "a_selection",
+    "exactly",
+    "farthest_each_time",
+    "nearly",
+    "oracles",
+    "rows_of_sorted",
+]
 
 Check = Callable[[object], str]
 
@@ -74,3 +89,46 @@ def rows_of_sorted(
         order = scores[start : start + n].sort(descending=True, stable=True).indices[:k]
         picks.append(order.sort().values + start)
     return torch.cat(picks).int()
+
+
+def farthest_each_time(
+    features: torch.Tensor, lengths: Sequence[int], keep: Sequence[int], slack: float = 2e-5
+) -> Check:
+    """Picks in order are greedy max-min on fp64 cosine distances, each up to `slack`.
+
+    Roundings of fp32 distances stay below half of the slack; those of bf16 ones do not.
+    """
+
+    def check(got: object) -> str:
+        (order,) = _tensors(got)
+        if len(order) != sum(keep):
+            return f"{len(order)} picks, expected {sum(keep)}"
+        starts = accumulate(lengths, initial=0)
+        parts = zip(starts, lengths, order.long().split(list(keep)), strict=False)
+        for segment, (start, n, picks) in enumerate(parts):
+            if (
+                (picks < start).any()
+                or (picks >= start + n).any()
+                or len(picks.unique()) < len(picks)
+            ):
+                return f"segment {segment}: rows outside of it or repeated"
+            short = _shortfall(features[start : start + n], picks - start)
+            if (worst := short.max().item()) > slack:
+                step = int(short.argmax())
+                return f"segment {segment}: pick {step} is {worst:.2g} nearer than another row"
+        return ""
+
+    return check
+
+
+def _shortfall(features: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+    """By how much each pick's distance to the picks before it misses the largest there is."""
+    x = torch.nn.functional.normalize(features.double(), dim=1)
+    distance = 1.0 - x @ x.T
+    nearest = distance.clone().fill_diagonal_(torch.inf).amin(0)
+    limit = torch.full_like(nearest, torch.inf)
+    short = []
+    for pick in picks[:, None]:
+        short.append(nearest.max() - nearest.index_select(0, pick))
+        nearest = limit = torch.minimum(limit, distance.index_select(0, pick)[0])
+    return torch.cat(short)

@@ -45,8 +45,7 @@ def attend_ranges(
     """Decode with ranges the host knows: one call where they are alike and evenly spaced."""
     steps = {b - a for a, b in pairwise(starts)} or {0}
     if len(set(lengths)) == 1 and len(steps) == 1 and min(steps) >= 0:
-        view = (len(q), lengths[0], min(steps), starts[0])
-        return attend(q, _windows(k_cache, *view), _windows(v_cache, *view), False, scale)
+        return attend_windows(q, k_cache, v_cache, (lengths[0], min(steps), starts[0]), scale)
     out = torch.empty_like(q)
     for s, (a, length) in enumerate(zip(starts, lengths, strict=True)):
         k, v = k_cache[None, a : a + length], v_cache[None, a : a + length]
@@ -83,6 +82,21 @@ def attend_unread(
     mask = (columns < lengths[:, None])[:, None, None]
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
     return out.where(lengths[:, None, None, None] > 0, 0.0).transpose(1, 2)
+
+
+def attend_windows(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    window: tuple[int, int, int],
+    scale: float | None,
+) -> torch.Tensor:
+    """Decode with ranges as long as one another and evenly spaced, in one call on views.
+
+    `window`: rows of a range, from the start of one to the next, and before the first.
+    """
+    k, v = _windows(k_cache, len(q), *window), _windows(v_cache, len(q), *window)
+    return attend(q, k, v, False, scale)
 
 
 def _windows(x: torch.Tensor, number: int, length: int, step: int, start: int) -> torch.Tensor:

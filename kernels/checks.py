@@ -69,6 +69,26 @@ def check_covers(op: str, name: str, segments: Ragged, x_name: str, rows: int) -
         )
 
 
+def check_has_rows(op: str, name: str, x: object, device: torch.device) -> None:
+    """Refuse what cannot be gathered from: anything but a tensor with a dimension of rows."""
+    check_tensor(op, name, x, device=device)
+    assert isinstance(x, torch.Tensor)
+    if x.ndim == 0:
+        raise ValueError(f"{op}: {name} must have at least 1 dimension; it has no rows")
+
+
+def checked_gather(op: str, gather: object, segments: Ragged) -> tuple[torch.Tensor, ...]:
+    """The tensors to gather from along with a selection: each has the rows of the segments."""
+    if isinstance(gather, torch.Tensor) or not isinstance(gather, Sequence):
+        raise TypeError(
+            f"{op}: gather must be a sequence of tensors, got {type(gather).__name__}; pass a list"
+        )
+    for number, x in enumerate(gather):
+        check_has_rows(op, f"gather[{number}]", x, segments.device)
+        check_covers(op, "segments", segments, f"gather[{number}]", len(x))
+    return tuple(gather)
+
+
 def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, ...]:
     """The rows to keep of each segment as host ints, one per segment and none beyond its length."""
     counts = checked_ints(op, "keep", keep, len(segments))

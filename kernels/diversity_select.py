@@ -357,6 +357,9 @@ def diversity_select(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Pick `keep[s]` mutually distant rows of each segment.
 
+    Takes memory for the distances within a segment, fp32; at most 1 GiB at a time in the kernel and
+    256 MiB in the twin, or one segment's where these are more. Segments beyond wait their turn.
+
     Args:
         features: `[T, D]` of any floating dtype; only directions matter. A zero row has cosine 0 to
             all rows. A row whose squared norm is not finite in fp32 ranks below all finite rows

@@ -12,17 +12,22 @@ from collections.abc import Sequence
 import torch
 
 from . import reference
-from .checks import INDEX_DTYPES, check_impl, check_tensor
+from .checks import INDEX_DTYPES, check_has_rows, check_impl, check_tensor
 from .launch import on_device_of, register, tl, triton, use_triton
 
 _OP = "gather_rows"
 _ROWS = 4  # a program's tile: 4 x 1024 words, 8 loads of 16 bytes for each of 128 threads
-_BLOCK = 1024
+_SPAN = 1024
 _WARPS = 4
+
+# How rows are copied: words in a row; bytes in a word: 4, 2 or 1; words in a unit of the stride, 16
+# bytes of them if all rows start 16 bytes apart, which the compiler then knows and uses 128-bit
+# loads, else 1; words copied at a time.
+Layout = tuple[int, int, int, int]
 
 
 @triton.jit
-def _copy_rows(
+def _copy_span(
     x_ptr,
     out_ptr,
     stride_x,
@@ -33,16 +38,41 @@ def _copy_rows(
     WORD: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
-    """Copy one column block of one tensor: `out[j] = x[row]`, rows of WIDTH words."""
+    """Copy one span of columns of one tensor: `out[j] = x[row]`."""
     word = tl.pointer_type(tl.int32 if WORD == 4 else (tl.int16 if WORD == 2 else tl.int8))
-    first = tl.program_id(1) * BLOCK
-    if first < WIDTH:
-        column = first + tl.arange(0, BLOCK)
-        mask = inside[:, None] & (column < WIDTH)[None, :]
-        source = x_ptr.to(word, bitcast=True) + (row * stride_x * UNIT)[:, None] + column[None, :]
-        target = out_ptr.to(word, bitcast=True) + (j * WIDTH)[:, None] + column[None, :]
-        tl.store(target, tl.load(source, mask=mask, other=0), mask=mask)
+    for start in range(0, SPAN if SPAN < WIDTH else WIDTH, BLOCK):
+        first = tl.program_id(1) * SPAN + start
+        if first < WIDTH:
+            column = first + tl.arange(0, BLOCK)
+            mask = inside[:, None] & (column < WIDTH)[None, :]
+            source = x_ptr.to(word, bitcast=True) + (row * stride_x * UNIT)[:, None]
+            target = out_ptr.to(word, bitcast=True) + (j * WIDTH)[:, None]
+            block = tl.load(source + column[None, :], mask=mask, other=0)
+            tl.store(target + column[None, :], block, mask=mask)
+
+
+@triton.jit
+def copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS: tl.constexpr, SPAN: tl.constexpr):
+    """Copy `out_t[j] = x_t[row]` for every tensor t, in the span of columns of this program.
+
+    row, j: `[ROWS]` int64, those that are `inside`. What describes the tensors is from `copying`.
+    """
+    for t in tl.static_range(len(LAYOUTS)):
+        _copy_span(
+            x_ptrs[t],
+            out_ptrs[t],
+            strides[t],
+            row,
+            j,
+            inside,
+            WIDTH=LAYOUTS[t][0],
+            WORD=LAYOUTS[t][1],
+            UNIT=LAYOUTS[t][2],
+            BLOCK=LAYOUTS[t][3],
+            SPAN=SPAN,
+        )
 
 
 @triton.jit(do_not_specialize=["num_rows", "strides"])
@@ -53,65 +83,76 @@ def _gather_rows_kernel(
     out_ptrs,
     # sizes
     num_rows,
-    # strides between rows, in units of UNITS[t] words
+    # strides between rows, one per tensor
     strides,
-    # meta, one per tensor
-    WIDTHS: tl.constexpr,  # words in a row
-    WORDS: tl.constexpr,  # bytes in a word: 4, 2 or 1
-    UNITS: tl.constexpr,  # 16 bytes of words if all rows start 16 bytes apart, which the compiler
-    BLOCKS: tl.constexpr,  # then knows and uses 128-bit loads
+    # meta
+    LAYOUTS: tl.constexpr,  # one per tensor
     ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
-    """Grid (blocks of ROWS output rows, column blocks): a program moves its block of every tensor.
+    """Grid (blocks of ROWS output rows, column spans): a program moves its block of every tensor.
 
-    Narrow tensors have one column block, moved by the programs of the first column.
+    Narrow tensors have one span, moved by the programs of the first.
     """
     j = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = j < num_rows
     row = tl.load(index_ptr + j, mask=inside, other=0).to(tl.int64)
-    for t in tl.static_range(len(WIDTHS)):
-        _copy_rows(
-            x_ptrs[t],
-            out_ptrs[t],
-            strides[t],
-            row,
-            j,
-            inside,
-            WIDTH=WIDTHS[t],
-            WORD=WORDS[t],
-            UNIT=UNITS[t],
-            BLOCK=BLOCKS[t],
-        )
+    copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS, SPAN)
+
+
+def copying(
+    tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], block: int, odd_block: int
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
+    """What `copy_rows` takes of the tensors that have something to copy.
+
+    block: words of a row to copy at a time; odd_block: the same where rows are not so many times 16
+    bytes, 16 bytes apart. Returns sources, outputs, row strides in units, and the layouts.
+    """
+    sources = [_rows(x) for x in tensors]
+    kept = [pair for pair in zip(sources, outputs, strict=True) if pair[1].numel()]
+    layouts = [_layout(x, block, odd_block) for x, _ in kept]
+    return (
+        tuple(x for x, _ in kept),
+        tuple(out for _, out in kept),
+        tuple(stride for stride, _ in layouts),
+        tuple(layout for _, layout in layouts),
+    )
+
+
+def unable(tensors: Sequence[torch.Tensor]) -> str:
+    """Why the kernel cannot copy rows of these, "" if it can."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "the kernel has no backward and a tensor needs a gradient"
+    if any(x.is_complex() for x in tensors):
+        return "the kernel does not know complex tensors"
+    return ""
+
+
+def new_rows(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What is gathered into: contiguous whatever the strides of its source."""
+    return [torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors]
+
+
+def spans(layouts: Sequence[Layout], span: int) -> int:
+    """Column spans that the widest tensor has."""
+    return max(triton.cdiv(width, span) for width, *_ in layouts)
 
 
 def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     num_rows = len(index)
-    outputs = [
-        torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors
-    ]
-    pointers, layouts = [], []
-    for x, out in zip(tensors, outputs, strict=True):
-        if out.numel():
-            x = _rows(x)
-            pointers.append((x, out))
-            layouts.append(_layout(x))
-    if pointers:
-        strides, widths, words, units = zip(*layouts, strict=True)
-        blocks = tuple(min(_BLOCK, triton.next_power_of_2(width)) for width in widths)
-        columns = max(triton.cdiv(*sizes) for sizes in zip(widths, blocks, strict=True))
-        xs, outs = zip(*pointers, strict=True)
+    outputs = new_rows(num_rows, tensors)
+    sources, targets, strides, layouts = copying(tensors, outputs, _SPAN, _SPAN)
+    if layouts:
         with on_device_of(index):
-            _gather_rows_kernel[(triton.cdiv(num_rows, _ROWS), columns)](
+            _gather_rows_kernel[(triton.cdiv(num_rows, _ROWS), spans(layouts, _SPAN))](
                 index.contiguous(),
-                xs,
-                outs,
+                sources,
+                targets,
                 num_rows,
                 strides,
-                WIDTHS=widths,
-                WORDS=words,
-                UNITS=units,
-                BLOCKS=blocks,
+                LAYOUTS=layouts,
                 ROWS=_ROWS,
+                SPAN=_SPAN,
                 num_warps=_WARPS,
             )
     return outputs
@@ -123,15 +164,17 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
-def _layout(x: torch.Tensor) -> tuple[int, int, int, int]:
-    """Row stride in units, row width in words, bytes in a word, words in a unit."""
+def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
+    """Row stride in units, and the layout of `[T, W]` with contiguous rows."""
     size = x.element_size()
     width = size * x.shape[1]
     stride = size * x.stride(0)
     odd = (width | stride | x.data_ptr()) & 3
     word = 4 if odd == 0 else 2 if odd == 2 else 1
     unit = word if stride % 16 else 16
-    return stride // unit, width // word, word, unit // word
+    block = odd_block if (width | stride) % 16 else block
+    width //= word
+    return stride // unit, (width, word, unit // word, min(block, triton.next_power_of_2(width)))
 
 
 def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -173,22 +216,12 @@ def gather_rows(
         raise ValueError(f"{_OP}: got an index but no tensor to gather from; pass at least one")
     for number, x in enumerate(tensors):
         name = f"tensor {number}"
-        check_tensor(_OP, name, x, device=index.device)
-        if x.ndim == 0:
-            raise ValueError(f"{_OP}: {name} must have at least 1 dimension; it has no rows")
+        check_has_rows(_OP, name, x, index.device)
         if len(x) != len(tensors[0]):
             raise ValueError(
                 f"{_OP}: {name} has shape {tuple(x.shape)} but tensor 0 has "
                 f"{tuple(tensors[0].shape)}; all need the same number of rows"
             )
-    if use_triton(_OP, impl, index.device, unable=_unable(tensors)):
+    if use_triton(_OP, impl, index.device, unable=unable(tensors)):
         return tuple(_gather_rows(index, tensors))
     return reference.gather_rows(index, *tensors)
-
-
-def _unable(tensors: Sequence[torch.Tensor]) -> str:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "the kernel has no backward and a tensor needs a gradient"
-    if any(x.is_complex() for x in tensors):
-        return "the kernel does not know complex tensors"
-    return ""

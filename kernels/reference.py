@@ -7,6 +7,7 @@ They take checked arguments; the op files beside this one validate. Rules all se
   `keep[s]` distinct ones from segment `s`.
 - Larger wins, ties go to the lowest row, -0.0 equals +0.0, NaN ranks below -inf.
 - What is picked in a segment depends on that segment alone.
+- With tensors to `gather` from, the result is a pair of the index and a tuple of their rows.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,6 @@ def gather_rows(index: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tens
     return tuple(x.index_select(0, index) for x in tensors)
 
 
-@torch.no_grad()
 def random_select(
     segments: Ragged,
     keep: Sequence[int],
@@ -38,7 +38,8 @@ def random_select(
     seed: int | torch.Tensor,
     keys: torch.Tensor | None = None,
     stream: int | torch.Tensor,
-) -> torch.Tensor:
+    gather: Sequence[torch.Tensor] = (),
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Draw exactly `keep[s]` rows of each segment, uniformly and reproducibly.
 
     Row i of a segment draws word i % 4 of Philox-4x32-10 at counter
@@ -62,12 +63,18 @@ def random_select(
     ranks = ((first - 2**31) << 32) + second  # the pair, ordered as one signed integer
     if segments.uniform_length is None:
         ranks.masked_fill_(~segments.live, torch.iinfo(torch.int64).min)
-    return _take_best(ranks, segments, keep)
+    return _and_rows(_take_best(ranks, segments, keep), gather)
 
 
-@torch.no_grad()
-def topk_select(scores: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> torch.Tensor:
+def topk_select(
+    scores: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    gather: Sequence[torch.Tensor] = (),
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Pick the `keep[s]` best-scored rows of each segment."""
+    scores = scores.detach()
     integer = torch.int64 if scores.dtype == torch.float64 else torch.int32
     scores = scores if integer == torch.int64 else scores.float()
     lowest = torch.iinfo(integer).min
@@ -75,7 +82,7 @@ def topk_select(scores: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> 
     # Flipping the value bits of negative numbers makes integers sort like the floats.
     ranks = torch.where(bits < 0, bits ^ torch.iinfo(integer).max, bits)
     ranks = ranks.masked_fill(scores.isnan(), lowest)
-    return _take_best(segments.pad(ranks, lowest), segments, keep)
+    return _and_rows(_take_best(segments.pad(ranks, lowest), segments, keep), gather)
 
 
 @torch.no_grad()
@@ -245,6 +252,13 @@ def _take_best(ranks: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> to
     order = ranks.sort(dim=1, descending=True, stable=True).indices
     rows = _take_first(order + segments.cu_seqlens[:-1, None], keep)
     return rows.int().sort().values  # segments follow one another, so one sort serves all
+
+
+def _and_rows(
+    index: torch.Tensor, tensors: Sequence[torch.Tensor]
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The picks, with the rows of some tensors where these were asked for."""
+    return (index, gather_rows(index, *tensors)) if tensors else index
 
 
 def _take_first(rows: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:

@@ -66,8 +66,8 @@ def kth_largest(key, k, BITS: tl.constexpr):
 
 
 @triton.jit
-def store_picks(out_ptr, row, above, equal, k):
-    """Store k rows, ascending: all above the threshold and the first of those equal to it."""
+def _picks(above, equal, k):
+    """Which k keys stay, and their places: all above the threshold, the first of those equal."""
     # Both counts ride in one sum: at most 16384 each, they stay apart and positive.
     both = above.to(tl.int32) + (equal.to(tl.int32) << 16)
     line = tl.sum(both, axis=1)
@@ -77,5 +77,36 @@ def store_picks(out_ptr, row, above, equal, k):
     num_above, num_equal = upto & 0xFFFF, upto >> 16
     # Read off `both`, not the masks: these would have to stay in registers until here.
     picked = (both == 1) | ((both > 1) & (num_equal <= room))
-    place = num_above + tl.minimum(num_equal, room) - 1
+    return picked, num_above + tl.minimum(num_equal, room) - 1
+
+
+@triton.jit
+def store_picks(out_ptr, row, above, equal, k):
+    """Store k rows, ascending: all above the threshold and the first of those equal to it."""
+    picked, place = _picks(above, equal, k)
     tl.store(out_ptr + place, row, mask=picked)
+
+
+@triton.jit
+def nth_picks(above, equal, k, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[J]: at which position the pick of place j stands, 0 <= j < k; elsewhere nowhere.
+
+    Counted, in registers: it stands in the line before which all lines end at a place up to j, and
+    in there behind the columns that do. That takes J x ROWS and J x 32 comparisons, not J x N, and
+    no memory through which the threads of a program would have to wait for one another.
+    """
+    picked, _ = _picks(above, equal, k)
+    column = tl.arange(0, COLUMNS)[None, :]
+    count = tl.sum(picked.to(tl.int32), axis=1)
+    word = tl.sum(picked.to(tl.uint32) << column.to(tl.uint32), axis=1)
+
+    passed = tl.cumsum(count, axis=0)[None, :] <= j[:, None]  # [J, ROWS]
+    # Lines and picks passed ride in one sum, as above.
+    both = tl.sum(tl.where(passed, count[None, :] + 65536, 0), axis=1)
+    line, before = both >> 16, both & 0xFFFF
+    here = tl.arange(0, ROWS)[None, :] == line[:, None]
+    word = tl.sum(tl.where(here, word[None, :], tl.full((), 0, tl.uint32)), axis=1)
+
+    bits = ((word[:, None] >> column.to(tl.uint32)) & 1).to(tl.int32)  # [J, COLUMNS]
+    passed = tl.cumsum(bits, axis=1) + before[:, None] <= j[:, None]
+    return line * COLUMNS + tl.sum(passed.to(tl.int32), axis=1)

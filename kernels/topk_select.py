@@ -4,14 +4,16 @@
 `torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and NaN
 ranks below -inf, so a broken score is never preferred. One program per segment keeps its scores in
 registers. Traffic: the scores once in, k row numbers out; the time is the launch and the search.
-Limits: 16384 rows a segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
+With `gather=` the picked rows of other tensors come along (`gather_picks.py`). Limits: 16384 rows a
+segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
 """
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 
-from . import reference
+from . import gather_picks, reference
 from .checks import (
     KERNEL_DTYPES,
     check_covers,
@@ -19,8 +21,12 @@ from .checks import (
     check_impl,
     check_segments,
     check_tensor,
+    checked_gather,
     checked_keep,
 )
+from .gather import gather_rows
+from .gather import unable as unable_to_copy
+from .gather_picks import copy_picks, my_share
 from .launch import on_device_of, register, tl, triton, use_triton
 from .ragged import Ragged
 from .threshold import (
@@ -59,6 +65,29 @@ def _keys(bits, BITS: tl.constexpr, INFINITY: tl.constexpr):
 
 
 @triton.jit
+def _best(
+    scores_ptr,
+    first,
+    n,
+    k,
+    BITS: tl.constexpr,
+    INFINITY: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The scores of a segment above the threshold, and those equal to it."""
+    position = positions(ROWS, COLUMNS)
+    live = position < n
+    # As bits: 16-bit floats sort by them too, and the interpreter converts bf16 wrongly.
+    word = tl.pointer_type(tl.int32 if BITS == 32 else tl.int16)
+    source = scores_ptr.to(word, bitcast=True) + first + position
+    bits = tl.load(source, mask=live, other=0).to(tl.int32)
+    key = tl.where(live, _keys(bits << (32 - BITS), BITS, INFINITY), tl.full((), 0, tl.uint32))
+    threshold, _ = kth_largest(key, k, BITS)
+    return (key > threshold) & live, (key == threshold) & live
+
+
+@triton.jit
 def _topk_select_kernel(
     # pointers
     scores_ptr,
@@ -75,18 +104,54 @@ def _topk_select_kernel(
     segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
     first_out, k = segment_bounds(cu_keep_ptr, segment)
-    position = positions(ROWS, COLUMNS)
-    live = position < n
+    above, equal = _best(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
+    store_picks(out_ptr + first_out, first + positions(ROWS, COLUMNS), above, equal, k)
 
-    # As bits: 16-bit floats sort by them too, and the interpreter converts bf16 wrongly.
-    word = tl.pointer_type(tl.int32 if BITS == 32 else tl.int16)
-    source = scores_ptr.to(word, bitcast=True) + first + position
-    bits = tl.load(source, mask=live, other=0).to(tl.int32)
-    key = tl.where(live, _keys(bits << (32 - BITS), BITS, INFINITY), tl.full((), 0, tl.uint32))
 
-    threshold, _ = kth_largest(key, k, BITS)
-    above, equal = (key > threshold) & live, (key == threshold) & live
-    store_picks(out_ptr + first_out, first + position, above, equal, k)
+@triton.jit(do_not_specialize=["blocks", "strides"])
+def _topk_gather_kernel(
+    # pointers
+    scores_ptr,
+    cu_seqlens_ptr,
+    cu_keep_ptr,
+    index_ptr,
+    x_ptrs,
+    out_ptrs,
+    # sizes
+    blocks,  # of picks, of the segment that keeps most
+    # strides between rows, one per tensor
+    strides,
+    # meta
+    BITS: tl.constexpr,
+    INFINITY: tl.constexpr,
+    LAYOUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PICKS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Grid (segments x blocks, column spans): a program selects, and copies a block of picks."""
+    _, first, n, first_out, k, pick = my_share(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS)
+    if pick >= k:
+        return
+    above, equal = _best(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
+    copy_picks(
+        index_ptr,
+        x_ptrs,
+        out_ptrs,
+        strides,
+        first,
+        first_out,
+        k,
+        pick,
+        above,
+        equal,
+        LAYOUTS,
+        ROWS,
+        COLUMNS,
+        PICKS,
+        SPAN,
+    )
 
 
 def _launch(
@@ -124,20 +189,76 @@ _topk_select = register(
 )
 
 
+def _launch_gather(
+    scores: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    keep: Sequence[int],
+    longest: int,
+    tensors: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    meta = {"BITS": _BITS[scores.dtype], "INFINITY": _INFINITY[scores.dtype]}
+    return gather_picks.launch(
+        _topk_gather_kernel, [scores.contiguous()], cu_seqlens, keep, longest, tensors, **meta
+    )
+
+
+def _fake_gather(
+    scores: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    keep: Sequence[int],
+    longest: int,
+    tensors: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return gather_picks.fake(keep, cu_seqlens, tensors)
+
+
+_topk_gather = register(
+    "topk_select_gather(Tensor scores, Tensor cu_seqlens, int[] keep, int longest, "
+    "Tensor[] tensors) -> (Tensor, Tensor[])",
+    _launch_gather,
+    _fake_gather,
+)
+
+
+@overload
 def topk_select(
     scores: torch.Tensor, segments: Ragged, keep: Sequence[int], *, impl: str = "auto"
-) -> torch.Tensor:
+) -> torch.Tensor: ...
+
+
+@overload
+def topk_select(
+    scores: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    gather: Sequence[torch.Tensor],
+    impl: str = "auto",
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]: ...
+
+
+def topk_select(
+    scores: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    gather: Sequence[torch.Tensor] = (),
+    impl: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Pick the `keep[s]` rows with the largest scores in each segment.
 
     Args:
         scores: `[T]` of any floating dtype, compared exactly.
         segments: the cut of the T rows.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
+        gather: tensors `[T, ...]` to gather the picked rows of, as `gather_rows` does: in the same
+            launch where no segment has more than 4096 rows, else in a second one.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
 
     Returns:
-        `[sum(keep)]` int32 row numbers, ascending (by row, not by score).
+        `[sum(keep)]` int32 row numbers, ascending (by row, not by score). With `gather` a pair of
+        these and a tuple of the picked rows, one contiguous `[sum(keep), ...]` per tensor.
 
     Raises:
         ValueError: a rank, row count, keep count or device that does not fit, or what the kernel
@@ -154,9 +275,15 @@ def topk_select(
     check_floating(_OP, "scores", scores)
     check_covers(_OP, "segments", segments, "scores", len(scores))
     keep = checked_keep(_OP, segments, keep)
+    gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
     too_long = unable(longest)
     foreign = "" if scores.dtype in KERNEL_DTYPES else f"the kernel does not take {scores.dtype}"
-    if use_triton(_OP, impl, scores.device, unable=too_long or foreign, silent=not too_long):
-        return _topk_select(scores, segments.cu_seqlens, keep, longest)
-    return reference.topk_select(scores, segments, keep)
+    cannot = too_long or foreign or unable_to_copy(gather)
+    if not use_triton(_OP, impl, scores.device, unable=cannot, silent=not too_long):
+        return reference.topk_select(scores, segments, keep, gather=gather)
+    if gather_picks.fits(longest, gather):
+        index, rows = _topk_gather(scores, segments.cu_seqlens, keep, longest, gather)
+        return index, tuple(rows)
+    index = _topk_select(scores, segments.cu_seqlens, keep, longest)
+    return (index, gather_rows(index, *gather, impl=impl)) if gather else index

@@ -69,11 +69,9 @@ def variants() -> Iterator[Variant]:
                 "strides": ("i32", "i32"),
             },
             {
-                "WIDTHS": (2048, 2),
-                "WORDS": (4, 4),
-                "UNITS": (4, 1),
-                "BLOCKS": (gather._BLOCK, 2),
+                "LAYOUTS": ((2048, 4, 4, gather._SPAN), (2, 4, 1, 2)),
                 "ROWS": gather._ROWS,
+                "SPAN": gather._SPAN,
             },
             {"num_warps": gather._WARPS},
         )
@@ -174,6 +172,44 @@ def variants() -> Iterator[Variant]:
     )
 
 
+def fused_variants() -> Iterator[Variant]:
+    """Selections that gather hidden states and positions in the same launch."""
+    import torch
+
+    from vtfast.kernels import gather_picks, random_select, threshold, topk_select
+
+    def variant(label: str, kernel: Any, types: dict, constants: dict, longest: int, warps: int):
+        block = gather_picks.WORDS_PER_WARP * warps
+        return Variant(
+            f"{label} + gather, {longest} rows",
+            kernel,
+            types
+            | dict.fromkeys(("cu_seqlens_ptr", "cu_keep_ptr", "index_ptr"), "*i32")
+            | dict.fromkeys(("x_ptrs", "out_ptrs"), ("*bf16", "*i64"))
+            | {"blocks": "i32", "strides": ("i32", "i32")},
+            constants
+            | {
+                "LAYOUTS": ((2048, 4, 4, block), (2, 4, 1, 2)),
+                "ROWS": longest // threshold.COLUMNS,
+                "COLUMNS": threshold.COLUMNS,
+                "PICKS": gather_picks.PICKS,
+                "SPAN": gather_picks.SPAN,
+            },
+            {"num_warps": warps},
+        )
+
+    words = {"seed_ptr": "*i64", "keys_ptr": "*i64", "stream_ptr": "*i32"}
+    for tile in threshold.TILES:
+        if tile[0] > gather_picks.MAX_LENGTH:
+            break
+        kernel = random_select._random_gather_kernel
+        yield variant("random", kernel, words, {"WORD_BITS": 32}, *tile)
+        kernel = topk_select._topk_gather_kernel
+        for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+            bits = {"BITS": topk_select._BITS[dtype], "INFINITY": topk_select._INFINITY[dtype]}
+            yield variant(f"topk {name}", kernel, {"scores_ptr": f"*{name}"}, bits, *tile)
+
+
 def aligned(variant: Variant, names: list[str]) -> dict[tuple[int, ...], Any]:
     """Pointers are multiples of 16 bytes, as PyTorch's allocator gives them."""
     attributes: dict[tuple[int, ...], Any] = {}
@@ -242,4 +278,5 @@ def in_a_process_of_its_own() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([build(variant, arch) for variant in variants() for arch in ARCHS], indent=1))
+    every = [*variants(), *fused_variants()]
+    print(json.dumps([build(variant, arch) for variant in every for arch in ARCHS], indent=1))

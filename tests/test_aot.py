@@ -41,6 +41,14 @@ def test_gathered_rows_move_16_bytes_at_a_time(table, arch):
 
 
 @pytest.mark.parametrize("arch", NVIDIA)
+def test_selections_gather_16_bytes_at_a_time(table, arch):
+    """A block of 32 picks is as many loads a thread as above, whatever the tile."""
+    fused = [row for row in of(table, arch) if "+ gather" in row["kernel"]]
+    assert len(fused) == 6
+    assert [row for row in fused if (row["load_128"], row["store_128"]) != (8, 8)] == []
+
+
+@pytest.mark.parametrize("arch", NVIDIA)
 def test_the_greedy_loop_reads_16_bytes_at_a_time(table, arch):
     """A line of 1024 to 4096 distances is 2 loads of 16 bytes a thread, one of 16384 is 4."""
     wide = [row["load_128"] for row in of(table, arch, "diversity greedy")]

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from importlib import import_module
 
 import figures
 import harness
 import pytest
+import report
 import torch
+from gpu_ops import ORDER
 from harness import Case, Way
-from parity import a_selection, exactly, nearly, rows_of_sorted
+from parity import a_selection, exactly, farthest_each_time, nearly, rows_of_sorted
 from timing import MAX_SETS, sets_needed, summary
 
 SPECS = {"slow": ([9.0], "eager"), "quick": ([2.0], "fair"), "vtfast": ([4.0], "vtfast")}
@@ -26,13 +29,15 @@ def unable(x):
     raise RuntimeError("not for this device\nat all")
 
 
-def case(name="one", ours=double, theirs=double, compiled=None, **names):
+def case(name="one", ours=double, theirs=double, compiled=None):
     ways = [
         Way("plain", double, "eager"),
         Way("other", theirs, "fair"),
         Way("absent", None, "fair", missing="not installed"),
         Way("vtfast", ours, "vtfast"),
     ]
+    if compiled:
+        ways.append(Way("compiled", lambda compile: compile(compiled), "compiled"))
     return Case(
         name=name,
         shape="8",
@@ -41,8 +46,6 @@ def case(name="one", ours=double, theirs=double, compiled=None, **names):
         ways=ways,
         gate=lambda inputs: exactly(inputs[0] + inputs[0]),
         nbytes=64,
-        compiled=compiled,
-        **names,
     )
 
 
@@ -173,17 +176,29 @@ def test_no_case_begins_that_would_not_end_in_time(bench, monkeypatch):
 
 def test_the_compiled_way_is_timed_together_with_the_others(bench):
     _, before, _ = bench(case("a", compiled=double), case("b"))
-    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled"])
+    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "only"])
     first, second = after["rows"]
-    assert "wall" in first["ways"]["compiled double"]
+    assert "wall" in first["ways"]["compiled"]
     assert [first["run"], second["run"]] == [1, 0]
     assert second == before["rows"][1]
 
 
 def test_a_wrong_compiled_way_is_red(bench):
-    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled"])
+    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled", "only"])
     assert code == 1
     assert timed(record) == set()
+
+
+def test_compiled_ways_may_be_timed_with_all_the_others_at_once(bench):
+    _, record, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "too"])
+    assert [len(row["ways"]) for row in record["rows"]] == [5, 4]
+
+
+def test_a_check_times_nothing_and_sees_what_is_wrong(bench):
+    code, record, _ = bench(case("a"), case("b", ours=wrong), options=["--check"])
+    assert code == 1
+    assert timed(record) == set()
+    assert [bool(row["red"]) for row in record["rows"]] == [False, True]
 
 
 def test_best_is_the_fastest_baseline_and_a_loss_is_a_loss():
@@ -265,3 +280,86 @@ def test_a_selection_must_be_complete_distinct_ascending_and_inside(index):
 def test_sorted_rows_break_ties_by_position():
     scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
     assert rows_of_sorted(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
+    assert rows_of_sorted(torch.ones(5000), [5000], [40]).tolist() == list(range(40))
+
+
+def test_a_replay_sees_a_pick_that_is_not_the_farthest():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+    check = farthest_each_time(torch.cat([x, x]), [4, 4], [3, 2])
+    assert check(torch.tensor([3, 0, 2, 7, 4])) == ""
+    assert check(torch.tensor([0, 3, 2, 7, 4])).startswith("segment 0: pick 0 is")
+    assert check(torch.tensor([3, 0, 2, 7, 6])).startswith("segment 1: pick 1 is")
+    assert check(torch.tensor([3, 0, 0, 7, 4])) == "segment 0: rows outside of it or repeated"
+    assert check(torch.tensor([3, 0, 2, 7])) == "4 picks, expected 5"
+
+
+def spoilt(x):
+    """One number of it, the last, is another."""
+    if not isinstance(x, torch.Tensor):
+        return [*x[:-1], spoilt(x[-1])]
+    x = x.clone()
+    x.view(-1)[-1] -= 1 if not x.is_floating_point() else 0.05
+    return x
+
+
+@pytest.mark.parametrize("op", ORDER)
+def test_the_gate_of_every_op_sees_one_wrong_number(op):
+    """In the answer of vtfast, which passes as it is."""
+    tiny = next(iter(import_module(f"bench_{op}").cases("cpu", True)))
+    (way,) = (way for way in tiny.ways if way.role == "vtfast")
+    inputs = tiny.make(0)
+    check, answer = (way.gate or tiny.gate)(inputs), way.call(*inputs)
+    assert check(answer) == ""
+    assert check(spoilt(answer)) != ""
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    """README and docs of their own, and no plots missing."""
+    for name in ("README", "DOCS"):
+        path = tmp_path / f"{name}.md"
+        path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        monkeypatch.setattr(report, name, path)
+    return tmp_path
+
+
+def a_record(device):
+    runs = [{**RUNS[0], "device": device}]
+    return {"runs": runs, "rows": [row(), row("red", red={"vtfast": "no"})], "left": {}}
+
+
+def test_readme_and_docs_show_what_was_measured():
+    assert report.disagreements(report.results()) == []
+
+
+def test_pages_that_disagree_with_the_figures_are_named(page):
+    found = report.disagreements({"cpu": a_record("Z (CPU)")})
+    assert [line.split(" ")[0] for line in found] == [
+        "README.md", "DOCS.md", "docs/speedup_cpu.png", "docs/roofline_cpu.png"
+    ]  # fmt: skip
+
+
+def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
+    monkeypatch.setattr(report, "results", lambda: {"cpu": a_record("Z (CPU)")})
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    assert report.main() == 0
+    text = (page / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| x | 2, 1 RED | 0.50 | 0.50 | 2.25 | 2.25 |" in text
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert report.main() == 0
+
+
+def test_without_a_gpu_the_pages_say_so_plainly():
+    cpu, gpu = a_record("Z (CPU)"), a_record("NVIDIA Z")
+    for block in (report.readme_block, report.docs_block):
+        assert report.NO_GPU in block({"cpu": cpu})
+        assert report.NO_GPU in block({})
+        assert report.NO_GPU not in block({"cpu": cpu, "z": gpu})
+
+
+def test_a_page_without_its_markers_is_refused(page):
+    report.README.write_text("nothing")
+    with pytest.raises(ValueError, match="expected one <!-- op speed: begin -->"):
+        report.pages({})

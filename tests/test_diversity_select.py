@@ -2,6 +2,7 @@
 
 import re
 import sys
+import weakref
 
 import numpy as np
 import oracles
@@ -180,18 +181,6 @@ def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep, dtype):
     check_selection(diversity_select(features, cut(lengths), keep, impl=impl), lengths, keep)
 
 
-@pytest.mark.parametrize("lengths", [[64, 64, 64], [30, 64, 9]])
-def test_a_segment_picks_the_same_alone_and_in_a_batch(impl, lengths):
-    keep = [n // 2 for n in lengths]
-    features = clusters(sum(lengths), 256)
-    order = diversity_select(features, cut(lengths), keep, return_order=True, impl=impl)[1]
-    together = order.split(keep)
-    starts = cut(lengths).offsets
-    for s, start in enumerate(starts[:-1]):
-        alone = order_of(features[start : starts[s + 1]], keep[s], impl)
-        assert [start + row for row in alone] == together[s].tolist()
-
-
 @pytest.mark.parametrize("lengths", [[30, 20, 50], [0, 50, 0, 50, 0]])
 def test_segments_too_large_for_one_turn_are_picked_in_several(impl, monkeypatch, lengths):
     features, segments = clusters(100), cut(lengths)
@@ -201,6 +190,23 @@ def test_segments_too_large_for_one_turn_are_picked_in_several(impl, monkeypatch
     monkeypatch.setattr(module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
     in_two = diversity_select(features, segments, keep, return_order=True, impl=impl)
     assert all(map(torch.equal, in_one, in_two))
+
+
+def test_the_matrices_of_a_turn_are_freed_before_the_next_are_made(monkeypatch, device):
+    """Else the cap on one turn would not cap the call."""
+    make, made = diversity_module._distances, []
+
+    def make_one(*arguments):
+        assert [matrix() for matrix in made] == [None] * len(made)
+        matrix, starts = make(*arguments)
+        made.append(weakref.ref(matrix))
+        return matrix, starts
+
+    monkeypatch.setattr(diversity_module, "_distances", make_one)
+    monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 1)
+    segments, features = cut([9, 5, 7], device), clusters(21).to(device)
+    diversity_select(features, segments, [3, 2, 2], impl="triton")
+    assert len(made) == 3
 
 
 def test_one_turn_of_the_kernel_never_holds_more_than_its_cap():
@@ -307,6 +313,7 @@ def select(features=None, keep=(1,), **options):
             "keep=4 for segment 0, which has 3 rows",
             lambda: select(keep=[4]),
         ),
+        refusal("negative", ValueError, "keep=-1 for segment 0", lambda: select(keep=[-1])),
         refusal("count", ValueError, "keep has 0 entries for 1 segments", lambda: select(keep=[])),
         refusal(
             "device",

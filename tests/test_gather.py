@@ -8,6 +8,7 @@ from conftest import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged_cases import THOROUGH, refusal
+from row_views import DTYPES, VIEWS, bits, rows
 
 from vtfast.kernels import reference
 from vtfast.kernels.checks import INDEX_DTYPES
@@ -15,22 +16,12 @@ from vtfast.kernels.gather import gather_rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 INDICES = [
     pytest.param([2, 0, 5], id="any order"),
     pytest.param([1, 1, 1], id="repeats"),
     pytest.param([], id="none"),
     pytest.param([0, 1, 2, 3, 4, 5], id="all"),
 ]
-
-
-def rows(*shape, dtype=torch.float32):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
-    return x.to(torch.get_default_device())
-
-
-def bits(x):
-    return x.contiguous().view(torch.uint8) if x.numel() else x
 
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
@@ -61,21 +52,7 @@ def test_one_tensor_also_comes_back_in_a_tuple():
     assert isinstance(gather_rows(torch.tensor([0]), rows(2, 2)), tuple)
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        pytest.param(lambda: rows(5, 8)[:, 2:7], id="columns of a wider tensor"),
-        pytest.param(lambda: rows(5, 16)[:, 4:12], id="rows 16 bytes apart"),
-        pytest.param(lambda: rows(5, 9, dtype=torch.bfloat16)[:, 1:], id="2-byte steps"),
-        pytest.param(lambda: rows(5, 9).view(torch.int8)[:, 1:4], id="1-byte steps"),
-        pytest.param(lambda: rows(5, 8)[:, ::2], id="every other column"),
-        pytest.param(lambda: rows(3, 5, 4).transpose(0, 1), id="head-major"),
-        pytest.param(lambda: rows(5, 3)[:, 1], id="one column"),
-        pytest.param(lambda: rows(9, 4)[::2], id="every other row"),
-        pytest.param(lambda: rows(4).expand(5, 4), id="one row repeated"),
-        pytest.param(lambda: rows(5, 0), id="rows of nothing"),
-    ],
-)
+@pytest.mark.parametrize("view", VIEWS)
 def test_reads_any_strides_and_writes_contiguously(impl, view):
     view = view()
     (out,) = gather_rows(torch.tensor([4, 0, 2]), view, impl=impl)

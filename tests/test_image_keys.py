@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, Picture, image_columns
 
 import vtfast
 from vtfast import Prune
-from vtfast.runtime.image_keys import image_keys
+from vtfast.kernels.image_keys import image_keys
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -95,7 +95,7 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
     """A plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
-        "vtfast.runtime.image_keys.image_keys", lambda *x: hashed.append(x) or image_keys(*x)
+        "vtfast.runtime.visual.image_keys", lambda *x: hashed.append(x) or image_keys(*x)
     )
     model = family.build()
     with vtfast.patch(model, plan):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import DEVICE
 from ragged_cases import cut
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtfast.kernels import launch
 from vtfast.kernels.diversity_select import diversity_select
@@ -20,6 +21,7 @@ from vtfast.kernels.topk_select import topk_select
 # Each op: how it is called, and which tensors of that call the registered op takes.
 SEGMENTS = cut([4, 2], DEVICE)
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
+WORDS = torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)
 
 CALLS = {
     "gather_rows": (
@@ -46,8 +48,26 @@ CALLS = {
         lambda seed, keys, stream: random_select(
             SEGMENTS, [2, 1], seed=seed, keys=keys, stream=stream, impl="triton"
         ),
-        lambda: (torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)),
+        lambda: WORDS,
         lambda *words: (SEGMENTS.cu_seqlens, *words, [2, 1], 4),
+    ),
+    "random_select_gather": (
+        lambda seed, keys, stream, x: random_select(
+            SEGMENTS,
+            [2, 1],
+            seed=seed,
+            keys=keys,
+            stream=stream,
+            gather=[x, x[:, 1]],
+            impl="triton",
+        )[1][0],
+        lambda: (*WORDS, X),
+        lambda *words: (SEGMENTS.cu_seqlens, *words[:3], [2, 1], 4, [words[3], words[3][:, 1]]),
+    ),
+    "topk_select_gather": (
+        lambda x: topk_select(x[:, 1], SEGMENTS, [2, 1], gather=[x, x[:, 1]], impl="triton")[1][0],
+        lambda: (X,),
+        lambda x: (x[:, 1], SEGMENTS.cu_seqlens, [2, 1], 4, [x, x[:, 1]]),
     ),
 }
 
@@ -70,6 +90,77 @@ def test_an_op_compiles_without_a_graph_break(call, dynamic):
     _, op, tensors, _ = call
     compiled = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     assert torch.equal(compiled(*tensors), op(*tensors))
+
+
+class Made(TorchDispatchMode):
+    """The names of torch's own ops that ran and did more than view a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "aten" and not func.is_view:
+            self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Idle:
+    """A kernel that runs nothing, so that what is around it can be watched."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, monkeypatch):
+    """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
+    name, op, tensors, arguments = call
+    op(*tensors)  # fills the cache of cuts
+    op_file = {"gather_rows": "gather", "last_query_scores": "query_scores"}.get(
+        name, name.removesuffix("_gather")
+    )
+    module = sys.modules[f"vtfast.kernels.{op_file}"]
+    launch_op = module._launch_gather if name.endswith("_gather") else module._launch
+    kernels = [kernel for kernel in vars(module) if kernel.endswith("_kernel")]
+    assert kernels
+    for kernel in kernels:
+        monkeypatch.setattr(module, kernel, Idle())
+    with Made() as made:
+        op(*tensors)
+        launch_op(*arguments)
+    assert made.names <= {"empty", "empty_like", "clone"}
+
+
+OUTSIDE = """
+import torch
+from vtfast.ops import *
+x, index, cut = torch.zeros(3, 2), torch.tensor([0]), Ragged.from_lengths([3], "cpu")
+for op, call in {
+    "gather_rows": lambda **o: gather_rows(index, x, **o),
+    "random_select": lambda **o: random_select(cut, [1], seed=0, stream=0, **o),
+    "random_select ": lambda **o: random_select(cut, [1], seed=0, stream=0, gather=[x], **o),
+    "topk_select": lambda **o: topk_select(x[:, 0], cut, [1], **o),
+    "topk_select ": lambda **o: topk_select(x[:, 0], cut, [1], gather=[x], **o),
+    "diversity_select": lambda **o: diversity_select(x, cut, [1], **o),
+    "last_query_scores": lambda **o: last_query_scores(x[:1, None], x[:, None], cut, scale=1, **o),
+}.items():
+    call(), call(impl="eager")
+    try:
+        print(op, "ran", call(impl="triton"))
+    except RuntimeError as error:
+        print(op, error)
+"""
+
+
+def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE], env=clean, capture_output=True, text=True
+    )
+    answers = re.findall(
+        r"(\w+) +\1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
+    )
+    assert len(answers) == 7, done.stdout + done.stderr
 
 
 def choose(impl="auto", device="cpu", **options):
@@ -112,13 +203,12 @@ def test_triton_never_falls_back():
 @pytest.mark.parametrize(
     ("setting", "answer"),
     [
-        ("", "RuntimeError gather_rows: its Triton kernel runs on CUDA tensors, got cpu; move"),
         ("sys.modules['triton'] = None; ", "RuntimeError gather_rows: triton is not installed"),
         ("os.environ['TRITON_INTERPRET'] = '1'; ", "ran"),
     ],
-    ids=["compiled", "not installed", "interpreted"],
+    ids=["not installed", "interpreted"],
 )
-def test_triton_on_cpu_tensors_runs_in_the_interpreter_or_says_what_to_do(setting, answer):
+def test_triton_on_cpu_tensors_runs_in_the_interpreter_if_it_is_installed(setting, answer):
     code = (
         f"import os, sys; {setting}import torch; from vtfast.ops import gather_rows\n"
         "x, index = torch.zeros(3, 2), torch.tensor([0])\n"

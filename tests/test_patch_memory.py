@@ -74,17 +74,23 @@ def test_generations_leave_nothing_behind(family):
         assert tensors() <= before
 
 
+def places(rows):
+    """Lengths and starts of one more step, as the kernel is given them."""
+    decode = rows.extend([1, 1], step=True, kernels=True).decode
+    assert decode["max_length"] == max(rows.capacities)
+    return decode["lengths"], decode["starts"]
+
+
 def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
     rows = Rows([0, 0], torch.device("cpu"))
     rows.extend([200, 130])
-    first = rows.extend([1, 1], step=True)
-    addresses = [t.data_ptr() for t in (*first.places, rows._where)]
+    addresses = [t.data_ptr() for t in (*places(rows), rows._where)]
     for step in range(2, ROOM):
         with torch.inference_mode(step % 2 == 0):
-            spans = rows.extend([1, 1], step=True)
-        lengths, starts = (t.tolist() for t in spans.places)
-        assert [t.data_ptr() for t in (*spans.places, rows._where)] == addresses
+            now = places(rows)
+        lengths, starts = (t.tolist() for t in now)
+        assert [t.data_ptr() for t in (*now, rows._where)] == addresses
         assert (lengths, starts) == (rows.lengths, rows.starts)
         assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
         assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
@@ -96,7 +102,6 @@ def test_a_step_without_room_moves_everything_once():
     for _ in range(ROOM):
         rows.extend([1, 1], step=True)
     assert rows.starts == [0, 200 + ROOM]
-    spans = rows.extend([1, 1], step=True)
-    lengths, starts = (t.tolist() for t in spans.places)
+    lengths, starts = (t.tolist() for t in places(rows))
     assert lengths == rows.lengths == [200 + ROOM + 1, 130 + ROOM + 1]
     assert starts == rows.starts == [0, 200 + ROOM + 1 + ROOM]

@@ -19,6 +19,7 @@ from ragged_cases import (
     check_selection,
     cut,
     cuts,
+    fenced_rows,
     refusal,
 )
 
@@ -75,7 +76,7 @@ def test_agrees_with_python_integers(case, seed, keys, stream):
 def test_the_kernel_agrees_with_python_integers_and_with_the_twin(case, seed, keys, stream):
     lengths, keep = case
     segments = cut(lengths, DEVICE)
-    keys = torch.tensor(keys[: len(lengths)], device=DEVICE).long()
+    keys = fenced_rows(torch.tensor(keys[: len(lengths)]).long(), -1, DEVICE)
     names = {"seed": seed, "keys": keys, "stream": stream}
     index = random_select(segments, keep, **names, impl="triton")
     assert index.tolist() == oracles.random_select(lengths, keep, seed, keys.tolist(), stream)
@@ -147,15 +148,6 @@ def test_keys_default_to_the_position_in_the_call(impl):
     by_position = random_select(segments, [5, 5, 5], **names)
     keyed = random_select(segments, [5, 5, 5], keys=torch.arange(3), **names)
     assert torch.equal(by_position, keyed)
-
-
-def test_a_segment_draws_the_same_alone_and_in_a_batch(impl):
-    keys, names = torch.tensor([-5, 2**40, 77]), {"seed": 8, "stream": 20, "impl": impl}
-    lengths, keep = [30, 64, 9], [11, 32, 4]
-    together = random_select(cut(lengths), keep, keys=keys, **names).split(keep)
-    for s, start in enumerate((0, 30, 94)):
-        alone = random_select(cut([lengths[s]]), [keep[s]], keys=keys[s : s + 1], **names)
-        assert torch.equal(alone + start, together[s])
 
 
 def test_picks_for_k_are_among_those_for_k_plus_one():
@@ -260,6 +252,24 @@ def select(keep=(1,), **names):
             ValueError,
             "seed must hold one number, got shape (2,)",
             lambda: select(seed=torch.zeros(2, dtype=torch.int64)),
+        ),
+        refusal(
+            "seed device",
+            ValueError,
+            "seed is on meta but the other arguments are on cpu",
+            lambda: select(seed=torch.zeros(1, dtype=torch.int64, device="meta")),
+        ),
+        refusal(
+            "stream dtype",
+            TypeError,
+            "stream must be int32, got torch.int64",
+            lambda: select(stream=torch.zeros(1, dtype=torch.int64)),
+        ),
+        refusal(
+            "key rank",
+            ValueError,
+            "keys must have 1 dimensions, got shape (1, 1)",
+            lambda: select(keys=torch.zeros(1, 1, dtype=torch.int64)),
         ),
         refusal("stream", ValueError, "stream=-1 is out of range", lambda: select(stream=-1)),
         refusal("key dtype", TypeError, "keys must be int64", lambda: select(keys=torch.zeros(1))),

@@ -118,16 +118,6 @@ def test_picks_are_exact_distinct_ascending_rows(lengths, keep, dtype):
     check_selection(topk_select(scores, cut(lengths), keep), lengths, keep)
 
 
-def test_a_segment_picks_the_same_alone_and_in_a_batch(impl):
-    lengths, keep = [30, 64, 9], [11, 32, 4]
-    scores = torch.randn(103, generator=torch.Generator().manual_seed(1), device="cpu")
-    scores = scores.round(decimals=1).to(torch.get_default_device())
-    together = topk_select(scores, cut(lengths), keep, impl=impl).split(keep)
-    for s, (start, n) in enumerate(zip((0, 30, 94), lengths, strict=True)):
-        alone = topk_select(scores[start : start + n], cut([n]), [keep[s]], impl=impl)
-        assert torch.equal(alone + start, together[s])
-
-
 def test_reads_strided_scores(impl):
     scores = torch.arange(10.0).view(5, 2)[:, 1]
     assert topk_select(scores, cut([5]), [2], impl=impl).tolist() == [3, 4]
@@ -222,6 +212,7 @@ def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu",
             "keep=4 for segment 0, which has 3 rows",
             lambda: select(keep=[4]),
         ),
+        refusal("negative", ValueError, "keep=-1 for segment 0", lambda: select(keep=[-1])),
         refusal(
             "count", ValueError, "keep has 2 entries for 1 segments", lambda: select(keep=[1, 1])
         ),

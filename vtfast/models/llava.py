@@ -6,8 +6,7 @@ from typing import Any
 
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
-from vtfast.runtime.image_keys import Keys
-from vtfast.runtime.visual import Source
+from vtfast.runtime.visual import Keys, Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 

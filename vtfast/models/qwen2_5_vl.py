@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
-from vtfast.runtime.image_keys import Keys
-from vtfast.runtime.visual import Source
+from vtfast.runtime.visual import Keys, Source
 
 # kind -> (pixels, grid, placeholder id in the config)
 _KINDS = {

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from vtfast.kernels.launch import use_triton
+from vtfast.kernels.attend import attend_windows
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
 
@@ -41,7 +41,7 @@ def attend(
 
     Args:
         query: [1, H, rows, D] packed, or [B, H, 1, D] in a decoding step.
-        key, value: [1, Hkv, rows, D], the new rows or a `RaggedLayer`'s buffer.
+        key, value: [1, Hkv, rows, D], the new rows, or a `RaggedLayer`'s buffers [total, Hkv, D].
         vtfast_pass: this forward's `Pass`; without spans in it this is transformers' SDPA.
 
     Returns:
@@ -55,13 +55,12 @@ def attend(
     if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if spans.window is not None:
+        return attend_windows(query.transpose(1, 2), key, value, spans.window, scaling), None
     how = {"scale": scaling, "impl": vtfast_pass.impl}
-    if spans.step:
-        on_device = use_triton("ragged_decode", vtfast_pass.impl, query.device)
-        lengths, starts = spans.places if on_device else spans.ranges
-        return ragged_decode(query[:, :, 0], keys, values, lengths, starts=starts, **how)[
-            :, None
-        ], None
+    if spans.decode is not None:
+        return ragged_decode(query[:, :, 0], key, value, **spans.decode, **how)[:, None], None
+    if spans.index is None:
+        key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
     rows, cuts = query[0].transpose(0, 1), (spans.queries, spans.keys)
-    return ragged_attention(rows, keys, values, *cuts, k_index=spans.index, **how)[None], None
+    return ragged_attention(rows, key, value, *cuts, k_index=spans.index, **how)[None], None

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.image_keys import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.runtime.cache import adopt, state_of
-from vtfast.runtime.image_keys import mix64
 from vtfast.runtime.layouts import Layout
 from vtfast.runtime.ragged_cache import Spans
 from vtfast.runtime.stage import Query, Stage

@@ -53,7 +53,7 @@ class Packed:
 
     def step(self, run: "Pass", layer: int, cached: Rows, hidden: Tensor) -> None:
         """Announce one more row per sample."""
-        run.spans = cached.extend([1] * run.batch, step=True)
+        run.spans = cached.extend([1] * run.batch, step=True, kernels=run.settings.kernels)
 
     def positions(self, run: "Pass", layer: int, cached: Rows | None, hidden: Tensor) -> Tensor:
         """int64 [1, rows] in a prefill, [B, 1] in a step."""

@@ -23,15 +23,14 @@ ROOM = 128
 class Spans:
     """What attention over packed rows has to know, for one run of layers in one forward.
 
-    A decoding step (`step`) has one new row per sample: `ranges` are its lengths and starts in the
-    buffer, host integers; `places` the same as int32 [B] on the device, updated in place. Otherwise
-    `queries` and `keys` cut the new rows and the rows they attend to; `index` holds the buffer rows
-    of the keys, None when the keys are the new rows themselves.
+    A decoding step has one new row per sample: `decode` says where the rows of each are, as
+    arguments of `ragged_decode`; in plain PyTorch, and where samples are alike, `window` does, as
+    `attend_windows` takes it. Otherwise `queries` and `keys` cut the new rows and those they attend
+    to, and `index` holds the buffer rows of the keys, None when these are the new rows themselves.
     """
 
-    step: bool
-    ranges: tuple[list[int], list[int]] = ([], [])
-    places: tuple[Tensor, ...] = ()
+    decode: dict[str, Any] | None = None
+    window: tuple[int, int, int] | None = None
     queries: Ragged | None = None
     keys: Ragged | None = None
     index: Tensor | None = None
@@ -40,7 +39,7 @@ class Spans:
     def without_past(lengths: list[int], device: torch.device) -> "Spans":
         """Every sample attends to its own new rows."""
         cut = Ragged.from_lengths(lengths, device)
-        return Spans(step=False, queries=cut, keys=cut)
+        return Spans(queries=cut, keys=cut)
 
 
 class Rows:
@@ -61,8 +60,9 @@ class Rows:
         self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
         self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
 
-    def extend(self, new: list[int], *, step: bool = False) -> Spans:
-        """Announce that every layer is about to append new[b] rows to sample b."""
+    def extend(self, new: list[int], *, step: bool = False, kernels: bool = False) -> Spans:
+        """Announce that every layer is about to append new[b] rows to sample b; in a decoding
+        `step` one each. `kernels`: whether Triton's will read them."""
         self.turn += 1
         self.fresh = not any(self.lengths)
         lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
@@ -74,26 +74,32 @@ class Rows:
         first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
         self.lengths = lengths
         if step:
-            return Spans(True, (lengths, self.starts), self._step(first))
+            return self._step(first, kernels)
         self._where, self._places = row_numbers(first, new, self.device), ()
         if self.fresh:
             return Spans.without_past(new, self.device)
         index = row_numbers(self.starts, lengths, self.device)
         queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
-        return Spans(step=False, queries=queries, keys=keys, index=index)
+        return Spans(queries=queries, keys=keys, index=index)
 
-    def _step(self, first: list[int]) -> tuple[Tensor, ...]:
-        """Places of one more row per sample. While room remains nothing is allocated: the tensors
-        are those of the step before, so a captured CUDA graph reads what is true now."""
+    def _step(self, first: list[int], kernels: bool) -> Spans:
+        """One more row per sample. While room remains nothing is allocated: the tensors are those
+        of the step before, so a captured CUDA graph reads what is true now."""
         if self._places and self._where is not None:
             self._where.add_(1)
             self._places[0].add_(1)
-            return self._places
-        with torch.inference_mode(False), torch.no_grad():  # else no later step may write them
-            self._where = to_device(first, self.device)
-            places = (to_device(n, self.device).int() for n in (self.lengths, self.starts))
-            self._places = tuple(places)
-        return self._places
+        else:
+            with torch.inference_mode(False), torch.no_grad():  # else no later step may write them
+                self._where = to_device(first, self.device)
+                places = (to_device(n, self.device).int() for n in (self.lengths, self.starts))
+                self._places = tuple(places)
+        room = max(self.capacities)
+        if kernels:
+            lengths, starts = self._places
+            return Spans({"lengths": lengths, "starts": starts, "max_length": room})
+        if len(set(self.lengths)) == 1 and min(self.capacities) == room:
+            return Spans(window=(self.lengths[0], room, 0))
+        return Spans({"lengths": self.lengths, "starts": self.starts})
 
     def write(self, buffer: Tensor, new: Tensor) -> None:
         """new: [rows, heads, D] into the announced rows of buffer [total, heads, D]."""
@@ -178,8 +184,8 @@ class RaggedLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append rows: [1, heads, rows, D] packed, or [batch, heads, 1, D] in a decoding step.
 
-        Returns the new rows themselves while there is no past, else the buffers as
-        [1, heads, total, D] views.
+        Returns the new rows themselves while there is no past, else the buffers [total, heads, D],
+        which `attention.attend` reads by the spans of the pass.
         """
         if self._turn == self.rows.turn:
             raise StateError(
@@ -193,7 +199,7 @@ class RaggedLayer(CacheLayerMixin):
             self.rows.write(buffer, new.transpose(1, 2).flatten(0, 1))
         if self.rows.fresh:
             return key_states, value_states
-        return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
+        return self.keys, self.values
 
     def adopt(self, layer: Any, valid: Tensor | None) -> None:
         """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real rows."""

@@ -116,10 +116,10 @@ def check_state(state: CacheState, now: Any, always_padded: bool, gradients: boo
         )
 
 
-def check_device(impl: str, device: torch.device) -> None:
-    """Refuse an explicit "triton" where no kernel can run."""
+def uses_kernels(impl: str, device: torch.device) -> bool:
+    """Whether Triton's kernels run; refuses an explicit "triton" where none can."""
     try:
-        use_triton("vtfast.patch", impl, device)
+        return use_triton("vtfast.patch", impl, device)
     except RuntimeError as error:
         raise StateError(str(error)) from None
 

@@ -50,7 +50,7 @@ class Session:
 
     def __post_init__(self) -> None:
         stages, parts = self.stages.values(), self.parts
-        refusals.check_device(self.impl, next(parts.text.parameters()).device)
+        self.kernels = refusals.uses_kernels(self.impl, next(parts.text.parameters()).device)
         self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
         self._due = self.scored | set(self.stages)
         self.needs = frozenset().union(*(s.method.needs for s in stages))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.kernels.image_keys import image_keys
 
 
 @dataclass
@@ -55,6 +56,19 @@ class Visual:
     keys: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
+
+
+class Keys:
+    """`image_keys(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
+
+    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
+        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
+
+    def __call__(self) -> Tensor:
+        """int64 [images]."""
+        if self._seen is not None:
+            self._keys, self._seen = image_keys(*self._seen), None
+        return self._keys
 
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:

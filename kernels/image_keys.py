@@ -67,18 +67,5 @@ def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
     return keys.index_add(0, image_of_row, total)
 
 
-class Keys:
-    """`image_keys(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
-
-    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
-        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
-
-    def __call__(self) -> Tensor:
-        """int64 [images]."""
-        if self._seen is not None:
-            self._keys, self._seen = image_keys(*self._seen), None
-        return self._keys
-
-
 def _logical_right(z: Tensor, shift: int) -> Tensor:
     return (z >> shift) & ((1 << (64 - shift)) - 1)
