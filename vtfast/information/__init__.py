@@ -1,10 +1,24 @@
 """How long visual tokens carry information: scores, the information horizon, and sweeps over both.
 
-    map = information.score(model, inputs, answer)          # one batch, every layer and token
+    found = information.score(model, inputs, answer)      # one batch: every layer, every token
+    h = information.horizon(model, dataset)               # a task: the layer, with its confidence
+    vtfast.patch(model, "divprune+random", horizon=h)     # a plan made from it
 
 Definitions after arXiv 2512.07580; the rule for the horizon is ours, as the paper gives none.
 """
 
+from vtfast.information.data import Dataset, Example, answer_ids, read_examples
+from vtfast.information.horizons import Horizon, horizon
 from vtfast.information.maps import InformationMap, PictureScores, score
 
-__all__ = ["InformationMap", "PictureScores", "score"]
+__all__ = [
+    "Dataset",
+    "Example",
+    "Horizon",
+    "InformationMap",
+    "PictureScores",
+    "answer_ids",
+    "horizon",
+    "read_examples",
+    "score",
+]
