@@ -15,7 +15,6 @@ uninformative. The loss is taken because single tokens may each carry almost not
 that takes many of them.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from vtfast.information.maps import PER, check_layers, score_probe
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.progress import steps
-from vtfast.information.records import Records
+from vtfast.information.records import Records, fingerprint
 
 CURVES = ("information", "absolute", "p_loss", "accuracy_loss")
 _RULED = ("absolute", "p_loss", "accuracy_loss")
@@ -260,15 +259,6 @@ def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None
     beyond = np.flatnonzero(~within)
     first = beyond[-1] + 1 if len(beyond) else 0
     return layers[first] if first < len(layers) else None
-
-
-def fingerprint(model: Any) -> str:
-    """Changes with the weights: made of the first numbers of every parameter."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        head = weight.detach().flatten()[:8].float().cpu().numpy()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + head.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _interval(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError, StateError
+from vtfast.information.answers import check_answers, with_answers
 from vtfast.information.pictures import find_pictures
 from vtfast.kernels.ragged import Ragged
 from vtfast.models import family_of
@@ -30,8 +31,6 @@ from vtfast.patching import is_patched
 from vtfast.runtime import attention
 from vtfast.runtime.ragged_cache import Spans
 
-_EXTENDED = ("attention_mask", "mm_token_type_ids")  # by a column for every token of an answer
-_REFUSED = ("inputs_embeds", "labels", "past_key_values", "position_ids")
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once
 _CPU_BYTES = 64 << 20  # for a packed batch; larger ones were no faster on two cores
 
@@ -78,6 +77,7 @@ class Probe:
         full: a `Reading` per sample of the whole answer with every token there.
         original: int64 per sample, the column in `inputs` of every column here (answers go after
             the prompt, and rows of several lengths are padded anew).
+        visual: int64 per sample, columns in `inputs` of its visual tokens.
     """
 
     @torch.no_grad()
@@ -99,8 +99,8 @@ class Probe:
         self._parts: Any = family.parts(model)
         self._impl = impl
         self._head = model.get_output_embeddings()
-        self.answers = _checked_answers(answers, inputs, self._head.weight.shape[0])
-        call, self.original = _with_answers(inputs, self.answers, model.device)
+        self.answers = check_answers(answers, inputs, self._head.weight.shape[0])
+        call, self.original = with_answers(inputs, self.answers, model.device)
         ids, mask = call["input_ids"], call["attention_mask"].cpu().numpy()
         self.samples, self._length = ids.shape
         self.pictures, visual = find_pictures(family, self._parts.multimodal, call)
@@ -108,9 +108,8 @@ class Probe:
         if bare:
             raise InputError(f"sample {min(bare)} of the batch has no picture; leave it out")
 
-        self._text = [
-            np.flatnonzero(m.astype(bool) & ~v) for m, v in zip(mask, visual, strict=True)
-        ]
+        self._text = [np.flatnonzero(row) for row in mask.astype(bool) & ~visual]
+        self.visual = [o[v] for o, v in zip(self.original, visual, strict=True)]
         self._predicting = [
             np.arange(self._length - len(answer), self._length) for answer in self.answers
         ]
@@ -311,70 +310,3 @@ def _split(p: Sequence[float], best: Sequence[bool], counts: Sequence[int]) -> l
 
 def _ints(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(parts)).to(device)
-
-
-def _checked_answers(
-    answers: Sequence[Sequence[int]], inputs: Mapping[str, Any], vocabulary: int
-) -> list[list[int]]:
-    ids = inputs.get("input_ids")
-    if ids is None or getattr(ids, "ndim", 0) != 2:
-        raise InputError(
-            "inputs have no input_ids [samples, tokens]; pass what a processor returns"
-        )
-    for name in _REFUSED:
-        if inputs.get(name) is not None:
-            raise InputError(f"inputs hold {name}; pass what a processor returns, and no more")
-    if len(answers) != len(ids):
-        raise InputError(f"{len(answers)} answers for {len(ids)} samples; pass one for each")
-    found = [[int(token) for token in answer] for answer in answers]
-    for number, answer in enumerate(found):
-        if not answer:
-            raise InputError(
-                f"the answer of sample {number} has no token; pass the ids of at least one, "
-                "encoded without special tokens"
-            )
-        if not all(0 <= token < vocabulary for token in answer):
-            raise InputError(
-                f"the answer of sample {number} is {answer}; pass token ids below {vocabulary}"
-            )
-    return found
-
-
-def _with_answers(
-    inputs: Mapping[str, Any], answers: Sequence[Sequence[int]], device: torch.device
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The batch with every answer but its last token behind the prompt, padded on the left, and
-    for each sample the columns in `inputs` that its prompt came from (-1: from none)."""
-    call = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in inputs.items()
-    }
-    ids = call["input_ids"]
-    mask = call.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    if mask.shape != ids.shape:
-        raise InputError(
-            f"attention_mask is {tuple(mask.shape)} and input_ids {tuple(ids.shape)}; "
-            "pass a mask of the same shape"
-        )
-    columns = [row.nonzero()[:, 0] for row in mask]
-    length = max(len(c) + len(a) - 1 for c, a in zip(columns, answers, strict=True))
-    call["attention_mask"] = mask
-    for name in ("input_ids", *_EXTENDED):
-        if call.get(name) is None:
-            continue
-        fresh = call[name].new_zeros(len(ids), length)
-        for b, (place, answer) in enumerate(zip(columns, answers, strict=True)):
-            given, start = call[name][b, place], length - len(place) - len(answer) + 1
-            fresh[b, start : start + len(place)] = given
-            if name != "mm_token_type_ids":
-                told = torch.tensor(answer[:-1], device=device).long()
-                fresh[b, start + len(place) :] = told if name == "input_ids" else 1
-        call[name] = fresh
-    original = []
-    for place, answer in zip(columns, answers, strict=True):
-        here = np.full(length, -1)
-        start = length - len(place) - len(answer) + 1
-        here[start : start + len(place)] = place.cpu().numpy()
-        original.append(here)
-    return call, original

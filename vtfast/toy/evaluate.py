@@ -4,6 +4,7 @@ Everything is measured on scenes drawn from a seed, which are never training pic
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import tqdm
@@ -63,10 +64,11 @@ def horizon(
     progress: bool = False,
     sizes: Sequence[Size] = (SQUARE,),
     maps: int = MAPS,
+    log: Path | None = None,
 ) -> Horizon:
     """The measured horizon of `scenes(n, seed, task, sizes)`; see `vtfast.information.horizon`."""
     asked = dataset(processor, task, n, seed, sizes)
-    return information.horizon(model, asked, maps=maps, batch=_BATCH, progress=progress)
+    return information.horizon(model, asked, maps=maps, batch=_BATCH, log=log, progress=progress)
 
 
 def hardest_horizon(horizons: Mapping[str, int | None]) -> int | None:
