@@ -23,7 +23,7 @@ LAYERS = {
     "models": ("vtfast.models",),
     "processors": ("vtfast.processors",),
     "patching": ("vtfast.patching",),
-    "tools": ("vtfast.information", "vtfast.evaluation"),
+    "tools": ("vtfast.information", "vtfast.evaluation", "vtfast.media"),
     "toy": ("vtfast.toy",),
     "command": (
         "vtfast.__main__",
@@ -35,7 +35,6 @@ LAYERS = {
         "vtfast.doctor",
         "vtfast.interview",
         "vtfast.loading",
-        "vtfast.media",
         "vtfast.picture",
         "vtfast.prefill",
         "vtfast.prompt",

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vtfast import ops, toy
+    from vtfast import information, ops, toy
     from vtfast.errors import (
         AlreadyPatchedError,
         InputError,
@@ -44,7 +44,7 @@ _HOME = {
     "InputError": "vtfast.errors",
     "StateError": "vtfast.errors",
 }
-_SUBMODULES = ("ops", "toy")
+_SUBMODULES = ("information", "ops", "toy")
 
 __all__ = [
     "AlreadyPatchedError",
@@ -57,6 +57,7 @@ __all__ = [
     "UnsupportedModelError",
     "VTFastError",
     "__version__",
+    "information",
     "is_patched",
     "ops",
     "patch",
