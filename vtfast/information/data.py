@@ -86,13 +86,17 @@ class Dataset:
         """Examples by number, on a device, prompts padded to one length."""
         chosen = [self.examples[i] for i in indices]
         texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
-        images = [[_opened(image) for image in e.images] for e in chosen]
+        images = [self.pictures(i) for i in indices]
         try:
             inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         except Exception as error:  # too small, too narrow, …: the processor knows
             raise InputError(f"the processor cannot take {chosen[0].name}: {error}") from error
         answers = [self._answers[i] for i in indices]
         return Batch(inputs.to(device), [a + self._end for a in answers], [len(a) for a in answers])
+
+    def pictures(self, index: int) -> list[Image.Image]:
+        """The pictures of an example, open."""
+        return [_opened(image) for image in self.examples[index].images]
 
     def fingerprint(self) -> str:
         """Changes with any question, answer or picture (of a file: with its path)."""
@@ -113,13 +117,23 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     return ids
 
 
-def chat(processor: Any, question: str, pictures: int) -> str:
-    """The prompt that asks a question about pictures, in the processor's chat template; without
-    one in LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`."""
+def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> str:
+    """The prompt that asks a question about pictures and a clip, in the processor's chat template.
+
+    Without one it is LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`; an InputError for a
+    processor that knows clips, whose model was taught another.
+    """
     if not processor.chat_template:
+        if getattr(processor, "video_token", None):
+            raise InputError(
+                "the processor has no chat template, and vtfast knows a plain one for LLaVA only; "
+                "add the chat_template.jinja of the original model"
+            )
         return "USER: " + f"{processor.image_token}\n" * pictures + f"{question} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    content += [{"type": "video"}] if clip else []
+    content.append({"type": "text", "text": question})
+    messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 

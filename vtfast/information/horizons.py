@@ -97,6 +97,12 @@ class Horizon:
         """Write `record` as JSON."""
         Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
 
+    def draw(self, path: Path | str) -> None:
+        """Write the curves as PNG, and `record` as JSON beside it. Needs matplotlib."""
+        from vtfast.information import figures
+
+        figures.save(figures.curves(self), path, self.record())
+
     @staticmethod
     def load(path: Path | str) -> "Horizon":
         """What `save` wrote."""

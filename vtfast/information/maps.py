@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
@@ -115,6 +116,13 @@ class InformationMap:
     def save(self, path: Path | str) -> None:
         """Write `record` as JSON."""
         Path(path).write_text(json.dumps(self.record()) + "\n")
+
+    def draw(self, path: Path | str, pictures: Sequence[Image]) -> None:
+        """Write the scores over the pictures, in the order of `self.pictures`, as PNG, and
+        `record` as JSON beside it. Needs matplotlib."""
+        from vtfast.information import figures
+
+        figures.save(figures.heat(self, pictures), path, self.record())
 
     @staticmethod
     def load(path: Path | str) -> "InformationMap":

@@ -1,6 +1,6 @@
 """Where the pictures of a batch stand in its rows, and how they are cut into units to be scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -89,7 +89,7 @@ def find_pictures(
 
 
 def merged_grids(
-    patches: Tensor | None, pixels: Tensor | None, sizes: Sequence[int]
+    patches: Tensor | None, pixels: Tensor | None, tokens: int
 ) -> list[tuple[int, int, int, int]]:
     """Of each picture: steps in time, rows and columns of visual tokens, tokens before these.
 
@@ -97,16 +97,13 @@ def merged_grids(
         patches: int [pictures, 3], time, height and width before merging; None where pictures are
             of one size.
         pixels: [pictures, 3, height, width], read without `patches` only.
-        sizes: visual tokens of each picture.
+        tokens: visual tokens of all pictures together.
     """
     if patches is not None:
-        grids = [(int(t), int(h), int(w)) for t, h, w in patches]
-        sides = [isqrt(t * h * w // n) for (t, h, w), n in zip(grids, sizes, strict=True)]
-        return [(t, h // s, w // s, 0) for (t, h, w), s in zip(grids, sides, strict=True)]
+        side = isqrt(int(patches.prod(1).sum()) // tokens)  # patches along a token's side
+        return [(int(t), int(h) // side, int(w) // side, 0) for t, h, w in patches]
     assert pixels is not None
-    high, wide = pixels.shape[-2:]
-    cut = [(isqrt(n * high // wide), isqrt(n * wide // high)) for n in sizes]
-    return [
-        (1, rows, columns, n - rows * columns)  # a class token may come first
-        for (rows, columns), n in zip(cut, sizes, strict=True)
-    ]
+    number, _, high, wide = pixels.shape
+    each = tokens // number
+    rows, columns = isqrt(each * high // wide), isqrt(each * wide // high)
+    return [(1, rows, columns, each - rows * columns)] * number  # a class token may come first

@@ -93,6 +93,12 @@ class Sweep:
         """Write `record` as JSON."""
         Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
 
+    def draw(self, path: Path | str) -> None:
+        """Write the accuracies as PNG, and `record` as JSON beside it. Needs matplotlib."""
+        from vtfast.information import figures
+
+        figures.save(figures.accuracy(self), path, self.record())
+
 
 def sweep(
     model: Any,

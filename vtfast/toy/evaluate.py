@@ -21,18 +21,23 @@ _BATCH = 50
 
 
 def dataset(
-    processor: Any, task: str, n: int, seed: int, sizes: Sequence[Size] = (SQUARE,)
+    processor: Any,
+    task: str,
+    n: int,
+    seed: int,
+    sizes: Sequence[Size] = (SQUARE,),
+    ends: bool = True,
 ) -> Dataset:
     """`scenes(n, seed, task, sizes)` as `vtfast.information` takes them.
 
-    An answer is right if the model says it and ends.
+    An answer is right if the model says it and, with `ends`, stops.
     """
     drawn = zip(*scenes(n, seed, task, sizes), strict=True)
     examples = [
         Example((picture,), question, answer, f"scene {i} of seed {seed}")
         for i, (picture, question, answer) in enumerate(drawn)
     ]
-    return Dataset(processor, examples, task, ends=True)
+    return Dataset(processor, examples, task, ends=ends)
 
 
 def accuracy(
