@@ -10,6 +10,7 @@ from setuptools import setup
 setup(
     packages=[
         "vtfast",
+        "vtfast.evaluation",
         "vtfast.information",
         "vtfast.kernels",
         "vtfast.methods",

@@ -31,6 +31,7 @@ LAYERS = {
         "vtfast.checkup",
         "vtfast.cli",
         "vtfast.commands",
+        "vtfast.contest",
         "vtfast.demo",
         "vtfast.doctor",
         "vtfast.explore",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VTFastError,
     )
+    from vtfast.evaluation import evaluate
     from vtfast.methods import register_method
     from vtfast.patching import Handle, is_patched, patch, unpatch
     from vtfast.plan import Plan, Prune
@@ -37,6 +38,7 @@ _HOME = {
     "Plan": "vtfast.plan",
     "Prune": "vtfast.plan",
     "register_method": "vtfast.methods",
+    "evaluate": "vtfast.evaluation",
     "VTFastError": "vtfast.errors",
     "PlanError": "vtfast.errors",
     "AlreadyPatchedError": "vtfast.errors",
@@ -57,6 +59,7 @@ __all__ = [
     "UnsupportedModelError",
     "VTFastError",
     "__version__",
+    "evaluate",
     "information",
     "is_patched",
     "ops",

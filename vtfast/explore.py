@@ -60,7 +60,7 @@ class Study:
 
 def run_score(study: Study, sample: int) -> None:
     """The whole of `vtfast score`. Raises VTFastError for what the user can put right."""
-    with _prepared(study) as (model, data, out, err):
+    with prepared(study) as (model, data, out, err):
         if sample >= len(data):
             raise InputError(f"--sample {sample}: there are {len(data)}; count from 0")
         from vtfast import information
@@ -90,7 +90,7 @@ def run_score(study: Study, sample: int) -> None:
 
 def run_horizon(study: Study, maps: int, tolerance: float) -> None:
     """The whole of `vtfast horizon`."""
-    with _prepared(study) as (model, data, out, err):
+    with prepared(study) as (model, data, out, err):
         from vtfast import information
 
         with working(err, data.task, len(data)) as tick:
@@ -103,14 +103,14 @@ def run_horizon(study: Study, maps: int, tolerance: float) -> None:
                 progress=tick,
                 **study.options,
             )
-        _finish(study, out, found, _show_horizon)
+        finish(study, out, found, _show_horizon)
 
 
 def run_sweep(
     study: Study, methods: list[str], keep: list[float], seeds: int, scores: bool
 ) -> None:
     """The whole of `vtfast sweep`."""
-    with _prepared(study) as (model, data, out, err):
+    with prepared(study) as (model, data, out, err):
         from vtfast import information
 
         with working(err, data.task, len(data)) as tick:
@@ -125,11 +125,11 @@ def run_sweep(
                 progress=tick,
                 **study.options,
             )
-        _finish(study, out, found, _show_sweep)
+        finish(study, out, found, _show_sweep)
 
 
 @contextmanager
-def _prepared(study: Study) -> Iterator[tuple[Any, "Dataset", Console, Console]]:
+def prepared(study: Study) -> Iterator[tuple[Any, "Dataset", Console, Console]]:
     """The model, the questions, stdout and stderr."""
     out, err = consoles()
     with loading_libraries(err):
@@ -181,7 +181,7 @@ def _questions(source: Source, checkpoint: "Checkpoint", err: Console) -> "Datas
     return Dataset(processor, examples[: source.samples], source.data.stem)
 
 
-def _finish(
+def finish(
     study: Study, out: Console, found: Any, show: Callable[[Console, str, Any], None]
 ) -> None:
     if study.out:

@@ -234,31 +234,15 @@ class Plan:
         return sum(self.tokens_per_layer(n, num_layers)) / num_layers
 
     def flops_ratio(self, config: Any, n_visual: int | Sequence[int], n_text: int) -> float:
-        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned.
-
-        Multiply-adds of one layer with T tokens, hidden size h, H query heads and G key/value heads
-        of d channels, and a gated MLP of width m:
-
-            T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
-            + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
-
-        Not counted: embeddings, vision tower, norms, output head, and the selection itself.
+        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned; see
+        `multiply_adds` for what is counted.
 
         Args:
             config: a transformers configuration, of the text model or of the whole model.
             n_visual: visual tokens of one image, or a sequence with one number per image.
             n_text: int ≥ 0, all other tokens; at least one token in all.
         """
-        text = _text_config(config)
-        num_layers, hidden = text.num_hidden_layers, text.hidden_size
-        heads = text.num_attention_heads
-        kv_heads = getattr(text, "num_key_value_heads", None) or heads
-        head_dim = getattr(text, "head_dim", None) or hidden // heads
-        linear = 2 * hidden * (heads + kv_heads) * head_dim + 3 * hidden * text.intermediate_size
-
-        def multiply_adds(tokens: int) -> int:
-            return tokens * linear + tokens * (tokens + 1) * heads * head_dim
-
+        num_layers = _text_config(config).num_hidden_layers
         images = n_visual if isinstance(n_visual, Sequence) else [n_visual]
         images = [whole_number("n_visual", n) for n in images]
         n_text = whole_number("n_text", n_text, least=0 if sum(images) else 1)
@@ -266,8 +250,8 @@ class Plan:
         for n in images:
             tokens = self.tokens_per_layer(n, num_layers)
             per_layer = [sum(pair) for pair in zip(per_layer, tokens, strict=True)]
-        full = num_layers * multiply_adds(n_text + sum(images))
-        return sum(map(multiply_adds, per_layer)) / full
+        full = multiply_adds(config, [n_text + sum(images)] * num_layers)
+        return multiply_adds(config, per_layer) / full
 
     def describe(self, n: int, num_layers: int) -> str:
         """`str(plan)`, and what it comes to for an image of `n` tokens in `num_layers` layers."""
@@ -287,6 +271,25 @@ class Plan:
         for name, value in (("keep", keep), ("horizon", horizon), ("horizon_source", source)):
             object.__setattr__(self, name, value)
         return self
+
+
+def multiply_adds(config: Any, tokens: Sequence[int]) -> int:
+    """Multiply-adds of decoder layers in a prefill, with `tokens[i]` tokens in layer i.
+
+    Of one layer with T tokens, hidden size h, H query heads and G key/value heads of d channels,
+    and a gated MLP of width m:
+
+        T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
+        + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
+
+    Not counted: embeddings, vision tower, norms, output head, and the selection itself.
+    """
+    text = _text_config(config)
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    linear = 2 * hidden * (heads + kv_heads) * head_dim + 3 * hidden * text.intermediate_size
+    return sum(t * linear + t * (t + 1) * heads * head_dim for t in tokens)
 
 
 def _check_origin(horizon: MeasuredHorizon, num_layers: int, model_type: str | None) -> None:

@@ -136,7 +136,7 @@ def score(
             raise InputError("--image, --prompt and --answer go together; pass all three")
         own = (tuple(image), prompt, answer)
     source = Source(task, data, None, seed, False, own)
-    run_score(_study(model, source, layers, window, per, out, as_json, device, dtype), sample)
+    run_score(study_of(model, source, layers, window, per, out, as_json, device, dtype), sample)
 
 
 def horizon(
@@ -188,7 +188,7 @@ def horizon(
     from vtfast.explore import Source, run_horizon
 
     source = Source(task, data, samples, seed, skip_bad)
-    study = _study(model, source, layers, window, per, out, as_json, device, dtype, log)
+    study = study_of(model, source, layers, window, per, out, as_json, device, dtype, log)
     run_horizon(study, maps, tolerance)
 
 
@@ -252,11 +252,11 @@ def sweep(
     if no_scores and "information" in names:
         raise InputError("--no-scores leaves nothing to choose by for the method information")
     source = Source(task, data, samples, seed, skip_bad)
-    study = _study(model, source, layers, window, per, out, as_json, device, dtype, log)
-    run_sweep(study, names, _shares(keep), seeds, not no_scores)
+    study = study_of(model, source, layers, window, per, out, as_json, device, dtype, log)
+    run_sweep(study, names, shares(keep), seeds, not no_scores)
 
 
-def _study(
+def study_of(
     model: str,
     source: "Source",
     layers: str | None,
@@ -268,7 +268,7 @@ def _study(
     dtype: str,
     log: Path | None = None,
 ) -> "Study":
-    """What all three commands share, checked as far as that goes without the model."""
+    """What these and `vtfast evaluate` share, checked as far as that goes without the model."""
     given = [name for name in ("task", "data", "own") if getattr(source, name) is not None]
     if len(given) != 1:
         raise InputError("there is nothing to ask, or too much; pass one of --task and --data")
@@ -299,7 +299,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _shares(text: str) -> list[float]:
+def shares(text: str) -> list[float]:
     """`0.1,0.25` as numbers."""
     try:
         return [float(part) for part in text.split(",")]
