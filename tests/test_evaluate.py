@@ -324,7 +324,7 @@ def test_the_command_prints_draws_and_goes_on(tmp_path, monkeypatch):
         ((*ASKED, "--keep", "half"), "--keep half: expected shares"),
         ((*ASKED, "--match", "close"), "--match close: pass one of exact, begins"),
         ((*ASKED, "--positions", "odd"), "--positions odd"),
-        ((*ASKED, "--plan", "paper:divprune"), "--plan paper:divprune: expected one such as"),
+        ((*ASKED, "--plan", "paper:divprune"), "plan paper:divprune: expected one such as"),
         ((*ASKED, "--plan", "paper:vtw:7"), "no released setting"),
         ((*ASKED, "--plan", "paper:dart+vtw:64"), "the model has 8 decoder layers"),
         (("evaluate", *MODEL), "pass one of --task and --data"),

@@ -155,8 +155,9 @@ def run_evaluate(study: "Study", names: list[str], options: dict[str, Any]) -> N
             study = replace(study, device=f"cuda:{place}")
     with prepared(study) as (model, data, out, err):
         from vtfast.evaluation import evaluate as compare
+        from vtfast.evaluation import named_plan
 
-        plans = [_planned(name) for name in names]
+        plans = [named_plan(name) for name in names]
         with working(err, data.task, len(data)) as tick:
             found = compare(
                 model,
@@ -168,18 +169,6 @@ def run_evaluate(study: "Study", names: list[str], options: dict[str, Any]) -> N
             )
         if rank == 0:
             finish(study, out, found, _show)
-
-
-def _planned(name: str) -> Any:
-    """A preset's name, or the plan of a released setting, paper:NAME:TOKENS."""
-    if not name.startswith("paper:"):
-        return name
-    from vtfast.plan import Plan
-
-    _, preset, tokens = (*name.split(":"), "", "")[:3]
-    if not tokens.isdecimal():
-        raise InputError(f"--plan {name}: expected one such as paper:divprune+random:192")
-    return Plan.paper(preset, int(tokens))
 
 
 def _show(out: Console, model: str, found: "Comparison") -> None:

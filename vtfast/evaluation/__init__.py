@@ -7,7 +7,7 @@ Under torchrun or `accelerate launch` the questions are shared out over the proc
 returns the same table.
 """
 
-from vtfast.evaluation.compare import evaluate
+from vtfast.evaluation.compare import evaluate, named_plan
 from vtfast.evaluation.results import Comparison, Row, wilson
 
-__all__ = ["Comparison", "Row", "evaluate", "wilson"]
+__all__ = ["Comparison", "Row", "evaluate", "named_plan", "wilson"]

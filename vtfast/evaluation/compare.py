@@ -176,6 +176,17 @@ def resolve(
     return found
 
 
+def named_plan(name: str) -> str | Plan:
+    """What a command line calls a plan: a preset, or a released setting, `paper:NAME:TOKENS`."""
+    kind, _, setting = name.partition(":")
+    if kind != "paper":
+        return name
+    preset, _, tokens = setting.partition(":")
+    if not tokens.isdecimal():
+        raise InputError(f"plan {name}: expected one such as paper:divprune+random:192")
+    return Plan.paper(preset, int(tokens))
+
+
 class _Asker:
     """One model, some plans, and questions: makes the records of a block of them."""
 
