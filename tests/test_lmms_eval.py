@@ -6,53 +6,25 @@ classes ask of a subclass (version 0.7.3). Where it is installed, its own regist
 
 import inspect
 import sys
-from importlib import import_module
 from importlib.metadata import entry_points
 from itertools import chain
 from types import ModuleType
 
 import pytest
-from tiny_models import FAMILIES
+from lmms_stand_in import HOME, stand_ins
 
 import vtfast
 from vtfast import PlanError
 from vtfast.evaluation import lmms
 
-HOME = "vtfast.evaluation.lmms_models"
 OURS = {"plan", "keep", "horizon", "seed", "positions"}
 
 
-class StandIn:
-    """As lmms-eval's classes: known arguments, and no others."""
-
-    family = "llava"
-
-    def __init__(self, pretrained: str = "hub/id", batch_size: int = 1, **kwargs: object) -> None:
-        assert kwargs == {}, f"Unexpected kwargs: {kwargs}"
-        self.pretrained = pretrained
-        self._model = FAMILIES[self.family].build()
-
-    @property
-    def model(self):
-        return self._model
-
-
 @pytest.fixture
-def classes(monkeypatch):
+def classes():
     """`vtfast.evaluation.lmms_models` above stand-ins."""
-    qwen = type("Qwen2_5_VL", (StandIn,), {"family": "qwen"})
-    chat = type("Qwen2_5_VL", (qwen,), {"is_simple": False})
-    names = {"simple.llava_hf": ("LlavaHf", StandIn), "simple.qwen2_5_vl": ("Qwen2_5_VL", qwen)}
-    names["chat.qwen2_5_vl"] = ("Qwen2_5_VL", chat)
-    for name, (attribute, cls) in names.items():
-        module = ModuleType(f"lmms_eval.models.{name}")
-        setattr(module, attribute, cls)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    for package in ("", ".models", ".models.simple", ".models.chat"):
-        monkeypatch.setitem(sys.modules, f"lmms_eval{package}", ModuleType("lmms_eval"))
-    monkeypatch.delitem(sys.modules, HOME, raising=False)
-    yield import_module(HOME)
-    sys.modules.pop(HOME, None)
+    with stand_ins() as module:
+        yield module
 
 
 @pytest.mark.parametrize("name", ["LlavaHf", "Qwen25VL", "Qwen25VLChat"])
