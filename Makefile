@@ -16,7 +16,11 @@ MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.
     tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
+TRITON_TESTS := $(patsubst %,tests/test_patch_%.py,parity turns generate cache selection pictures \
+    renumber right_padding variants)
 OLDEST := build/constraints-oldest.txt
+# The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
+SECOND_TRITON := triton-3.6.0
 
 # Where the figures of a GPU go, and which earlier ones to go on with. PYTHON is then any that has
 # torch, triton and transformers: nothing is installed. Without it the environment here is used.
@@ -26,18 +30,23 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup demo test test-oldest lint bench gpu-check gpu-ops gpu-dry report toy clean
+.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-dry report toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create the environment and install vtfast into it (the others do it too)
 
+triton: $(VENV)/$(SECOND_TRITON)/.vtfast-ready ## a second version of Triton, to compile kernels with
+
 demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full and pruned
 	@$(BIN)/vtfast demo $(ARGS)
 
-test: lint ## lint, types, and every test that needs no GPU
+test: lint triton ## lint, types, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
+
+test-triton: $(READY) ## what packed models compute, through interpreted kernels (an hour; not in .ci/run)
+	$(BIN)/pytest $(TRITON_TESTS) --impl triton -k packed $(WORKERS) $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
@@ -48,6 +57,12 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 	@sed 's/==.*//; /^#/d; s/.*/^&==/' constraints-oldest.txt > $@.names
 	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
 	@rm $@.names
+
+fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
+	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
+
+aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
+	$(BIN)/python tests/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .
@@ -95,4 +110,10 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	fi
 	$(PIP) install -c $(CONSTRAINTS) "setuptools>=77"
 	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/$(SECOND_TRITON)/.vtfast-ready: | $(READY)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	$(PIP) install --no-deps --no-compile --target $(@D) \
+	    '$(subst triton-,triton==,$(SECOND_TRITON)); sys_platform == "linux"'
 	@touch $@

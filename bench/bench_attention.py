@@ -34,7 +34,7 @@ BACKENDS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-ON_CPU = ("llava b1", "llava b8", "qwen 1k")
+ON_CPU = ("llava b1", "qwen 1k")
 
 
 def padded_ways(check) -> list[Way]:

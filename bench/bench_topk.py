@@ -74,7 +74,7 @@ def case(w: Workload, device: str) -> Case:
     compiled = Way("padded topk, sort, compiled", lambda compile: compile(one_topk), "compiled")
 
     def make(seed: int) -> tuple[torch.Tensor]:
-        return (_without_ties(seed, w.rows, device),)
+        return (without_ties(seed, w.rows, device),)
 
     return Case(
         name=w.name,
@@ -94,7 +94,7 @@ def case(w: Workload, device: str) -> Case:
     )
 
 
-def _without_ties(seed: int, rows: int, device: str) -> torch.Tensor:
+def without_ties(seed: int, rows: int, device: str) -> torch.Tensor:
     """fp32 scores as FastV's, positive and all different."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).to(device)
     return (order + 1.0) / rows

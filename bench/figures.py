@@ -1,7 +1,7 @@
 """What the figures say, in tables: plain text for a terminal, Markdown for a document.
 
 A case's times are compared by the sternest metric that both sides have: graph replay with cold
-caches, else with warm ones, else the wall clock. "best" is the fastest of all baselines by that
+caches, else with warm ones, else plain calls. "best" is the fastest of all baselines by that
 metric, compiled ones included. Losses are shown like wins, and the last lines are the geometric
 mean and the worst case.
 """
@@ -9,10 +9,10 @@ mean and the worst case.
 import statistics
 from collections.abc import Sequence
 
-METRICS = ("cold", "warm", "wall")
+METRICS = ("cold", "warm", "call")
 BASELINES = ("eager", "fair", "compiled")
 HEAD = ("case", "dtype", "eager", "compiled", "best", "vtfast", "p20-p80", "x eager", "x best",
-        "by wall", "rate", "of ceiling", "parity")  # fmt: skip
+        "by call", "rate", "of ceiling", "parity")  # fmt: skip
 
 
 def medians(row: dict, metric: str, roles: Sequence[str]) -> dict[str, float]:
@@ -79,7 +79,7 @@ def cells(row: dict, runs: Sequence[dict]) -> list[str]:
     ratios = [
         times_faster(row, ["eager"], metric),
         times_faster(row, BASELINES, metric),
-        times_faster(row, BASELINES, "wall"),
+        times_faster(row, BASELINES, "call"),
     ]
     return [
         *front,
@@ -150,8 +150,8 @@ def facts(runs: Sequence[dict]) -> list[str]:
         f"Ceilings measured: copy {found['copy_gb_s']:.0f} GB/s, "
         f"{found['matmul_dtype']} matmul {found['matmul_tflop_s']:.3g} TFLOP/s",
     ]
-    if "empty_kernel_wall_ms" in found:
-        eager, graph = (found[f"empty_kernel_{k}_ms"]["median"] for k in ("wall", "graph"))
+    if "empty_kernel_call_ms" in found:
+        eager, graph = (found[f"empty_kernel_{k}_ms"]["median"] for k in ("call", "graph"))
         lines.append(
             f"An empty kernel: {eager * 1e3:.2f} us eager, {graph * 1e3:.2f} us in a graph"
         )

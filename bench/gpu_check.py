@@ -31,11 +31,16 @@ OP_TESTS = (
     "random_select",
     "topk_select",
     "gather",
+    "gather_picks",
     "diversity_select",
     "query_scores",
     "ragged_attention",
     "ragged_decode",
     "launch",
+    "company",
+    "patch_syncs",
+    "patch_triton",
+    "patch_memory",
 )
 DRY_TESTS = ("ragged",)  # quick ones, to see that running tests works
 

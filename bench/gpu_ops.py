@@ -18,7 +18,7 @@ import figures
 from steps import Clock, Log, run_step
 
 HERE = Path(__file__).resolve().parent
-ORDER = ("diversity", "attention", "gather", "random", "topk", "decode", "scores")
+ORDER = ("diversity", "attention", "gather", "random", "topk", "fused", "decode", "scores")
 LARGEST_SHARE = 0.4  # of the time for one script, so that one that hangs leaves something over
 
 

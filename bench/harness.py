@@ -23,10 +23,10 @@ import figures
 import machine
 import torch
 from parity import Check
-from timing import graph_samples, sets_needed, summary, wall_samples
+from timing import call_samples, graph_samples, sets_needed, summary
 
 START = time.monotonic()
-SLOWEST_IN_A_GRAPH = 20  # ms of wall clock: beyond, thousands of launches, and seconds to capture
+SLOWEST_IN_A_GRAPH = 20  # ms of a plain call: beyond, thousands of launches, and seconds to capture
 _BACKENDS = {True: "eager", False: "inductor"}
 
 
@@ -83,7 +83,7 @@ def installed(module: str, name: str) -> tuple[Callable[..., object] | None, str
 def main(op: str, cases: Callable[[str, bool], Iterable[Case]]) -> None:
     """The command line of a bench script; ends the process."""
     options = _options(op)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # what a CPU's times are of
     record = Record(options.json, machine.header(options.device))
     record.begin({} if options.check else machine.ceilings(options.device, options.tiny))
     with torch.no_grad():
@@ -107,7 +107,6 @@ def _options(op: str) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="add to this file, not stdout")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after so long")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU (default 1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in the name")
     parser.add_argument(
         "--compiled",
@@ -218,8 +217,8 @@ def _measure(op: str, case: Case, run: int, options: argparse.Namespace) -> dict
     if options.device == "cuda":
         for name, call in calls.items():
             row["ways"][name]["host_reads"] = host_reads(call)
-    seconds = 1e-4 if options.tiny else 0.02 if options.device == "cuda" else 0.05
-    _note(row, "wall", wall_samples(calls, options.device, options.rounds, seconds))
+    seconds = 1e-4 if options.tiny else 0.02
+    _note(row, "call", call_samples(calls, options.device, options.rounds, seconds))
     if options.device == "cuda":
         _measure_graphs(case, inputs, able, row)
     return row
@@ -281,7 +280,7 @@ def _graphless(way: dict) -> str:
     """Why no graph is tried. A failed capture would leave the random generator unusable."""
     if way["host_reads"]:
         return "it waits for the device"
-    if way["wall"]["median"] > SLOWEST_IN_A_GRAPH:
+    if way["call"]["median"] > SLOWEST_IN_A_GRAPH:
         return f"a call takes over {SLOWEST_IN_A_GRAPH} ms"
     return ""
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from timing import graph_samples, summary, wall_samples
+from timing import call_samples, graph_samples, summary
 
 from vtfast.kernels.launch import triton
 
@@ -53,8 +53,9 @@ def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        measured = [f"{folder}/*.py" for folder in MEASURED]  # git's * crosses folders
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", *MEASURED], capture_output=True, text=True
+            [*git, "status", "--porcelain", "--", *measured], capture_output=True, text=True
         )
     except OSError:
         head = None
@@ -93,7 +94,10 @@ def header(device: str) -> dict:
         }
     else:
         facts["load_average"] = round(os.getloadavg()[0], 2)
-        facts["note"] = "a shared, busy machine: medians of alternating rounds, not to be compared"
+        facts["note"] = (
+            "processor time of one thread on a machine shared with others, who use the same caches "
+            "and memory: ratios mean more than times"
+        )
     return facts
 
 
@@ -114,7 +118,7 @@ def ceilings(device: str, tiny: bool) -> dict:
     target = torch.empty_like(source)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     calls = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.matmul(a, b)}
-    samples = wall_samples(calls, device, 5, 0.001 if tiny else 0.02)
+    samples = call_samples(calls, device, 5, 0.001 if tiny else 0.02)
     copy, product = (summary(samples[name])["median"] for name in calls)
     found = {
         "copy_gb_s": 2 * size / copy / 1e6,
@@ -124,7 +128,7 @@ def ceilings(device: str, tiny: bool) -> dict:
     if on_gpu:
         empty = {"empty kernel": lambda: _nothing[(1,)]()}
         _nothing[(1,)]()
-        found["empty_kernel_wall_ms"] = summary(wall_samples(empty, device)["empty kernel"])
+        found["empty_kernel_call_ms"] = summary(call_samples(empty, device)["empty kernel"])
         warm, _, _ = graph_samples({"empty kernel": lambda: _nothing[(1,)]()}, [()])
         found["empty_kernel_graph_ms"] = summary(warm["empty kernel"])
     return found

@@ -39,16 +39,21 @@ def op_calls(device: str) -> dict[str, Call]:
     last = fresh(6, len(cut), HEADS, HEAD_SIZE)
     index = random_select(cut, KEEP, seed=0, stream=0)
     seed, stream = (torch.tensor([7], device=device, dtype=d) for d in (torch.int64, torch.int32))
-    lengths = cut.cu_seqlens.diff()
+    lengths, scores = cut.cu_seqlens.diff(), fresh(7, cut.total, kind=torch.float32)
     return {
         "gather_rows": (lambda *x: gather_rows(index, *x), [features, k, q]),
         "random_select": (
             lambda *names: random_select(cut, KEEP, seed=names[0], stream=names[1]),
             [seed, stream],
         ),
-        "topk_select": (
-            lambda scores: topk_select(scores, cut, KEEP),
-            [fresh(7, cut.total, kind=torch.float32)],
+        "topk_select": (lambda scores: topk_select(scores, cut, KEEP), [scores]),
+        "random_select, gather": (
+            lambda *x: _flat(random_select(cut, KEEP, seed=x[0], stream=x[1], gather=x[2:])),
+            [seed, stream, features, k],
+        ),
+        "topk_select, gather": (
+            lambda scores, *x: _flat(topk_select(scores, cut, KEEP, gather=x)),
+            [scores, features, k],
         ),
         "diversity_select": (lambda x: diversity_select(x, cut, KEEP), [features]),
         "last_query_scores": (
@@ -62,3 +67,7 @@ def op_calls(device: str) -> dict[str, Call]:
         ),
         "ragged_decode": (lambda q, k, v: ragged_decode(q, k, v, lengths), [last, k, v]),
     }
+
+
+def _flat(answer: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    return [answer[0], *answer[1]]

@@ -75,7 +75,7 @@ def docs_block(records: dict[str, dict]) -> str:
     for name, record in records.items():
         parts.append(f"## {record['runs'][-1]['device']}")
         if note := record["runs"][-1].get("note"):
-            parts.append(f"On {note}; {CPU}.")
+            parts.append(f"{note[0].upper()}{note[1:]}. Measured are {CPU}.")
         parts.append(f"![How many times faster, case by case](speedup_{name}.png)")
         parts.append(f"![Share of the roofline, case by case](roofline_{name}.png)")
         parts.append(figures.document(record))

@@ -1,7 +1,9 @@
 """Three ways to time a call, all in milliseconds per call.
 
-- wall: many calls on the host's clock, waiting for the device at both ends only. What a user of
-  the eager call gets; on a GPU and at our sizes mostly the cost of launching.
+- call: many plain calls. On a GPU by the host's clock, waiting for the device at both ends only:
+  what a user of the eager call gets, at our sizes mostly the cost of launching. On a CPU by the
+  processor time of this process, so that waiting for its turn on a busy machine does not count;
+  with one thread that is the time the call takes on a quiet one, but for caches and memory.
 - graph, warm: replays of a CUDA graph of several calls on the same inputs, between two events.
   Launch gaps are gone and inputs that fit the L2 cache come from it.
 - graph, cold: the same over several sets of inputs in turn, so many that they do not fit the L2
@@ -35,34 +37,38 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(samples), "p20": deciles[1], "p80": deciles[7]}
 
 
-def wall_samples(calls: Calls, device: str, rounds: int = 9, seconds: float = 0.02) -> Samples:
+def call_samples(calls: Calls, device: str, rounds: int = 9, seconds: float = 0.02) -> Samples:
     """One sample per call and round, each the mean over about `seconds`; of slow calls fewer."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    repeats = {name: _repeats(call, wait, seconds) for name, call in calls.items()}
+    clock = _host_clock if device == "cuda" else time.process_time
+    repeats = {name: _repeats(call, clock, seconds) for name, call in calls.items()}
     samples: Samples = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
             if number < _LEAST_ROUNDS or sum(samples[name]) < _ENOUGH_MS:
-                samples[name].append(_timed(call, wait, repeats[name]))
+                samples[name].append(_timed(call, clock, repeats[name]))
     return samples
 
 
-def _repeats(call: Callable[[], object], wait: Callable[[], None], seconds: float) -> int:
+def _host_clock() -> float:
+    """Seconds, when the device has done all it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _repeats(call: Callable[[], object], clock: Callable[[], float], seconds: float) -> int:
     """How often to call so that it takes about `seconds`; warms up on the way."""
     call()
     repeats = 1
-    while (ms := _timed(call, wait, repeats)) * repeats < 250 * seconds:
+    while (ms := _timed(call, clock, repeats)) * repeats < 250 * seconds:
         repeats *= 2
     return max(1, round(1e3 * seconds / ms))
 
 
-def _timed(call: Callable[[], object], wait: Callable[[], None], repeats: int) -> float:
-    wait()
-    start = time.perf_counter()
+def _timed(call: Callable[[], object], clock: Callable[[], float], repeats: int) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    wait()
-    return (time.perf_counter() - start) * 1e3 / repeats
+    return (clock() - start) * 1e3 / repeats
 
 
 def sets_needed(nbytes: int, cache: int) -> int:

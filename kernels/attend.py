@@ -66,16 +66,17 @@ def attend_unread(
     v_cache: torch.Tensor,
     lengths: torch.Tensor,
     starts: torch.Tensor,
+    longest: int,
     scale: float | None,
 ) -> torch.Tensor:
-    """Decode with ranges that stay on the device: all sequences as long as the whole cache.
+    """Decode with ranges that stay on the device: all sequences as long as the longest may be.
 
-    Costs B copies of the cache, the price of reading nothing back. Columns past a sequence's end
+    Costs B copies of so many rows, the price of reading nothing back. Columns past a sequence's end
     repeat its last row, so rows of others never enter its arithmetic.
     """
-    if not len(k_cache):
+    if not longest:
         return torch.zeros_like(q)
-    columns = torch.arange(len(k_cache), device=q.device)
+    columns = torch.arange(longest, device=q.device)
     rows = starts[:, None] + columns.minimum(lengths[:, None] - 1)
     rows = rows.clamp(0, len(k_cache) - 1)
     k, v = k_cache[rows].transpose(1, 2), v_cache[rows].transpose(1, 2)

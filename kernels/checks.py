@@ -4,6 +4,7 @@ Each raises ValueError or TypeError with what it got, what it expected and what 
 """
 
 from collections.abc import Sequence, Sized
+from operator import gt
 
 import torch
 
@@ -14,14 +15,10 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPLS = ("auto", "eager", "triton")
 
 
-def check_impl(op: str, impl: str, *, has_kernel: bool = True) -> None:
-    """Refuse an unknown implementation, and an explicit one that this version does not have."""
+def check_impl(op: str, impl: str) -> None:
+    """Refuse an unknown implementation."""
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl={impl!r} is unknown; pass one of {', '.join(IMPLS)}")
-    if impl == "triton" and not has_kernel:
-        raise RuntimeError(
-            f'{op}: this version has no Triton kernel for it yet; pass impl="auto" or "eager"'
-        )
 
 
 def check_tensor(
@@ -92,12 +89,13 @@ def checked_gather(op: str, gather: object, segments: Ragged) -> tuple[torch.Ten
 def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, ...]:
     """The rows to keep of each segment as host ints, one per segment and none beyond its length."""
     counts = checked_ints(op, "keep", keep, len(segments))
-    for segment, (count, length) in enumerate(zip(counts, segments.lengths, strict=True)):
-        if not 0 <= count <= length:
-            raise ValueError(
-                f"{op}: keep={count} for segment {segment}, which has {length} rows; "
-                f"pass 0 <= keep <= {length}"
-            )
+    if min(counts, default=0) < 0 or any(map(gt, counts, segments.lengths)):
+        for segment, (count, length) in enumerate(zip(counts, segments.lengths, strict=True)):
+            if not 0 <= count <= length:
+                raise ValueError(
+                    f"{op}: keep={count} for segment {segment}, which has {length} rows; "
+                    f"pass 0 <= keep <= {length}"
+                )
     return counts
 
 

@@ -30,7 +30,16 @@ from .checks import (
     check_tensor,
     checked_keep,
 )
-from .launch import INTERPRET, fp32_precision, on_device_of, register, tl, triton, use_triton
+from .launch import (
+    INTERPRET,
+    cdiv,
+    fp32_precision,
+    on_device_of,
+    register,
+    tl,
+    triton,
+    use_triton,
+)
 from .ragged import Ragged
 from .threshold import COLUMNS, positions, segment_bounds, store_picks, tile, unable
 
@@ -39,7 +48,6 @@ _OP = "diversity_select"
 # Distance matrices made at once: one segment of 16384 rows, or many smaller ones.
 _MAX_MATRIX_BYTES = 2**30
 _TILE = 64  # of the matrix, for one program
-_DEPTH = {4: 16, 2: 64}  # features read at a time, by their size: fp32 spills on sm_80 at 32
 _WARPS, _STAGES = 4, 3
 _NORM_ROWS, _NORM_BLOCK = 8, 512
 
@@ -231,8 +239,10 @@ def _launch(
         with on_device_of(features):
             x, inverse, nearest = _norms(features)
             for turn in _turns(lengths):
-                cut = (cu_seqlens[turn.start :], kept.cu_seqlens[turn.start :])
-                _pick(x, inverse, nearest, *cut, lengths[turn], index, order)
+                rows, picks = cu_seqlens, kept.cu_seqlens
+                if turn.start:
+                    rows, picks = rows[turn.start :], picks[turn.start :]
+                _pick(x, inverse, nearest, rows, picks, lengths[turn], index, order)
     return index, order
 
 
@@ -266,15 +276,16 @@ def _pick(
 def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features with contiguous rows, 1 / their norms, and a first distance to the nearest other."""
     x = features if features.stride(1) == 1 else features.contiguous()
-    inverse = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    nearest = torch.empty(len(x), dtype=torch.int32, device=x.device)
-    _norms_kernel[(triton.cdiv(len(x), _NORM_ROWS),)](
+    num_rows, width = x.shape
+    inverse = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    nearest = torch.empty(num_rows, dtype=torch.int32, device=x.device)
+    _norms_kernel[(cdiv(num_rows, _NORM_ROWS),)](
         x,
         inverse,
         nearest,
-        len(x),
+        num_rows,
         x.stride(0),
-        D=x.shape[1],
+        D=width,
         ROWS=_NORM_ROWS,
         BLOCK=_NORM_BLOCK,
         enable_fp_fusion=False,
@@ -309,7 +320,7 @@ def _distances(
     """The matrices of some segments, one after another, and where each starts."""
     cut = Ragged.from_lengths([n * _host_width(n) for n in lengths], x.device)
     matrix = torch.empty(cut.total, dtype=torch.float32, device=x.device)
-    tiles = triton.cdiv(max(lengths), _TILE)
+    tiles = cdiv(max(lengths), _TILE)
     _distances_kernel[(len(lengths) * tiles * tiles,)](
         x,
         inverse,
@@ -324,12 +335,19 @@ def _distances(
         RAW=x.element_size() == 2,
         PRECISION=fp32_precision(),
         TILE=_TILE,
-        DEPTH=_DEPTH[x.element_size()],
+        DEPTH=_depth(x),
         num_warps=_WARPS,
         num_stages=_STAGES,
         enable_fp_fusion=False,  # 1 - dots * a * b rounds alike wherever it is computed
     )
     return matrix, cut.cu_seqlens
+
+
+def _depth(x: torch.Tensor) -> int:
+    """Features read at a time. Twice as many spill: fp32 on sm_80, odd distances everywhere."""
+    if x.element_size() == 4:
+        return 16
+    return 64 if x.stride(0) % 16 == 0 else 32
 
 
 def _fake(

@@ -105,11 +105,13 @@ def copying(
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
     """What `copy_rows` takes of the tensors that have something to copy.
 
-    block: words of a row to copy at a time; odd_block: the same where rows are not so many times 16
-    bytes, 16 bytes apart. Returns sources, outputs, row strides in units, and the layouts.
+    block: words of a row to copy at a time; odd_block: the same where rows do not begin, or end, at
+    multiples of 16 bytes. Returns sources, outputs, row strides in units, and the layouts.
     """
     sources = [_rows(x) for x in tensors]
-    kept = [pair for pair in zip(sources, outputs, strict=True) if pair[1].numel()]
+    kept = [
+        (_known(x), _known(out)) for x, out in zip(sources, outputs, strict=True) if out.numel()
+    ]
     layouts = [_layout(x, block, odd_block) for x, _ in kept]
     return (
         tuple(x for x, _ in kept),
@@ -164,6 +166,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
+def _known(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself, bytes as integers: not every GPU knows every 8-bit float, nor does Triton."""
+    return x.view(torch.int8) if x.element_size() == 1 else x
+
+
 def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
     """Row stride in units, and the layout of `[T, W]` with contiguous rows."""
     size = x.element_size()
@@ -172,13 +179,13 @@ def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
     odd = (width | stride | x.data_ptr()) & 3
     word = 4 if odd == 0 else 2 if odd == 2 else 1
     unit = word if stride % 16 else 16
-    block = odd_block if (width | stride) % 16 else block
+    block = odd_block if (width | stride | x.data_ptr()) % 16 else block
     width //= word
     return stride // unit, (width, word, unit // word, min(block, triton.next_power_of_2(width)))
 
 
 def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [x.new_empty((len(index), *x.shape[1:])) for x in tensors]
+    return [x.new_empty((index.shape[0], *x.shape[1:])) for x in tensors]
 
 
 _gather_rows = register("gather_rows(Tensor index, Tensor[] tensors) -> Tensor[]", _launch, _fake)

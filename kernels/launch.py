@@ -8,6 +8,7 @@ result, and the dispatcher runs the same launcher on a GPU and, under Triton's i
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ except ImportError:  # there are no wheels outside Linux; the eager twins need n
 HAS_TRITON = not isinstance(triton, _Absent)
 TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if HAS_TRITON else (0, 0)
 INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+INTERPRETED_AS = "sm_90"  # the GPU whose settings interpreted kernels run with
 INTERPRET = tl.constexpr(INTERPRETED)  # for kernels: the interpreter computes bf16 on raw bits
 
 LIBRARY = torch.library.Library("vtfast", "DEF")
@@ -67,6 +69,8 @@ def use_triton(
     eager twin, and unless `silent` says so once per op.
     """
     check_impl(op, impl)
+    if device.type == "cuda":
+        unable = unable or _lacking(device)
     if impl == "eager" or (impl == "auto" and (device.type != "cuda" or not HAS_TRITON)):
         return False
     if impl == "auto":
@@ -86,11 +90,50 @@ def use_triton(
     return True
 
 
+@lru_cache(maxsize=16)
+def _lacking(device: torch.device) -> str:
+    """What a GPU has not that every kernel needs; "" if nothing."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        "" if major >= 8 else f"kernels take compute capability 8.0, this GPU has {major}.{minor}"
+    )
+
+
+def architecture(device: torch.device) -> str:
+    """Whose settings to launch with on a device: those of one of the GPUs we ship for."""
+    return _architecture(device) if device.type == "cuda" else INTERPRETED_AS
+
+
+@lru_cache(maxsize=16)
+def _architecture(device: torch.device) -> str:
+    if torch.version.hip is not None:
+        return "gfx942"
+    # Others, 12.x among them, have the tensor core instructions of 8.x and less shared memory.
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
 def fp32_precision() -> str:
     """How tensor cores multiply fp32 without losing it: in three tf32 products, unknown to AMD."""
     return "tf32x3" if torch.version.hip is None else "ieee"
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up. Triton's own takes 5 µs on the host, since it serves kernels too."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is not below n, of a positive n; see `cdiv`."""
+    return 1 << (n - 1).bit_length()
+
+
+_HERE = nullcontext()
+
+
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(x.device)

@@ -6,8 +6,8 @@ runs over all keys of the sequence, in fp32: one row of the attention matrix, th
 Two launches. The first reads every key once for all queries of its group, in 16 splits a sequence,
 and keeps the logits with each split's largest and sum; the second merges the splits and averages
 over heads. No atomics, and no split depends on the batch, so the bits do not either. Traffic: the
-keys once, 4 H T bytes of logits out and in, T scores. Limits: head sizes up to 256, groups up to
-64; no backward; "auto" takes the twin for what is beyond.
+keys once (per 16 query heads of theirs), 4 H T bytes of logits out and in, T scores. Limits: head
+sizes up to 256; no backward; "auto" takes the twin for what is beyond.
 
 Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), re-derived.
 """
@@ -24,17 +24,27 @@ from .checks import (
     check_segments,
     check_tensor,
 )
-from .launch import INTERPRET, fp32_precision, on_device_of, register, tl, triton, use_triton
+from .launch import (
+    INTERPRET,
+    cdiv,
+    fp32_precision,
+    next_power_of_2,
+    on_device_of,
+    register,
+    tl,
+    triton,
+    use_triton,
+)
 from .ragged import Ragged
 from .threshold import segment_bounds
 
 _OP = "last_query_scores"
 _MAX_HEAD = 256
-_MAX_GROUP = 64
 _LOG2E = 1.4426950408889634
 
 _SPLITS = 16  # of a sequence's keys, whatever the batch: a sequence scores the same in any company
-_KEYS, _WARPS = 64, 4
+_HEADS = 16  # query heads of a program, what a tensor core takes at least; 64 in fp32 spill
+_WARPS = 4
 _STAGES = {4: 2, 2: 3}  # by the size of a number: fp32 would not fit the shared memory of gfx942
 _MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 16, 128, 4
 
@@ -65,14 +75,15 @@ def _logits_kernel(
     scale,
     # meta
     GROUP: tl.constexpr,  # query heads of a key head
-    ROWS: tl.constexpr,  # the same, padded to what a tensor core takes; 1 goes without it
+    ROWS: tl.constexpr,  # those of a program, padded to what a tensor core takes; 1 goes without it
+    PARTS: tl.constexpr,  # programs that share a group
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (sequences, key heads, splits): a program reads its keys once, for a group of queries.
+    """Grid (sequences, key heads x PARTS, splits): a program reads its keys once, for ROWS queries.
 
     It stores their logits (base 2), the largest of them, and the sum of 2^(logit - largest).
     """
@@ -83,8 +94,8 @@ def _logits_kernel(
     end = tl.minimum(begin + share, n)
     if begin >= n:
         return
-    key_head = tl.program_id(1)
-    member = tl.arange(0, ROWS)
+    key_head = tl.program_id(1) // PARTS
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
     head = key_head * GROUP + member
     d = tl.arange(0, BLOCK_D)
     q_offset = segment.to(tl.int64) * stride_qb + head.to(tl.int64)[:, None] * stride_qh
@@ -115,7 +126,8 @@ def _logits_kernel(
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = weight * tl.exp2(top - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
         top = higher
-    part = (segment * tl.num_programs(1) * GROUP + head) * SPLITS + tl.program_id(2)
+    heads = tl.num_programs(1) // PARTS * GROUP
+    part = (segment * heads + head) * SPLITS + tl.program_id(2)
     tl.store(top_ptr + part, top, mask=member < GROUP)
     tl.store(weight_ptr + part, weight, mask=member < GROUP)
 
@@ -179,9 +191,11 @@ def _launch(
     tops = torch.empty(sequences, heads, _SPLITS, dtype=torch.float32, device=k.device)
     weights = torch.empty_like(tops)
     group = heads // key_heads
+    parts = cdiv(group, _HEADS)
+    keys = _keys(k)
     with on_device_of(k):
-        filled = min(_SPLITS, triton.cdiv(longest, _KEYS))  # of the longest sequence
-        _logits_kernel[(sequences, key_heads, filled)](
+        filled = min(_SPLITS, cdiv(longest, keys))  # of the longest sequence
+        _logits_kernel[(sequences, key_heads * parts, filled)](
             q,
             k,
             cu_seqlens,
@@ -195,16 +209,17 @@ def _launch(
             k.stride(1),
             scale * _LOG2E,
             GROUP=group,
-            ROWS=_rows(group),
+            ROWS=1 if group == 1 else _HEADS,
+            PARTS=parts,
             D=head_size,
-            BLOCK_D=max(16, triton.next_power_of_2(head_size)),
-            KEYS=_KEYS,
+            BLOCK_D=max(16, next_power_of_2(head_size)),
+            KEYS=keys,
             SPLITS=_SPLITS,
             PRECISION=fp32_precision(),
             num_warps=_WARPS,
             num_stages=_STAGES[k.element_size()],
         )
-        _merge_kernel[(sequences, triton.cdiv(longest, _MERGE_KEYS))](
+        _merge_kernel[(sequences, cdiv(longest, _MERGE_KEYS))](
             logits,
             tops,
             weights,
@@ -215,14 +230,15 @@ def _launch(
             HEADS=_MERGE_HEADS,
             KEYS=_MERGE_KEYS,
             SPLITS=_SPLITS,
-            SPLIT_KEYS=_KEYS,
+            SPLIT_KEYS=keys,
             num_warps=_MERGE_WARPS,
         )
     return scores
 
 
-def _rows(group: int) -> int:
-    return 1 if group == 1 else max(16, triton.next_power_of_2(group))
+def _keys(k: torch.Tensor) -> int:
+    """Keys read at a time. Of wide heads twice as many spill in fp32, and overfill a gfx942."""
+    return 32 if k.shape[2] > 128 else 64
 
 
 def _fake(
@@ -272,15 +288,13 @@ def last_query_scores(
     check_heads(_OP, q, k)
     check_covers(_OP, "segments", segments, "k", len(k))
     check_count(_OP, "q", q, len(segments))
-    if use_triton(_OP, impl, k.device, unable=_unable(q, k)):
+    if use_triton(_OP, impl, k.device, unable=_unable(k)):
         with torch.no_grad():
             return _last_query_scores(q, k, segments.cu_seqlens, segments.max_seqlen, scale)
     return reference.last_query_scores(q, k, segments, scale=scale)
 
 
-def _unable(q: torch.Tensor, k: torch.Tensor) -> str:
+def _unable(k: torch.Tensor) -> str:
     if not 0 < k.shape[2] <= _MAX_HEAD:
         return f"the kernel takes head sizes 1 to {_MAX_HEAD}, got {k.shape[2]}"
-    if (group := q.shape[1] // k.shape[1]) > _MAX_GROUP:
-        return f"the kernel takes groups of up to {_MAX_GROUP} query heads, got {group}"
     return ""

@@ -7,6 +7,7 @@ be empty, and a batch may have none.
 """
 
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -15,6 +16,8 @@ from itertools import accumulate
 import torch
 
 _INT32_MAX = 2**31 - 1
+_INTS = frozenset((int,))
+_NO_SEQUENCES = (torch.Tensor, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +39,16 @@ class Ragged:
     def from_lengths(lengths: Sequence[int], device: torch.device | str | int) -> "Ragged":
         """Build (or fetch: the last 64 are kept) the cut with these segment lengths.
 
-        Never waits for a CUDA device: the copy starts from pinned memory. Fill the cache once
-        before capturing a CUDA graph.
+        Never waits for a CUDA device: the copy starts from pinned memory. Call once before
+        capturing a CUDA graph of it, as ops do with what they keep; the graph's cut then stays.
 
         >>> Ragged.from_lengths([3, 0, 2], "cpu").cu_seqlens.tolist()
         [0, 3, 3, 5]
         """
-        return _build(_checked_lengths(lengths), _indexed_device(device))
+        cut = _build(host_ints("lengths", lengths), _indexed_device(device))
+        if cut.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured.add(cut)
+        return cut
 
     @property
     def total(self) -> int:
@@ -75,6 +81,12 @@ class Ragged:
         return segment, position
 
     @cached_property
+    def numbers(self) -> torch.Tensor:
+        """int64 `[B]`: the number of each segment."""
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.arange(len(self), device=self.device)
+
+    @cached_property
     def live(self) -> torch.Tensor:
         """bool `[B, max_seqlen]`: which cells of the padded matrix hold a row."""
         with torch.inference_mode(False), torch.no_grad():
@@ -95,27 +107,17 @@ class Ragged:
 
 def host_ints(name: str, values: object) -> tuple[int, ...]:
     """`values` as Python ints. Refuses tensors: reading a device back would stall it."""
-    if isinstance(values, torch.Tensor | str) or not isinstance(values, Iterable):
+    if isinstance(values, _NO_SEQUENCES) or not isinstance(values, Iterable):
         raise TypeError(
             f"{name} must be a sequence of host ints, got {type(values).__name__}; pass a list"
         )
     values = tuple(values)
+    if _INTS.issuperset(map(type, values)):  # as nearly always, and this is in every call of an op
+        return values
     for value in values:
         if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must hold host ints, got {value!r}; pass row counts")
     return tuple(map(operator.index, values))
-
-
-def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
-    counts = host_ints("lengths", lengths)
-    if min(counts, default=0) < 0:
-        raise ValueError(f"lengths must be >= 0, got {min(counts)}; pass row counts")
-    if sum(counts) > _INT32_MAX:
-        raise ValueError(
-            f"lengths sum to {sum(counts)} rows, more than int32 row numbers reach "
-            f"({_INT32_MAX}); split the batch"
-        )
-    return counts
 
 
 def _indexed_device(device: torch.device | str | int) -> torch.device:
@@ -125,8 +127,25 @@ def _indexed_device(device: torch.device | str | int) -> torch.device:
     return device
 
 
+# What CUDA graphs read at every replay must not be given back with the cache's oldest entries.
+_captured: set[Ragged] = set()
+
+
 @lru_cache(maxsize=64)
 def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
+    """Checked when it is built: what is refused is not kept."""
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"lengths must be >= 0, got {min(lengths)}; pass row counts")
+    if sum(lengths) > _INT32_MAX:
+        raise ValueError(
+            f"lengths sum to {sum(lengths)} rows, more than int32 row numbers reach "
+            f"({_INT32_MAX}); split the batch"
+        )
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"segments of lengths {reprlib.repr(lengths)} are new while a CUDA graph is captured, "
+            "which cannot copy them to the device; run the same calls once before capturing"
+        )
     offsets = tuple(accumulate(lengths, initial=0))
     # Cached across calls, so it must not be an inference tensor: autograd refuses to save those.
     with torch.inference_mode(False), torch.no_grad():

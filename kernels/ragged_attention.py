@@ -1,8 +1,19 @@
-"""Softmax attention over packed sequences, each attending to its own keys only.
+"""Softmax attention over packed sequences, each attending to its own keys only, in one launch.
 
 `out[i] = sum_j softmax_j(scale · q[i, h] · k[j, h // group]) v[j, h // group]` within each segment.
 Causal is aligned bottom-right: with nq queries and nk keys, query i sees keys j ≤ i + nk - nq. A
 query that sees no key gives 0.
+
+A program takes a tile of queries of one head and folds the keys in block by block, so no matrix is
+ever written: traffic is q and out once, and the keys once for every tile. No padding, and no list
+of tiles either: programs find their sequence in `cu_seqlens` by themselves. With an index of keys
+rows are read where they lie, shared or scattered. A row's arithmetic does not depend on the batch:
+the tile may, the width of a block of keys may not.
+
+Limits: head sizes up to 256 (fp32: 128, more would spill), a scale above 0; no backward; "auto"
+takes the twin for what is beyond.
+
+Source: Dao, FlashAttention-2, arXiv 2307.08691, re-derived.
 """
 
 import torch
@@ -18,9 +29,203 @@ from .checks import (
     check_segments,
     check_tensor,
 )
+from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from .online_softmax import (
+    LOG2E,
+    absorb,
+    columns_together,
+    lift,
+    lower,
+    nothing_yet,
+    unable,
+)
 from .ragged import Ragged
+from .threshold import segment_bounds
+from .tiles import attention_tiles, padded_head
 
 _OP = "ragged_attention"
+_WAVE = 128  # programs: about one for each multiprocessor of the GPUs we ship for
+
+
+@triton.jit
+def _segment_of_tile(cu_ptr, num_segments, number, QUERIES: tl.constexpr):
+    """The segment that owns a tile, and the tile's place in it.
+
+    Segment s owns the numbers from cu[s] // QUERIES + s on: always enough, at most one too many.
+    """
+    low = number * 0
+    high = low + num_segments - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        before = tl.load(cu_ptr + middle) // QUERIES + middle <= number
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle - 1)
+    return low, number - (tl.load(cu_ptr + low) // QUERIES + low)
+
+
+@triton.jit(do_not_specialize=["num_segments"])
+def _attention_kernel(
+    # pointers
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    cu_q_ptr,
+    cu_k_ptr,
+    index_ptr,  # None: keys and values lie where cu_k says
+    # sizes
+    num_segments,
+    # strides
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    # factor on the products, to the base 2
+    scale,
+    # meta
+    GROUP: tl.constexpr,  # query heads of a key head
+    CAUSAL: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (tiles of QUERIES queries, heads): a program reads all keys its queries see, once.
+
+    Blocks of keys that all its queries see come first and are not masked. Tiles are taken from the
+    end: under a causal mask those are the longest, and none should start last.
+    """
+    number = tl.num_programs(0) - 1 - tl.program_id(0)
+    segment, tile = _segment_of_tile(cu_q_ptr, num_segments, number, QUERIES)
+    first_q, num_q = segment_bounds(cu_q_ptr, segment)
+    first_k, num_k = segment_bounds(cu_k_ptr, segment)
+    begin = tile * QUERIES
+    if begin >= num_q:
+        return
+    query = begin + tl.arange(0, QUERIES)
+    key = tl.arange(0, KEYS)
+    d = tl.arange(0, WIDTH)
+    head = tl.program_id(1).to(tl.int64)
+    k_ptr += head // GROUP * stride_kh
+    v_ptr += head // GROUP * stride_vh
+    q_row = (first_q + query).to(tl.int64)[:, None]
+    q_mask = (query < num_q)[:, None]
+    if D < WIDTH:
+        q_mask = q_mask & (d < D)[None, :]
+    q_at = q_ptr + q_row * stride_qt + head * stride_qh + d[None, :]
+    q = lift(tl.load(q_at, mask=q_mask, other=0.0))
+
+    ahead = num_k - num_q  # query i sees the keys up to i + ahead
+    end, seen_by_all = num_k, num_k
+    if CAUSAL:
+        end = tl.maximum(tl.minimum(num_k, begin + QUERIES + ahead), 0)
+        seen_by_all = tl.maximum(tl.minimum(num_k, begin + ahead + 1), 0)
+    whole = seen_by_all // KEYS * KEYS
+    top, weight, mixed = nothing_yet(QUERIES, WIDTH)
+    everything = tl.full([KEYS], True, tl.int1)
+    for start in range(0, whole, KEYS):
+        top, weight, mixed = absorb(
+            q,
+            top,
+            weight,
+            mixed,
+            k_ptr,
+            v_ptr,
+            index_ptr,
+            first_k + start + key,
+            everything,
+            everything[None, :],
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            PRECISION,
+        )
+    for start in range(whole, end, KEYS):
+        live = start + key < num_k
+        seen = live[None, :]
+        if CAUSAL:
+            seen = seen & ((start + key)[None, :] <= (query + ahead)[:, None])
+        top, weight, mixed = absorb(
+            q,
+            top,
+            weight,
+            mixed,
+            k_ptr,
+            v_ptr,
+            index_ptr,
+            first_k + start + key,
+            live,
+            seen,
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            PRECISION,
+        )
+    out = mixed / tl.where(weight == 0.0, 1.0, weight)[:, None]
+    out_at = out_ptr + (q_row * tl.num_programs(1) + head) * D + d[None, :]
+    tl.store(out_at, lower(out, out_ptr.dtype.element_ty), mask=q_mask)
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    k_index: torch.Tensor | None,
+    longest: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    num_queries, heads, head_size = q.shape
+    segments = len(cu_q) - 1
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if num_queries == 0:
+        return out
+    q, k, v = map(columns_together, (q, k, v))
+    tile, smaller = attention_tiles(architecture(q.device), head_size, q.element_size())
+    if longest <= smaller.queries or (num_queries // tile.queries + segments) * heads < _WAVE:
+        tile = smaller
+    if k_index is not None:
+        k_index = k_index.contiguous()
+    with on_device_of(q):
+        _attention_kernel[(num_queries // tile.queries + segments, heads)](
+            q,
+            k,
+            v,
+            out,
+            cu_q,
+            cu_k,
+            k_index,
+            segments,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
+            scale * LOG2E,
+            GROUP=heads // k.shape[1],
+            CAUSAL=causal,
+            D=head_size,
+            WIDTH=padded_head(head_size),
+            QUERIES=tile.queries,
+            KEYS=tile.keys,
+            PRECISION=fp32_precision(),
+            num_warps=tile.warps,
+            num_stages=tile.stages if k_index is None else tile.stages_indexed,
+        )
+    return out
+
+
+_ragged_attention = register(
+    "ragged_attention(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? k_index, "
+    "int longest, bool causal, float scale) -> Tensor",
+    _launch,
+    lambda q, *others: q.new_empty(q.shape),
+)
 
 
 def ragged_attention(
@@ -38,28 +243,32 @@ def ragged_attention(
     """Attend from packed queries to packed keys, sequence by sequence.
 
     Args:
-        q: `[Tq, H, D]` fp32|fp16|bf16; last dimension contiguous, any stride before it.
+        q: `[Tq, H, D]` fp32|fp16|bf16, any strides; the kernel reads them in place if the last
+            dimension is contiguous.
         k, v: `[Tk, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv.
         q_segments, k_segments: B sequences each; their lengths may differ and be 0.
         causal: bottom-right causal mask, or none.
         scale: factor on the logits; default D ** -0.5.
         k_index: `[K]` int32|int64 rows of `k` and `v`, 0 ≤ k_index[j] < Tk, not checked on a CUDA
             device. With it `k_segments` cuts `k_index`, so sequences may share rows.
-        impl: "auto" | "eager" | "triton"; an explicit choice never falls back.
+        impl: "auto" (Triton on CUDA tensors that need no gradient and are within the kernel's
+            limits, eager elsewhere) | "eager" | "triton"; an explicit choice never falls back.
 
     Returns:
         `[Tq, H, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: a rank, row count, head layout or device that does not fit.
+        ValueError: a rank, row count, head layout or device that does not fit, or what the kernel
+            cannot do.
         TypeError: a wrong type or dtype.
+        RuntimeError: impl="triton" where Triton cannot run.
 
     >>> q, k = torch.randn(7, 8, 64), torch.randn(9, 2, 64)
     >>> q_cut, k_cut = Ragged.from_lengths([3, 4], "cpu"), Ragged.from_lengths([5, 4], "cpu")
     >>> ragged_attention(q, k, k, q_cut, k_cut).shape
     torch.Size([7, 8, 64])
     """
-    check_impl(_OP, impl, has_kernel=False)
+    check_impl(_OP, impl)
     check_segments(_OP, "q_segments", q_segments)
     check_segments(_OP, "k_segments", k_segments)
     device = q_segments.device
@@ -74,6 +283,10 @@ def ragged_attention(
         check_tensor(_OP, "k_index", k_index, ndim=1, dtypes=INDEX_DTYPES, device=device)
         check_covers(_OP, "k_segments", k_segments, "k_index", len(k_index))
     check_count(_OP, "k_segments", k_segments, len(q_segments))
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if use_triton(_OP, impl, device, unable=unable(scale, q, k, v)):
+        cuts = q_segments.cu_seqlens, k_segments.cu_seqlens
+        return _ragged_attention(q, k, v, *cuts, k_index, q_segments.max_seqlen, causal, scale)
     return reference.ragged_attention(
         q, k, v, q_segments, k_segments, causal=causal, scale=scale, k_index=k_index
     )

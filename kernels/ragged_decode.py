@@ -2,25 +2,238 @@
 
 `out[s, h] = sum_j softmax_j(scale · q[s, h] · k[j, h // group]) v[j, h // group]`, j running over
 rows `starts[s] … starts[s] + lengths[s] - 1`. A sequence without rows gives 0.
+
+Two launches. One query cannot fill a GPU, so programs share a sequence: each reads the keys and
+values of one split, for all query heads that share them, and leaves a partial softmax; the second
+launch merges these in order. A cut depends on the sequence's own length alone, so neither the batch
+nor the cache's size changes a bit. Traffic: keys and values once (per 16 query heads of theirs),
+8 D bytes per split and query head. With lengths on the device nothing of a call depends on them: a
+CUDA graph of it may be replayed with others. Limits: head sizes up to 256 (fp32: 128), a scale
+above 0; no backward; "auto" takes the twin for what is beyond.
+
+Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-derived.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from . import reference
-from .checks import (
-    INDEX_DTYPES,
-    KERNEL_DTYPES,
-    check_count,
-    check_heads,
-    check_impl,
-    check_tensor,
-    checked_ints,
+from .checks import INDEX_DTYPES, KERNEL_DTYPES, check_heads, check_impl, check_tensor
+from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from .online_softmax import (
+    LOG2E,
+    absorb,
+    columns_together,
+    lift,
+    lower,
+    nothing_yet,
+    unable,
 )
+from .ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
+from .relaunch import Relaunch
+from .tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
+_SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor
+_SHARE, _MERGED = 128, 16  # keys of a split at least; splits merged at a time
+
+
+@triton.jit
+def _splits(n, SPLITS: tl.constexpr, SHARE: tl.constexpr):
+    """Keys of a split, and how many splits a sequence of n keys has."""
+    share = tl.maximum(tl.cdiv(n, SPLITS * SHARE), 1) * SHARE
+    return share, tl.cdiv(n, share)
+
+
+@triton.jit(do_not_specialize=["longest"])
+def _split_kernel(
+    # pointers
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    lengths_ptr,
+    starts_ptr,
+    index_ptr,  # None: sequences are ranges of the cache itself
+    partial_ptr,
+    # sizes
+    longest,
+    # strides
+    stride_qb,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    # factor on the products, to the base 2
+    scale,
+    # meta
+    GROUP: tl.constexpr,  # query heads of a key head
+    ROWS: tl.constexpr,  # those of a program, padded to what a tensor core takes
+    PARTS: tl.constexpr,  # programs that share a group
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SHARE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (sequences, key heads x PARTS, splits): a program reads the keys of its split once.
+
+    It stores the values mixed, and after all of these the largest logit and the sum of the weights.
+    """
+    sequence, split = tl.program_id(0), tl.program_id(2)
+    n = tl.minimum(tl.load(lengths_ptr + sequence), longest)
+    share, splits = _splits(n, SPLITS, SHARE)
+    if split >= splits:
+        return
+    first = tl.load(starts_ptr + sequence)
+    key_head = (tl.program_id(1) // PARTS).to(tl.int64)
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
+    head = key_head * GROUP + member
+    d = tl.arange(0, WIDTH)
+    mask = (member < GROUP)[:, None] & (d < D)[None, :]
+    q_at = sequence.to(tl.int64) * stride_qb + head[:, None] * stride_qh + d[None, :]
+    q = lift(tl.load(q_ptr + q_at, mask=mask, other=0.0))
+    k_ptr += key_head * stride_kh
+    v_ptr += key_head * stride_vh
+
+    top, weight, mixed = nothing_yet(ROWS, WIDTH)
+    end = tl.minimum((split + 1) * share, n)
+    for start in range(split * share, end, KEYS):
+        key = start + tl.arange(0, KEYS)
+        live = key < end
+        top, weight, mixed = absorb(
+            q,
+            top,
+            weight,
+            mixed,
+            k_ptr,
+            v_ptr,
+            index_ptr,
+            first + key,
+            live,
+            live[None, :],
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            PRECISION,
+        )
+    heads = (tl.num_programs(1) // PARTS * GROUP).to(tl.int64)
+    part = (sequence * heads + head) * tl.num_programs(2) + split
+    parts = tl.num_programs(0) * heads * tl.num_programs(2)
+    tl.store(partial_ptr + part[:, None] * D + d[None, :], mixed, mask=mask)
+    tl.store(partial_ptr + parts * D + part, top, mask=member < GROUP)
+    tl.store(partial_ptr + parts * (D + 1) + part, weight, mask=member < GROUP)
+
+
+@triton.jit(do_not_specialize=["longest", "room"])
+def _merge_splits_kernel(
+    # pointers
+    partial_ptr,
+    lengths_ptr,
+    out_ptr,
+    # sizes
+    longest,
+    room,  # splits there is memory for, per sequence and head
+    # meta
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MERGED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SHARE: tl.constexpr,
+):
+    """Grid (sequences, heads): a program merges the splits of a query, in order."""
+    sequence, heads = tl.program_id(0), tl.num_programs(1).to(tl.int64)
+    n = tl.minimum(tl.load(lengths_ptr + sequence), longest)
+    _, splits = _splits(n, SPLITS, SHARE)
+    row = sequence * heads + tl.program_id(1)
+    first, parts = row * room, tl.num_programs(0) * heads * room
+    d = tl.arange(0, WIDTH)
+    top = tl.full((), float("-inf"), tl.float32)
+    weight = tl.zeros((), tl.float32)
+    mixed = tl.zeros([WIDTH], tl.float32)
+    for start in range(0, splits, MERGED):
+        split = start + tl.arange(0, MERGED)
+        live = split < splits
+        part = first + split
+        rows_at = partial_ptr + part[:, None] * D + d[None, :]
+        rows = tl.load(rows_at, mask=live[:, None] & (d < D)[None, :], other=0.0)
+        tops = tl.load(partial_ptr + parts * D + part, mask=live, other=float("-inf"))
+        weights = tl.load(partial_ptr + parts * (D + 1) + part, mask=live, other=0.0)
+        higher = tl.maximum(top, tl.max(tops))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        old, new = tl.exp2(top - base), tl.exp2(tops - base)
+        weight = weight * old + tl.sum(weights * new)
+        mixed = mixed * old + tl.sum(rows * new[:, None], axis=0)
+        top = higher
+    out = mixed / tl.where(weight == 0.0, 1.0, weight)
+    tl.store(out_ptr + row * D + d, lower(out, out_ptr.dtype.element_ty), mask=d < D)
+
+
+_launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_splits_kernel)
+
+
+@lru_cache(maxsize=64)
+def _settings(
+    arch: str, head_size: int, size: int, group: int, indexed: bool
+) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Programs that share a group, constants of both kernels, options of the first."""
+    tile, parts = decode_tile(arch, head_size, size), -(-group // DECODE_ROWS)
+    both = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
+    own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
+    own["PRECISION"] = fp32_precision()
+    stages = tile.stages_indexed if indexed else tile.stages
+    options = {"num_warps": tile.warps, "num_stages": stages}
+    return parts, both | own, both | {"MERGED": _MERGED}, options
+
+
+def _launch(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    host_ranges: Sequence[int],
+    k_index: torch.Tensor | None,
+    longest: int,
+    scale: float,
+) -> torch.Tensor:
+    sequences, heads, head_size = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if sequences == 0:
+        return out
+    if lengths is None or starts is None:
+        lengths, starts = on_device(tuple(host_ranges), q.device)
+    q, k_cache, v_cache = map(columns_together, (q, k_cache, v_cache))
+    if k_index is not None:
+        k_index = k_index.contiguous()
+    key_heads = k_cache.shape[1]
+    what = architecture(q.device), head_size, q.element_size(), heads // key_heads
+    parts, split, merge, options = _settings(*what, k_index is not None)
+    room = min(_SPLITS, -(-longest // _SHARE))
+    numbers = sequences * heads * room * (head_size + 2)
+    partial = torch.empty(numbers, dtype=torch.float32, device=q.device)
+    tensors = (q, k_cache, v_cache, lengths, starts, k_index, partial)
+    strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
+    with on_device_of(q):
+        if room:
+            arguments = (*tensors, longest, *strides, scale * LOG2E)
+            _launch_split((sequences, key_heads * parts, room), arguments, split, options)
+        arguments = (partial, lengths, out, longest, room)
+        _launch_merge((sequences, heads, 1), arguments, merge, {"num_warps": 4})
+    return out
+
+
+_ragged_decode = register(
+    "ragged_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? lengths, Tensor? starts, "
+    "int[] host_ranges, Tensor? k_index, SymInt longest, float scale) -> Tensor",
+    _launch,
+    lambda q, *others: q.new_empty(q.shape),
+)
 
 
 def ragged_decode(
@@ -30,6 +243,7 @@ def ragged_decode(
     lengths: Sequence[int] | torch.Tensor,
     *,
     starts: Sequence[int] | torch.Tensor | None = None,
+    max_length: int | None = None,
     scale: float | None = None,
     k_index: torch.Tensor | None = None,
     impl: str = "auto",
@@ -38,28 +252,32 @@ def ragged_decode(
 
     Args:
         q: `[B, H, D]` fp32|fp16|bf16, one query per sequence.
-        k_cache, v_cache: `[R, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv. Rows
-            outside a sequence never enter its result, whatever they hold.
+        k_cache, v_cache: `[R, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv. Rows that
+            are not a sequence's own never enter its result, whatever they hold.
         lengths: rows of each sequence, ≥ 0: B host ints, or an int32 `[B]` tensor on the device of
-            `q`, whose values are neither read back nor checked (eager then works through the whole
-            cache for each sequence).
+            `q`, whose values are neither read back nor checked. A CUDA graph needs tensors: host
+            ints are copied to the device, without a wait, once for calls with the same ones.
         starts: first row of each sequence, in the same form; default the prefix sums of `lengths`.
+        max_length: host int ≥ 0, default the rows there are; no sequence is longer. With lengths
+            on the device it bounds the work (programs of the kernel, rows the twin works through
+            for each sequence), and rows beyond it are not seen.
         scale: factor on the logits; default D ** -0.5.
         k_index: `[K]` int32|int64 rows of the caches; with it sequences are ranges of `k_index`.
-        impl: "auto" | "eager" | "triton"; an explicit choice never falls back.
+        impl: "auto" (Triton on CUDA tensors that need no gradient and are within the kernel's
+            limits, eager elsewhere) | "eager" | "triton"; an explicit choice never falls back.
 
     Returns:
         `[B, H, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: a rank, range, count, head layout or device that does not fit.
-        TypeError: a wrong type or dtype.
+        ValueError: a rank, range, count, head layout or device that does not fit, or what the
+            kernel cannot do. TypeError: a wrong type. RuntimeError: Triton cannot run here.
 
     >>> q, cache = torch.randn(2, 8, 64), torch.randn(20, 2, 64)
     >>> ragged_decode(q, cache, cache, [5, 9], starts=[0, 10]).shape
     torch.Size([2, 8, 64])
     """
-    check_impl(_OP, impl, has_kernel=False)
+    check_impl(_OP, impl)
     check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES)
     check_tensor(_OP, "k_cache", k_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_tensor(_OP, "v_cache", v_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
@@ -68,32 +286,23 @@ def ragged_decode(
     if k_index is not None:
         check_tensor(_OP, "k_index", k_index, ndim=1, dtypes=INDEX_DTYPES, device=q.device)
         rows = len(k_index)
+    longest = checked_bound(_OP, rows, max_length)
     if isinstance(lengths, torch.Tensor):
-        _check_device_ranges(q, lengths, starts)
+        check_device_ranges(_OP, q, lengths, starts)
     else:
-        lengths, starts = _checked_host_ranges(len(q), rows, lengths, starts)
+        lengths, starts = checked_host_ranges(_OP, len(q), rows, lengths, starts, longest)
+        longest = max(lengths, default=0)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if use_triton(_OP, impl, q.device, unable=unable(scale, q, k_cache, v_cache)):
+        ranges = op_ranges(lengths, starts)
+        return _ragged_decode(q, k_cache, v_cache, *ranges, k_index, longest, scale)
     return reference.ragged_decode(
-        q, k_cache, v_cache, lengths, starts=starts, scale=scale, k_index=k_index
+        q,
+        k_cache,
+        v_cache,
+        lengths,
+        starts=starts,
+        max_length=longest,
+        scale=scale,
+        k_index=k_index,
     )
-
-
-def _checked_host_ranges(
-    batch: int, rows: int, lengths: object, starts: object
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    counts = checked_ints(_OP, "lengths", lengths, batch)
-    starts = reference.back_to_back(counts) if starts is None else starts
-    first_rows = checked_ints(_OP, "starts", starts, batch)
-    for sequence, (start, length) in enumerate(zip(first_rows, counts, strict=True)):
-        if start < 0 or length < 0 or start + length > rows:
-            raise ValueError(
-                f"{_OP}: sequence {sequence} starts at row {start} with length {length}, outside "
-                f"the {rows} rows there are; pass 0 <= start and start + length <= {rows}"
-            )
-    return counts, first_rows
-
-
-def _check_device_ranges(q: torch.Tensor, lengths: torch.Tensor, starts: Any) -> None:
-    given = {"lengths": lengths} if starts is None else {"lengths": lengths, "starts": starts}
-    for name, x in given.items():
-        check_tensor(_OP, name, x, ndim=1, dtypes=(torch.int32,), device=q.device)
-        check_count(_OP, name, x, len(q))

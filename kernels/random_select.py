@@ -68,7 +68,7 @@ def _drawn(
     """The words of a segment above the threshold, and those equal to it in both words."""
     live = positions(ROWS, COLUMNS) < n
     seed, stream = tl.load(seed_ptr), tl.load(stream_ptr).to(tl.uint32)
-    key = segment.to(tl.int64) if keys_ptr is None else tl.load(keys_ptr + segment)
+    key = tl.load(keys_ptr + segment)
     nothing = tl.full((), 0, tl.uint32)
     word = tl.where(live, _words(seed, key, stream, ROWS, COLUMNS, WORD_BITS), nothing)
     threshold, exact = kth_largest(word, k, 32)
@@ -91,7 +91,7 @@ def _random_select_kernel(
     cu_seqlens_ptr,
     cu_keep_ptr,
     seed_ptr,
-    keys_ptr,  # None: a segment's key is its number
+    keys_ptr,
     stream_ptr,
     out_ptr,
     # meta
@@ -111,7 +111,7 @@ def _random_select_kernel(
 def _random_gather_kernel(
     # pointers
     seed_ptr,
-    keys_ptr,  # None: a segment's key is its number
+    keys_ptr,
     stream_ptr,
     cu_seqlens_ptr,
     cu_keep_ptr,
@@ -172,7 +172,7 @@ def _launch(
                 cu_seqlens,
                 kept.cu_seqlens,
                 seed,
-                keys if keys is None else keys.contiguous(),
+                kept.numbers if keys is None else keys.contiguous(),
                 stream,
                 out,
                 ROWS=rows,
@@ -212,7 +212,8 @@ def _launch_gather(
     tensors: Sequence[torch.Tensor],
     word_bits: int = 32,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    words = [seed, keys if keys is None else keys.contiguous(), stream]
+    kept = Ragged.from_lengths(keep, cu_seqlens.device)
+    words = [seed, kept.numbers if keys is None else keys.contiguous(), stream]
     return gather_picks.launch(
         _random_gather_kernel, words, cu_seqlens, keep, longest, tensors, WORD_BITS=word_bits
     )

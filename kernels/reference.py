@@ -226,10 +226,14 @@ def ragged_decode(
     lengths: Sequence[int] | torch.Tensor,
     *,
     starts: Sequence[int] | torch.Tensor | None = None,
+    max_length: int | None = None,
     scale: float | None = None,
     k_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of one query per sequence over its own rows of a cache; without rows it gives 0."""
+    """Attention of one query per sequence over its own rows of a cache; without rows it gives 0.
+
+    Of lengths on the device only `max_length` rows are seen, by default as many as there are.
+    """
     if k_index is not None:
         k_cache, v_cache = gather_rows(k_index, k_cache, v_cache)
     if starts is None:
@@ -237,7 +241,9 @@ def ragged_decode(
     # The heads of a group are so many queries of one key head.
     q = q.unflatten(1, (k_cache.shape[1], -1)).transpose(1, 2)
     if isinstance(lengths, torch.Tensor):
-        out = attend_unread(q, k_cache, v_cache, lengths, torch.as_tensor(starts), scale)
+        columns = len(k_cache) if max_length is None else min(max_length, len(k_cache))
+        ranges = lengths, torch.as_tensor(starts), columns
+        out = attend_unread(q, k_cache, v_cache, *ranges, scale)
     else:
         out = attend_ranges(q, k_cache, v_cache, lengths, [int(start) for start in starts], scale)
     return out.transpose(1, 2).flatten(1, 2)

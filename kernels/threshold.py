@@ -10,13 +10,17 @@ as [ROWS, 32]: scanning along 32 columns and then over the rows takes less than 
 instructions of one long scan.
 """
 
+import torch
+
 from .launch import TRITON_VERSION, tl, triton
 
 MAX_LENGTH = 16384  # beyond, the keys no longer fit the registers of one program
 COLUMNS = 32
 
-# Longest segment and warps. Triton before 3.7 spills at 32 warps.
-TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, 32 if TRITON_VERSION >= (3, 7) else 16))
+# Longest segment and warps. Triton before 3.7 spills at 32 warps; AMD's have 64 lanes, and 1024
+# lanes are what a program can have.
+_MOST_WARPS = 32 if TRITON_VERSION >= (3, 7) and torch.version.hip is None else 16
+TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, _MOST_WARPS))
 
 
 def tile(longest: int) -> tuple[int, int]:

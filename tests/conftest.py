@@ -1,5 +1,6 @@
 """Session set-up, and the fixture the op tests share."""
 
+import functools
 import importlib
 import os
 import sys
@@ -7,9 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# Without a workspace of its own cuBLAS is not deterministic, and refuses when it has to be.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
+import examples  # noqa: F401 (names the profiles before pytest looks for one)
 import pytest
 import torch
+
+import vtfast
 
 # Triton decides at its import whether kernels are compiled for a GPU or interpreted on the CPU.
 # VTFAST_TEST_DEVICE: cpu | cuda | auto (cuda where there is one).
@@ -28,6 +34,17 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for one 
 def pytest_report_header() -> str:
     how = "interpreted" if DEVICE == "cpu" else "compiled"
     return f"Triton kernels: {how}, on {DEVICE}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--impl", help="of every patch whose test leaves it open: eager or triton")
+
+
+@pytest.fixture(autouse=True)
+def patched_impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the model tests through one implementation of the ops."""
+    if impl := request.config.getoption("--impl"):
+        monkeypatch.setattr(vtfast, "patch", functools.partial(vtfast.patch, impl=impl))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ the same calls happen, and two modes of torch see them:
 - A dispatch mode sees operators: `_local_scalar_dense` (`item`, `int`, `float`, `bool`, `if`, a
   tensor as an index or a length), `equal`, and those whose output size depends on values
   (`nonzero`, `masked_select`, `unique`, indexing with a boolean mask, `bincount`,
-  `repeat_interleave` without `output_size`, …).
+  `repeat_interleave` without `output_size`, …), and `x[rows] = 0`, which copies the number from
+  memory that is not pinned, and waits for the copy (`index_fill_` does not).
 - A function mode sees what never becomes an operator on the CPU: `tolist`, `cpu`, `print`.
 
 Not counted: `numpy`, which a tensor on a GPU refuses, so it cannot wait for one. Not seen: copies
@@ -72,7 +73,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket in _ALWAYS or _sized_by_values(func, args, kwargs):
+        if func.overloadpacket in _ALWAYS or _waits_for_values(func, args, kwargs):
             self.reads.note(str(func))
         return func(*args, **kwargs)
 
@@ -93,13 +94,14 @@ class _Functions(TorchFunctionMode):
             self.reads._inside = False
 
 
-def _sized_by_values(func, args, kwargs) -> bool:
+def _waits_for_values(func, args, kwargs) -> bool:
     if func.overloadpacket is _aten.repeat_interleave:
         repeats_are_values = func._overloadname in ("Tensor", "self_Tensor")
         return repeats_are_values and kwargs.get("output_size") is None
     if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_):
         boolean = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if func.overloadpacket is _aten.index or not boolean:
+        if func.overloadpacket is _aten.index:
             return boolean
-        return args[2].numel() != 1  # one value under a mask is filled in without looking
+        # One value under a mask is filled in without looking; at numbered rows it is copied there.
+        return args[2].numel() != 1 if boolean else args[2].ndim == 0
     return False

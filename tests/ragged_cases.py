@@ -5,16 +5,16 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import settings
+from examples import examples
 from hypothesis import strategies as st
 
 from vtfast.kernels.ragged import Ragged
 
-# Every selection meets its oracle on this many ragged batches, the same ones in every run.
-THOROUGH = settings(max_examples=2_000, derandomize=True, deadline=None, database=None)
+# Every selection meets its oracle on this many ragged batches.
+THOROUGH = examples(2_000)
 
 # The kernels meet twin and oracle on fewer: the interpreter takes 30 to 50 ms for a batch.
-KERNEL = settings(THOROUGH, max_examples=200)
+KERNEL = examples(200)
 
 CUTS = [
     pytest.param([], [], id="no segments"),

@@ -1,64 +1,139 @@
 """Every kernel compiles for the GPUs we ship for, without spilling, and uses what makes it fast.
 
-Says nothing about results or times: no GPU is needed, and none is used.
+Says nothing about results or times: no GPU is needed, and none is used. One case per kernel is
+compiled here; what `make aot` kept of all others must belong to the settings the code has now.
 """
 
+import re
+
 import aot
+import aot_table
 import pytest
+from repository import ROOT
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-NVIDIA = [arch for arch in aot.ARCHS if arch.startswith("sm_")]
+MOST = 120  # kernels x GPUs x versions compiled in every run of the tests
+
+
+def name(row):
+    return row["kernel"], row["case"], row["arch"], row["triton"]
 
 
 @pytest.fixture(scope="module")
-def table():
+def listed():
+    """The settings of all kernels on all GPUs by name, with what came of those compiled here."""
     pytest.importorskip("triton", reason="there is no triton outside Linux")
-    return aot.in_a_process_of_its_own()
+    return {name(row): row for row in aot.in_processes_of_their_own("gate")["rows"]}
 
 
-def of(table, arch, name=""):
-    rows = [row for row in table if row["arch"] == arch and row["kernel"].startswith(name)]
-    assert rows
-    return rows
+@pytest.fixture(scope="module")
+def compiled(listed):
+    return {key: row for key, row in listed.items() if "found" in row}
 
 
-@pytest.mark.parametrize("arch", NVIDIA)
-def test_nothing_spills_out_of_the_registers(table, arch):
-    spilling = [r for r in of(table, arch) if r["stack"] or r["local"] or r["spill"]]
-    assert spilling == []
+@pytest.fixture(scope="module")
+def kept():
+    return {name(row): row for row in aot_table.kept()["rows"]}
+
+
+@pytest.fixture(scope="module")
+def of(kept, compiled):
+    """The rows of one GPU, or of one kernel there: what was kept, and over it what comes out."""
+
+    def choose(arch, kernel=""):
+        rows = (row for row in (kept | compiled).values() if row["arch"] == arch)
+        rows = [row["found"] | row for row in rows if row["kernel"].startswith(kernel)]
+        assert rows
+        return rows
+
+    return choose
+
+
+def names(rows):
+    return [name(row) for row in rows]
+
+
+def test_every_kernel_is_compiled_everywhere(compiled):
+    sources = (path.read_text() for path in (ROOT / "kernels").glob("*.py"))
+    kernels = {k for text in sources for k in re.findall(r"^def (_\w+_kernel)\(", text, re.M)}
+    done = {(kernel, arch, version) for kernel, _, arch, version in compiled}
+    assert done == {(k, a, v) for k in kernels for a in aot.ARCHS for v in aot.VERSIONS}
+    assert len(compiled) <= MOST
+
+
+def test_every_setting_is_one_whose_code_was_kept(listed, kept):
+    """If not, run `make aot`: a setting is new, gone or changed."""
+    settings = {key: row["setting"] for key, row in listed.items()}
+    known = {key: row["setting"] for key, row in kept.items()}
+    assert settings.keys() - known.keys() == known.keys() - settings.keys() == set()
+    assert [key for key in settings if settings[key] != known[key]] == []
+
+
+def test_what_comes_out_is_what_was_kept(compiled, kept):
+    """If not, run `make aot`: a kernel has changed since."""
+    assert [key for key in compiled if compiled[key]["found"] != kept[key]["found"]] == []
+
+
+def test_the_docs_show_what_was_kept():
+    assert aot_table.shown() == aot_table.table(aot_table.kept())
+
+
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_nothing_spills_out_of_the_registers(of, arch):
+    assert names(row for row in of(arch) if row["stack"] or row["local"] or row["spills"]) == []
 
 
 @pytest.mark.parametrize("arch", aot.ARCHS)
-def test_shared_memory_fits(table, arch):
-    assert [r for r in of(table, arch) if r["shared"] > SHARED_LIMIT[arch]] == []
+def test_a_program_fits_its_processor(of, arch):
+    """Its shared memory, and its threads: 1024 whatever the GPU."""
+    lanes = 32 if arch in aot.NVIDIA else 64
+    assert names(row for row in of(arch) if row["shared"] > SHARED_LIMIT[arch]) == []
+    assert names(row for row in of(arch) if row["setting"]["warps"] * lanes > 1024) == []
 
 
-@pytest.mark.parametrize("arch", NVIDIA)
-def test_gathered_rows_move_16_bytes_at_a_time(table, arch):
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_gathered_rows_move_16_bytes_at_a_time(of, arch):
     """A tile of 4 x 1024 words is 8 loads and stores of 16 bytes for each of 128 threads."""
-    for row in of(table, arch, "gather"):
-        assert (row["load_128"], row["store_128"]) == (8, 8), row
+    for row in of(arch, "_gather_rows"):
+        if row["case"].startswith("hidden states"):
+            assert (row["loads_128"], row["stores_128"]) == (8, 8), row
 
 
-@pytest.mark.parametrize("arch", NVIDIA)
-def test_selections_gather_16_bytes_at_a_time(table, arch):
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_selections_gather_16_bytes_at_a_time(of, arch):
     """A block of 32 picks is as many loads a thread as above, whatever the tile."""
-    fused = [row for row in of(table, arch) if "+ gather" in row["kernel"]]
-    assert len(fused) == 6
-    assert [row for row in fused if (row["load_128"], row["store_128"]) != (8, 8)] == []
+    fused = [row for kernel in ("_topk_gather", "_random_gather") for row in of(arch, kernel)]
+    wrong = (row for row in fused if (row["loads_128"], row["stores_128"]) != (8, 8))
+    assert names(wrong) == []
 
 
-@pytest.mark.parametrize("arch", NVIDIA)
-def test_the_greedy_loop_reads_16_bytes_at_a_time(table, arch):
-    """A line of 1024 to 4096 distances is 2 loads of 16 bytes a thread, one of 16384 is 4."""
-    wide = [row["load_128"] for row in of(table, arch, "diversity greedy")]
-    assert wide == [2, 2, 4]
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_the_greedy_loop_reads_16_bytes_at_a_time(of, arch):
+    """A line of the matrix in loads of 4 distances by all threads; at least one for each."""
+    for row in of(arch, "_greedy"):
+        constants, threads = row["setting"]["constants"], 32 * row["setting"]["warps"]
+        loads = constants["ROWS"] * constants["COLUMNS"] // 4 // threads
+        assert row["loads_128"] == loads > 0, row
 
 
 @pytest.mark.parametrize(
     ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
 )
-def test_distances_are_made_by_tensor_cores(table, arch, instruction):
-    rows = of(table, arch, "diversity distances")
-    assert [row["kernel"] for row in rows if not row[instruction]] == []
-    assert len(rows) == 3
+def test_distances_are_made_by_tensor_cores(of, arch, instruction):
+    assert names(row for row in of(arch, "_distances") if not row[instruction]) == []
+
+
+@pytest.mark.parametrize(
+    ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
+)
+def test_attention_is_made_by_tensor_cores(of, arch, instruction):
+    assert names(row for row in of(arch, "_attention") if not row[instruction]) == []
+    assert names(row for row in of(arch, "_split") if not row["hmma"]) == []
+
+
+@pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_attention_does_not_wait_for_keys_and_values(of, arch):
+    """They are copied to shared memory while others are computed with, also through an index."""
+    rows = of(arch, "_attention") + of(arch, "_split")
+    assert names(row for row in rows if not row["async_copies"]) == []
+    assert any("index_ptr" in row["setting"]["types"] for row in rows)

@@ -100,8 +100,8 @@ def row(gpu, monkeypatch, tmp_path):
     return record["rows"][0]
 
 
-def test_a_case_on_cuda_has_wall_warm_and_cold_times(row):
-    for metric in ("wall", "warm", "cold"):
+def test_a_case_on_cuda_has_call_warm_and_cold_times(row):
+    for metric in ("call", "warm", "cold"):
         assert metric in row["ways"]["vtfast"]
     assert row["sets"] == 30  # of 100 bytes each, for a cache of 1000
 
@@ -109,7 +109,7 @@ def test_a_case_on_cuda_has_wall_warm_and_cold_times(row):
 def test_a_way_that_waits_for_the_device_is_in_no_graph(row):
     way = row["ways"]["reads back"]
     assert (way["host_reads"], way["not_captured"]) == (1, "it waits for the device")
-    assert "wall" in way
+    assert "call" in way
     assert "warm" not in way
 
 

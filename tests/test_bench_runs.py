@@ -13,8 +13,11 @@ import machine
 import oracles
 import pytest
 import torch
+from op_calls import op_calls
 from repository import ROOT
 from steps import Clock, Log, run_step
+
+import vtfast.ops
 
 
 def dry(script: str, out: Path, *options: str) -> subprocess.CompletedProcess:
@@ -44,7 +47,7 @@ def test_all_op_benches_run_and_leave_json_markdown_and_logs(ops):
     assert done.returncode == 0, done.stdout + done.stderr
     found = record(out)
     assert {row["op"] for row in found["rows"]} == set(gpu_ops.ORDER)
-    assert not any(row["red"] or "wall" not in row["ways"]["vtfast"] for row in found["rows"])
+    assert not any(row["red"] or "call" not in row["ways"]["vtfast"] for row in found["rows"])
     assert not any(found["left"].values())
     assert "geometric mean" in (out / "gpu_ops.md").read_text()
     assert len(list((out / "logs").iterdir())) == len(gpu_ops.ORDER)
@@ -159,6 +162,24 @@ def test_a_test_that_failed_before_the_time_was_up_is_red(check):
 
 def test_what_is_not_installed_is_named_and_not_red(check):
     assert check("absent") == (0, {"absent": "not run"})
+
+
+def test_without_pytest_its_steps_are_not_run_and_the_others_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    steps = {step.name: step.missing for step in gpu_check.steps("cuda", tmp_path, False)}
+    tests = {name for name in steps if name.startswith("tests: ")}
+    assert {steps[name] for name in tests} == {"pytest and hypothesis not installed"}
+    others = {name: why for name, why in steps.items() if name not in tests and why}
+    assert set(others) <= {"memcheck", "racecheck"}
+
+
+def test_every_op_has_its_native_tests_its_gate_and_a_small_call():
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(gpu_check.OP_TESTS) <= files
+    scripts = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
+    assert set(gpu_ops.ORDER) == scripts
+    ops = {name.partition(",")[0] for name in op_calls("cpu")}
+    assert ops == set(vtfast.ops.__all__) - {"Ragged"}
 
 
 def test_no_check_begins_when_the_time_is_up(check):

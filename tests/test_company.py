@@ -13,8 +13,9 @@ from vtfast.kernels.topk_select import topk_select
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
 
-# Two of one length, so that some batches are of equal lengths, which the twins do in another way.
-LENGTHS = [30, 64, 9, 64, 0]
+# Two of one length, so that some batches are of equal lengths, which the twins do in another way,
+# and long enough for several tiles of distances and several splits of keys.
+LENGTHS = [30, 130, 9, 130, 0]
 KEEP = [11, 32, 4, 20, 0]
 KEYS = [-5, 2**40, 77, 0, 3]
 # Somebody joins, in front and behind, leaves, and moves; one of them twice.

@@ -275,13 +275,20 @@ def select(features=None, keep=(1,), **options):
             "kernel dtype",
             ValueError,
             'the kernel does not take torch.float64; pass impl="auto"',
-            lambda: select(torch.ones(3, 2, dtype=torch.float64), impl="triton"),
+            lambda: diversity_select(
+                torch.ones(3, 2, dtype=torch.float64, device=DEVICE),
+                cut([3], DEVICE),
+                [1],
+                impl="triton",
+            ),
         ),
         refusal(
             "too long",
             ValueError,
             "a segment has 16385 rows and the kernel takes 16384; pass impl=",
-            lambda: diversity_select(torch.ones(16385, 1), cut([16385]), [1], impl="triton"),
+            lambda: diversity_select(
+                torch.ones(16385, 1, device=DEVICE), cut([16385], DEVICE), [1], impl="triton"
+            ),
         ),
         refusal(
             "segments",

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 from conftest import DEVICE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from ragged_cases import THOROUGH, refusal
+from ragged_cases import KERNEL, refusal
 from row_views import DTYPES, VIEWS, bits, rows
 
+from vtfast.kernels import gather as module
 from vtfast.kernels import reference
 from vtfast.kernels.checks import INDEX_DTYPES
 from vtfast.kernels.gather import gather_rows
@@ -33,6 +34,14 @@ def test_copies_the_chosen_rows_of_every_tensor(impl, index, index_dtype):
     for copied, x in zip(out, tensors, strict=True):
         assert copied.shape == (len(index), *x.shape[1:])
         assert [row.tolist() for row in copied] == [x[i].tolist() for i in index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
+def test_copies_bytes_that_triton_or_a_gpu_does_not_know(impl, dtype):
+    x = torch.arange(28, dtype=torch.uint8).view(4, 7)
+    (out,) = gather_rows(torch.tensor([3, 1]), x.view(dtype), impl=impl)
+    assert out.dtype == dtype
+    assert torch.equal(out.view(torch.uint8), x[[3, 1]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,7 +93,7 @@ def test_reads_no_row_that_was_not_chosen(device):
     assert out.tolist() == [list(range(80, 100)), list(range(20))]
 
 
-@settings(THOROUGH, max_examples=200)
+@KERNEL
 @given(st.data())
 def test_the_kernel_copies_what_the_twin_copies(data):
     number = data.draw(st.integers(1, 9))
@@ -92,9 +101,9 @@ def test_the_kernel_copies_what_the_twin_copies(data):
     widths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
     tensors = []
     for width in widths:
-        x = rows(number, width + 3, dtype=data.draw(st.sampled_from(DTYPES)))
+        x = rows(number, width + 3, dtype=data.draw(st.sampled_from(DTYPES))).to(DEVICE)
         first = data.draw(st.integers(0, 3))
-        tensors.append(x[:, first : first + width].to(DEVICE))
+        tensors.append(x[:, first : first + width])
     index = torch.tensor(index, dtype=data.draw(st.sampled_from(INDEX_DTYPES)), device=DEVICE)
     out = gather_rows(index, *tensors, impl="triton")
     expected = reference.gather_rows(index, *tensors)
@@ -168,3 +177,18 @@ def gather(*tensors, index=None, **options):
 def test_refuses(error, message, call):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        pytest.param(lambda x: x[:, 4:12], 8, id="aligned"),
+        pytest.param(lambda x: x[:, 1:9], 2, id="beginning at an odd address"),
+        pytest.param(lambda x: x[:, 4:11], 2, id="of an odd width"),
+        pytest.param(lambda x: x.flatten()[:140].view(10, 14)[:, :8], 2, id="at odd distances"),
+    ],
+)
+def test_rows_that_cannot_move_16_bytes_at_a_time_move_in_smaller_blocks(view, words):
+    """More loads of one word each would need more addresses than there are registers."""
+    _, (*_, block) = module._layout(view(torch.zeros(10, 16)), 8, 2)
+    assert block == words

@@ -33,6 +33,7 @@ READS = {
     "masked-select": lambda: X.masked_select(MASK),
     "boolean-index": lambda: X[MASK],
     "boolean-assignment": lambda: X.clone().__setitem__(MASK, torch.arange(3)),
+    "a-number-at-rows": lambda: X.clone().__setitem__(X, 0),
     "unique": lambda: X.unique(),
     "unique-consecutive": lambda: X.unique_consecutive(),
     "repeat-interleave": lambda: X.repeat_interleave(X),
@@ -46,6 +47,8 @@ NO_READS = {
     "sized-repeat-interleave": lambda: X.repeat_interleave(X, output_size=15),
     "masked-fill": lambda: X.masked_fill(MASK, 0),
     "one-value-under-a-mask": lambda: X.clone().__setitem__(MASK, 0),
+    "fill-of-rows": lambda: X.clone().index_fill_(0, X, 0),
+    "assignment-of-rows": lambda: X.clone().__setitem__(X, X),
     "where-with-values": lambda: torch.where(MASK, X, 0),
     "from-the-host": lambda: torch.tensor([1, 2, 3]),
 }

@@ -9,17 +9,22 @@ import pytest
 import torch
 from conftest import DEVICE
 from ragged_cases import cut
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtfast.kernels import launch
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.query_scores import last_query_scores
+from vtfast.kernels.ragged_attention import ragged_attention
+from vtfast.kernels.ragged_decode import ragged_decode
 from vtfast.kernels.random_select import random_select
+from vtfast.kernels.relaunch import Relaunch
 from vtfast.kernels.topk_select import topk_select
 
 # Each op: how it is called, and which tensors of that call the registered op takes.
 SEGMENTS = cut([4, 2], DEVICE)
+CUTS = cut([1, 1], DEVICE), SEGMENTS  # of queries and keys
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
 WORDS = torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)
 
@@ -43,6 +48,21 @@ CALLS = {
         lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
         lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
         lambda q, k: (q, k, SEGMENTS.cu_seqlens, 4, 0.5),
+    ),
+    "ragged_attention": (
+        lambda q, k: ragged_attention(q, k, k, *CUTS, impl="triton"),
+        lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
+        lambda q, k: (q, k, k, *(cut.cu_seqlens for cut in CUTS), None, 1, True, 0.5),
+    ),
+    "ragged_decode": (
+        lambda q, k, lengths, starts: ragged_decode(q, k, k, lengths, starts=starts, impl="triton"),
+        lambda: (
+            X.half()[:2, :4, None].expand(2, 4, 8),
+            X.half()[:, :2, None].expand(6, 2, 8),
+            torch.tensor([4, 2], dtype=torch.int32),
+            torch.tensor([0, 4], dtype=torch.int32),
+        ),
+        lambda q, k, *_: (q, k, k, None, None, [4, 2, 0, 4], None, 4, 0.5),
     ),
     "random_select": (
         lambda seed, keys, stream: random_select(
@@ -92,16 +112,42 @@ def test_an_op_compiles_without_a_graph_break(call, dynamic):
     assert torch.equal(compiled(*tensors), op(*tensors))
 
 
+SIZED_BY_TENSORS = {
+    "gather_rows": lambda rows: gather_rows(rows, X, impl="triton")[0],
+    "ragged_decode": lambda rows: ragged_decode(
+        HEADS[:2], HEADS[rows], HEADS[rows], LENGTHS, impl="triton"
+    ),
+}
+HEADS, LENGTHS = torch.randn(4, 2, 16), torch.tensor([1, 2], dtype=torch.int32)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="nothing here depends on the device")
+@pytest.mark.parametrize("op", SIZED_BY_TENSORS.values(), ids=SIZED_BY_TENSORS)
+def test_one_compilation_serves_every_number_of_rows(op, strict_interpreter):
+    """With fullgraph torch gives up at the ninth compilation of a function."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=counter)
+    for number in (3, 4, 9):
+        rows = torch.arange(number) % 4
+        assert torch.equal(compiled(rows), op(rows))
+    assert counter.frame_count == 1
+
+
 class Made(TorchDispatchMode):
-    """The names of torch's own ops that ran and did more than view a tensor."""
+    """The names of torch's own ops that ran and did more than view a tensor.
+
+    `lift_fresh` counts: it brings in what was made of Python numbers.
+    """
 
     def __init__(self):
         super().__init__()
         self.names = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "aten" and not func.is_view:
-            self.names.add(func.overloadpacket.__name__)
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and (name == "lift_fresh" or not func.is_view):
+            self.names.add(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -109,26 +155,47 @@ class Idle:
     """A kernel that runs nothing, so that what is around it can be watched."""
 
     def __getitem__(self, grid):
-        return lambda *arguments, **options: None
+        return self
+
+    def __call__(self, *arguments, **options):
+        pass
 
 
 def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, monkeypatch):
     """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
     name, op, tensors, arguments = call
-    op(*tensors)  # fills the cache of cuts
     op_file = {"gather_rows": "gather", "last_query_scores": "query_scores"}.get(
         name, name.removesuffix("_gather")
     )
     module = sys.modules[f"vtfast.kernels.{op_file}"]
     launch_op = module._launch_gather if name.endswith("_gather") else module._launch
-    kernels = [kernel for kernel in vars(module) if kernel.endswith("_kernel")]
+    kernels = [n for n, x in vars(module).items() if n.endswith("_kernel") or type(x) is Relaunch]
     assert kernels
     for kernel in kernels:
         monkeypatch.setattr(module, kernel, Idle())
-    with Made() as made:
+    for launcher in filter(lambda x: isinstance(x, Relaunch), vars(module).values()):
+        monkeypatch.setattr(launcher, "kernel", Idle())
+
+    def both_ways():
         op(*tensors)
         launch_op(*arguments)
+
+    both_ways()  # fills the caches of cuts and ranges
+    with Made() as made:
+        both_ways()
     assert made.names <= {"empty", "empty_like", "clone"}
+
+
+def test_an_older_gpu_takes_the_twins(monkeypatch):
+    """Its shared memory is too small for the settings of newer ones."""
+    launch._lacking.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu = torch.device("cuda", 7)
+    assert not launch.use_triton("topk_select", "auto", gpu)
+    with pytest.raises(ValueError, match=r"8\.0, this GPU has 7\.5; pass impl"):
+        launch.use_triton("topk_select", "triton", gpu)
+    launch._lacking.cache_clear()
 
 
 OUTSIDE = """
@@ -143,6 +210,8 @@ for op, call in {
     "topk_select ": lambda **o: topk_select(x[:, 0], cut, [1], gather=[x], **o),
     "diversity_select": lambda **o: diversity_select(x, cut, [1], **o),
     "last_query_scores": lambda **o: last_query_scores(x[:1, None], x[:, None], cut, scale=1, **o),
+    "ragged_attention": lambda **o: ragged_attention(*[x[:, None]] * 3, cut, cut, **o),
+    "ragged_decode": lambda **o: ragged_decode(x[:1, None], *[x[:, None]] * 2, [3], **o),
 }.items():
     call(), call(impl="eager")
     try:
@@ -160,7 +229,14 @@ def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
     answers = re.findall(
         r"(\w+) +\1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
     )
-    assert len(answers) == 7, done.stdout + done.stderr
+    assert len(answers) == 9, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])
+def test_sizes_are_rounded_up_like_tritons_own(n):
+    triton = pytest.importorskip("triton")
+    assert launch.cdiv(n, 4) == triton.cdiv(n, 4)
+    assert launch.next_power_of_2(n) == triton.next_power_of_2(n)
 
 
 def choose(impl="auto", device="cpu", **options):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from method_context import context, picks
 from model_readings import evenly_spaced
@@ -12,7 +13,7 @@ from vtfast.methods.uniform import evenly, uniform
 SIDES = st.integers(1, 12)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@examples(200)
 @given(grid=st.tuples(st.integers(1, 4), SIDES, SIDES), data=st.data())
 def test_uniform_is_its_plain_reading_and_exact(grid, data):
     n = grid[0] * grid[1] * grid[2]

@@ -119,6 +119,20 @@ SLIDING = [
 ]
 
 
+class Elsewhere(torch.nn.Parameter):
+    """Says that it is on a second GPU, as accelerate leaves half of a model that fits no single."""
+
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_language_model_on_several_devices_is_refused(family):
+    model = family.build()
+    norm = model.model.language_model.layers[4].input_layernorm
+    norm.weight = Elsewhere(norm.weight)
+    refused(model, UnsupportedModelError, r"several devices \(cpu, cuda:1\).*device_map")
+
+
 @pytest.mark.parametrize("build", SLIDING)
 def test_sliding_window_layers_are_refused(build):
     refused(build(), UnsupportedModelError, "sliding")

@@ -7,7 +7,7 @@ are short. `make test-triton` runs all model tests through the kernels.
 import pytest
 import torch
 from conftest import DEVICE
-from model_runs import FOUR_STAGES, logits_of, probing
+from model_runs import ATOL, FOUR_STAGES, continuation, logits_of, probing
 from tiny_models import FAMILIES
 
 import vtfast
@@ -38,6 +38,49 @@ def test_the_toy_says_and_keeps_what_it_does_eagerly(path):
     assert list(picks) == [0, 5, 11]
     for layer, rows in kept.items():
         assert all(map(torch.equal, picks[layer], rows))
+
+
+def on_device(inputs, dtype=torch.float32):
+    """Inputs for a model of this dtype where the kernels run."""
+    return {
+        name: x.to(DEVICE, dtype if x.is_floating_point() else x.dtype)
+        for name, x in inputs.items()
+    }
+
+
+def run(family, inputs, path, impl, dtype=torch.float32):
+    """Prompt logits and two greedy tokens."""
+    model, inputs = family.build(dtype).to(DEVICE), on_device(inputs, dtype)
+    with vtfast.patch(model, FOUR_STAGES, path=path, impl=impl):
+        return logits_of(family, model, inputs), continuation(model, inputs, steps=2)
+
+
+@pytest.mark.parametrize("name", ["single", "batch"])
+@families
+def test_packed_rows_have_the_padded_logits_and_tokens(family, name):
+    """`test_patch_parity.py` compares the padded ones with the oracle."""
+    inputs = family.inputs(name)
+    expected, said = run(family, inputs, "padded", "eager")
+    logits, tokens = run(family, inputs, "packed", "triton")
+    torch.testing.assert_close(logits, expected, rtol=0, atol=ATOL)
+    assert torch.equal(tokens, said)
+
+
+@families
+def test_bf16_is_off_by_at_most_twice_what_the_padded_layout_is(family):
+    inputs = family.inputs("single")
+    model, plan = family.build().to(DEVICE), [Prune(2, "random", 0.5)]  # the picks are exact
+
+    def logits(path, impl, dtype):
+        typed = model.to(dtype)
+        with vtfast.patch(typed, plan, path=path, impl=impl):
+            return logits_of(family, typed, on_device(inputs, dtype)).float()
+
+    exact = logits("padded", "eager", torch.float32)
+    padded = (logits("padded", "eager", torch.bfloat16) - exact).abs()
+    packed = (logits("packed", "triton", torch.bfloat16) - exact).abs()
+    assert packed.max() <= 2 * padded.max()
+    assert packed.mean() <= 2 * padded.mean()
 
 
 # -- what the kernels cannot do is refused before a layer has run ----------------------------------

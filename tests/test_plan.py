@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -17,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from vtfast.errors import PlanError
 from vtfast.plan import Plan, Prune
 
-SETTINGS = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+SETTINGS = examples(200)
 TWO_STAGES = [Prune(0, "diversity", 284), Prune(20, "random", 38)]
 
 

@@ -4,14 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vtfast.errors import PlanError
 from vtfast.plan import Plan, Prune
 from vtfast.presets import PAPER, PRESETS, needs_horizon
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+SETTINGS = examples(300)
 FIRST = {
     "random": ("random", 0),
     "uniform": ("uniform", 0),

@@ -8,13 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vtfast.errors import PlanError, VTFastError
 from vtfast.prune import Prune
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+SETTINGS = examples(300)
 TOKENS = st.integers(0, 20_000)
 
 

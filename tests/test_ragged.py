@@ -1,7 +1,11 @@
 """`Ragged`: lengths on the host, prefix sums on the device, built once per cut."""
 
 import dataclasses
+import gc
 import re
+import weakref
+from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,8 +74,8 @@ def test_built_in_inference_mode_it_serves_training_later():
     with torch.inference_mode():
         segments = cut([90, 91, 92])
         cells = segments.cells
-        live = segments.live
-    assert not any(x.is_inference() for x in (segments.cu_seqlens, *cells, live))
+        live, numbers = segments.live, segments.numbers
+    assert not any(x.is_inference() for x in (segments.cu_seqlens, *cells, live, numbers))
 
 
 @pytest.mark.parametrize(
@@ -97,5 +101,45 @@ def test_refuses(error, message, call):
         call()
 
 
+@pytest.mark.parametrize("lengths", [[True, True], [1.0, 1.0]])
+def test_what_equals_known_lengths_but_is_no_integer_is_refused(lengths):
+    """Python takes True and 1.0 for 1 when it looks something up."""
+    cut([1, 1])
+    with pytest.raises(TypeError, match="lengths must hold host ints"):
+        cut(lengths)
+
+
 def test_lengths_may_be_any_integers():
     assert Ragged.from_lengths(np.array([2, 3]), "cpu").lengths == (2, 3)
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Whether a CUDA graph is being captured, as torch would say: a list of one bool."""
+    answer = [True]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: answer[0])
+    return answer
+
+
+def test_refuses_new_lengths_while_a_cuda_graph_is_captured(capturing):
+    """The copy would happen in replays only, and every later call find numbers nobody wrote."""
+    with pytest.raises(RuntimeError, match="run the same calls once before capturing"):
+        Ragged.from_lengths([71, 72], "cuda:0")
+
+
+def test_what_a_cuda_graph_has_captured_outlives_the_cache(capturing, monkeypatch):
+    """Replays read its memory, and nobody else may hold it: ops cut what they keep themselves."""
+
+    @lru_cache(maxsize=1)
+    def build(lengths, device):
+        return Ragged(lengths, SimpleNamespace(device=device), (), 0)
+
+    monkeypatch.setattr(ragged, "_build", build)
+    monkeypatch.setattr(ragged, "_captured", set())
+    held = weakref.ref(Ragged.from_lengths([71], "cuda:0"))
+    capturing[0] = False
+    passing = weakref.ref(Ragged.from_lengths([72], "cuda:0"))
+    Ragged.from_lengths([73], "cuda:0")
+    gc.collect()
+    assert held() is not None
+    assert passing() is None

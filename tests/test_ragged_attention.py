@@ -6,66 +6,15 @@ import numpy as np
 import oracles
 import pytest
 import torch
-import torch.nn.functional as F
+from attention_cases import DTYPES, LENGTHS, allowed_error, fp64, heads, inputs
+from conftest import DEVICE
 from ragged_cases import cut, refusal
 
 from vtfast.kernels.ragged_attention import ragged_attention
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-TINY = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 HEADS = [(4, 4), (6, 2), (3, 1)]
-LENGTHS = [
-    pytest.param([], [], id="no sequences"),
-    pytest.param([1], [1], id="one row"),
-    pytest.param([7], [7], id="one sequence"),
-    pytest.param([8, 8, 8], [8, 8, 8], id="equal lengths"),
-    pytest.param([3, 3], [9, 9], id="equal lengths, more keys"),
-    pytest.param([9, 9], [3, 3], id="equal lengths, fewer keys"),
-    pytest.param([1, 1, 1], [5, 5, 5], id="one query each"),
-    pytest.param([5, 5], [0, 0], id="no keys"),
-    pytest.param([0, 0], [4, 4], id="no queries"),
-    pytest.param([3, 3, 3], [5, 2, 0], id="equal queries, ragged keys"),
-    pytest.param([2, 5, 0], [4, 4, 4], id="ragged queries, equal keys"),
-    pytest.param([5, 0, 1, 13], [5, 3, 0, 13], id="ragged, empty on either side"),
-    pytest.param([4, 9, 1, 2], [9, 4, 6, 1], id="ragged, queries and keys differ"),
-]
-
-
-def heads(rows, number, dtype=torch.float32, dim=16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, number, dim, generator=generator).to(dtype)
-
-
-def inputs(q_rows, k_rows, num_heads=4, num_kv_heads=2, dtype=torch.float32):
-    return (
-        heads(q_rows, num_heads, dtype),
-        heads(k_rows, num_kv_heads, dtype, seed=1),
-        heads(k_rows, num_kv_heads, dtype, seed=2),
-    )
-
-
-def wide(*tensors):
-    return [x.double().numpy() for x in tensors]
-
-
-def padded_sdpa(q, k, v, q_lengths, k_lengths, causal, scale):
-    """What the ops' users would write: one sequence at a time, an explicit mask, repeated heads."""
-    out = torch.zeros_like(q)
-    group = q.shape[1] // k.shape[1]
-    a = b = 0
-    for nq, nk in zip(q_lengths, k_lengths, strict=True):
-        seen = torch.ones(nq, nk, dtype=torch.bool)
-        seen = seen.tril(nk - nq) if causal else seen
-        rows = seen.any(1)
-        keys, values = (x[b : b + nk].repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-        if rows.any():
-            queries = q[a : a + nq][rows].transpose(0, 1)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, seen[rows], scale=scale)
-            out[a : a + nq][rows] = mixed.transpose(0, 1)
-        a, b = a + nq, b + nk
-    return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,10 +27,9 @@ def test_errs_at_most_twice_as_much_as_sdpa(
     q, k, v = inputs(sum(q_lengths), sum(k_lengths), num_heads, num_kv_heads, dtype)
     got = ragged_attention(q, k, v, cut(q_lengths), cut(k_lengths), causal=causal, scale=0.3)
     assert (got.shape, got.dtype) == (q.shape, dtype)
-    exact = oracles.attention(*wide(q, k, v), q_lengths, k_lengths, causal, 0.3)
-    sdpa = padded_sdpa(q, k, v, q_lengths, k_lengths, causal, 0.3)
-    allowed = 2 * np.abs(wide(sdpa)[0] - exact).max(initial=0.0) + TINY[dtype] / 8
-    assert np.abs(wide(got)[0] - exact).max(initial=0.0) <= allowed
+    exact = oracles.attention(*fp64(q, k, v), q_lengths, k_lengths, causal, 0.3)
+    allowed = allowed_error(exact, q, k, v, q_lengths, k_lengths, causal, 0.3)
+    assert np.abs(*fp64(got) - exact).max(initial=0.0) <= allowed
 
 
 def test_the_default_scale_is_one_over_the_root_of_the_head_size():
@@ -116,8 +64,8 @@ def test_reads_keys_through_an_index_with_shared_rows(index_dtype):
     rows = [0, 1, 2, 11, 0, 1, 2, 19, 4]
     index = torch.tensor(rows, dtype=index_dtype)
     out = ragged_attention(q, k, v, cut([3, 4]), cut([4, 5]), k_index=index)
-    exact = oracles.attention(*wide(q, k, v), [3, 4], [4, 5], True, 0.25, rows)
-    assert np.abs(wide(out)[0] - exact).max() < 1e-6
+    exact = oracles.attention(*fp64(q, k, v), [3, 4], [4, 5], True, 0.25, rows)
+    assert np.abs(*fp64(out) - exact).max() < 1e-6
 
 
 @pytest.mark.parametrize("lengths", [[6, 6], [5, 7]])
@@ -155,11 +103,40 @@ def attend(q=None, k=None, v=None, q_lengths=(3, 4), k_lengths=(3, 4), **options
     return ragged_attention(q, k, v, cut(q_lengths), cut(k_lengths), **options)
 
 
+def on_kernel(tensors, **options):
+    q, k, v = (x.to(DEVICE) for x in tensors)
+    segments = cut([3, 4], DEVICE)
+    return ragged_attention(q, k, v, segments, segments, impl="triton", **options)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: attend(impl="cuda")),
-        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: attend(impl="triton")),
+        refusal(
+            "too wide",
+            ValueError,
+            "the kernel takes head sizes 1 to 256 in torch.float16, got 257; pass impl=",
+            lambda: on_kernel(inputs(7, 7, 4, 2, torch.float16, 257)),
+        ),
+        refusal(
+            "too wide in fp32",
+            ValueError,
+            "the kernel takes head sizes 1 to 128 in torch.float32, got 129; pass impl=",
+            lambda: on_kernel(inputs(7, 7, 4, 2, torch.float32, 129)),
+        ),
+        refusal(
+            "scale",
+            ValueError,
+            "the kernel takes a scale above 0, got -0.5; pass impl=",
+            lambda: on_kernel(inputs(7, 7), scale=-0.5),
+        ),
+        refusal(
+            "gradient",
+            ValueError,
+            "the kernel has no backward and a tensor needs a gradient; pass impl=",
+            lambda: on_kernel([x.requires_grad_() for x in inputs(7, 7)]),
+        ),
         refusal(
             "segments",
             TypeError,

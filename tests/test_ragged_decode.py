@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from conftest import DEVICE
 from ragged_cases import cut, refusal
 
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -134,11 +135,51 @@ def decode(q=None, k=None, v=None, lengths=(3, 4), **options):
     return ragged_decode(q, k, v, lengths, **options)
 
 
+def on_kernel(q, k, v, **options):
+    q, k, v = (x.to(DEVICE) for x in (q, k, v))
+    return ragged_decode(q, k, v, [3, 4], impl="triton", **options)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
+        refusal(
+            "too wide",
+            ValueError,
+            "the kernel takes head sizes 1 to 128 in torch.float32, got 129; pass impl=",
+            lambda: on_kernel(*(heads(n, 2, dim=129) for n in (2, 9, 9))),
+        ),
+        refusal(
+            "scale",
+            ValueError,
+            "the kernel takes a scale above 0, got 0; pass impl=",
+            lambda: on_kernel(heads(2, 4), *cache(), scale=0),
+        ),
+        refusal(
+            "gradient",
+            ValueError,
+            "the kernel has no backward and a tensor needs a gradient; pass impl=",
+            lambda: on_kernel(heads(2, 4).requires_grad_(), *cache()),
+        ),
+        refusal(
+            "negative bound",
+            ValueError,
+            "max_length=-1; pass an int >= 0, or None",
+            lambda: decode(max_length=-1),
+        ),
+        refusal(
+            "bound of a wrong type",
+            TypeError,
+            "max_length must hold host ints, got True",
+            lambda: decode(max_length=True),
+        ),
+        refusal(
+            "too low a bound",
+            ValueError,
+            "sequence 1 has 4 rows, more than max_length=3; pass a bound that holds, or None",
+            lambda: decode(max_length=3),
+        ),
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: decode(impl="cuda")),
-        refusal("no kernel", RuntimeError, "no Triton kernel", lambda: decode(impl="triton")),
         refusal("rank", ValueError, "q must have 3 dimensions", lambda: decode(heads(2, 4)[0])),
         refusal("dtype", TypeError, "q must be float32", lambda: decode(heads(2, 4).double())),
         refusal("mixed", TypeError, "k_cache must be float32", lambda: decode(k=cache()[0].half())),

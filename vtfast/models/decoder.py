@@ -73,6 +73,7 @@ class Family(ABC):
                 f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
                 "vtfast prunes models with full attention in every layer"
             )
+        check_one_device(model.model.language_model)
 
     def check_scores(self, model: Any) -> None:
         """Raise UnsupportedModelError where `attention` would be wrong."""
@@ -102,6 +103,17 @@ class Family(ABC):
 
         query = rotate(attention.q_proj(normed[last]), last)
         return Attention(query, rotate(attention.k_proj(normed), slice(None)), attention.scaling)
+
+
+def check_one_device(text: nn.Module) -> None:
+    """Raise UnsupportedModelError where layers are on several devices; offloaded ones are not."""
+    places = sorted({str(p.device) for p in text.parameters()} - {"meta"})
+    if len(places) > 1:
+        raise UnsupportedModelError(
+            f"the language model is on several devices ({', '.join(places)}), and rows that stay "
+            'are told on one; load it on one device (device_map={"": 0}), or offload what does not '
+            "fit"
+        )
 
 
 def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:

@@ -215,9 +215,9 @@ class Pass:
             chosen = self._timed(stage, context)
             total = sum(self.lengths)
             flag = torch.ones(total, dtype=torch.bool, device=hidden.device)
-            flag[self.rows] = False
+            flag.index_fill_(0, self.rows, False)
             kept = self.rows[chosen]
-            flag[kept] = True
+            flag.index_fill_(0, kept, True)
             for segment, count in zip(segments, keep, strict=True):
                 self.lengths[segment.sample] -= segment.left - count
                 segment.left = count

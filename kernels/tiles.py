@@ -1,0 +1,79 @@
+"""How much of attention one program takes, per GPU, head size and bytes of a number.
+
+Every entry fits the shared memory and compiles in Triton 3.6 and 3.7 without spilling to memory,
+with keys through an index and in place; rows at distances that are no multiples of 16 numbers may
+spill. None has been timed yet.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """A program's queries, the keys it folds in at a time, its warps, and the loads in flight."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+    @property
+    def stages_indexed(self) -> int:
+        """With keys through an index: loading the index takes a stage of its own."""
+        return self.stages + 1
+
+
+MAX_HEAD = {4: 128, 2: 256}  # by the bytes of a number; larger heads spill
+
+# Of a pair the second is for short sequences, and for batches that would not fill the GPU. Its
+# blocks of keys are as wide, so that a query's result is rounded alike in any company.
+_ATTENTION = {
+    ("sm_80", 64): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    ("sm_80", 128): (Tile(128, 32, 8, 3), Tile(64, 32, 4, 2)),  # 64 keys spill
+    ("sm_80", 256): (Tile(64, 32, 8, 2),),
+    ("sm_90", 64): (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)),  # wgmma takes 64 queries at a time
+    ("sm_90", 128): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),  # 128 queries spill in 4 warps
+    ("sm_90", 256): (Tile(64, 64, 8, 2),),
+    ("sm_100", 64): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    ("sm_100", 128): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    ("sm_100", 256): (Tile(64, 64, 8, 2),),
+    ("gfx942", 64): (Tile(128, 64, 4, 2), Tile(64, 64, 4, 2)),  # 64 KiB of shared memory
+    ("gfx942", 128): (Tile(128, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("gfx942", 256): (Tile(64, 32, 4, 2),),
+}
+# fp32 is multiplied as three products of tf32, which takes q twice in registers: small tiles.
+_ATTENTION_FP32 = {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 2),)}
+
+
+def padded_head(head_size: int) -> int:
+    """Head size as programs hold it: a power of 2 that tensor cores take."""
+    return max(16, 1 << (head_size - 1).bit_length())
+
+
+@lru_cache(maxsize=64)
+def attention_tiles(arch: str, head_size: int, size: int) -> tuple[Tile, Tile]:
+    """The tile for `ragged_attention`, and the smaller one."""
+    width = max(64, padded_head(head_size))
+    tiles = _ATTENTION[arch, width] if size == 2 else _ATTENTION_FP32[width]
+    return tiles[0], tiles[-1]
+
+
+DECODE_ROWS = 16  # query heads of a program: what a tensor core takes at least
+
+# By the bytes of a number and the padded head size.
+_DECODE = {
+    (2, 64): Tile(DECODE_ROWS, 128, 4, 3),  # 64 through an index spill
+    (2, 128): Tile(DECODE_ROWS, 64, 4, 3),
+    (2, 256): Tile(DECODE_ROWS, 32, 4, 3),
+    (4, 64): Tile(DECODE_ROWS, 64, 4, 2),
+    (4, 128): Tile(DECODE_ROWS, 32, 4, 2),
+}
+
+
+@lru_cache(maxsize=64)
+def decode_tile(arch: str, head_size: int, size: int) -> Tile:
+    """The tile for `ragged_decode`."""
+    tile = _DECODE[size, max(64, padded_head(head_size))]
+    if head_size != padded_head(head_size):  # masked columns take registers
+        tile = tile._replace(keys=tile.keys // 2)
+    return tile._replace(stages=2) if arch == "gfx942" else tile

@@ -1,0 +1,26 @@
+"""`bench/bench_launch.py`: every op is called, and what was not launched is not called a launch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from repository import ROOT
+
+OPS = {"gather_rows", "random_select", "topk_select", "diversity_select", "last_query_scores"}
+
+
+def test_times_every_op_beside_an_empty_kernel(tmp_path):
+    pytest.importorskip("triton", reason="there is no triton outside Linux")
+    result = tmp_path / "launch.json"
+    command = [sys.executable, "bench/bench_launch.py", "--rounds", "1", "--json", result]
+    cache = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache")}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | cache, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())
+    assert torch.cuda.is_available() or found["driver"] == "no driver call"
+    names = {row["op"].partition(",")[0] for row in found["rows"]}
+    assert names == OPS | {"empty kernel"}
+    assert all(0 < row["fastest"] <= row["median"] for row in found["rows"])
