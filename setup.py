@@ -8,7 +8,16 @@ package. Named here they are followed through the link: wheel and sdist hold rea
 from setuptools import setup
 
 setup(
-    packages=["vtfast", "vtfast.kernels", "vtfast.models", "vtfast.runtime", "vtfast.toy"],
+    packages=[
+        "vtfast",
+        "vtfast.evaluation",
+        "vtfast.information",
+        "vtfast.kernels",
+        "vtfast.methods",
+        "vtfast.models",
+        "vtfast.runtime",
+        "vtfast.toy",
+    ],
     package_data={"vtfast.toy": ["checkpoints/**"]},
     include_package_data=False,
 )

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 import vtfast
+from vtfast.evaluation import wilson
 from vtfast.toy import TASKS
 from vtfast.toy.evaluate import accuracy
 from vtfast.toy.model import family_of
@@ -36,13 +37,6 @@ TITLES = {
     "llava": "LLaVA, 12 layers, 64 visual tokens",
     "qwen": "Qwen2.5-VL, 8 layers, pictures of eight sizes with 64 to 96 visual tokens",
 }
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a share of n trials."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return centre - half, centre + half
 
 
 def measure(name: str, n: int, seed: int) -> dict:

@@ -11,7 +11,7 @@ They take checked arguments; the op files beside this one validate. Rules all se
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -208,16 +208,15 @@ def ragged_attention(
     """
     if k_index is not None:
         k, v = gather_rows(k_index, k, v)
-    if q_segments.uniform_length and k_segments.uniform_length:
-        q, k, v = q_segments.pad(q, 0.0), k_segments.pad(k, 0.0), k_segments.pad(v, 0.0)  # views
-        return attend(q, k, v, causal, scale).flatten(0, 1)
-    out = q.new_empty(q.shape)
-    for (a, b), (c, d) in zip(
-        pairwise(q_segments.offsets), pairwise(k_segments.offsets), strict=True
-    ):
-        if b > a:
-            out[a:b] = attend(q[None, a:b], k[None, c:d], v[None, c:d], causal, scale)[0]
-    return out
+    parts, a, c = [q[:0]], 0, 0
+    for (queries, keys), alike in groupby(zip(q_segments.lengths, k_segments.lengths, strict=True)):
+        n = len(list(alike))  # neighbours of equal shape are one call, on views
+        b, d = a + n * queries, c + n * keys
+        key, value = (x[c:d].unflatten(0, (n, keys)) for x in (k, v))
+        query = q[a:b].unflatten(0, (n, queries))
+        parts.append(attend(query, key, value, causal, scale).flatten(0, 1))
+        a, c = b, d
+    return parts[1] if len(parts) == 2 else torch.cat(parts)
 
 
 def ragged_decode(

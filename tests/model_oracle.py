@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 Gone = Mapping[
     int, Sequence[Tensor]
@@ -27,7 +27,7 @@ class Oracle:
     ) -> None:
         self.model, self.text = model, model.model.language_model
         self.renumber = renumber  # a row that has lost tokens counts the others 0, 1, … again
-        self.valid = inputs["attention_mask"].bool()
+        self.ids, self.valid = inputs["input_ids"], inputs["attention_mask"].bool()
         self.embeddings = self._embed(inputs)
         self.positions = self._positions(inputs)  # [axes, batch, length]
 
@@ -64,6 +64,23 @@ class Oracle:
             block.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
         )
         return weights
+
+    def text_columns(self, row: int) -> list[int]:
+        """Real columns of a row outside any picture."""
+        config = self.model.config
+        placeholders = [config.image_token_id, getattr(config, "video_token_id", -1)]
+        visual = torch.isin(self.ids[row], torch.tensor(placeholders))
+        return (self.valid[row] & ~visual).nonzero()[:, 0].tolist()
+
+    @torch.no_grad()
+    def keys(self, layer: int, gone: Gone) -> Tensor:
+        """Keys that `layer` caches, all heads of a token side by side, [batch, n, heads * d]."""
+        hidden, mask, rotary = self._run(layer, gone, None)
+        cache = DynamicCache()
+        self.text.layers[layer](
+            hidden, attention_mask=mask, past_key_values=cache, position_embeddings=rotary
+        )
+        return cache.layers[layer].keys.transpose(1, 2).flatten(2)
 
     def attention_row(self, layer: int, gone: Gone) -> Tensor:
         """What each row's last token pays to every column at `layer`, mean over heads."""

@@ -3,6 +3,9 @@
 Python integers and NumPy float64, one image at a time; nothing of vtfast is used.
 """
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 
@@ -28,6 +31,57 @@ def diverse(features: torch.Tensor, keep: int) -> list[int]:
         nearest[picked] = -np.inf
         picked.append(int(nearest.argmax()))
     return sorted(picked)
+
+
+def unlike_pivots(
+    columns: list[int], text: list[int], keep: int, norms: torch.Tensor, states: torch.Tensor
+) -> list[int]:
+    """Ranks among the `columns` of one picture that DART keeps of a row, ascending.
+
+    text: the row's other real columns. norms: L1 norm of every column's key. states: its hidden
+    state. Pivots are the four largest norms of the picture and the four of the text after it (short
+    of four, the first text before makes up the number); in reading order each takes its equal share
+    of what is least like it, the first ones one more where shares are unequal.
+    """
+    x = states.detach().double().numpy()
+    own = sorted(columns, key=lambda c: (-norms[c].item(), c))[: min(4, keep)]
+    after = sorted((c for c in text if c > columns[0]), key=lambda c: (-norms[c].item(), c))[:4]
+    before = [c for c in text if c < columns[0]]
+    pivots = sorted(own) + sorted(after + before[: 4 - len(after)])
+    taken, left = set(own), keep - len(own)
+    for i, pivot in enumerate(pivots):
+        share = left // len(pivots) + (i < left % len(pivots))
+        rest = [c for c in columns if c not in taken]
+        cosine = {
+            c: x[c] @ x[pivot] / (np.linalg.norm(x[c]) * np.linalg.norm(x[pivot])) for c in rest
+        }
+        taken |= set(sorted(rest, key=lambda c: (cosine[c], c))[:share])
+    return [rank for rank, column in enumerate(columns) if column in taken]
+
+
+def evenly_spaced(count: int, keep: int, grid: tuple[int, int, int]) -> list[int]:
+    """Ranks of `keep` evenly spaced tokens, ascending; a grid that is not whole is one row."""
+    frames, height, width = grid if np.prod(grid) == count else (1, 1, count)
+    ranks = []
+    for frame, in_frame in _parts(frames, min(frames, keep), keep):
+        rows = math.floor(math.sqrt(in_frame * height / width) + 0.5)
+        rows = min(max(rows, math.ceil(in_frame / width)), height, in_frame)
+        for row, in_row in _parts(height, rows, in_frame):
+            for column, _ in _parts(width, in_row, in_row):
+                ranks.append((frame * height + row) * width + column)
+    return ranks
+
+
+def _parts(side: int, parts: int, keep: int) -> list[tuple[int, int]]:
+    """Where the middle of each part of a side is, and how many of `keep` fall into the part."""
+    return [
+        (
+            math.floor(Fraction(2 * i + 1, 2 * parts) * side),
+            sum(Fraction(i, parts) < Fraction(j, keep) <= Fraction(i + 1, parts) for j in counted),
+        )
+        for counted in [range(1, keep + 1)]
+        for i in range(parts)
+    ]
 
 
 def drawn(count: int, keep: int, *, seed: int, key: int, layer: int) -> list[int]:

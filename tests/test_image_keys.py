@@ -1,14 +1,17 @@
 """Random picks follow the picture: its key, and nothing else about the batch or the run."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from model_readings import picture_key
 from model_runs import both_layouts, continuation, first_rows, logits_of, probing
-from tiny_models import FAMILIES, Picture, image_columns
+from tiny_models import FAMILIES, IMAGE, Picture, image_columns
 
 import vtfast
 from vtfast import Prune
 from vtfast.kernels.image_keys import image_keys
+from vtfast.models.llava import FAMILY
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -186,3 +189,23 @@ def test_the_same_seed_repeats_the_picks(family):
 def test_different_pictures_draw_different_picks(family):
     first, second = picks(family, family.samples([2, picture(family, 1), 1, picture(family, 2), 3]))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sides", "grid"),
+    [
+        (576, (336, 336), [1, 24, 24]),
+        (577, (336, 336), [1, 24, 24]),  # a class token is no place of the grid
+        (577, (168, 672), [1, 12, 48]),
+        (576, None, [1, 24, 24]),  # features alone: pictures are square, if not told otherwise
+    ],
+)
+def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):
+    told = {} if sides is None else {"vtfast_sides": lambda: sides}
+    features = [torch.zeros(tokens, 8), torch.zeros(tokens, 8)]
+    encoded = SimpleNamespace(pooler_output=features, last_hidden_state=True, **told)
+    ids = torch.full((1, 2 * tokens), IMAGE)
+    multimodal = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    call = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
+    [source] = FAMILY.sources(multimodal, call)
+    assert source.grid == [*grid, *grid]

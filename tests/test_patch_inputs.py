@@ -77,6 +77,39 @@ def test_a_method_sees_what_is_there(family, path):
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
 
 
+@both_layouts
+def test_a_method_sees_the_sequences_around_the_pictures(family, path):
+    """Hidden states of all real rows, the keys of the layer before, whose is whose, and grids."""
+    plan = [Prune(0, "random", 0.5), Prune(3, "test-probe", 0.2)]
+    samples = family.named("batch")
+    model, inputs, seen = family.build(), family.batch(samples), []
+
+    def look(context):
+        seen.append((context, context.attention, context.sequences.norm(context.features)))
+        return first_rows(context)
+
+    with vtfast.patch(model, plan, path=path, record=True) as handle, probing(look):
+        logits_of(family, model, inputs)
+    [(context, attention, normed)] = seen
+    around, kept = context.sequences, handle.report.kept[0]
+    oracle = Oracle(family.build(attention="eager"), inputs)
+    lost = gone(inputs, {0: kept})
+    alive = oracle.survivors(lost)
+    assert around.lengths == tuple(alive.sum(1).tolist())
+    assert around.samples == (1, 2, 2)
+    hidden = oracle.hidden(3, lost)
+    torch.testing.assert_close(around.hidden, hidden[alive], rtol=0, atol=ATOL)
+    keys = oracle.keys(2, lost)[alive]
+    torch.testing.assert_close(attention.keys.flatten(1), keys, rtol=0, atol=ATOL)
+    columns = torch.cat([h[c] for h, c in zip(hidden, kept, strict=True)])
+    torch.testing.assert_close(normed, oracle.text.norm(columns), rtol=0, atol=ATOL)
+    pictures = [picture for sample in samples for picture in sample.pictures]
+    if family.name == "llava":
+        assert context.grids == ((1, 6, 6),) * 3
+    else:
+        assert context.grids == tuple((t, h // 2, w // 2) for t, h, w in (p.grid for p in pictures))
+
+
 WRONG_ANSWERS = [
     pytest.param(lambda context: first_rows(context)[:-1], "shape", id="too-few"),
     pytest.param(lambda context: first_rows(context)[None], "shape", id="two-dimensions"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_oracle import Oracle
+from model_readings import evenly_spaced
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
 from tiny_models import FAMILIES, Picture, image_columns
 
@@ -75,13 +76,29 @@ def test_frames_of_one_clip_draw_picks_of_their_own(path):
     """They share the clip's key, and its mixing with their number makes them differ."""
     samples = QWEN.samples([3, clip(4, 8, 6, 1), 5])
     inputs, model = QWEN.batch(samples), QWEN.build()
-    plan = [Prune(0, "random", 0.5, per="frame")]
+    plan = [Prune(0, "random", 0.5, per="frame"), Prune(3, "random", 0.25, per="frame")]
     with vtfast.patch(model, plan, path=path, record=True) as handle:
         logits_of(QWEN, model, inputs)
     [[columns]] = image_columns(QWEN, samples, inputs)
-    stayed = torch.isin(columns, handle.report.kept[0][0]).view(4, 12)
+    [first], [second] = handle.report.kept.values()
+    stayed = torch.isin(columns, first).view(4, 12)
     assert stayed.sum(1).tolist() == [6, 6, 6, 6]
     assert len(stayed.unique(dim=0)) == 4
+    again = torch.isin(first, second).view(4, 6)  # of frames cut by the stage before
+    assert again.sum(1).tolist() == [3, 3, 3, 3]
+    assert len(again.unique(dim=0)) == 4
+
+
+@paths
+def test_what_is_left_of_frames_is_no_grid(path):
+    """Half of two frames is as many tokens as one frame has, but not its grid."""
+    samples = QWEN.samples([3, clip(2, 8, 6, 1), 5])
+    inputs, model = QWEN.batch(samples), QWEN.build()
+    plan = [Prune(0, "random", 0.5, per="frame"), Prune(3, "uniform", 0.2)]
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        logits_of(QWEN, model, inputs)
+    [first], [second] = handle.report.kept.values()
+    assert second.tolist() == first[evenly_spaced(12, 5, (1, 1, 12))].tolist()
 
 
 @paths

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from model_oracle import Oracle
-from model_readings import diverse, drawn, picture_key, top
+from model_readings import diverse, drawn, evenly_spaced, picture_key, top, unlike_pivots
 from model_runs import FOUR_STAGES, both_layouts, gone, logits_of
-from tiny_models import FAMILIES, image_columns, visual_columns
+from tiny_models import FAMILIES, LAYERS, image_columns, visual_columns
 
 import vtfast
 from vtfast import Plan, Prune
@@ -20,6 +20,13 @@ PLANS = [
     pytest.param([Prune(0, "random", 0.3)], id="random-before-the-llm"),
     pytest.param([Prune(4, "random", 7)], id="seven-random-at-4"),
     pytest.param(FOUR_STAGES, id="four-stages"),
+    pytest.param([Prune(2, "dart", 0.4)], id="dart-at-2"),
+    pytest.param([Prune(0, "dart", 14)], id="dart-before-the-llm"),
+    pytest.param(
+        [Prune(0, "uniform", 0.7), Prune(3, "dart", 0.4), Prune(5, "uniform", 0.2)],
+        id="uniform-dart-uniform",
+    ),
+    pytest.param(list(Plan.preset("pyramiddrop", num_layers=LAYERS).stages), id="pyramiddrop"),
 ]
 
 
@@ -28,13 +35,31 @@ def pixels_of(family, picture):
     return inputs["pixel_values"], picture.grid if family.name == "qwen" else (0, 0, 0)
 
 
-def expected_ranks(stage, *, oracle, row, left, keep, lost, key):
+def merged_grid(family, picture):
+    if family.name == "llava":
+        return (1, 6, 6)
+    frames, height, width = picture.grid
+    return frames, height // 2, width // 2
+
+
+def expected_ranks(stage, *, oracle, row, left, keep, lost, grid, key=None):
     """Ranks among `left`, the columns of one image still there, that a stage must keep."""
+    if stage.method == "uniform":
+        return evenly_spaced(len(left), keep, grid)
     if stage.method == "random":
         return drawn(len(left), keep, seed=SEED, key=key, layer=stage.layer)
     if stage.method == "diversity":
         return diverse(oracle.hidden(stage.layer, lost)[row, left], keep)
-    scored_by = stage.layer if stage.options["score_layer"] == "this" else max(0, stage.layer - 1)
+    this = stage.options.get("score_layer") == "this"
+    scored_by = stage.layer if this else max(0, stage.layer - 1)
+    if stage.method == "dart":
+        return unlike_pivots(
+            left.tolist(),
+            oracle.text_columns(row),
+            keep,
+            oracle.keys(scored_by, lost)[row].abs().sum(-1),
+            oracle.text.norm(oracle.hidden(stage.layer, lost))[row],
+        )
     return top(oracle.attention_row(scored_by, lost)[row, left], keep)
 
 
@@ -63,6 +88,7 @@ def test_every_stage_keeps_what_its_method_means(family, path, plan):
                     keep=Plan(plan).counts(family.tokens_of(picture))[i],
                     lost=lost,
                     key=picture_key(*pixels_of(family, picture)),
+                    grid=merged_grid(family, picture),
                 )
                 left[row][image] = columns[ranks]
             expected = torch.cat([torch.zeros(0, dtype=torch.int64), *left[row]])
@@ -101,36 +127,37 @@ def test_equal_pictures_in_one_batch_draw_equal_picks(family, path):
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
 @pytest.mark.parametrize("per", ["image", "frame"])
-def test_a_clip_has_one_budget_or_one_per_frame(path, per):
+@pytest.mark.parametrize("method", ["diversity", "dart", "uniform"])
+def test_a_clip_has_one_budget_or_one_per_frame(path, per, method):
     family = FAMILIES["qwen"]
     samples = family.named("video")
     inputs, model = family.batch(samples), family.build()
-    plan = [Prune(0, "diversity", 0.3, per=per), Prune(3, "diversity", 0.1, per=per)]
+    plan = [Prune(0, method, 0.6, per=per), Prune(3, method, 0.2, per=per)]
     with vtfast.patch(model, plan, path=path, record=True) as handle:
         logits_of(family, model, inputs)
     kept = handle.report.kept
     oracle = Oracle(family.build(attention="eager"), inputs)
-    left = image_columns(family, samples, inputs)
-    if per == "frame":
-        left = [
-            [
-                frame
-                for columns, picture in zip(images, sample.pictures, strict=True)
-                for frame in columns.chunk(picture.grid[0])
-            ]
-            for images, sample in zip(left, samples, strict=True)
-        ]
-    sizes = [[len(columns) for columns in row] for row in left]
+
+    parts = []  # row, what is left of an image, clip or frame, and the grid it began with
+    for row, images in enumerate(image_columns(family, samples, inputs)):
+        for columns, picture in zip(images, samples[row].pictures, strict=True):
+            grid = merged_grid(family, picture)
+            frames = grid[0] if per == "frame" else 1
+            sides = (grid[0] // frames, *grid[1:])
+            parts += [(row, frame, sides) for frame in columns.chunk(frames)]
+    sizes = [len(columns) for _, columns, _ in parts]
     for i, stage in enumerate(plan):
-        hidden = oracle.hidden(
-            stage.layer, gone(inputs, {s.layer: kept[s.layer] for s in plan[:i]})
-        )
-        left = [
-            [
-                columns[diverse(hidden[row, columns], stage.count(n, len(columns)))]
-                for columns, n in zip(parts, sizes[row], strict=True)
+        lost = gone(inputs, {s.layer: kept[s.layer] for s in plan[:i]})
+        parts = [
+            (row, left[ranks], grid)
+            for (row, left, grid), n in zip(parts, sizes, strict=True)
+            for keep in [stage.count(n, len(left))]
+            for ranks in [
+                expected_ranks(
+                    stage, oracle=oracle, row=row, left=left, keep=keep, lost=lost, grid=grid
+                )
             ]
-            for row, parts in enumerate(left)
         ]
-        for row, parts in enumerate(left):
-            assert torch.equal(kept[stage.layer][row], torch.cat(parts))
+        for row in range(len(samples)):
+            expected = torch.cat([columns for owner, columns, _ in parts if owner == row])
+            assert torch.equal(kept[stage.layer][row], expected)

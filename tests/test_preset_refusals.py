@@ -8,15 +8,15 @@ import pytest
 
 from vtfast.errors import PlanError
 from vtfast.plan import Plan
-from vtfast.presets import PLANNED, PRESETS, needs_horizon
+from vtfast.presets import PRESETS, needs_horizon
 
-ONE_STAGE = ["random", "divprune", "fastv"]
+ONE_STAGE = ["random", "uniform", "divprune", "fastv", "dart"]
 TWO_STAGES = [name for name in PRESETS if "+" in name]
-X_VTW = ["random+vtw", "divprune+vtw", "fastv+vtw"]
+X_VTW = ["random+vtw", "divprune+vtw", "fastv+vtw", "dart+vtw"]
 
 
 def first_layer(name):
-    return 2 if name.startswith("fastv") else 0
+    return 2 if name.startswith(("fastv", "dart")) else 0
 
 
 def test_vtw_beyond_the_last_layer_is_refused():
@@ -25,7 +25,7 @@ def test_vtw_beyond_the_last_layer_is_refused():
 
 
 @pytest.mark.parametrize("num_layers", [12, 28, 32])
-@pytest.mark.parametrize("name", ["fastv", "fastv+random", "fastv+vtw"])
+@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith(("fastv", "dart"))])
 def test_a_keep_below_the_layers_before_is_refused_with_the_smallest(name, num_layers):
     horizon = num_layers - 2 if needs_horizon(name) else None
 
@@ -128,13 +128,6 @@ def test_a_model_too_shallow_for_the_preset_is_refused():
 def test_the_number_of_layers_is_a_number(num_layers):
     with pytest.raises(PlanError, match=r"num_layers=.*expected a whole number >= 1"):
         Plan.preset("divprune", num_layers=num_layers)
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_a_planned_preset_is_refused_with_what_there_is(name):
-    with pytest.raises(PlanError, match="is not in this version") as refused:
-        Plan.preset(name, num_layers=32, keep=0.5, horizon=20)
-    assert all(preset in str(refused.value) for preset in PRESETS)
 
 
 @pytest.mark.parametrize("name", ["", "DivPrune", "random+divprune", "divprune+", "vtw+random", 7])

@@ -10,13 +10,19 @@ from hypothesis import strategies as st
 
 from vtfast.errors import PlanError
 from vtfast.plan import Plan, Prune
-from vtfast.presets import PRESETS, needs_horizon
+from vtfast.presets import PAPER, PRESETS, needs_horizon
 
 SETTINGS = examples(300)
-FIRST = {"random": ("random", 0), "divprune": ("diversity", 0), "fastv": ("topk", 2)}
-ONE_STAGE = ["random", "divprune", "fastv"]
-X_RANDOM = ["divprune+random", "fastv+random"]
-X_VTW = ["random+vtw", "divprune+vtw", "fastv+vtw"]
+FIRST = {
+    "random": ("random", 0),
+    "uniform": ("uniform", 0),
+    "divprune": ("diversity", 0),
+    "fastv": ("topk", 2),
+    "dart": ("dart", 2),
+}
+ONE_STAGE = ["random", "uniform", "divprune", "fastv", "dart"]
+X_RANDOM = ["divprune+random", "fastv+random", "dart+random"]
+X_VTW = ["random+vtw", "divprune+vtw", "fastv+vtw", "dart+vtw"]
 
 
 def split(name):
@@ -25,7 +31,7 @@ def split(name):
 
 
 def test_the_presets_are_those_documented():
-    assert set(PRESETS) == {*ONE_STAGE, "vtw", *X_RANDOM, *X_VTW}
+    assert set(PRESETS) == {*ONE_STAGE, "pyramiddrop", "vtw", *X_RANDOM, *X_VTW}
 
 
 @pytest.mark.parametrize("name", [*ONE_STAGE, *X_RANDOM, *X_VTW])
@@ -41,7 +47,7 @@ def test_the_second_stage_is_at_the_horizon(name):
     assert (stage.method, stage.layer) == ("random" if name in X_RANDOM else "drop", 20)
 
 
-@pytest.mark.parametrize("name", [*PRESETS])
+@pytest.mark.parametrize("name", sorted({*PRESETS} - {"pyramiddrop"}))
 def test_half_is_kept_unless_told_otherwise(name):
     horizon = 20 if needs_horizon(name) else None
     default = Plan.preset(name, num_layers=32, horizon=horizon)
@@ -162,27 +168,32 @@ def test_vtw_takes_keep_or_horizon_but_not_both():
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "counts", "layer", "average"),
+    ("name", "label", "first", "counts", "layer", "average"),
     [
-        ("divprune+random", 192, (284, 38), 20, 191.75),
-        ("divprune+random", 64, (96, 10), 20, 63.75),
-        ("divprune+vtw", 192, (284, 0), 20, 177.5),
-        ("divprune+vtw", 64, (98, 0), 21, 64.3125),
+        ("divprune+random", 192, 0, (284, 38), 20, 191.75),
+        ("divprune+random", 64, 0, (96, 10), 20, 63.75),
+        ("dart+random", 192, 2, (252, 38), 20, 192.0),
+        ("dart+random", 64, 1, (60, 27), 20, 63.75),
+        ("divprune+vtw", 192, 0, (284, 0), 20, 177.5),
+        ("divprune+vtw", 64, 0, (98, 0), 21, 64.3125),
+        ("dart+vtw", 192, 2, (260, 0), 21, 190.375),
+        ("dart+vtw", 64, 1, (60, 0), 26, 64.875),
     ],
 )
-def test_the_papers_settings_are_exact(name, label, counts, layer, average):
+def test_the_papers_settings_are_exact(name, label, first, counts, layer, average):
     plan = Plan.paper(name, label)
+    method = "dart" if name.startswith("dart") else "diversity"
     second = Prune(layer, "random" if name.endswith("random") else "drop", counts[1])
-    assert plan.stages == (Prune(0, "diversity", counts[0]), second)
+    assert plan.stages == (Prune(first, method, counts[0]), second)
     assert plan.counts(576) == counts
     assert plan.average_tokens(576, 32) == average
 
 
-@pytest.mark.parametrize("label", [192, 64])
-@pytest.mark.parametrize("name", ["dart+random", "dart+vtw"])
-def test_settings_of_a_planned_method_are_not_in_this_version(name, label):
-    with pytest.raises(PlanError, match=r"is not in this version.*\('divprune\+random', 192\)"):
-        Plan.paper(name, label)
+def test_every_released_setting_is_exact():
+    methods, ends = ("divprune", "dart"), ("random", "vtw")
+    assert set(PAPER) == {
+        (f"{m}+{end}", label) for m in methods for end in ends for label in (192, 64)
+    }
 
 
 @pytest.mark.parametrize(
@@ -192,6 +203,50 @@ def test_settings_of_a_planned_method_are_not_in_this_version(name, label):
 def test_an_unknown_setting_is_refused_with_what_there_is(name, label):
     with pytest.raises(PlanError, match=r"no released setting.*pass one of .*'divprune\+vtw', 64"):
         Plan.paper(name, label)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "layers"),
+    [(32, [8, 16, 24]), (28, [7, 14, 21]), (6, [2, 3, 5])],
+)
+def test_pyramiddrop_halves_at_every_quarter(num_layers, layers):
+    plan = Plan.preset("pyramiddrop", num_layers=num_layers)
+    assert list(plan.stages) == [
+        Prune(layer, "topk", keep, score_layer="this")
+        for layer, keep in zip(layers, [0.5, 0.25, 0.125], strict=True)
+    ]
+    assert plan.counts(576) == (288, 144, 72)
+
+
+def test_pyramiddrop_as_released_averages_270_of_576():
+    plan = Plan.preset("pyramiddrop", num_layers=32)
+    assert plan.average_tokens(576, 32) == 270
+    assert plan.keep == 15 / 32
+
+
+@pytest.mark.parametrize("num_layers", [4, 7, 12, 28, 32])
+@pytest.mark.parametrize("keep", [0.31, 0.4, 0.5, 0.75, 1.0])
+def test_pyramiddrop_meets_a_keep_by_one_share_from_stage_to_stage(num_layers, keep):
+    plan = Plan.preset("pyramiddrop", num_layers=num_layers, keep=keep)
+    first, second, third = (stage.keep for stage in plan.stages)
+    assert (second, third) == pytest.approx((first**2, first**3))
+    assert plan.average_tokens(10**9, num_layers) == pytest.approx(keep * 10**9, abs=2)
+    assert plan.keep == keep
+    if keep == 1:
+        assert first == 1
+
+
+def test_pyramiddrop_cannot_go_below_its_first_quarter():
+    with pytest.raises(PlanError, match=r"8 of 32.*smallest reachable keep is 0.2501"):
+        Plan.preset("pyramiddrop", num_layers=32, keep=0.25)
+    assert Plan.preset("pyramiddrop", num_layers=32, keep=0.2501).stages[0].keep < 0.001
+
+
+def test_pyramiddrop_has_no_horizon_and_needs_four_layers():
+    with pytest.raises(PlanError, match="preset 'pyramiddrop' has no horizon"):
+        Plan.preset("pyramiddrop", num_layers=32, horizon=20)
+    with pytest.raises(PlanError, match=r"three layers.*has 3 decoder layers"):
+        Plan.preset("pyramiddrop", num_layers=3)
 
 
 def test_numpy_numbers_make_the_same_plan():

@@ -120,14 +120,14 @@ def test_qwen_answers_95_percent_at_every_size(size):
 
 @each_model
 def test_the_recorded_horizon_is_the_measured_one(name):
+    """By the losses alone: what the maps add is in the recorded value too, and never less deep."""
     loaded, processor = loaded_once(name)
-    horizons, seed = card(name)["horizon"], card(name)["settings"]["seed"]
-    hardest = max(toy.TASKS, key=lambda task: horizons[task] or 0)
-    sizes = family_of(loaded).SIZES
-    curve = evaluate.drop_all_curve(loaded, processor, hardest, n=N, seed=seed, sizes=sizes)
-    recorded = loaded.config.vtfast_horizon
-    assert isinstance(recorded, int)
-    assert recorded == evaluate.horizon(curve)
+    recorded = card(name)
+    hardest = max(toy.TASKS, key=lambda task: recorded["horizon"][task] or 0)
+    asked = {"n": N, "seed": recorded["settings"]["seed"], "sizes": family_of(loaded).SIZES}
+    found = evaluate.horizon(loaded, processor, hardest, maps=0, **asked)
+    assert isinstance(loaded.config.vtfast_horizon, int)
+    assert loaded.config.vtfast_horizon == recorded["horizon"][hardest] == found.layer
 
 
 @each_model
@@ -155,7 +155,8 @@ def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_
     asked = {"task": "code", "n": 100, "seed": FRESH_SEED, "sizes": sizes}
     exact = evaluate.accuracy(loaded, processor, **asked)
     assert 0.2 < exact < 0.8
-    assert evaluate.drop_all_curve(loaded, processor, **asked)[-1] == exact
+    measured = evaluate.horizon(loaded, processor, maps=0, **asked)
+    assert measured.accuracy_full.mean == (exact,)
 
 
 @pytest.mark.parametrize(
@@ -183,22 +184,10 @@ def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(
         hook.remove()
     ends = torch.full((n,), EOS)
     right = (said[:, -2] == ids[:, -1]) & (said[:, -1] == ends)
-    curve = evaluate.drop_all_curve(loaded, processor, task, n=n, seed=FRESH_SEED)
-    assert curve[layer] == right.sum().item() / n
-
-
-@pytest.mark.parametrize(
-    ("curve", "layer"),
-    [
-        ([0.1, 0.5, 0.99, 1.0], 2),
-        ([0.1, 1.0, 0.9, 1.0, 1.0], 3),
-        ([1.0, 1.0, 1.0], 0),
-        ([0.1, 0.5, 0.98, 1.0], None),
-    ],
-    ids=["rises", "dips again", "needs no picture", "needs all layers"],
-)
-def test_the_horizon_is_the_first_layer_from_which_on_the_loss_stays_within_a_point(curve, layer):
-    assert evaluate.horizon(curve) == layer
+    measured = evaluate.horizon(loaded, processor, task, n=n, seed=FRESH_SEED, maps=0)
+    (full,) = measured.accuracy_full.mean
+    lost = measured.curves["accuracy_loss"].mean[layer]
+    assert full - lost == pytest.approx(right.sum().item() / n)
 
 
 def test_the_hardest_task_with_a_horizon_decides():

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vtfast import ops, toy
+    from vtfast import information, ops, toy
     from vtfast.errors import (
         AlreadyPatchedError,
         InputError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VTFastError,
     )
+    from vtfast.evaluation import evaluate
     from vtfast.methods import register_method
     from vtfast.patching import Handle, is_patched, patch, unpatch
     from vtfast.plan import Plan, Prune
@@ -37,6 +38,7 @@ _HOME = {
     "Plan": "vtfast.plan",
     "Prune": "vtfast.plan",
     "register_method": "vtfast.methods",
+    "evaluate": "vtfast.evaluation",
     "VTFastError": "vtfast.errors",
     "PlanError": "vtfast.errors",
     "AlreadyPatchedError": "vtfast.errors",
@@ -44,7 +46,7 @@ _HOME = {
     "InputError": "vtfast.errors",
     "StateError": "vtfast.errors",
 }
-_SUBMODULES = ("ops", "toy")
+_SUBMODULES = ("information", "ops", "toy")
 
 __all__ = [
     "AlreadyPatchedError",
@@ -57,6 +59,8 @@ __all__ = [
     "UnsupportedModelError",
     "VTFastError",
     "__version__",
+    "evaluate",
+    "information",
     "is_patched",
     "ops",
     "patch",

@@ -17,7 +17,7 @@ except ModuleNotFoundError as missing:  # here and not in main(): the decorators
 from typer.core import TyperGroup
 
 import vtfast
-from vtfast import commands
+from vtfast import commands, contest, studies
 from vtfast.errors import VTFastError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only its child
@@ -75,6 +75,10 @@ def _vtfast(
 
 app.command()(commands.demo)
 app.command()(commands.run)
+app.command()(studies.score)
+app.command()(studies.horizon)
+app.command()(studies.sweep)
+app.command()(contest.evaluate)
 app.command()(commands.doctor)
 
 

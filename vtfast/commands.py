@@ -66,7 +66,7 @@ def demo(
       vtfast demo --json | jq .columns
     """
     _check_plan(plan, keep)
-    _check_picture(out)
+    check_picture(out)
     from vtfast.demo import ROUNDS, Settings
     from vtfast.demo import run as show_demo
 
@@ -190,7 +190,7 @@ def run(
     if fps is not None and not 0 < fps < 1000:
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     if out:
-        _check_picture(out)
+        check_picture(out)
         _check_is_new(out, [*(image or ()), *(video or ())])
     from vtfast.run import Settings
     from vtfast.run import run as run_model
@@ -247,7 +247,7 @@ def _check_is_new(out: Path, given: list[Path]) -> None:
         raise InputError(f"--out {out} is one of the pictures asked about; pass another name")
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
     """Refuse now what would fail after the work is done."""
     if path.suffix.lower() != ".png":
         raise InputError(f"--out {path}: the picture is a PNG; pass a name that ends in .png")

@@ -103,13 +103,15 @@ class Plan:
         """The plan of a preset for a model of `num_layers` decoder layers and an average budget.
 
         Args:
-            name: `random` and `divprune` prune before the language model, `fastv` at layer 2;
-                `random+vtw`, `divprune+random`, `divprune+vtw`, `fastv+random` and `fastv+vtw`
-                prune again at the horizon; `vtw` only drops everything at one layer.
+            name: `random`, `uniform` and `divprune` prune before the language model, `fastv` and
+                `dart` at layer 2, `pyramiddrop` at layers L/4, L/2 and 3L/4; `random+vtw` and
+                `divprune`, `fastv` or `dart` with `+random` or `+vtw` prune again at the horizon;
+                `vtw` only drops everything at one layer.
             keep: float in (0, 1], visual tokens per image averaged over all layers; None means 0.5
-                and 1.0 keeps everything. Each stage rounds its count by itself; the average stays
-                within half a token of keep·N, or within one where an image is so small that a stage
-                keeps one token instead of none. `vtw` alone rounds a layer: N/(2L) tokens at most.
+                (with `pyramiddrop` its released setting, about 0.47) and 1.0 keeps everything. Each
+                stage rounds its count by itself; the average stays within half a token of keep·N,
+                or within one where an image is so small that a stage keeps one token instead of
+                none. `vtw` alone rounds a layer: N/(2L) tokens at most.
             horizon: int, the layer of the second stage: first-stage layer < horizon < num_layers.
                 Refused for presets of one stage; `vtw` takes it in place of `keep`.
             horizon_source: where the horizon came from, in words; printed with the plan.
@@ -124,10 +126,12 @@ class Plan:
         """A setting released with arXiv 2512.07580 for LLaVA-1.5-7B, token for token.
 
         Args:
-            name, tokens: `"divprune+random"` or `"divprune+vtw"`, with 192 or 64.
+            name, tokens: `"divprune+random"`, `"dart+random"`, `"divprune+vtw"` or `"dart+vtw"`,
+                with 192 or 64.
 
-        `tokens` is the paper's label: 576 tokens in 32 layers then average 191.75 and 63.75 with
-        `divprune+random`, 177.5 and 64.3 with `divprune+vtw`.
+        `tokens` is the paper's label. 576 tokens in 32 layers then average 191.75 and 63.75 with
+        `divprune+random`, 192 and 63.75 with `dart+random`, 177.5 and 64.3 with `divprune+vtw`,
+        190.4 and 64.9 with `dart+vtw`.
         """
         stages = paper_stages(name, tokens)
         plan = cls(stages, f"{name}, released setting {tokens}")
@@ -230,31 +234,15 @@ class Plan:
         return sum(self.tokens_per_layer(n, num_layers)) / num_layers
 
     def flops_ratio(self, config: Any, n_visual: int | Sequence[int], n_text: int) -> float:
-        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned.
-
-        Multiply-adds of one layer with T tokens, hidden size h, H query heads and G key/value heads
-        of d channels, and a gated MLP of width m:
-
-            T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
-            + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
-
-        Not counted: embeddings, vision tower, norms, output head, and the selection itself.
+        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned; see
+        `multiply_adds` for what is counted.
 
         Args:
             config: a transformers configuration, of the text model or of the whole model.
             n_visual: visual tokens of one image, or a sequence with one number per image.
             n_text: int ≥ 0, all other tokens; at least one token in all.
         """
-        text = _text_config(config)
-        num_layers, hidden = text.num_hidden_layers, text.hidden_size
-        heads = text.num_attention_heads
-        kv_heads = getattr(text, "num_key_value_heads", None) or heads
-        head_dim = getattr(text, "head_dim", None) or hidden // heads
-        linear = 2 * hidden * (heads + kv_heads) * head_dim + 3 * hidden * text.intermediate_size
-
-        def multiply_adds(tokens: int) -> int:
-            return tokens * linear + tokens * (tokens + 1) * heads * head_dim
-
+        num_layers = _text_config(config).num_hidden_layers
         images = n_visual if isinstance(n_visual, Sequence) else [n_visual]
         images = [whole_number("n_visual", n) for n in images]
         n_text = whole_number("n_text", n_text, least=0 if sum(images) else 1)
@@ -262,8 +250,8 @@ class Plan:
         for n in images:
             tokens = self.tokens_per_layer(n, num_layers)
             per_layer = [sum(pair) for pair in zip(per_layer, tokens, strict=True)]
-        full = num_layers * multiply_adds(n_text + sum(images))
-        return sum(map(multiply_adds, per_layer)) / full
+        full = multiply_adds(config, [n_text + sum(images)] * num_layers)
+        return multiply_adds(config, per_layer) / full
 
     def describe(self, n: int, num_layers: int) -> str:
         """`str(plan)`, and what it comes to for an image of `n` tokens in `num_layers` layers."""
@@ -283,6 +271,25 @@ class Plan:
         for name, value in (("keep", keep), ("horizon", horizon), ("horizon_source", source)):
             object.__setattr__(self, name, value)
         return self
+
+
+def multiply_adds(config: Any, tokens: Sequence[int]) -> int:
+    """Multiply-adds of decoder layers in a prefill, with `tokens[i]` tokens in layer i.
+
+    Of one layer with T tokens, hidden size h, H query heads and G key/value heads of d channels,
+    and a gated MLP of width m:
+
+        T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
+        + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
+
+    Not counted: embeddings, vision tower, norms, output head, and the selection itself.
+    """
+    text = _text_config(config)
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    linear = 2 * hidden * (heads + kv_heads) * head_dim + 3 * hidden * text.intermediate_size
+    return sum(t * linear + t * (t + 1) * heads * head_dim for t in tokens)
 
 
 def _check_origin(horizon: MeasuredHorizon, num_layers: int, model_type: str | None) -> None:

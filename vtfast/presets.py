@@ -8,37 +8,52 @@ the horizon, f1 and f2 the shares kept by the first stage and from the horizon o
     X+vtw       keep·L = K + f1·(H-K)                  everything is dropped at H
     X+random    keep·L = K + f1·(H-K) + f2·(L-H)       with f2 = f1/8, unless that makes f1 > 1:
                                                        then f1 = 1 and f2 is what remains
+    pyramiddrop keep·L = K + f·(M-K) + f²·(N-M) + f³·(L-N)       K, M, N nearest to L/4, L/2, 3L/4
 
-A keep that would need f1 ≤ 0 or f1 > 1 is refused. Source: the settings released with arXiv
-2512.07580, where f2/f1 is about 1/8 (DivPrune 284, then 38 random tokens).
+PyramidDrop without a keep takes f = 1/2, as released: 15/32 on average where 4 divides L. A keep
+that would need a share ≤ 0 or > 1 is refused. Sources: the settings released with arXiv 2512.07580,
+where f2/f1 is about 1/8 (DivPrune 284, then 38 random tokens), and with PyramidDrop, arXiv
+2410.17247 (layers 8, 16 and 24 of 32).
 """
 
+import itertools
 import math
 import numbers
 
 from vtfast.errors import PlanError
 from vtfast.prune import Prune, whole_number
 
-# X: method and layer of the first stage. 2 is the layer K of the FastV paper.
-FIRST_STAGES = {"random": ("random", 0), "fastv": ("topk", 2), "divprune": ("diversity", 0)}
+# X: method and layer of the first stage. 2 is the layer K of the FastV and DART papers.
+FIRST_STAGES = {
+    "random": ("random", 0),
+    "uniform": ("uniform", 0),
+    "fastv": ("topk", 2),
+    "divprune": ("diversity", 0),
+    "dart": ("dart", 2),
+}
 PRESETS = (
     *FIRST_STAGES,
+    "pyramiddrop",
     "vtw",
     "random+vtw",
-    *(f"{first}+{then}" for first in ("fastv", "divprune") for then in ("random", "vtw")),
+    *(f"{first}+{then}" for first in ("fastv", "divprune", "dart") for then in ("random", "vtw")),
 )
-PLANNED = ("dart", "dart+random", "dart+vtw", "pyramiddrop", "uniform")
 
 # Released LLaVA-1.5-7B settings (N = 576, L = 32), each stage as layer, method, tokens.
 PAPER: dict[tuple[str, int], tuple[tuple[int, str, int], ...]] = {
     ("divprune+random", 192): ((0, "diversity", 284), (20, "random", 38)),
     ("divprune+random", 64): ((0, "diversity", 96), (20, "random", 10)),
+    ("dart+random", 192): ((2, "dart", 252), (20, "random", 38)),
+    ("dart+random", 64): ((1, "dart", 60), (20, "random", 27)),
     ("divprune+vtw", 192): ((0, "diversity", 284), (20, "drop", 0)),
     ("divprune+vtw", 64): ((0, "diversity", 98), (21, "drop", 0)),
+    ("dart+vtw", 192): ((2, "dart", 260), (21, "drop", 0)),
+    ("dart+vtw", 64): ((1, "dart", 60), (26, "drop", 0)),
 }
 
 DEFAULT_KEEP = 0.5
 _RATIO = 8  # f1/f2
+_HALF = 0.5  # PyramidDrop's share from stage to stage
 _SLACK = 1e-9  # layers: keep·L is a little off L's multiples where keep = layers/L was meant
 
 # Stages, the average keep they were solved for, and the horizon; None where there is none.
@@ -49,8 +64,6 @@ def check_name(name: object) -> str:
     """`name` if it is a preset of this version, else PlanError."""
     if isinstance(name, str) and name in PRESETS:
         return name
-    if isinstance(name, str) and name in PLANNED:
-        raise PlanError(f"preset {name!r} is not in this version; pass {_either(PRESETS)}")
     raise PlanError(f"unknown preset {name!r}; pass {_either(PRESETS)}")
 
 
@@ -76,6 +89,10 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
     num_layers = whole_number("num_layers", num_layers, least=1)
     if name == "vtw":
         return _vtw(num_layers, keep, horizon)
+    if horizon is not None and "+" not in name:
+        raise PlanError(f"horizon={horizon!r}: preset {name!r} has no horizon; leave it out")
+    if name == "pyramiddrop":
+        return _pyramid(num_layers, keep)
     share = _average(keep)
     first, _, then = name.partition("+")
     method, layer = FIRST_STAGES[first]
@@ -84,16 +101,10 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
             f"preset {name!r} prunes at layer {layer} but the model has {num_layers} decoder "
             "layers; take a preset that prunes at layer 0"
         )
-    if not then and horizon is not None:
-        raise PlanError(f"horizon={horizon!r}: preset {name!r} has no horizon; leave it out")
     end = _between(name, layer, horizon, num_layers) if then else num_layers
 
     budget = share * num_layers - layer  # in layers that see every token, from the first stage on
-    if layer and budget <= _SLACK:
-        raise PlanError(
-            f"keep={share:g}: the layers before preset {name!r} prunes, {layer} of {num_layers}, "
-            f"keep everything; the smallest reachable keep is {_above(layer / num_layers)}"
-        )
+    _check_reachable(name, share, layer, num_layers)
     if then == "random":
         f1 = min(1.0, budget / (end - layer + (num_layers - end) / _RATIO))
         f2 = (budget - f1 * (end - layer)) / (num_layers - end)
@@ -110,14 +121,47 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
 def paper_stages(name: str, tokens: int) -> tuple[Prune, ...]:
     """Stages of a released setting, as numbers of tokens of a 576-token image."""
     released = ", ".join(f"({known!r}, {label})" for known, label in PAPER)
-    if isinstance(name, str) and name in PLANNED:
-        raise PlanError(f"{name!r} is not in this version; its released settings are {released}")
     for key, stages in PAPER.items():
         if key == (name, tokens):
             return tuple(Prune(*stage) for stage in stages)
     raise PlanError(
         f"no released setting of {name!r} for {tokens!r} tokens; pass one of {released}"
     )
+
+
+def _pyramid(num_layers: int, keep: float | None) -> Solved:
+    """Three stages by the scores of their own layers, each keeping the same share of the last."""
+    if num_layers < 4:
+        raise PlanError(
+            f"preset 'pyramiddrop' prunes at three layers after the first and the model has "
+            f"{num_layers} decoder layers; take a preset of one stage"
+        )
+    layers = [math.floor(i * num_layers / 4 + 0.5) for i in (1, 2, 3)]
+    spans = [b - a for a, b in itertools.pairwise([0, *layers, num_layers])]
+
+    def average(share: float) -> float:
+        return sum(span * share**i for i, span in enumerate(spans)) / num_layers
+
+    low, high = 0.0, _HALF
+    if keep is not None:
+        keep, high = _average(keep), 1.0
+        _check_reachable("pyramiddrop", keep, layers[0], num_layers)
+        for _ in range(60 if keep < 1 else 0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if average(middle) < keep else (low, middle)
+    stages = [
+        Prune(layer, "topk", high ** (i + 1), score_layer="this") for i, layer in enumerate(layers)
+    ]
+    return tuple(stages), average(_HALF) if keep is None else keep, None
+
+
+def _check_reachable(name: str, share: float, layer: int, num_layers: int) -> None:
+    """Refuse an average that the layers before the first stage use up."""
+    if layer and share * num_layers - layer <= _SLACK:
+        raise PlanError(
+            f"keep={share:g}: the layers before preset {name!r} prunes, {layer} of {num_layers}, "
+            f"keep everything; the smallest reachable keep is {_above(layer / num_layers)}"
+        )
 
 
 def _vtw(num_layers: int, keep: float | None, horizon: int | None) -> Solved:

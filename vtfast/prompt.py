@@ -5,14 +5,16 @@ processor without one gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTAN
 """
 
 from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.information.data import chat
+from vtfast.information.pictures import merged_grids
 from vtfast.loading import Checkpoint, short
 from vtfast.media import Clip
 from vtfast.patching import Handle
@@ -103,18 +105,10 @@ class Prompt:
                     f"--prompt has {placeholder} in it, which stands for a picture; leave it out, "
                     "the pictures come before the text"
                 )
-        if not processor.chat_template:
-            if self._checkpoint.takes_video:
-                raise InputError(
-                    f"--model {self._checkpoint.name} has no chat template, and vtfast knows a "
-                    "plain one for LLaVA only; add the chat_template.jinja of the original model"
-                )
-            return "USER: " + f"{image}\n" * len(self._images) + f"{text} ASSISTANT:"
-        content: list[dict[str, str]] = [{"type": "image"} for _ in self._images]
-        content += [{"type": "video"}] if self._clip else []
-        content.append({"type": "text", "text": text})
-        messages = [{"role": "user", "content": content}]
-        return processor.apply_chat_template(messages, add_generation_prompt=True)
+        try:
+            return chat(processor, text, len(self._images), clip=self._clip is not None)
+        except InputError as error:
+            raise InputError(f"--model {self._checkpoint.name}: {error}") from None
 
     def _encode(self) -> Any:
         media: dict[str, Any] = {}
@@ -135,14 +129,9 @@ class Prompt:
     def _merged_grids(self) -> list[tuple[int, int, int, int]]:
         """Of each picture: steps in time, rows and columns of tokens, tokens before these."""
         names = ("image_grid_thw", "video_grid_thw")
-        grids = [grid for name in names if name in self.inputs for grid in self.inputs[name]]
-        if grids:
-            patches = sum(int(grid.prod()) for grid in grids)
-            side = isqrt(patches // len(self.columns))  # patches along a token's side
-            return [(t, h // side, w // side, 0) for t, h, w in (g.tolist() for g in grids)]
-        each = len(self.columns) // len(self._images)
-        side = isqrt(each)  # a class token may come first
-        return [(1, side, side, each - side * side)] * len(self._images)
+        grids = [self.inputs[name] for name in names if name in self.inputs]
+        patches = torch.cat(grids) if grids else None
+        return merged_grids(patches, self.inputs.get("pixel_values"), len(self.columns))
 
     def _as_seen(self, number: int) -> Image.Image:
         """Picture `number` as it reaches the model: cropped, if its processor crops."""

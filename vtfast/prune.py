@@ -14,14 +14,16 @@ from vtfast.errors import PlanError
 
 # The methods that come with the package and the options each knows: allowed values, default first.
 # A method that is not here was registered by somebody else and gets whatever options it is given.
-BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str | bool, ...]]] = {
     "random": {},
     "topk": {"score_layer": ("previous", "this")},
     "diversity": {},
     "drop": {},
+    "dart": {"official_budget": (False, True)},
+    "uniform": {},
 }
 # Understood for every method: what one budget covers.
-COMMON_OPTIONS: Mapping[str, tuple[str, ...]] = {"per": ("image", "frame")}
+COMMON_OPTIONS: Mapping[str, tuple[str | bool, ...]] = {"per": ("image", "frame")}
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -31,13 +33,15 @@ class Prune:
     Args:
         layer: int ≥ 0, the decoder layer of the language model whose input is pruned (0-based;
             0 = after the projector or merger, before the language model).
-        method: `"random"`, `"topk"`, `"diversity"`, `"drop"`, or a registered name. Whether the
-            name is registered is checked when a model is patched.
+        method: `"random"`, `"topk"`, `"diversity"`, `"dart"`, `"uniform"`, `"drop"`, or a name
+            registered. Whether it is registered is checked when a model is patched.
         keep: a float in [0, 1] is a fraction of the image's *original* tokens (1.0 keeps all), an
             int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only.
         options: `per="image" | "frame"` for every method: whether a video clip has one budget over
-            all its frames or one per frame. `score_layer="previous" | "this"` for `"topk"`. A
-            registered method gets every other option as it is given; values must be hashable.
+            all its frames or one per frame. `score_layer="previous" | "this"` for `"topk"`.
+            `official_budget=True` for `"dart"`: of k tokens to keep, 4 + 8·floor(k/8), as its code
+            does. A registered method gets every other option as it is given; values must be
+            hashable.
 
     Raises PlanError for anything else. Two stages are equal when all of this is equal, where 1 and
     1.0 are different keeps, and a default given is the same as a default left out.
@@ -75,13 +79,16 @@ class Prune:
             left: int ≥ 0, tokens it still has before this stage.
 
         Returns `min(floor(keep·N + 0.5), left)` for a fraction and `min(keep, left)` for a number
-        of tokens; at least 1, unless `keep` is 0 or no token is left.
+        of tokens; at least 1, unless `keep` is 0 or no token is left. With `official_budget` that
+        number is first taken to 4 + 8·floor(number/8).
         """
         original, left = whole_number("original", original), whole_number("left", left)
         if isinstance(self.keep, int):
             wanted = self.keep
         else:
             wanted = max(math.floor(self.keep * original + 0.5), 1 if self.keep > 0 else 0)
+        if self._has_official_budget and wanted:
+            wanted = 4 + wanted // 8 * 8
         return min(wanted, left)
 
     def __eq__(self, other: object) -> bool:
@@ -99,7 +106,13 @@ class Prune:
     def __str__(self) -> str:
         kept = f"{self.keep:.2%}" if isinstance(self.keep, float) else str(self.keep)
         kept = f"{kept} of each {self.options['per']}'s tokens" if self.keep else "nothing"
+        if self._has_official_budget and self.keep:
+            kept += ", k of them taken to 4 + 8·floor(k/8)"
         return f"layer {self.layer}: {self.method} keeps {kept}"
+
+    @property
+    def _has_official_budget(self) -> bool:
+        return self.method == "dart" and bool(self.options["official_budget"])
 
     def _key(self) -> tuple[object, ...]:
         # 1 == 1.0 in Python, but one token is not all tokens.
@@ -135,7 +148,7 @@ def _keep(method: str, keep: object) -> float | int:
     return 0
 
 
-def _known_options(method: str) -> dict[str, tuple[str, ...]]:
+def _known_options(method: str) -> dict[str, tuple[str | bool, ...]]:
     return {**COMMON_OPTIONS, **BUILTIN_OPTIONS.get(method, {})}
 
 
@@ -143,7 +156,7 @@ def _options(method: str, given: Mapping[str, object]) -> tuple[tuple[str, objec
     known = _known_options(method)
     for name, value in given.items():
         if name in known:
-            if not isinstance(value, str) or value not in known[name]:
+            if not isinstance(value, type(known[name][0])) or value not in known[name]:
                 allowed = " or ".join(repr(choice) for choice in known[name])
                 raise PlanError(f"{name}={value!r} with method {method!r}: pass {allowed}")
         elif method in BUILTIN_OPTIONS or name.startswith("_"):

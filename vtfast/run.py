@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vtfast.errors import InputError
 from vtfast.media import open_picture, read_clip
-from vtfast.terminal import consoles, working
+from vtfast.terminal import consoles, loading_libraries, working
 
 if TYPE_CHECKING:
     from vtfast.ask import Answer
@@ -52,22 +52,14 @@ def run(settings: Settings) -> None:
     clip = None
     if settings.video:
         clip = read_clip(settings.video, settings.max_frames, settings.fps)
-    try:
-        with working(err, "loading torch and transformers"):
-            import torch
+    with loading_libraries(err):
+        import torch
 
-            from vtfast.ask import alternate, ask, typical
-            from vtfast.loading import device_named, find, quiet
-            from vtfast.patching import patch
-            from vtfast.prompt import Prompt
-            from vtfast.show import Outcome, Run, record, show
-    except ImportError as error:  # a package that does not match torch breaks transformers
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        raise InputError(
-            f"transformers cannot be loaded ({root}); vtfast doctor says what to fix"
-        ) from error
+        from vtfast.ask import alternate, ask, typical
+        from vtfast.loading import device_named, find, quiet
+        from vtfast.patching import patch
+        from vtfast.prompt import Prompt
+        from vtfast.show import Outcome, Run, record, show
 
     device = device_named(settings.device)
     with quiet(), working(err, f"looking at {settings.model}"):

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from vtfast.errors import InputError
+
 
 def consoles() -> tuple[Console, Console]:
     """stdout, where nothing is taken for markup, and stderr."""
@@ -35,6 +37,21 @@ def working(
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def loading_libraries(console: Console) -> Iterator[None]:
+    """While torch and transformers are imported; an InputError where they cannot be."""
+    try:
+        with working(console, "loading torch and transformers"):
+            yield
+    except ImportError as error:  # a package that does not match torch breaks transformers
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise InputError(
+            f"transformers cannot be loaded ({root}); vtfast doctor says what to fix"
+        ) from error
 
 
 def table(*columns: str, wraps: Collection[int] = (0,)) -> Table:

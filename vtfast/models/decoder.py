@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtfast.errors import InputError, UnsupportedModelError
-from vtfast.kernels.query_scores import last_query_scores
-from vtfast.kernels.ragged import Ragged
+from vtfast.methods import Attention
 from vtfast.runtime.visual import Source
 
 _SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
@@ -30,6 +29,7 @@ class Parts:
     text: nn.Module  # embeddings to hidden states
     layers: nn.ModuleList
     rotary: nn.Module
+    norm: nn.Module  # of the last hidden states
 
 
 class Family(ABC):
@@ -60,7 +60,7 @@ class Family(ABC):
         """The modules that get hooks."""
         inner, text = model.model, model.model.language_model
         tower = getattr(inner, self.tower)
-        return Parts(model, inner, tower, text, text.layers, text.rotary_emb)
+        return Parts(model, inner, tower, text, text.layers, text.rotary_emb, text.norm)
 
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError unless every layer sees the whole sequence."""
@@ -76,7 +76,7 @@ class Family(ABC):
         check_one_device(model.model.language_model)
 
     def check_scores(self, model: Any) -> None:
-        """Raise UnsupportedModelError where `last_query_scores` would be wrong."""
+        """Raise UnsupportedModelError where `attention` would be wrong."""
         kind = model.config.get_text_config().model_type
         if kind not in _SCORED:
             raise UnsupportedModelError(
@@ -84,19 +84,17 @@ class Family(ABC):
                 f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
             )
 
-    def last_query_scores(
-        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Ragged, *, impl: str
-    ) -> Tensor:
-        """Softmax over all keys of each sample's last query, mean over heads: FastV's score.
+    def attention(
+        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
+    ) -> Attention:
+        """Queries of the rows `last` and the keys of all rows, as a decoder layer makes them.
 
-        hidden: [rows, D] packed input of the decoder layer; cos, sin: [rows, head size]. One row
-        of queries and all keys are recomputed, so every attention implementation will do. Returns
-        fp32 [rows]. Source: FastV (arXiv 2403.06764), with the last token's row as its code reads.
+        hidden: [rows, D] packed input of the layer; cos, sin: [rows, head size]. They are
+        recomputed, so every attention implementation will do.
         """
         attention = layer.self_attn
         size = attention.head_dim
         normed = layer.input_layernorm(hidden)
-        last = (segments.cu_seqlens[1:] - 1).long()
 
         def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
             x = x.view(x.shape[0], -1, size)
@@ -104,8 +102,7 @@ class Family(ABC):
             return x * cos[rows, None] + turned * sin[rows, None]
 
         query = rotate(attention.q_proj(normed[last]), last)
-        keys = rotate(attention.k_proj(normed), slice(None))
-        return last_query_scores(query, keys, segments, scale=attention.scaling, impl=impl)
+        return Attention(query, rotate(attention.k_proj(normed), slice(None)), attention.scaling)
 
 
 def check_one_device(text: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """LLaVA (`LlavaForConditionalGeneration`): CLIP or SigLIP tower, projector, Llama-like decoder."""
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from vtfast.errors import UnsupportedModelError
@@ -31,18 +32,25 @@ class Llava(Family):
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
             image_keys = noted(encoded, "vtfast_keys")
+            high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square, if not told
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
             image_keys = Keys(pixels)
+            high, wide = pixels.shape[-2:]
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
-        return [Source(where, sizes, sum(sizes), keys=image_keys)]
+        # A class token is no place of the grid.
+        grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
+        return [Source(where, sizes, sum(sizes), grid, image_keys)]
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]
-        if keys and not isinstance(out, tuple):
-            out.vtfast_keys = Keys(pixels)
+        if not isinstance(out, tuple):
+            sides = pixels.shape[-2:]
+            out.vtfast_sides = lambda: sides
+            if keys:
+                out.vtfast_keys = Keys(pixels)
 
     @staticmethod
     def _tokens(multimodal: Any, kwargs: Mapping[str, Any], pixels: Any) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
@@ -24,7 +25,7 @@ class Qwen25VL(Family):
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         found = []
-        merged = multimodal.config.vision_config.spatial_merge_size**2
+        side = multimodal.config.vision_config.spatial_merge_size
         for kind, (pixels_name, grid_name, token_name) in _KINDS.items():
             encoded = encoded_by_tower(kwargs, kind)
             pixels: Any = kwargs.get(pixels_name)
@@ -37,16 +38,16 @@ class Qwen25VL(Family):
                 seen_grid = noted(encoded, "vtfast_grid")
                 grid = grid if seen_grid is None else seen_grid()
             elif pixels is not None:
-                sizes = grid.prod(1) // merged
-                total = pixels.shape[0] // merged
+                sizes = grid.prod(1) // side**2
+                total = pixels.shape[0] // side**2
                 image_keys = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
             else:
                 continue
-            frames = None
-            if kind == "video":
-                frames = [0] * len(sizes) if grid is None else grid[:, 0]
+            merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
+            if grid is not None:
+                merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-            found.append(Source(where, sizes, total, frames, image_keys))
+            found.append(Source(where, sizes, total, merged, image_keys))
         return found
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:

@@ -60,7 +60,7 @@ def attend(
     how = {"scale": scaling, "impl": vtfast_pass.impl}
     if spans.decode is not None:
         return ragged_decode(query[:, :, 0], key, value, **spans.decode, **how)[:, None], None
-    if spans.index is None:
+    if key.ndim == 4:
         key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
     rows, cuts = query[0].transpose(0, 1), (spans.queries, spans.keys)
     return ragged_attention(rows, key, value, *cuts, k_index=spans.index, **how)[None], None

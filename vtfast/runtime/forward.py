@@ -17,7 +17,7 @@ from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.image_keys import mix64
 from vtfast.kernels.ragged import Ragged
-from vtfast.methods import SelectionContext
+from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.runtime.cache import adopt, state_of
 from vtfast.runtime.layouts import Layout
 from vtfast.runtime.ragged_cache import Spans
@@ -196,16 +196,20 @@ class Pass:
         if sum(keep) == sum(lengths):
             return None
         with torch.no_grad():
+            samples = tuple(s.sample for s in segments)
+            rows, norm = self.packed(hidden), self.settings.parts.norm
+            sequences = Sequences(rows, self.rows, tuple(self.lengths), samples, norm)
             context = SelectionContext(
                 layer=stage.layer,
-                features=self.packed(hidden)[self.rows],
                 segments=Ragged.from_lengths(lengths, hidden.device),
                 keep=keep,
+                grids=tuple(s.grid for s in segments),
+                sequences=sequences,
                 seed=self.settings.seed,
                 options=prune.options,
                 impl=self.impl,
                 _keys=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
-                _scores=self._scores,
+                _attention=self._attention,
             )
             self.segments = segments
             chosen = self._timed(stage, context)
@@ -230,7 +234,7 @@ class Pass:
     def _timed(self, stage: Stage, context: SelectionContext) -> Tensor:
         if not self.settings.record:
             return stage.method.select(context)
-        device = context.features.device
+        device = context.segments.device
         wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
         wait()
         start = time.perf_counter()
@@ -239,18 +243,13 @@ class Pass:
         self.select_ms[stage.layer] = (time.perf_counter() - start) * 1e3
         return chosen
 
-    def _scores(self) -> Tensor:
-        """fp32 [n]: attention of each sample's last token to the visual tokens still there."""
+    def _attention(self, last: Tensor) -> Attention:
+        """What the score layer attends with: queries of the rows `last`, keys of all rows."""
         query = self.query
         if query is None:
-            raise InputError("ctx.scores was read by a method registered with scores=False")
-        assert self.rows is not None
-        segments = Ragged.from_lengths(self.lengths, query.hidden.device)
-        cos, sin = (self.packed(t) for t in query.rotary)
-        scores = self.settings.family.last_query_scores(
-            query.layer, self.packed(query.hidden), cos, sin, segments, impl=self.impl
-        )
-        return scores[self.rows]
+            raise InputError("ctx.attention or ctx.scores was read under scores=False")
+        seen = [self.packed(t) for t in (query.hidden, *query.rotary)]
+        return self.settings.family.attention(query.layer, *seen, last)
 
     def _keys(self, per_frame: bool, device: torch.device) -> Tensor:
         """int64 [segments]: the picture's key; without pixels its number in the sample."""

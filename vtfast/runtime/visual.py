@@ -25,7 +25,7 @@ class Segment:
     left: int  # tokens still in the sequence
     original: int
     image: int  # number of the image in the chunk, in reading order: the row of `Visual.keys`
-    frames: int = 1  # frames this segment still spans, 0 when nobody knows
+    grid: tuple[int, ...]  # frames, rows, columns it began with; 0 when nobody knows
     frame: int = 0
 
 
@@ -36,7 +36,7 @@ class Source:
     placeholder: Tensor  # bool [B, S]
     sizes: list[int] | Tensor  # tokens of each image, int64 [images] when only the device knows
     total: int  # sum of sizes
-    frames: list[int] | Tensor | None = None
+    grid: list[int] | Tensor  # frames, rows, columns of each image, one after another
     keys: Callable[[], Tensor] | None = None  # int64 [images], made when asked for
 
 
@@ -109,15 +109,13 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
     device = tokens[0].device
     asked: list[Any] = []
     for source, position in zip(sources, tokens, strict=True):
-        sizes, frames = source.sizes, source.frames
-        if frames is None:
-            frames = [1] * len(sizes)
+        sizes = source.sizes
         if batch == len(sources) == 1 and mask is None and isinstance(sizes, list):
             starts: Any = list(range(len(sizes)))  # in this order, all in the one sample
         else:
             sizes = to_device(sizes, device)
             starts = position[sizes.cumsum(0) - sizes]
-        asked += [sizes, starts, frames]
+        asked += [sizes, starts, source.grid]
     if mask is not None:
         now = mask[:, -chunk:]
         hidden = torch.stack([(now.flatten()[position] == 0).sum() for position in tokens])
@@ -130,17 +128,17 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
             "picture, so mask padding only and leave unwanted pictures out"
         )
 
-    # (first token, size, frames, row of the keys of all sources joined)
-    found: list[tuple[int, int, int, int]] = []
+    # (first token, size, grid, row of the keys of all sources joined)
+    found: list[tuple[int, int, tuple[int, ...], int]] = []
     for i in range(len(sources)):
-        sizes_, starts, frames_ = answer[3 * i : 3 * i + 3]
+        sizes_, starts, grid = answer[3 * i : 3 * i + 3]
         offset = len(found)
         found += [
-            (s, n, f, offset + j)
-            for j, (s, n, f) in enumerate(zip(starts, sizes_, frames_, strict=True))
+            (s, n, tuple(grid[3 * j : 3 * j + 3]), offset + j)
+            for j, (s, n) in enumerate(zip(starts, sizes_, strict=True))
         ]
     found.sort()
-    segments = [Segment(s // chunk, n, n, i, f) for i, (s, n, f, _) in enumerate(found)]
+    segments = [Segment(s // chunk, n, n, i, g) for i, (s, n, g, _) in enumerate(found)]
     images = [sum(s.sample == b for s in segments) for b in range(batch)]
     keyed = [s.keys for s in sources if s.keys is not None]
 
@@ -155,15 +153,16 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
 
 def split_frames(segments: list[Segment]) -> list[Segment]:
     """Cut clips into frames; a clip that lost tokens as a whole cannot be cut."""
-    if any(s.frames == 0 for s in segments):
+    if any(s.grid[0] == 0 for s in segments):
         raise InputError(
             'per="frame" needs the number of frames, and a clip came as features without its grid; '
             "pass pixel_values_videos and video_grid_thw"
         )
     return [
-        replace(s, left=s.left // s.frames, original=s.original // s.frames, frames=1, frame=f)
+        replace(s, left=s.left // n, original=s.original // n, grid=(1, *sides), frame=s.frame + f)
         for s in segments
-        for f in range(s.frames)
+        for n, *sides in [s.grid]
+        for f in range(n)
     ]
 
 
@@ -172,8 +171,10 @@ def join_frames(segments: list[Segment]) -> list[Segment]:
     out: list[Segment] = []
     for s in segments:
         if out and out[-1].image == s.image:
-            last = out[-1]
-            out[-1] = replace(last, left=last.left + s.left, original=last.original + s.original)
+            last = out.pop()
+            left, original = last.left + s.left, last.original + s.original
+            grid = (last.grid[0] + s.grid[0], *s.grid[1:])
+            out.append(replace(last, left=left, original=original, grid=grid))
         else:
             out.append(replace(s, frame=0))
     return out

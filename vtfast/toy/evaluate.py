@@ -1,23 +1,43 @@
 """How good a toy model is, and from which layer on it no longer needs its visual tokens.
 
-The horizon of a task is the first decoder layer from which on dropping all visual tokens costs at
-most one point of accuracy. Everything is measured on scenes drawn from a seed, which are never
-training pictures.
+Everything is measured on scenes drawn from a seed, which are never training pictures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import tqdm
 
+from vtfast import information
+from vtfast.information import Dataset, Example, Horizon
 from vtfast.toy import TASKS, prompt, scenes
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import SQUARE, Size
-from vtfast.toy.words import EOS, LONGEST_ANSWER, WORD_IDS
+from vtfast.toy.words import LONGEST_ANSWER
 
-TOLERANCE = 0.01
+MAPS = 48  # of the scenes of a task, how many have their tokens scored
 _BATCH = 50
+
+
+def dataset(
+    processor: Any,
+    task: str,
+    n: int,
+    seed: int,
+    sizes: Sequence[Size] = (SQUARE,),
+    ends: bool = True,
+) -> Dataset:
+    """`scenes(n, seed, task, sizes)` as `vtfast.information` takes them.
+
+    An answer is right if the model says it and, with `ends`, stops.
+    """
+    drawn = zip(*scenes(n, seed, task, sizes), strict=True)
+    examples = [
+        Example((picture,), question, answer, f"scene {i} of seed {seed}")
+        for i, (picture, question, answer) in enumerate(drawn)
+    ]
+    return Dataset(processor, examples, task, ends=ends)
 
 
 def accuracy(
@@ -40,8 +60,7 @@ def accuracy(
     return right / n
 
 
-@torch.inference_mode()
-def drop_all_curve(
+def horizon(
     model: Any,
     processor: Any,
     task: str,
@@ -49,37 +68,12 @@ def drop_all_curve(
     seed: int = 0,
     progress: bool = False,
     sizes: Sequence[Size] = (SQUARE,),
-) -> list[float]:
-    """Accuracy on `scenes(n, seed, task, sizes)` without visual tokens from layer L on, every L.
-
-    Returns `layers + 1` fractions: entry 0 is a decoder that never sees the picture, the last one
-    drops nothing. A scene is right when each word of the answer and the end mark is the argmax
-    after the true words before it, that is when greedy decoding is right.
-    """
-    decoder = model.model.language_model
-    right = torch.zeros(len(decoder.layers) + 1, dtype=torch.int64)
-    for pictures, questions, answers in _batches(task, n, seed, progress, sizes):
-        inputs = _inputs(model, processor, pictures, questions)
-        target = torch.tensor([[WORD_IDS[w] for w in a.split()] + [EOS] for a in answers])
-        target = target.to(model.device)
-        ids = torch.cat([inputs["input_ids"], target[:, :-1]], 1)
-        embeds, visual = _embed(model, inputs, ids)
-        positions = family_of(model).input_positions(model, ids, inputs)
-        for first, states in enumerate(_final_states(decoder, embeds, visual, positions)):
-            said = model.lm_head(states[:, -target.shape[1] :]).argmax(-1)
-            right[first] += int((said == target).all(1).sum())
-    return [count / n for count in right.tolist()]
-
-
-def horizon(curve: Sequence[float], tolerance: float = TOLERANCE) -> int | None:
-    """The first layer from which on a `drop_all_curve` stays within `tolerance` of its last entry.
-
-    None where even the last decoder layer needs visual tokens.
-    """
-    least = curve[-1] - tolerance - 1e-9
-    needed = [layer for layer, value in enumerate(curve[:-1]) if value < least]
-    first = needed[-1] + 1 if needed else 0
-    return first if first < len(curve) - 1 else None
+    maps: int = MAPS,
+    log: Path | None = None,
+) -> Horizon:
+    """The measured horizon of `scenes(n, seed, task, sizes)`; see `vtfast.information.horizon`."""
+    asked = dataset(processor, task, n, seed, sizes)
+    return information.horizon(model, asked, maps=maps, batch=_BATCH, log=log, progress=progress)
 
 
 def hardest_horizon(horizons: Mapping[str, int | None]) -> int | None:
@@ -94,18 +88,22 @@ def measure(
 
     The scenes are of the sizes that the family is trained on, in turn.
     """
-    sizes = family_of(model).SIZES
-    asked = (n, seed, progress, sizes)
+    asked = (n, seed, progress, family_of(model).SIZES)
     exact = {task: accuracy(model, processor, task, *asked) for task in TASKS}
-    curves = {task: drop_all_curve(model, processor, task, *asked) for task in TASKS}
+    found = {task: horizon(model, processor, task, *asked) for task in TASKS}
+    return {"accuracy": exact, **record(found)}
+
+
+def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
+    """Horizons by task, for the model card; the curves end with what drops nothing."""
+    one = horizons[TASKS[0]]
+    curves = {}
+    for task, found in horizons.items():
+        (full,) = found.accuracy_full.mean
+        curves[task] = [*(full - loss for loss in found.curves["accuracy_loss"].mean), full]
     return {
-        "measured_on": {
-            "scenes_per_task": n,
-            "seed": seed,
-            "sizes": [list(size) for size in sizes],
-        },
-        "accuracy": exact,
-        "horizon": {task: horizon(curves[task]) for task in TASKS},
+        "measured_on": {"scenes_per_task": one.samples, "scenes_with_maps": one.maps},
+        "horizon": {task: found.layer for task, found in horizons.items()},
         "accuracy_without_visual_tokens_from_layer": curves,
     }
 
@@ -123,35 +121,6 @@ def table(card: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (zip(row, widths, strict=True) for row in rows)
     return "\n".join("  ".join(cell.rjust(width) for cell, width in line) for line in lines)
-
-
-def _embed(
-    model: Any, inputs: Mapping[str, torch.Tensor], ids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows `ids` of prompt and answer as the decoder's input, and which columns are visual."""
-    is_visual = ids == model.config.image_token_id
-    features = family_of(model).image_features(model, inputs)
-    embeds = model.get_input_embeddings()(ids)
-    return embeds.masked_scatter(is_visual[..., None], features.to(embeds)), is_visual[0]
-
-
-def _final_states(
-    decoder: Any, hidden: torch.Tensor, visual: torch.Tensor, positions: torch.Tensor
-) -> Iterator[torch.Tensor]:
-    """Normed final states of the text columns, visual ones dropped at layer 0, 1, …, never.
-
-    The full sequence runs once and is left at every layer by a copy without visual columns.
-    Survivors keep their rotary positions. All rows are of one length, so causal needs no mask.
-    """
-    full = decoder.rotary_emb(hidden, positions)
-    text = tuple(part[:, ~visual] for part in full)
-    for first, layer in enumerate(decoder.layers):
-        states = hidden[:, ~visual]
-        for later in decoder.layers[first:]:
-            states = later(states, attention_mask=None, position_embeddings=text)
-        yield decoder.norm(states)
-        hidden = layer(hidden, attention_mask=None, position_embeddings=full)
-    yield decoder.norm(hidden)
 
 
 def _inputs(model: Any, processor: Any, pictures: list, questions: list[str]) -> Any:

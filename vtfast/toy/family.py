@@ -1,6 +1,6 @@
 """What training and evaluation must know about a model class; a module per class answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,15 +48,6 @@ class Family(Protocol):
 
     def prepare_training(self, model: Any) -> None:
         """Exchange what is slow in training, on this instance alone."""
-
-    def image_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The visual tokens [tokens, D] of everything in a processor's `inputs`."""
-
-    def input_positions(
-        self, model: Any, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Positions for `model`'s rotary embedding of rows `ids` [B, S] that begin with
-        `inputs["input_ids"]` and go on with text."""
 
 
 def draw_weights(model: Any, seed: int, summed: Sequence[tuple[str, int]]) -> None:

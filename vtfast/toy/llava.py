@@ -7,7 +7,7 @@ The tower's last layer and its CLS token are never trained: nothing reads them. 
 by CLS attention would see noise here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +133,3 @@ def decode(
 
 def prepare_training(model: Any) -> None:
     pass
-
-
-def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    seen = model.model.get_image_features(pixel_values=inputs["pixel_values"])
-    return torch.cat(tuple(seen.pooler_output))
-
-
-def input_positions(
-    model: Any, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    return torch.arange(ids.shape[1], device=ids.device)[None]

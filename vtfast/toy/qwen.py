@@ -5,7 +5,7 @@ are 4 x 4 visual tokens, ragged at the right and lower edge of most sizes; the d
 query attention. The word list is the LLaVA's with three tokens more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,21 +210,3 @@ def attend_equal_windows_at_once(
         for place, one in zip(places, together, strict=True):
             mixed[place] = one
     return self.proj(torch.cat(mixed).reshape(tokens, -1))
-
-
-def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    seen = model.model.get_image_features(
-        pixel_values=inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"]
-    )
-    return torch.cat(tuple(seen.pooler_output))
-
-
-def input_positions(
-    model: Any, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    kinds = inputs["mm_token_type_ids"]
-    text = kinds.new_zeros(len(ids), ids.shape[1] - kinds.shape[1])
-    found, _ = model.model.get_rope_index(
-        ids, torch.cat((kinds, text), 1), image_grid_thw=inputs["image_grid_thw"]
-    )
-    return found

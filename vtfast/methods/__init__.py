@@ -1,12 +1,7 @@
-"""The pruning methods, and the door for your own: a function from what is there to what stays.
+"""The pruning methods, and the door for your own: a function from what is there to what stays."""
 
-A method sees packed rows and host counts, never a batch, a mask or a cache; batching, generation,
-positions and the KV cache are the runtime's business.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,47 +9,14 @@ from torch import Tensor
 
 from vtfast.errors import InputError, PlanError
 from vtfast.kernels.diversity_select import diversity_select
-from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.threshold import MAX_LENGTH
 from vtfast.kernels.topk_select import topk_select
+from vtfast.methods.context import Attention, SelectionContext, Sequences
+from vtfast.methods.dart import dart
+from vtfast.methods.uniform import uniform
 
-
-@dataclass
-class SelectionContext:
-    """What a method may look at when one stage of a plan is due.
-
-    Attributes:
-        layer: decoder layer whose input is pruned.
-        features: [n, D] hidden states entering that layer, un-normed (at layer 0 the projected
-            embeddings), of the visual tokens still there, image after image.
-        segments: how `features` is cut into images (or frames); `segments.lengths` are host ints.
-        keep: tokens to keep of each segment, host ints, 0 ≤ keep ≤ length.
-        seed: the seed given to `patch`.
-        options: the options of the stage, `Prune(..., name=value)`.
-        impl: "auto" | "eager" | "triton", for the ops of `vtfast.ops`.
-    """
-
-    layer: int
-    features: Tensor
-    segments: Ragged
-    keep: tuple[int, ...]
-    seed: int
-    options: Mapping[str, object]
-    impl: str
-    _keys: Callable[[], Tensor] = field(repr=False)
-    _scores: Callable[[], Tensor] = field(repr=False)
-
-    @cached_property
-    def keys(self) -> Tensor:
-        """int64 [segments], made from the pixels: equal pictures have equal keys."""
-        return self._keys()
-
-    @cached_property
-    def scores(self) -> Tensor:
-        """fp32 [n]: attention of each sample's last token, softmax over its keys, mean of heads."""
-        return self._scores()
-
+__all__ = ["Attention", "Method", "SelectionContext", "Sequences", "method", "register_method"]
 
 Select = Callable[[SelectionContext], Tensor]
 
@@ -90,7 +52,7 @@ def _diversity(ctx: SelectionContext) -> Tensor:
 
 
 def _drop(ctx: SelectionContext) -> Tensor:
-    return torch.zeros(0, dtype=torch.int32, device=ctx.features.device)
+    return torch.zeros(0, dtype=torch.int32, device=ctx.segments.device)
 
 
 _BUILT_IN = (
@@ -98,18 +60,18 @@ _BUILT_IN = (
     Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH),
     Method("diversity", _diversity, frozenset(), MAX_LENGTH),
     Method("drop", _drop, frozenset()),
+    Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
+    Method("uniform", uniform, frozenset()),
 )
 _METHODS = {method.name: method for method in _BUILT_IN}
-_PLANNED = ("dart", "uniform")
 
 
 def method(name: str) -> Method:
     """The method of this name. Raises PlanError with the names there are."""
     if name in _METHODS:
         return _METHODS[name]
-    why = "is not in this version" if name in _PLANNED else "is unknown"
     raise PlanError(
-        f"method {name!r} {why}; methods: {', '.join(sorted(_METHODS))}; "
+        f"method {name!r} is unknown; methods: {', '.join(sorted(_METHODS))}; "
         "register your own with vtfast.register_method"
     )
 
@@ -121,8 +83,8 @@ def register_method(
 
     Args:
         name: a name no built-in method has.
-        scores: whether it reads `ctx.scores`. With False it also works with text models whose
-            attention is not understood, and with assisted decoding.
+        scores: whether it reads `ctx.scores` or `ctx.attention`. With False it also works with text
+            models whose attention is not understood, and with assisted decoding.
         replace: take the name from a method registered before (a notebook cell run again).
 
     The function takes a `SelectionContext` and returns `index`: int32|int64 [sum(ctx.keep)], row
@@ -139,7 +101,7 @@ def register_method(
     """
     if not isinstance(name, str) or not name:
         raise PlanError(f"a method's name must be a non-empty string, got {name!r}")
-    ours = name in _PLANNED or name in {m.name for m in _BUILT_IN}
+    ours = name in {m.name for m in _BUILT_IN}
     if ours or (name in _METHODS and not replace):
         fix = "choose another" if ours else "choose another, or pass replace=True"
         raise PlanError(f"the method name {name!r} is taken; {fix}")
@@ -171,7 +133,7 @@ class _Checked:
                 f"method {self.name!r} returned shape {tuple(index.shape)} at layer {ctx.layer}; "
                 f"expected ({total},): ctx.keep={ctx.keep}"
             )
-        index = index.to(ctx.features.device).sort().values
+        index = index.to(ctx.segments.device).sort().values
         if index.device.type == "cpu":
             self._check_rows(index.numpy(), ctx)
         return index

@@ -1,0 +1,49 @@
+"""What lmms-eval (0.7.3) has of use to a subclass of its models, without lmms-eval."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tiny_models import FAMILIES
+
+HOME = "vtfast.evaluation.lmms_models"
+
+
+class StandIn:
+    """As lmms-eval's classes: known arguments, and no others."""
+
+    family = "llava"
+    text: Any = None
+
+    def __init__(self, pretrained: str = "hub/id", batch_size: int = 1, **kwargs: object) -> None:
+        assert kwargs == {}, f"Unexpected kwargs: {kwargs}"
+        self.pretrained = pretrained
+        options = {} if self.text is None else {"text_config": self.text}
+        self._model = FAMILIES[self.family].build(**options)
+
+    @property
+    def model(self):
+        return self._model
+
+
+@contextmanager
+def stand_ins(text_config: Any = None) -> Iterator[ModuleType]:
+    """`vtfast.evaluation.lmms_models` above stand-ins; a LLaVA may get another text model."""
+    llava = type("LlavaHf", (StandIn,), {"text": text_config})
+    qwen = type("Qwen2_5_VL", (StandIn,), {"family": "qwen"})
+    chat = type("Qwen2_5_VL", (qwen,), {"is_simple": False})
+    names = {"simple.llava_hf": llava, "simple.qwen2_5_vl": qwen, "chat.qwen2_5_vl": chat}
+    with pytest.MonkeyPatch.context() as patching:
+        for package in ("", ".models", ".models.simple", ".models.chat"):
+            patching.setitem(sys.modules, f"lmms_eval{package}", ModuleType("lmms_eval"))
+        for name, cls in names.items():
+            module = ModuleType(f"lmms_eval.models.{name}")
+            setattr(module, cls.__name__, cls)
+            patching.setitem(sys.modules, module.__name__, module)
+        patching.delitem(sys.modules, HOME, raising=False)
+        yield import_module(HOME)
+        sys.modules.pop(HOME, None)

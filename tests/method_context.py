@@ -1,0 +1,67 @@
+"""What a method gets to see, made by hand: random rows, and text wherever a test wants it."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from vtfast.kernels.ragged import Ragged
+from vtfast.methods import Attention, SelectionContext, Sequences
+
+D, HEADS = 8, 2
+
+
+def context(
+    samples: Sequence[Sequence[int | tuple[int, ...]]],
+    keep: Sequence[int],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    grids: Sequence[tuple[int, ...]] | None = None,
+) -> SelectionContext:
+    """A context of samples given by their parts: a number of text rows, or `(n,)`, a picture of n.
+
+    Hidden states and keys are drawn; the norm doubles every second channel.
+    """
+    rows, visual, lengths, owners = 0, [], [], []
+    for number, parts in enumerate(samples):
+        start = rows
+        for part in parts:
+            size = part[0] if isinstance(part, tuple) else part
+            if isinstance(part, tuple):
+                visual += range(rows, rows + size)
+                owners.append((number, size))
+            rows += size
+        lengths.append(rows - start)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, D, generator=generator).to(dtype)
+    keys = torch.randn(rows, HEADS, D // HEADS, generator=generator).to(dtype)
+    sizes = [size for _, size in owners]
+    sequences = Sequences(
+        hidden, torch.tensor(visual), tuple(lengths), tuple(n for n, _ in owners), doubled
+    )
+    return SelectionContext(
+        layer=2,
+        segments=Ragged.from_lengths(sizes, "cpu"),
+        keep=tuple(keep),
+        grids=tuple(grids or [(1, 1, n) for n in sizes]),
+        sequences=sequences,
+        seed=0,
+        options={},
+        impl="auto",
+        _keys=lambda: torch.arange(len(sizes)),
+        _attention=lambda last: Attention(keys[last], keys, 1.0),
+    )
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Stands for the final norm: no rotation and no scaling, so that leaving it out shows."""
+    return x * torch.tensor([1.0, 2.0]).repeat(D // 2).to(x.dtype)
+
+
+def picks(index: torch.Tensor, ctx: SelectionContext) -> list[list[int]]:
+    """Ranks picked of every segment."""
+    offsets = ctx.segments.offsets
+    return [
+        [row - a for row in index.tolist() if a <= row < b] for a, b in itertools.pairwise(offsets)
+    ]

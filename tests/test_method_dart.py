@@ -1,0 +1,119 @@
+"""DART: exact numbers, pivots by key norm, and what is least like them, picture by picture."""
+
+import pytest
+import torch
+from method_context import context, picks
+from model_readings import unlike_pivots
+
+import vtfast
+from vtfast import Prune
+from vtfast.methods.dart import dart
+
+# Samples by their parts: text rows, and pictures as (tokens,).
+CASES = {
+    "one-picture": ([[5, (30,), 9]], [13]),
+    "four-pivots-and-equal-shares": ([[5, (60,), 9]], [4 + 8 * 3]),
+    "fewer-than-the-pivots": ([[5, (30,), 9]], [3]),
+    "one-token": ([[5, (30,), 9]], [1]),
+    "all-but-one": ([[5, (30,), 9]], [29]),
+    "all-of-one-of-two": ([[2, (12,), 1, (20,), 7]], [12, 7]),
+    "nothing-of-one-of-two": ([[2, (12,), 1, (20,), 7]], [0, 7]),
+    "an-empty-picture-last": ([[2, (12,), 7, (0,), 3]], [6, 0]),
+    "pictures-that-touch": ([[3, (11,), (17,), 6]], [9, 10]),
+    "a-batch": ([[4, (16,), 5], [8], [1, (25,), 2, (9,), 11]], [7, 12, 5]),
+    "little-text-after": ([[6, (20,), 2]], [11]),
+    "text-before-alone": ([[6, (20,)]], [11]),
+    "little-text": ([[1, (20,), 1]], [11]),
+    "no-text": ([[(20,)]], [11]),
+}
+
+
+def expected(ctx):
+    """Ranks of every picture, one row after another through the plain reading."""
+    norms = ctx.attention.keys.float().abs().sum((1, 2))
+    states = ctx.sequences.norm(ctx.sequences.hidden).float()
+    visual = ctx.sequences.visual.tolist()
+    ends = torch.tensor(ctx.sequences.lengths).cumsum(0).tolist()
+    out = []
+    for start, length, keep, sample in zip(
+        ctx.segments.offsets, ctx.segments.lengths, ctx.keep, ctx.sequences.samples, strict=False
+    ):
+        rows = range(ends[sample] - ctx.sequences.lengths[sample], ends[sample])
+        text = [row for row in rows if row not in visual]
+        columns = visual[start : start + length]
+        out.append(unlike_pivots(columns, text, keep, norms, states) if columns else [])
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("samples", "keep"), CASES.values(), ids=CASES)
+def test_dart_is_its_plain_reading(samples, keep, seed):
+    ctx = context(samples, keep, seed=seed)
+    assert picks(dart(ctx), ctx) == expected(ctx)
+
+
+@pytest.mark.parametrize(("samples", "keep"), CASES.values(), ids=CASES)
+def test_dart_returns_exactly_as_many_as_asked(samples, keep):
+    ctx = context(samples, keep)
+    index = dart(ctx)
+    assert [len(ranks) for ranks in picks(index, ctx)] == keep
+    assert (index.diff() > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dart_compares_in_fp32(dtype):
+    ctx = context(*CASES["a-batch"], dtype=dtype)
+    assert picks(dart(ctx), ctx) == expected(ctx)
+
+
+def test_a_picture_keeps_the_same_alone_and_in_a_batch():
+    together = context(*CASES["a-batch"])
+    alone = context([[4, (16,), 5]], [7])
+    rows = together.sequences.hidden[:25], together.attention.keys[:25]
+    alone.sequences.hidden.copy_(rows[0])
+    alone.attention.keys.copy_(rows[1])
+    assert picks(dart(alone), alone)[0] == picks(dart(together), together)[0]
+
+
+def test_tokens_all_alike_go_by_position():
+    ctx = context([[5, (30,), 9]], [13])
+    ctx.sequences.hidden.fill_(1.0)
+    ctx.attention.keys.fill_(1.0)
+    assert picks(dart(ctx), ctx) == [list(range(13))]
+
+
+@pytest.mark.parametrize("keep", [9, 29])
+def test_broken_and_empty_tokens_are_counted_too(keep):
+    ctx = context([[5, (30,), 9]], [keep])
+    ctx.sequences.hidden[28:32] = torch.nan
+    ctx.sequences.hidden[9] = 0
+    ctx.sequences.hidden[20] = torch.inf
+    ctx.attention.keys[33] = torch.nan
+    [ranks] = picks(dart(ctx), ctx)
+    assert len(set(ranks)) == keep
+
+
+def test_equal_budgets_for_all_pivots_need_no_rounding():
+    """4 + 8q tokens are what the official code keeps of a budget of 8q … 8q + 7."""
+    official = Prune(2, "dart", 128, official_budget=True)
+    assert [official.count(576, 576), official.count(130, 130)] == [132, 130]
+    for budget in (252, 60, 260):  # the released settings
+        assert Prune(2, "dart", budget, official_budget=True).count(576, 576) == budget
+    assert Prune(2, "dart", 5, official_budget=True).count(576, 576) == 4
+    assert Prune(2, "dart", 0.25, official_budget=True).count(576, 576) == 4 + 8 * 18
+    assert Prune(2, "dart", 0, official_budget=True).count(576, 576) == 0
+    assert Prune(2, "dart", 128).count(576, 576) == 128
+
+
+def test_a_rounded_budget_says_so():
+    assert "4 + 8·floor(k/8)" in str(Prune(2, "dart", 128, official_budget=True))
+    assert repr(Prune(2, "dart", 8, official_budget=True)) == (
+        'Prune(2, "dart", 8, official_budget=True)'
+    )
+    assert Prune(2, "dart", 8, official_budget=False) == Prune(2, "dart", 8)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_official_budget_is_true_or_false(value):
+    with pytest.raises(vtfast.PlanError, match=r"official_budget=.*pass False or True"):
+        Prune(2, "dart", 8, official_budget=value)

@@ -1,0 +1,268 @@
+"""Ask a model the same questions under several plans, unpruned first.
+
+Batch after batch every plan answers, in alternating order, so that times are compared on the same
+pictures at about the same moment. Each finished batch is noted in a file, if one is given, and a
+run that was stopped goes on there.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from vtfast.errors import InputError, StateError
+from vtfast.evaluation.results import Comparison, tabulate
+from vtfast.evaluation.shards import Shards
+from vtfast.information.data import Dataset, answer_ids
+from vtfast.information.progress import steps
+from vtfast.information.records import Records, fingerprint
+from vtfast.patching import is_patched, patch
+from vtfast.plan import Plan, multiply_adds
+from vtfast.presets import needs_horizon
+from vtfast.prune import Prune
+
+UNPRUNED = "unpruned"
+Asked = str | Plan | Sequence[Prune]
+Match = Callable[[str, str], bool]
+
+
+def exact(said: str, answer: str) -> bool:
+    """Equal, but for case, spacing and punctuation around."""
+    return _plain(said) == _plain(answer)
+
+
+def begins(said: str, answer: str) -> bool:
+    """Begins with the answer, as `exact` reads it, and goes on with a new word or not at all."""
+    said, answer = _plain(said), _plain(answer)
+    return said.startswith(answer) and not said[len(answer) : len(answer) + 1].isalnum()
+
+
+MATCHES: Mapping[str, Match] = {"exact": exact, "begins": begins}
+
+
+def evaluate(
+    model: Any,
+    dataset: Dataset,
+    plans: Asked | Sequence[Asked] | Mapping[str, Asked],
+    *,
+    keep: float | Sequence[float] | None = None,
+    horizon: Any = None,
+    seed: int = 0,
+    positions: str = "keep",
+    path: str = "auto",
+    impl: str = "auto",
+    match: str | Match = "exact",
+    max_new_tokens: int | None = None,
+    batch: int = 8,
+    log: Path | str | None = None,
+    progress: bool | Callable[[], object] = True,
+) -> Comparison:
+    """Accuracy, tokens, arithmetic, time and memory of plans beside the unpruned model.
+
+    Decoding is greedy. But for times the result depends on the arguments alone, also in several
+    runs with a `log` and in several processes: under torchrun or `accelerate launch` each takes
+    every n-th batch, on the model it has loaded, and all return the whole table.
+
+    Args:
+        model: an unpatched one in eval mode.
+        dataset: a `vtfast.information.Dataset`.
+        plans: presets, `Plan`s and lists of `Prune`; in a mapping, under names of your own.
+        keep: of the presets; several make a row each. Default: each preset's own.
+        horizon: of the presets that have one; see `vtfast.patch`.
+        seed, positions, path, impl: as in `vtfast.patch`.
+        match: "exact" or "begins" (both without case, extra spaces and punctuation around), or a
+            function (said, answer) -> bool.
+        max_new_tokens: of an answer. Default: one more than the longest true answer has.
+        batch: questions asked together, int ≥ 1.
+        log: a file for finished questions (JSON lines); a run that finds one goes on with it. With
+            several processes each adds its number to the name, and as many have to go on.
+        progress: a bar after two seconds; or a function that is called after every question.
+
+    Raises InputError and PlanError for what cannot be compared, before anything runs.
+
+    Example:
+        >>> found = vtfast.evaluate(model, dataset, ["divprune+random", "random"], keep=0.5)
+        >>> found.of("random 0.5").accuracy
+    """
+    if is_patched(model):
+        raise StateError("the model is patched; call vtfast.unpatch(model) before comparing plans")
+    if model.training:
+        raise StateError("the model is in training mode; call model.eval() first")
+    if type(batch) is not int or batch < 1:
+        raise InputError(f"batch={batch!r}: expected an int >= 1")
+    if isinstance(match, str) and match not in MATCHES:
+        raise InputError(f"match={match!r}: pass {' or '.join(map(repr, MATCHES))}, or a function")
+    how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
+    resolved = resolve(model, plans, keep, horizon, how)
+    if max_new_tokens is None:
+        tokenizer = dataset.processor.tokenizer
+        max_new_tokens = 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
+    settings = {
+        "plans": {name: [repr(stage) for stage in plan.stages] for name, plan in resolved.items()},
+        **how,
+        "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
+        "max_new_tokens": max_new_tokens,
+        "batch": batch,
+    }
+    ask = _Asker(model, dataset, resolved, how, MATCHES.get(str(match), match), max_new_tokens)
+    n = len(dataset)
+    blocks = [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
+    with Shards() as shards:
+        if log is not None and shards.size > 1:
+            log = f"{log}.{shards.rank}"
+        data, weights = dataset.fingerprint(), fingerprint(model)
+        origin = {"measures": "plans", "model": weights, "data": data, "processes": shards.size}
+        records = Records(log, {**origin, **settings})
+        mine = blocks[shards.rank :: shards.size]
+        with steps(progress, dataset.task, sum(map(len, mine)), "question") as tick:
+            for number, block in enumerate(mine):
+                fresh = [i for i in block if i not in records.done]
+                if fresh:
+                    records.add(dict(zip(block, ask(block, backwards=number % 2 > 0), strict=True)))
+                for _ in block:
+                    tick()
+        done = shards.joined(records.done)
+    named: dict[str, str | None] = {UNPRUNED: None}
+    named |= {name: str(plan) for name, plan in resolved.items()}
+    return Comparison(
+        rows=tabulate([done[i] for i in range(n)], named),
+        task=dataset.task,
+        model_type=model.config.model_type,
+        num_layers=model.config.get_text_config().num_hidden_layers,
+        samples=n,
+        settings=settings,
+    )
+
+
+def resolve(
+    model: Any,
+    plans: Asked | Sequence[Asked] | Mapping[str, Asked],
+    keep: float | Sequence[float] | None,
+    horizon: Any,
+    how: Mapping[str, Any],
+) -> dict[str, Plan]:
+    """Every plan as this model runs it, by a name of its own; raises what `patch` raises."""
+    named: list[tuple[str | None, Any]]
+    if isinstance(plans, Mapping):
+        named = list(plans.items())
+    elif isinstance(plans, str | Plan) or (plans and all(isinstance(p, Prune) for p in plans)):
+        named = [(None, plans)]
+    else:
+        named = [(None, plan) for plan in plans]
+    budgets = list(keep) if isinstance(keep, Sequence) else [keep]
+    if not named or not budgets:
+        raise InputError("there is nothing to compare; pass at least one plan, and one keep")
+    found: dict[str, Plan] = {}
+    for own, asked in named:
+        preset = isinstance(asked, str)
+        for share in budgets if preset else [None]:
+            given: dict[str, Any] = {} if share is None else {"keep": share}
+            if preset and horizon is not None and needs_horizon(asked):
+                given["horizon"] = horizon
+            with patch(model, asked, **given, **how) as handle:
+                plan = handle.plan
+            name = own or plan.name
+            if preset and plan.keep is not None and (own is None or len(budgets) > 1):
+                name += f" {plan.keep:.3g}"
+            if name in found or name == UNPRUNED:
+                raise InputError(
+                    f"two rows would be called {name!r}; pass plans in a mapping, under other names"
+                )
+            found[name] = plan
+    return found
+
+
+def named_plan(name: str) -> str | Plan:
+    """What a command line calls a plan: a preset, or a released setting, `paper:NAME:TOKENS`."""
+    kind, _, setting = name.partition(":")
+    if kind != "paper":
+        return name
+    preset, _, tokens = setting.partition(":")
+    if not tokens.isdecimal():
+        raise InputError(f"plan {name}: expected one such as paper:divprune+random:192")
+    return Plan.paper(preset, int(tokens))
+
+
+class _Asker:
+    """One model, some plans, and questions: makes the records of a block of them."""
+
+    def __init__(
+        self,
+        model: Any,
+        dataset: Dataset,
+        plans: Mapping[str, Plan],
+        how: Mapping[str, Any],
+        match: Any,
+        max_new_tokens: int,
+    ) -> None:
+        self._model, self._dataset, self._how, self._match = model, dataset, how, match
+        self._plans: dict[str, Plan | None] = {UNPRUNED: None, **plans}
+        self._max_new_tokens, self._warm = max_new_tokens, False
+
+    @torch.no_grad()
+    def __call__(self, block: list[int], backwards: bool) -> list[dict[str, Any]]:
+        """Records of the questions `block`, in its order; see `tabulate`."""
+        inputs = self._dataset.batch(block, self._model.device).inputs
+        if not self._warm:  # kernels compile and buffers come into being
+            for plan in self._plans.values():
+                self._run(inputs, plan)
+            self._warm = True
+        order = list(self._plans.items())[:: -1 if backwards else 1]
+        runs = {name: self._run(inputs, plan) for name, plan in order}
+        records = []
+        for row, question in enumerate(block):
+            answer = self._dataset.examples[question].answer
+            own = {name: run[row] for name, run in runs.items()}
+            for run in own.values():
+                run["right"] = bool(self._match(run["said"], answer))
+            records.append({"block": block[0], "runs": {name: own[name] for name in self._plans}})
+        return records
+
+    def _run(self, inputs: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:
+        """One answer to every question of a batch, and what it took."""
+        model = self._model
+        with nullcontext() if plan is None else patch(model, plan, **self._how) as handle:
+            self._wait()
+            start = perf_counter()
+            out = model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=self._max_new_tokens,
+                return_dict_in_generate=True,
+            )
+            self._wait()
+            seconds = perf_counter() - start
+            report = None if handle is None else handle.report
+        said = self._dataset.processor.batch_decode(
+            out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        layers = out.past_key_values.layers
+        kv_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
+        visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        runs = []
+        for row, (length, n) in enumerate(zip(lengths, visual, strict=True)):
+            tokens = (n,) * len(layers) if report is None else report.tokens[row]
+            runs.append(
+                {
+                    "said": said[row],
+                    "tokens": sum(tokens) / len(layers),
+                    "flops": multiply_adds(model.config, [length - n + t for t in tokens]),
+                    "seconds": seconds,
+                    "kv_bytes": kv_bytes / len(lengths),
+                }
+            )
+        return runs
+
+    def _wait(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(string.punctuation + " ")

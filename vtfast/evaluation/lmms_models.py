@@ -1,0 +1,46 @@
+"""The classes behind `vtfast.evaluation.lmms`; importing this needs lmms-eval."""
+
+from typing import Any
+
+from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as _QwenChat
+from lmms_eval.models.simple.llava_hf import LlavaHf as _LlavaHf
+from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as _Qwen
+
+from vtfast.evaluation.compare import named_plan
+from vtfast.patching import patch
+
+
+class _Pruned:
+    """Takes the arguments of `vtfast.patch` from `--model_args`, all others go to lmms-eval.
+
+    plan: a preset, or a released setting such as paper:divprune+random:192. keep, horizon, seed,
+    positions: as in `vtfast.patch`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        plan: str = "divprune+random",
+        keep: float | None = None,
+        horizon: int | None = None,
+        seed: int = 0,
+        positions: str = "keep",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        given = {"keep": None if keep is None else float(keep), "horizon": horizon}
+        given = {name: value for name, value in given.items() if value is not None}
+        how: dict[str, Any] = {"seed": int(seed), "positions": positions, **given}
+        self.vtfast = patch(self.model, named_plan(plan), **how)  # type: ignore[attr-defined]
+
+
+class LlavaHf(_Pruned, _LlavaHf):
+    """lmms-eval's `llava_hf`, pruned."""
+
+
+class Qwen25VL(_Pruned, _Qwen):
+    """lmms-eval's `qwen2_5_vl`, pruned."""
+
+
+class Qwen25VLChat(_Pruned, _QwenChat):
+    """lmms-eval's `qwen2_5_vl` with chat messages, pruned."""

@@ -1,0 +1,46 @@
+"""Share work out over the processes of torchrun or `accelerate launch`, if there are several."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+_PATIENCE = timedelta(days=2)  # the first process to finish waits for the last
+
+
+class Shards:
+    """This process among those that were launched together; alone without a launcher.
+
+    Use it as a context: it joins the others, where nothing has yet, and leaves them again.
+
+    Attributes:
+        rank: 0 ≤ rank < size, number of this process.
+        size: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self._mine = False
+        self.rank, self.size = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        elif "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            self._mine = True
+
+    def __enter__(self) -> "Shards":
+        if self._mine:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._mine:
+            dist.destroy_process_group()
+
+    def joined(self, found: dict[int, Any]) -> dict[int, Any]:
+        """What all processes found, the same in each."""
+        if self.size == 1:
+            return found
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, found)
+        return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,28 @@
+"""How long visual tokens carry information: scores, the information horizon, and sweeps over both.
+
+    found = information.score(model, inputs, answer)      # one batch: every layer, every token
+    h = information.horizon(model, dataset)               # a task: the layer, with its confidence
+    vtfast.patch(model, "divprune+random", horizon=h)     # a plan made from it
+    information.sweep(model, dataset)                     # accuracy by method and layer
+
+Definitions after arXiv 2512.07580; the rule for the horizon is ours, as the paper gives none.
+"""
+
+from vtfast.information.data import Dataset, Example, answer_ids, read_examples
+from vtfast.information.horizons import Horizon, horizon
+from vtfast.information.maps import InformationMap, PictureScores, score
+from vtfast.information.sweeps import Sweep, sweep
+
+__all__ = [
+    "Dataset",
+    "Example",
+    "Horizon",
+    "InformationMap",
+    "PictureScores",
+    "Sweep",
+    "answer_ids",
+    "horizon",
+    "read_examples",
+    "score",
+    "sweep",
+]

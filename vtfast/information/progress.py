@@ -1,0 +1,19 @@
+"""A progress bar where something takes longer than two seconds, or somebody else's."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def steps(
+    progress: bool | Callable[[], object], what: str, total: int, unit: str
+) -> Iterator[Callable[[], object]]:
+    """Yields what to call after each of `total` steps: a bar's update, or `progress` itself."""
+    if callable(progress):
+        yield progress
+        return
+    options = {"desc": what, "unit": unit, "delay": 2, "leave": False}
+    with tqdm(total=total, disable=not progress, **options) as bar:
+        yield bar.update

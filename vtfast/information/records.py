@@ -1,0 +1,92 @@
+"""Finished samples of a long run in a file, so that a run that was killed goes on where it was.
+
+One JSON object a line. The first says what is run; only a run of the same goes on with the file.
+A sample is written as a whole line once it is finished and reaches the disk before the next one
+begins. A last line that was cut off is removed and its sample run again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vtfast.errors import InputError
+
+
+class Records:
+    """What is known of each sample by its number, in memory and, with a path, in a file.
+
+    Args:
+        path: of the file, new or from an earlier run; None keeps nothing.
+        settings: all that the results depend on, as JSON can hold it.
+
+    Attributes:
+        done: sample → its record. The first record of a sample counts.
+
+    Raises InputError where the file is of another run or of something else.
+    """
+
+    def __init__(self, path: Path | str | None, settings: Mapping[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.done: dict[int, dict[str, Any]] = {}
+        if self.path is None:
+            return
+        as_read = json.loads(json.dumps(settings))
+        try:
+            kept = self._read(as_read) if self.path.exists() else 0
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+                file.truncate(kept)
+            if not kept:
+                self._append([{"settings": as_read}])
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; pass another name") from None
+
+    def add(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        """Note finished samples; those known already stay as they are."""
+        fresh = {n: dict(record) for n, record in records.items() if n not in self.done}
+        if self.path is not None:
+            self._append([{"sample": n, **record} for n, record in fresh.items()])
+        self.done.update(fresh)
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        assert self.path is not None
+        with self.path.open("ab") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, settings: dict[str, Any]) -> int:
+        """Take over what an earlier run finished; returns how many bytes of it are whole lines."""
+        assert self.path is not None
+        whole = self.path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        lines = whole.splitlines()
+        if not lines:
+            return 0
+        try:
+            first, *others = (json.loads(line) for line in lines)
+            before = first["settings"]
+            for other in others:
+                self.done.setdefault(other.pop("sample"), other)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"{self.path} holds something else than an earlier run; pass another name"
+            ) from None
+        for name in {**before, **settings}:
+            if before.get(name) != settings.get(name):
+                raise InputError(
+                    f"{self.path} is of a run with {name}={before.get(name)!r}, and this one has "
+                    f"{settings.get(name)!r}; pass another name, or delete the file"
+                )
+        return len(whole)
+
+
+def fingerprint(model: Any) -> str:
+    """Changes with the weights: made of the first numbers of every parameter."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        head = weight.detach().flatten()[:8].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + head.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,288 @@
+"""How accuracy depends on the layer that is pruned, for every method, and for an oracle.
+
+A method picks on the prompt alone, in a patched model as in use; what the picks are worth is then
+read from one run with the true answer behind the prompt (`vtfast.information.probe`), so a method
+that looks at the last token never sees the answer. `"information"` keeps the tokens of the highest
+score instead: no method to prune with, as it needs the answer, but a bound to compare with
+(arXiv 2512.07580). Where scores are there, each method is also told how much information is in what
+it retained.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtfast.errors import InputError, PlanError
+from vtfast.information.bootstrap import Estimate, estimate, resample
+from vtfast.information.data import Batch, Dataset
+from vtfast.information.maps import PER, InformationMap, check_layers, score_probe
+from vtfast.information.picks import ORACLE, Cell, picks, token_scores
+from vtfast.information.pictures import Window, check_window
+from vtfast.information.probe import Kept, Probe
+from vtfast.information.progress import steps
+from vtfast.information.records import Records, fingerprint
+from vtfast.methods import method as registered
+
+SEEDED = ("random",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method makes of one layer at one budget.
+
+    Attributes:
+        accuracy: over samples, mean of the seeds; with an interval over samples.
+        seeds: accuracy with each seed, one entry where the method draws nothing.
+        p: mean probability of the answer.
+        retained: mean over samples of the summed information of what was kept; None without scores.
+    """
+
+    method: str
+    layer: int
+    keep: float
+    accuracy: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    p: float
+    retained: float | None
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the accuracy over the seeds; 0 with one."""
+        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table of accuracies, a `Row` for every method, layer and budget, in this order.
+
+    Attributes:
+        accuracy_full: of the model with every token.
+        without: accuracy when every visual token is dropped at a layer, one entry per layer.
+        total: mean information of all tokens per layer; empty without scores.
+    """
+
+    rows: tuple[Row, ...]
+    task: str
+    model_type: str
+    num_layers: int
+    layers: tuple[int, ...]
+    samples: int
+    accuracy_full: Estimate
+    without: Estimate
+    total: tuple[float, ...]
+    per: str
+    window: Window | None
+    confidence: float
+
+    def of(self, method: str, keep: float) -> list[Row]:
+        """The rows of a method at a budget, by layer."""
+        return [row for row in self.rows if (row.method, row.keep) == (method, keep)]
+
+    def record(self) -> dict[str, Any]:
+        """Everything, as what JSON can hold."""
+        rows = [{**asdict(row), "spread": row.spread} for row in self.rows]
+        return {**asdict(self), "rows": rows}
+
+    def save(self, path: Path | str) -> None:
+        """Write `record` as JSON."""
+        Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
+
+    def draw(self, path: Path | str) -> None:
+        """Write the accuracies as PNG, and `record` as JSON beside it. Needs matplotlib."""
+        from vtfast.information import figures
+
+        figures.save(figures.accuracy(self), path, self.record())
+
+
+def sweep(
+    model: Any,
+    dataset: Dataset,
+    methods: Sequence[str] = ("random", "diversity", "topk", ORACLE),
+    layers: Sequence[int] | None = None,
+    keep: float | Sequence[float] = 0.2,
+    *,
+    seeds: int = 3,
+    retained: bool = True,
+    window: int | Window | None = None,
+    per: str = "mean_token",
+    confidence: float = 0.95,
+    batch: int = 8,
+    chunk: int | None = None,
+    impl: str = "auto",
+    log: Path | str | None = None,
+    progress: bool | Callable[[], object] = True,
+) -> Sweep:
+    """Accuracy of a model pruned once, by method, layer and budget.
+
+    An answer is right if greedy decoding says it. Deterministic, also in several runs with a `log`.
+
+    Args:
+        model, layers, window, per, chunk, impl: as in `score`.
+        dataset, batch, log, progress: as in `horizon`.
+        methods: names of registered methods, and "information".
+        keep: shares of an image's visual tokens in [0, 1].
+        seeds: of "random", at least one: 0, 1, ….
+        retained: score all units, for the information in what methods keep ("information" needs
+            that anyway). It is most of the work.
+        confidence: of the intervals.
+
+    Raises InputError and PlanError for what cannot be swept, and what `score` raises.
+    """
+    wanted, size = check_layers(layers, model), check_window(window)
+    budgets = tuple(keep) if isinstance(keep, Sequence) else (keep,)
+    _check(methods, budgets, seeds, per)
+    retained = retained or ORACLE in methods
+    cells = [
+        Cell(method, layer, share, seed)
+        for method in methods
+        for layer in wanted
+        for share in budgets
+        for seed in range(seeds if method in SEEDED else 1)
+    ]
+    settings = {
+        "measures": "sweep",
+        "model": fingerprint(model),
+        "data": dataset.fingerprint(),
+        "samples": len(dataset),
+        "cells": [list(asdict(cell).values()) for cell in cells],
+        "window": size,
+        "per": per,
+        "retained": retained,
+        "batch": batch,
+    }
+    records = Records(log, settings)
+    with steps(progress, dataset.task, len(dataset), "sample") as tick:
+        for _ in records.done:
+            tick()
+        for start in range(0, len(dataset), batch):
+            block = list(range(start, min(start + batch, len(dataset))))
+            fresh = [i for i in block if i not in records.done]
+            if fresh:
+                told = dataset.batch(block, model.device)
+                probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
+                found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=retained)
+                noted = _measure(model, told, probe, found, cells, per, impl)
+                records.add(dict(zip(block, noted, strict=True)))
+                for _ in fresh:
+                    tick()
+    ordered = [records.done[i] for i in range(len(dataset))]
+    about = {
+        "task": dataset.task,
+        "model_type": model.config.model_type,
+        "num_layers": len(check_layers(None, model)),
+        "per": per,
+        "window": size,
+    }
+    return _tabulate(ordered, cells, wanted, confidence, about)
+
+
+def _check(methods: Sequence[str], budgets: Sequence[float], seeds: int, per: str) -> None:
+    if per not in PER:
+        raise InputError(f"per={per!r}; pass one of {', '.join(map(repr, PER))}")
+    if isinstance(methods, str) or not methods or not budgets:
+        raise InputError("methods and keep: pass at least one of each, methods as a list of names")
+    for share in budgets:
+        if not isinstance(share, float) or not 0 <= share <= 1:
+            raise InputError(f"keep={share!r}: expected shares of the visual tokens, in [0.0, 1.0]")
+    if type(seeds) is not int or seeds < 1:
+        raise InputError(f"seeds={seeds!r}: expected an int >= 1")
+    for name in methods:
+        if name != ORACLE:
+            try:
+                registered(name)
+            except PlanError as error:
+                raise PlanError(f'{error} (or "{ORACLE}", the oracle)') from None
+
+
+def _measure(
+    model: Any,
+    told: Batch,
+    probe: Probe,
+    found: InformationMap,
+    cells: Sequence[Cell],
+    per: str,
+    impl: str,
+) -> list[dict[str, Any]]:
+    """What is noted of each sample of a batch."""
+    samples = range(probe.samples)
+    counts = [1 if per == "first_token" else n for n in told.lengths]
+    notes: list[dict[str, Any]] = [
+        {
+            "right_full": bool(found.right_full[b]),
+            "right_without": found.right_without[:, b].tolist(),
+            "total": found.of(b).sum(1).tolist() if found.pictures else [],
+            "right": [],
+            "p": [],
+            "retained": [],
+        }
+        for b in samples
+    ]
+    for layer in found.layers:
+        here = [cell for cell in cells if cell.layer == layer]
+        row = found.layers.index(layer)
+        scores = [token_scores(found, b, row) for b in samples]
+        chosen = [picks(model, told, probe, found, cell, impl) for cell in here]
+        kept = [
+            Kept(b, np.flatnonzero(np.isin(probe.original[b], columns)), len(probe.answers[b]))
+            for columns_by_sample in chosen
+            for b, columns in zip(samples, columns_by_sample, strict=True)
+        ]
+        (readings,) = probe.follow([layer], kept)
+        for number, columns_by_sample in enumerate(chosen):
+            for b in samples:
+                reading = readings[number * probe.samples + b]
+                notes[b]["right"].append(all(reading.best))
+                notes[b]["p"].append(sum(reading.p[: counts[b]]) / counts[b])
+                if found.pictures:
+                    held = sum(scores[b].get(int(c), 0.0) for c in columns_by_sample[b])
+                    notes[b]["retained"].append(held)
+    return notes
+
+
+def _tabulate(
+    notes: Sequence[Mapping[str, Any]],
+    cells: Sequence[Cell],
+    layers: tuple[int, ...],
+    confidence: float,
+    about: Mapping[str, Any],
+) -> Sweep:
+    """The table from what was noted of each sample; pure arithmetic."""
+    weights = resample(len(notes), 0)
+    by_layer = [n for layer in layers for n, cell in enumerate(cells) if cell.layer == layer]
+    right, p, held = (
+        np.array([note[name] for note in notes], dtype=np.float64)
+        for name in ("right", "p", "retained")
+    )
+    place = {cells[n]: column for column, n in enumerate(by_layer)}
+    groups: dict[tuple[str, int, float], list[int]] = {}
+    for cell in cells:
+        groups.setdefault((cell.method, cell.layer, cell.keep), []).append(place[cell])
+    rows = []
+    for (method, layer, share), columns in groups.items():
+        mean = estimate(right[:, columns].mean(1), weights, confidence)
+        rows.append(
+            Row(
+                *(method, layer, share, mean.mean[0], mean.low[0], mean.high[0]),
+                seeds=tuple(right[:, columns].mean(0).tolist()),
+                p=float(p[:, columns].mean()),
+                retained=float(held[:, columns].mean()) if held.size else None,
+            )
+        )
+    full = np.array([note["right_full"] for note in notes], dtype=np.float64)
+    without = np.array([note["right_without"] for note in notes], dtype=np.float64)
+    return Sweep(
+        rows=tuple(rows),
+        layers=layers,
+        samples=len(notes),
+        accuracy_full=estimate(full, weights, confidence),
+        without=estimate(without, weights, confidence),
+        total=tuple(np.mean([note["total"] for note in notes], 0).tolist()),
+        confidence=confidence,
+        **about,
+    )

@@ -1,0 +1,62 @@
+"""Evenly spaced tokens of the picture's grid: the baseline that looks at nothing.
+
+Of a grid of t frames, h rows and w columns, k tokens are kept:
+
+    over frames     the k tokens are shared out as evenly as whole numbers allow; k < t frames get
+                    one each
+    in a frame      r = round(sqrt(k·h/w)) rows, so that steps down and across are about equal (at
+                    least ceil(k/w), at most h and k rows), and the k tokens shared out over them
+    places          part i of m equal parts of a side of n is kept at its middle, floor((2i+1)n/2m);
+                    share i of k things over m is floor((i+1)k/m) - floor(ik/m)
+
+A segment that is no full grid any more (an earlier stage took some of it), or whose grid nobody
+knows, is one row in reading order. Own definition; exact for every k. Host arithmetic alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import isqrt, prod
+
+import torch
+from torch import Tensor
+
+from vtfast.methods.context import SelectionContext
+
+
+def uniform(ctx: SelectionContext) -> Tensor:
+    """Row numbers of evenly spaced tokens, int64 ascending."""
+    rows: list[int] = []
+    cut = zip(ctx.segments.offsets[:-1], ctx.segments.lengths, ctx.keep, ctx.grids, strict=True)
+    for offset, length, keep, grid in cut:
+        whole = grid if prod(grid) == length else (1, 1, length)
+        rows.extend(offset + place for place in evenly(whole, keep))
+    device = ctx.segments.device
+    # A copy from pageable memory would wait for a GPU.
+    return torch.tensor(rows, pin_memory=device.type == "cuda").long().to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=256)
+def evenly(grid: Sequence[int], keep: int) -> tuple[int, ...]:
+    """Numbers of `keep` places of a (frames, rows, columns) grid, in reading order.
+
+    >>> evenly((1, 4, 4), 4)
+    (5, 7, 13, 15)
+    """
+    frames, height, width = grid
+    return tuple(
+        (frame * height + row) * width + column
+        for frame, of_frame in _spread(frames, min(frames, keep), keep)
+        for row, of_row in _spread(height, _rows(height, width, of_frame), of_frame)
+        for column, _ in _spread(width, of_row, of_row)
+    )
+
+
+def _rows(height: int, width: int, keep: int) -> int:
+    even = (isqrt(4 * keep * height // width) + 1) // 2  # round(sqrt(keep·h/w)), halves up
+    return min(max(even, -(-keep // width)), height, keep)
+
+
+def _spread(side: int, parts: int, keep: int) -> Iterator[tuple[int, int]]:
+    """The middle of each of `parts` equal parts of a side, and its share of `keep`."""
+    for i in range(parts):
+        yield (2 * i + 1) * side // (2 * parts), (i + 1) * keep // parts - i * keep // parts
