@@ -18,7 +18,7 @@ MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 OLDEST := build/constraints-oldest.txt
 
-.PHONY: help setup demo test test-oldest lint bench toy clean
+.PHONY: help setup demo test test-oldest lint bench evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ lint: $(READY) ## ruff (rules, formatting) and mypy
 
 bench: $(READY) ## time the selection loop on this machine
 	$(BIN)/python bench/bench_diversity.py $(ARGS)
+
+evidence: $(READY) ## measure the paper's claims on the bundled models (20 minutes on 2 cores)
+	$(BIN)/python bench/bench_information.py
+	$(BIN)/python bench/evidence.py $(ARGS)
 
 toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 25 minutes on 2 cores)
 	$(BIN)/python -m vtfast.toy.train --family llava --out build/toy/llava $(ARGS)
