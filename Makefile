@@ -30,7 +30,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report toy clean
+.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,10 @@ gpu-dry: $(READY) ## all three on the CPU at tiny sizes: do they run from end to
 
 report: $(READY) ## plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)
+
+evidence: $(READY) ## measure the paper's claims on the bundled models (20 minutes on 2 cores)
+	$(BIN)/python bench/bench_information.py
+	$(BIN)/python bench/evidence.py $(ARGS)
 
 toy: $(READY) ## train the bundled LLaVA again, into build/toy/llava (about 25 minutes on 2 cores)
 	$(BIN)/python -m vtfast.toy.train --family llava --out build/toy/llava $(ARGS)

@@ -233,11 +233,12 @@ def test_what_is_finished_is_not_run_again(tmp_path):
     assert found == measured(layers=[1])
 
 
-def test_samples_noted_twice_count_once(tmp_path):
+def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
     log = tmp_path / "run.jsonl"
     whole = measured(log=log, layers=[2])
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([*lines, lines[1], lines[3]]) + "\n")
+    other = json.dumps({**json.loads(lines[3]), "p_full": 0.5})
+    log.write_text("\n".join([*lines, lines[1], other]) + "\n")
     assert measured(log=log, layers=[2]) == whole
 
 

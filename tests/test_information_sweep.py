@@ -121,6 +121,7 @@ def test_it_saves_a_row_for_every_cell(tmp_path):
     found = swept(methods=["random", "diversity"], keep=[0.25, 0.5], size=1)
     found.save(tmp_path / "sweep.json")
     assert (tmp_path / "sweep.json").read_text().count('"spread"') == 8 == len(found.rows)
+    assert information.Sweep.load(tmp_path / "sweep.json") == found
 
 
 @pytest.mark.parametrize(

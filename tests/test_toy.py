@@ -120,10 +120,10 @@ def test_qwen_answers_95_percent_at_every_size(size):
 
 @each_model
 def test_the_recorded_horizon_is_the_measured_one(name):
-    """By the losses alone: what the maps add is in the recorded value too, and never less deep."""
+    """By the losses alone, which decide in these tasks: scoring every token takes much longer."""
     loaded, processor = loaded_once(name)
     recorded = card(name)
-    hardest = max(toy.TASKS, key=lambda task: recorded["horizon"][task] or 0)
+    hardest = max(reversed(toy.TASKS), key=lambda task: recorded["horizon"][task] or 0)
     asked = {"n": N, "seed": recorded["settings"]["seed"], "sizes": family_of(loaded).SIZES}
     found = evaluate.horizon(loaded, processor, hardest, maps=0, **asked)
     assert isinstance(loaded.config.vtfast_horizon, int)

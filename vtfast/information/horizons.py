@@ -1,9 +1,8 @@
 """From which layer on visual tokens no longer matter to a model and a task: the horizon.
 
-Two things are measured at the input of every layer, on samples with known answers:
-
-- information: the scores of all units, and
-- loss: how much probability and accuracy the answer loses when all visual tokens are dropped.
+Two things are measured at the input of every layer, on samples with known answers: information, the
+scores of all units, and loss, how much probability and accuracy the answer loses when all visual
+tokens are dropped.
 
 The rule is ours; arXiv 2512.07580 reads its horizon off plots. The horizon is the first layer from
 which on the mean absolute score, the lost probability and the lost accuracy all stay within
@@ -115,8 +114,10 @@ class Horizon:
         read: dict[str, Any] = {name: tuple(record[name]) for name in tuples}
         read["window"] = record["window"] and tuple(record["window"])
         for name in ("p_full", "accuracy_full"):
-            read[name] = _estimate(record[name])
-        read["curves"] = {name: _estimate(curve) for name, curve in record["curves"].items()}
+            read[name] = Estimate.of_record(record[name])
+        read["curves"] = {
+            name: Estimate.of_record(curve) for name, curve in record["curves"].items()
+        }
         return Horizon(**{**record, **read})
 
 
@@ -168,8 +169,7 @@ def horizon(
     for name, count, floor in (("maps", maps, 0), ("batch", batch, 1)):
         if type(count) is not int or count < floor:
             raise InputError(f"{name}={count!r}: expected an int >= {floor}")
-    wanted, size = check_layers(layers, model), check_window(window)
-    maps = min(maps, len(dataset))
+    wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
     settings = {
         "measures": "horizon",
         "model": fingerprint(model),
@@ -193,13 +193,12 @@ def horizon(
             found = score_probe(
                 probe, wanted, size, per, lengths=told.lengths, maps=block[0] < maps
             )
-            fresh = [i for i in block if i not in records.done]
+            before = len(records.done)
             records.add({i: _sample_record(found, i - block[0]) for i in block})
-            for _ in fresh:
+            for _ in range(before, len(records.done)):
                 tick()
-    ordered = [records.done[i] for i in range(len(dataset))]
     return summarize(
-        ordered,
+        [records.done[i] for i in range(len(dataset))],
         layers=wanted,
         num_layers=len(check_layers(None, model)),
         model_type=model.config.model_type,
@@ -301,7 +300,3 @@ def _blocks(maps: int, total: int, batch: int) -> list[list[int]]:
         for first, stop in ((0, maps), (maps, total))
         for start in range(first, stop, batch)
     ]
-
-
-def _estimate(record: Mapping[str, Any]) -> Estimate:
-    return Estimate(*(tuple(record[name]) for name in ("mean", "low", "high")))

@@ -19,8 +19,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.information.packing import Kept
 from vtfast.information.pictures import Grid, Window, check_window
-from vtfast.information.probe import Kept, Probe, Reading
+from vtfast.information.probe import Probe, Reading
 from vtfast.information.progress import steps
 from vtfast.models import family_of
 

@@ -2,13 +2,7 @@
 
 The engine behind scores, horizons and the oracle experiment. Tokens are removed physically and keep
 their positions. Everything that is asked of one layer runs as one packed batch through the model's
-own decoder layers:
-
-- The text alone is a sequence (`bare`). A causal model gives the rows before a kept visual token
-  the same states with and without it, so a sequence that keeps some owns only the rows from the
-  first of them on, and reads the keys and values of the rows before through an index into `bare`.
-- Sequences of equal shape stand side by side, so that attention in plain PyTorch is one call for
-  them.
+own decoder layers (`packing`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,28 +18,14 @@ from torch import Tensor
 
 from vtfast.errors import InputError, StateError
 from vtfast.information.answers import check_answers, with_answers
+from vtfast.information.packing import Kept, Packing, TextOfBatch
 from vtfast.information.pictures import find_pictures
-from vtfast.kernels.ragged import Ragged
 from vtfast.models import family_of
 from vtfast.patching import is_patched
 from vtfast.runtime import attention
-from vtfast.runtime.ragged_cache import Spans
 
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once
-_CPU_BYTES = 64 << 20  # for a packed batch; larger ones were no faster on two cores
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """A sequence to run: the text of a sample and some of its visual tokens.
-
-    `columns` of the sample's row, int64 ascending, may be empty; of the answer, the first `tokens`
-    are predicted.
-    """
-
-    sample: int
-    columns: np.ndarray
-    tokens: int
+_CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took equally long
 
 
 @dataclass(frozen=True)
@@ -54,10 +34,6 @@ class Reading:
 
     p: tuple[float, ...]
     best: tuple[bool, ...]
-
-    @property
-    def mean(self) -> float:
-        return sum(self.p) / len(self.p)
 
 
 class Probe:
@@ -102,17 +78,15 @@ class Probe:
         self.answers = check_answers(answers, inputs, self._head.weight.shape[0])
         call, self.original = with_answers(inputs, self.answers, model.device)
         ids, mask = call["input_ids"], call["attention_mask"].cpu().numpy()
-        self.samples, self._length = ids.shape
+        self.samples, length = ids.shape
         self.pictures, visual = find_pictures(family, self._parts.multimodal, call)
         bare = set(range(self.samples)) - {picture.sample for picture in self.pictures}
         if bare:
             raise InputError(f"sample {min(bare)} of the batch has no picture; leave it out")
 
-        self._text = [np.flatnonzero(row) for row in mask.astype(bool) & ~visual]
+        text = [np.flatnonzero(row) for row in mask.astype(bool) & ~visual]
+        self._batch = TextOfBatch(text, self.answers, length)
         self.visual = [o[v] for o, v in zip(self.original, visual, strict=True)]
-        self._predicting = [
-            np.arange(self._length - len(answer), self._length) for answer in self.answers
-        ]
         self._states: dict[int, Tensor] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         longest = max(map(len, self.answers))
@@ -135,7 +109,7 @@ class Probe:
         `tick` is called after every layer.
         """
         chunk = self._chunk or self._room(kept)
-        packings: list[_Packing] = []
+        packings: list[Packing] = []
         readings = []
         with torch.no_grad(), self._packed_attention():
             for layer in layers:
@@ -143,7 +117,7 @@ class Probe:
                 while found is None:
                     try:
                         packings = packings or [
-                            self._pack(kept[start : start + chunk])
+                            self._batch.pack(kept[start : start + chunk], self._head.weight.device)
                             for start in range(0, len(kept), chunk)
                         ]
                         found = [r for packing in packings for r in self._run(layer, packing)]
@@ -156,7 +130,7 @@ class Probe:
                 tick()
         return readings
 
-    def _run(self, layer: int, packing: "_Packing") -> list[Reading]:
+    def _run(self, layer: int, packing: Packing) -> list[Reading]:
         """One packed batch from one layer on."""
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
@@ -181,57 +155,6 @@ class Probe:
         found = _split(p, best, packing.tokens)
         return [found[place] for place in packing.order]
 
-    def _pack(self, kept: Sequence[Kept]) -> "_Packing":
-        """Lay out a packed batch: the text of every sample, then the sequences by shape."""
-        rows, keys, lengths, total = [], [], [], 0
-        bare: dict[int, int] = {}  # sample -> its first packed row
-        ends: list[np.ndarray] = []
-        for sample in sorted({k.sample for k in kept}):
-            text, bare[sample] = self._text[sample], total
-            rows.append(sample * self._length + text)
-            keys.append(np.arange(total, total + len(text)))
-            lengths.append(len(text))
-            total += len(text)
-
-        def own(k: Kept) -> np.ndarray:
-            if not len(k.columns):
-                return k.columns
-            text, last = self._text[k.sample], self._predicting[k.sample][k.tokens - 1]
-            after = text[(text > k.columns[0]) & (text <= last)]
-            return np.sort(np.concatenate([k.columns, after]))
-
-        owned = [own(k) for k in kept]
-        before = [
-            np.searchsorted(self._text[k.sample], k.columns[0]) if len(k.columns) else 0
-            for k in kept
-        ]
-        order = sorted(range(len(kept)), key=lambda i: (before[i], len(owned[i]), kept[i].sample))
-        for i in order:
-            k, mine = kept[i], owned[i]
-            predicting = self._predicting[k.sample][: k.tokens]
-            if not len(mine):
-                ends.append(bare[k.sample] + np.searchsorted(self._text[k.sample], predicting))
-                continue
-            shared = bare[k.sample] + np.arange(before[i])
-            rows.append(k.sample * self._length + mine)
-            keys.append(np.concatenate([shared, np.arange(total, total + len(mine))]))
-            ends.append(total + np.searchsorted(mine, predicting))
-            lengths.append(len(mine))
-            total += len(mine)
-
-        device = self._head.weight.device
-        cuts = (Ragged.from_lengths(n, device) for n in (lengths, [len(k) for k in keys]))
-        queries, key_cut = cuts
-        targets = [t for i in order for t in self.answers[kept[i].sample][: kept[i].tokens]]
-        return _Packing(
-            torch.from_numpy(np.concatenate(rows)).to(device),
-            Spans(queries=queries, keys=key_cut, index=_ints(keys, device)),
-            _ints(ends, device),
-            torch.tensor(targets, device=device),
-            [kept[i].tokens for i in order],
-            np.argsort(order).tolist(),
-        )
-
     def _room(self, kept: Sequence[Kept]) -> int:
         """Sequences whose activations and gathered keys fit a share of the device's memory."""
         config, device = self._parts.text.config, self._head.weight.device
@@ -242,7 +165,7 @@ class Probe:
         heads = config.num_attention_heads + config.num_key_value_heads
         row = size * (4 * config.hidden_size + 3 * config.intermediate_size + 2 * heads * width)
         key = size * 2 * config.num_key_value_heads * width
-        longest = max((len(self._text[k.sample]) + len(k.columns) for k in kept), default=1)
+        longest = max((len(self._batch.text[k.sample]) + len(k.columns) for k in kept), default=1)
         budget = _CPU_BYTES
         if device.type == "cuda":
             budget = torch.cuda.mem_get_info(device)[0] // 4
@@ -282,20 +205,6 @@ class Probe:
             text.set_attn_implementation(before)
 
 
-@dataclass(frozen=True, eq=False)
-class _Packing:
-    """A packed batch. `rows`, `ends`: int64, rows of the batch it is made of, and packed rows that
-    predict `targets`, `tokens[i]` of them for the i-th sequence; `order[n]` is the place of the
-    n-th sequence asked for."""
-
-    rows: Tensor
-    spans: Spans
-    ends: Tensor
-    targets: Tensor
-    tokens: list[int]
-    order: list[int]
-
-
 def _read(logits: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
     """p of the targets under a softmax in fp32, and whether they are the largest."""
     logits = logits.float()
@@ -306,7 +215,3 @@ def _read(logits: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
 def _split(p: Sequence[float], best: Sequence[bool], counts: Sequence[int]) -> list[Reading]:
     starts = np.cumsum([0, *counts]).tolist()
     return [Reading(tuple(p[a:b]), tuple(best[a:b])) for a, b in pairwise(starts)]
-
-
-def _ints(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device)

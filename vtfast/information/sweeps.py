@@ -20,9 +20,10 @@ from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import Estimate, estimate, resample
 from vtfast.information.data import Batch, Dataset
 from vtfast.information.maps import PER, InformationMap, check_layers, score_probe
+from vtfast.information.packing import Kept
 from vtfast.information.picks import ORACLE, Cell, picks, token_scores
 from vtfast.information.pictures import Window, check_window
-from vtfast.information.probe import Kept, Probe
+from vtfast.information.probe import Probe
 from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
 from vtfast.methods import method as registered
@@ -92,6 +93,22 @@ class Sweep:
     def save(self, path: Path | str) -> None:
         """Write `record` as JSON."""
         Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path | str) -> "Sweep":
+        """What `save` wrote."""
+        return Sweep.of_record(json.loads(Path(path).read_text()))
+
+    @staticmethod
+    def of_record(record: Mapping[str, Any]) -> "Sweep":
+        """From what `record` returned, also after a way through JSON."""
+        rows = ({k: v for k, v in row.items() if k != "spread"} for row in record["rows"])
+        read: dict[str, Any] = {name: tuple(record[name]) for name in ("layers", "total")}
+        read["rows"] = tuple(Row(**{**row, "seeds": tuple(row["seeds"])}) for row in rows)
+        read["window"] = record["window"] and tuple(record["window"])
+        for name in ("accuracy_full", "without"):
+            read[name] = Estimate.of_record(record[name])
+        return Sweep(**{**record, **read})
 
     def draw(self, path: Path | str) -> None:
         """Write the accuracies as PNG, and `record` as JSON beside it. Needs matplotlib."""

@@ -88,10 +88,12 @@ def measure(
 
     The scenes are of the sizes that the family is trained on, in turn.
     """
-    asked = (n, seed, progress, family_of(model).SIZES)
+    sizes = family_of(model).SIZES
+    asked = (n, seed, progress, sizes)
     exact = {task: accuracy(model, processor, task, *asked) for task in TASKS}
     found = {task: horizon(model, processor, task, *asked) for task in TASKS}
-    return {"accuracy": exact, **record(found)}
+    where = {"scenes_per_task": n, "seed": seed, "sizes": [list(size) for size in sizes]}
+    return {"measured_on": where, "accuracy": exact, **record(found)}
 
 
 def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
         (full,) = found.accuracy_full.mean
         curves[task] = [*(full - loss for loss in found.curves["accuracy_loss"].mean), full]
     return {
-        "measured_on": {"scenes_per_task": one.samples, "scenes_with_maps": one.maps},
+        "scenes_scored_per_task": one.maps,
         "horizon": {task: found.layer for task, found in horizons.items()},
         "accuracy_without_visual_tokens_from_layer": curves,
     }

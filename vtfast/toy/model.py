@@ -16,7 +16,7 @@ from vtfast.toy.family import Family
 from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
 FAMILIES: dict[str, Family] = {"llava": llava, "qwen": qwen}
-_CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _BUNDLED = ("llava", "llava-small", "qwen")
 
 
@@ -27,7 +27,7 @@ def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, An
     """
     if name not in _BUNDLED:
         raise InputError(f"there is no toy model {name!r}; available: {', '.join(_BUNDLED)}")
-    return load_folder(_CHECKPOINTS / name, dtype)
+    return load_folder(CHECKPOINTS / name, dtype)
 
 
 def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:

@@ -199,11 +199,12 @@ def train(settings: Settings, folder: Path, progress: bool = True) -> dict[str, 
         "training_curve": curve,
     }
     (folder / "training.json").write_text(json.dumps(card, indent=1) + "\n")
-    _record_horizon(folder / "config.json", hardest_horizon(card["horizon"]))
+    record_horizon(folder / "config.json", hardest_horizon(card["horizon"]))
     return card
 
 
-def _record_horizon(path: Path, layer: int | None) -> None:
+def record_horizon(path: Path, layer: int | None) -> None:
+    """Put a measured horizon into a checkpoint's config.json; None leaves it alone."""
     if layer is not None:
         config = {**json.loads(path.read_text()), "vtfast_horizon": layer}
         path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,119 @@
+"""Lay out sequences that start from the same layer as one packed batch without repeated rows.
+
+- The text of a sample alone is a sequence. A causal model gives the rows before a kept visual token
+  the same states with and without it, so a sequence that keeps some owns only the rows from the
+  first of them on, and reads the keys and values of the rows before through an index into the text.
+- Sequences of equal shape stand side by side, so that attention in plain PyTorch is one call for
+  them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtfast.kernels.ragged import Ragged
+from vtfast.runtime.ragged_cache import Spans
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A sequence to run: the text of a sample and some of its visual tokens.
+
+    `columns` of the sample's row, int64 ascending, may be empty; of the answer, the first `tokens`
+    are predicted.
+    """
+
+    sample: int
+    columns: np.ndarray
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """A packed batch. `rows`, `ends`: int64, rows of the batch it is made of, and packed rows that
+    predict `targets`, `tokens[i]` of them for the i-th sequence; `order[n]` is the place of the
+    n-th sequence asked for."""
+
+    rows: Tensor
+    spans: Spans
+    ends: Tensor
+    targets: Tensor
+    tokens: list[int]
+    order: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class TextOfBatch:
+    """What is not visual in a batch [B, S].
+
+    `text`: int64 per sample, columns of its text, the answer's but for its last token too.
+    `answers`: token ids per sample; the last len(answer) columns predict them. `length`: S.
+    """
+
+    text: Sequence[np.ndarray]
+    answers: Sequence[Sequence[int]]
+    length: int
+
+    def pack(self, kept: Sequence[Kept], device: torch.device) -> Packing:
+        """The text of every sample, then the sequences that keep something, by shape."""
+        rows, keys, lengths, total = [], [], [], 0
+        bare: dict[int, int] = {}  # sample -> the first packed row of its text
+        for sample in sorted({k.sample for k in kept}):
+            text, bare[sample] = self.text[sample], total
+            rows.append(sample * self.length + text)
+            keys.append(np.arange(total, total + len(text)))
+            lengths.append(len(text))
+            total += len(text)
+
+        owned = [self._own(k) for k in kept]
+        before = [
+            np.searchsorted(self.text[k.sample], k.columns[0]) if len(k.columns) else 0
+            for k in kept
+        ]
+        order = sorted(range(len(kept)), key=lambda i: (before[i], len(owned[i]), kept[i].sample))
+        ends: list[np.ndarray] = []
+        for i in order:
+            k, mine = kept[i], owned[i]
+            predicting = self._predicting(k)
+            if not len(mine):
+                ends.append(bare[k.sample] + np.searchsorted(self.text[k.sample], predicting))
+                continue
+            shared = bare[k.sample] + np.arange(before[i])
+            rows.append(k.sample * self.length + mine)
+            keys.append(np.concatenate([shared, np.arange(total, total + len(mine))]))
+            ends.append(total + np.searchsorted(mine, predicting))
+            lengths.append(len(mine))
+            total += len(mine)
+
+        queries, key_cut = (
+            Ragged.from_lengths(n, device) for n in (lengths, [len(k) for k in keys])
+        )
+        targets = [t for i in order for t in self.answers[kept[i].sample][: kept[i].tokens]]
+        return Packing(
+            _ints(rows, device),
+            Spans(queries=queries, keys=key_cut, index=_ints(keys, device)),
+            _ints(ends, device),
+            torch.tensor(targets, device=device),
+            [kept[i].tokens for i in order],
+            np.argsort(order).tolist(),
+        )
+
+    def _predicting(self, k: Kept) -> np.ndarray:
+        """Columns that predict the first tokens of the answer."""
+        first = self.length - len(self.answers[k.sample])
+        return np.arange(first, first + k.tokens)
+
+    def _own(self, k: Kept) -> np.ndarray:
+        """Columns of a sequence that the text alone has other states for; none without tokens."""
+        if not len(k.columns):
+            return k.columns
+        text = self.text[k.sample]
+        after = text[(text > k.columns[0]) & (text <= self._predicting(k)[-1])]
+        return np.sort(np.concatenate([k.columns, after]))
+
+
+def _ints(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)
