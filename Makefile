@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
-    tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py
+    tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py \
+    tests/test_information_score.py tests/test_information_horizon.py tests/test_information_sweep.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 TRITON_TESTS := $(patsubst %,tests/test_patch_%.py,parity turns generate cache selection pictures \

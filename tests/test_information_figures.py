@@ -58,8 +58,8 @@ def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
 
 def test_accuracies_are_a_line_for_every_method_and_a_panel_for_every_budget(tmp_path):
     rows = [
-        Row(method, layer, keep, 0.5 + layer / 10, 0.4, 0.9, (0.5,), 0.5, 0.2)
-        for method in ("random", "topk")
+        Row(method, layer, keep, 0.5 + layer / 10, 0.4, 0.9, seeds, 0.5, 0.2)
+        for method, seeds in (("random", (0.4, 0.5, 0.6)), ("topk", (0.5,)))
         for layer in (0, 3)
         for keep in (0.25, 0.5)
     ]
@@ -68,6 +68,9 @@ def test_accuracies_are_a_line_for_every_method_and_a_panel_for_every_budget(tmp
     found = Sweep(tuple(rows), *about)
     first, second, below, _ = figures.accuracy(found).axes
     assert lines(first)["random"].get_ydata().tolist() == pytest.approx([50, 80])
+    (whiskers,) = first.containers  # of the one that ran with several seeds
+    low, high = whiskers.lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((40, 60))
     assert lines(second)["none"].get_ydata().tolist() == pytest.approx([10, 90])
     assert lines(below)["topk"].get_ydata().tolist() == [0.2, 0.2]
     found.draw(tmp_path / "sweep.png")

@@ -77,7 +77,8 @@ def heat(
 
 
 def accuracy(found: "Sweep") -> Figure:
-    """Accuracy by layer, a line for every method; below it, what information they retain."""
+    """Accuracy by layer, a line for every method in its interval over samples, with whiskers of one
+    standard deviation over its seeds; below it, what information the methods retain."""
     budgets = list(dict.fromkeys(row.keep for row in found.rows))
     methods = list(dict.fromkeys(row.method for row in found.rows))
     figure, axes = _figure(len(budgets), 2 if found.total else 1, 5.2, 3.4)
@@ -89,6 +90,11 @@ def accuracy(found: "Sweep") -> Figure:
         for method, colour in zip(methods, _COLOURS, strict=False):
             rows = found.of(method, keep)
             _line(ax, found.layers, [(r.accuracy, r.low, r.high) for r in rows], colour, method)
+            if any(len(row.seeds) > 1 for row in rows):
+                means, spreads = (
+                    [100 * getattr(r, n) for r in rows] for n in ("accuracy", "spread")
+                )
+                ax.errorbar(found.layers, means, spreads, fmt="none", ecolor=colour, capsize=2)
         ax.set_title(f"{100 * keep:g} % kept from the layer on: accuracy, %", size=10, color=_INK)
         ax.legend(fontsize=8, frameon=False)
         if found.total:
