@@ -104,7 +104,7 @@ def parts() -> list[tuple[Any, str]]:
     hooks = ("_multimodal_pre", "_tower_pre", "_text_pre", "_layer_pre", "_text_post")
     return [
         *((Session, name) for name in hooks),
-        *((Pass, name) for name in ("_select", "_take", "_keys", "_scores", "finish")),
+        *((Pass, name) for name in ("_select", "_take", "_keys", "_attention", "finish")),
         *((layout, "enter") for layout in (Packed, Padded)),
         (RaggedLayer, "update"),
         (attention, "ragged_attention"),

@@ -127,8 +127,12 @@ def test_distances_are_made_by_tensor_cores(of, arch, instruction):
     ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
 )
 def test_attention_is_made_by_tensor_cores(of, arch, instruction):
-    assert names(row for row in of(arch, "_attention") if not row[instruction]) == []
-    assert names(row for row in of(arch, "_split") if not row["hmma"]) == []
+    rows = of(arch, "_attention")
+    short = [row for row in rows if row["setting"]["types"]["q_ptr"] != "*fp32"]
+    assert names(row for row in short if not row[instruction]) == []
+    # fp32 in three products of tf32, and decoding with its few rows, take the older instructions.
+    others = [*of(arch, "_split"), *(row for row in rows if row not in short)]
+    assert names(row for row in others if not row["hmma"]) == []
 
 
 @pytest.mark.parametrize("arch", aot.NVIDIA)

@@ -152,7 +152,7 @@ q, k = torch.zeros(2, 4, 64), torch.zeros(300, 2, 64)
 for _ in range(2):
     ragged_decode(q, k, k, [5, 200], impl="triton")
 known = [[x if isinstance(x, (int, float, str)) else type(x) for x in args] for args in launches]
-assert [name for name, *_ in known] == ["_split_kernel", "_merge_kernel"] * 2, known
+assert [name for name, *_ in known] == ["_split_kernel", "_merge_splits_kernel"] * 2, known
 assert known[:2] == known[2:], known
 assert all(len(relaunch.handles) == 1 for relaunch in (_launch_split, _launch_merge))
 """
