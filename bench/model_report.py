@@ -15,7 +15,7 @@ from prefills import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
 NAME = "whole model speed"  # of the markers
 NO_GPU = (
     "**No whole model has been timed on a GPU yet**, so nothing is claimed about how much faster a "
-    "real one gets. Figures of a small one on a CPU are in "
+    "real one gets."
 )
 HEAD = ["model", "plan", "batch", "visual tokens", "unpatched ms", "natively shorter ms",
         "vtfast ms", "times faster", "of native"]  # fmt: skip
@@ -71,11 +71,11 @@ def short(record: dict) -> str:
 def readme_block(records: dict[str, dict]) -> str:
     gpus = [record for record in records.values() if not on_cpu(record)]
     link = "[docs/benchmarks.md](docs/benchmarks.md)"
-    return "\n\n".join(map(short, gpus)) if gpus else f"{NO_GPU}{link}."
+    return "\n\n".join(map(short, gpus)) if gpus else f"{NO_GPU} Figures will be in {link}."
 
 
 def docs_block(records: dict[str, dict]) -> str:
-    parts = [] if any(not on_cpu(r) for r in records.values()) else [f"{NO_GPU}the tables below."]
+    parts = [] if any(not on_cpu(r) for r in records.values()) else [NO_GPU]
     for name, record in records.items():
         parts.append(f"## Whole models on {record['runs'][-1]['device']}")
         parts += [f"![{title}]({file})" for title, file in plots(name).items()]
