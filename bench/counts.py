@@ -4,6 +4,7 @@ Counted with torch.profiler and, on a GPU, by PyTorch's memory pool. A launch is
 device, an operator whatever PyTorch or vtfast dispatches (inner ones too), a wait a host read.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
@@ -62,6 +63,7 @@ def waits(call: Callable[[], object], device: str) -> int:
 
 def _cuda_memory(call: Callable[[], object]) -> dict[str, int]:
     """Allocations, and the most that is held above what there was before."""
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import bench_model
@@ -15,6 +17,7 @@ import prefills
 import pytest
 import torch
 from prefills import FLASH, NATIVE, PACKED, PADDED, UNPATCHED, Prompted
+from stand_in_gpu import StandIn
 from test_bench_runs import dry
 
 from vtfast import Plan, Prune
@@ -198,6 +201,42 @@ def test_launches_are_kernels_alone():
         _Event("aten::mm", cpu),
     ]
     assert sum(map(counts._is_kernel, events)) == 2
+
+
+def test_memory_of_a_gpu_is_what_a_call_adds(monkeypatch):
+    """Counters before and after, as PyTorch's memory pool keeps them."""
+    names = ("allocation.all.allocated", "allocated_bytes.all.current", "allocated_bytes.all.peak")
+    pool = dict(zip(names, (100, 5000, 5000), strict=True))
+    StandIn().install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: dict(pool))
+    after = dict(zip(names, (130, 6000, 8000), strict=True))
+    assert counts._cuda_memory(lambda: pool.update(after)) == {
+        "allocations": 30,
+        "peak_bytes": 3000,
+    }
+
+
+def test_a_race_on_a_gpu_takes_ratios_within_rounds_and_holds_no_cache_of_another_way(
+    prompted, monkeypatch
+):
+    """A packed cache goes when Python collects garbage, so that is done before every prefill."""
+    StandIn().install(monkeypatch)
+    held = []
+
+    def watched(way):
+        def prefill():
+            assert not any(keys() is not None for keys in held)
+            logits, cache = way.prefill()
+            held.append(weakref.ref(cache.layers[-1].keys))
+            return logits, cache
+
+        return replace(way, prefill=prefill)
+
+    ways = {p: watched(prompted.patched(PLAN, p)) for p in (PADDED, PACKED)}
+    taken = prefills.race(ways, 3, "cuda", steps=2, decoded=1)
+    assert [len(taken[path]["ttft"]) for path in ways] == [3, 3]
+    assert [len(taken[path]["decode"]) for path in ways] == [1, 1]
 
 
 def test_a_profile_names_hooks_and_operators(prompted):
