@@ -15,15 +15,18 @@ from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, products wrap around mod 2^64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
-_CHUNK = 1 << 22  # values hashed at once: bounds the int64 scratch memory at 100 MB
+_CHUNK = 1 << 20  # values hashed at once: bounds the int64 scratch memory at about 32 MB
 
 
 def mix64(a: Tensor, i: Tensor) -> Tensor:
     """Mix int64 values `a` with their int64 numbers `i`; broadcasts."""
-    z = (i + 1) * _GOLDEN + a
-    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        z = (z ^ _logical_right(z, shift)) * multiplier
-    return z ^ _logical_right(z, 31)
+    z = ((i + 1) * _GOLDEN).add(a)
+    high = torch.empty_like(z)  # in place from here on: memory is what this takes its time for
+    for shift, multiplier in zip((30, 27, 31), (*_MULTIPLIERS, 1), strict=True):
+        torch.bitwise_right_shift(z, shift, out=high)
+        z ^= high.bitwise_and_((1 << (64 - shift)) - 1)  # the shift of unsigned integers
+        z *= multiplier
+    return z
 
 
 def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
@@ -65,7 +68,3 @@ def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
     total = sums[0] if len(sums) == 1 else torch.cat(sums)
     keys = mix64(packed, torch.full_like(packed, -1))
     return keys.index_add(0, image_of_row, total)
-
-
-def _logical_right(z: Tensor, shift: int) -> Tensor:
-    return (z >> shift) & ((1 << (64 - shift)) - 1)

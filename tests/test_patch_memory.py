@@ -1,6 +1,7 @@
 """A packed KV cache holds what was kept and what was said, in buffers that stay where they are."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -74,9 +75,30 @@ def test_generations_leave_nothing_behind(family):
         assert tensors() <= before
 
 
+@pytest.mark.parametrize("path", ["packed", "padded"])
+@families
+def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
+    """Without the garbage collector: on a GPU it may not look for a long time."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        out = model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            kept = [weakref.ref(layer.keys) for layer in out.past_key_values.layers]
+            with torch.no_grad():
+                kept.append(weakref.ref(model(**inputs).logits))
+            del out
+            assert not any(ref() is not None for ref in kept)
+        finally:
+            gc.enable()
+
+
 def places(rows):
     """Lengths and starts of one more step, as the kernel is given them."""
-    decode = rows.extend([1, 1], step=True, kernels=True).decode
+    decode = rows.extend([1, 1], [], step=True, kernels=True).decode
     assert decode["max_length"] == max(rows.capacities)
     return decode["lengths"], decode["starts"]
 
@@ -84,7 +106,7 @@ def places(rows):
 def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
     rows = Rows([0, 0], torch.device("cpu"))
-    rows.extend([200, 130])
+    rows.extend([200, 130], [])
     addresses = [t.data_ptr() for t in (*places(rows), rows._where)]
     for step in range(2, ROOM):
         with torch.inference_mode(step % 2 == 0):
@@ -98,9 +120,9 @@ def test_steps_write_in_place_while_room_remains():
 
 def test_a_step_without_room_moves_everything_once():
     rows = Rows([0, 0], torch.device("cpu"))
-    rows.extend([200, 130])
+    rows.extend([200, 130], [])
     for _ in range(ROOM):
-        rows.extend([1, 1], step=True)
+        rows.extend([1, 1], [], step=True)
     assert rows.starts == [0, 200 + ROOM]
     lengths, starts = (t.tolist() for t in places(rows))
     assert lengths == rows.lengths == [200 + ROOM + 1, 130 + ROOM + 1]

@@ -40,8 +40,8 @@ class Holes:
         if self.mask is not None and remove:
             self.mask = self.mask[:, :-remove]
 
-    def select(self, index: Tensor, *, alike: bool = False) -> None:
-        """Reorder, drop or repeat samples."""
+    def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
+        """Reorder, drop or repeat samples; the layers, transformers' own, have done so."""
         if self.mask is not None:
             self.mask = self.mask[index.to(self.mask.device)]
 
@@ -121,7 +121,7 @@ class PrunedCacheMixin:
         state = self.vtfast
         state.batch = len(index)
         for stage in state.stages.values():
-            stage.select(index, alike=alike)
+            stage.select(index, self.layers, alike=alike)  # type: ignore[attr-defined]
         state.moved = {layer: flags[index.to(flags.device)] for layer, flags in state.moved.items()}
         if state.images is not None:
             state.images = state.images[index.to(state.images.device)]

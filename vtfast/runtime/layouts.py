@@ -47,13 +47,14 @@ class Packed:
         cached: Rows | None = state.stages.get(stage.layer)
         if cached is None:
             cached = state.stages[stage.layer] = self._ragged(run, stage, hidden.device)
-        run.spans = cached.extend(run.lengths)
+        run.spans = cached.extend(run.lengths, run.cache.layers)
         if stage.layer == 0:
             state.gap = seen + run.chunk - max(cached.lengths)
 
     def step(self, run: "Pass", layer: int, cached: Rows, hidden: Tensor) -> None:
         """Announce one more row per sample."""
-        run.spans = cached.extend([1] * run.batch, step=True, kernels=run.settings.kernels)
+        layers, kernels = run.cache.layers, run.settings.kernels
+        run.spans = cached.extend([1] * run.batch, layers, step=True, kernels=kernels)
 
     def positions(self, run: "Pass", layer: int, cached: Rows | None, hidden: Tensor) -> Tensor:
         """int64 [1, rows] in a prefill, [B, 1] in a step."""

@@ -43,11 +43,15 @@ class Spans:
 
 
 class Rows:
-    """Lengths, places and growth of the rows a run of layers has cached."""
+    """Lengths, places and growth of the rows a run of layers has cached.
+
+    Layers hold their `Rows` and not the other way round: a cycle would keep the memory of a cache
+    nobody has any more until the garbage collector looks. `layers` is therefore given: all of the
+    cache, of which those that are ours are moved.
+    """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.device = device
-        self.layers: list[RaggedLayer] = []
         self.lengths = list(lengths)
         self.fresh = not any(lengths)
         self.turn = 0  # how often rows were announced
@@ -60,7 +64,9 @@ class Rows:
         self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
         self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
 
-    def extend(self, new: list[int], *, step: bool = False, kernels: bool = False) -> Spans:
+    def extend(
+        self, new: list[int], layers: list[Any], *, step: bool = False, kernels: bool = False
+    ) -> Spans:
         """Announce that every layer is about to append new[b] rows to sample b; in a decoding
         `step` one each. `kernels`: whether Triton's will read them."""
         self.turn += 1
@@ -70,7 +76,7 @@ class Rows:
             if self.fresh:
                 self._place([n + ROOM for n in lengths])
             else:
-                self._move(list(range(len(new))), extra=new)
+                self._move(list(range(len(new))), layers, extra=new)
         first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
         self.lengths = lengths
         if step:
@@ -111,7 +117,7 @@ class Rows:
         self.lengths = [max(0, n - remove) for n in self.lengths]
         self._places = ()
 
-    def select(self, index: Tensor, *, alike: bool = False) -> None:
+    def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples; `alike`: each place gets one of its own length, as the
         beams of one prompt are. Then nothing is read from the device."""
         even = len(set(self.lengths)) == len(set(self.capacities)) == 1
@@ -121,7 +127,7 @@ class Rows:
             lengths = to_device(self.lengths, index.device)
             torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
         if not even and not alike:
-            self._move(index.tolist())
+            self._move(index.tolist(), layers)
             return
         if even:
             self.lengths = self.lengths[:1] * len(index)
@@ -131,18 +137,21 @@ class Rows:
         shift = starts - to_device(self.starts, self.device)
         rows = torch.arange(self.total, device=self.device)
         source = rows + shift.repeat_interleave(capacities, output_size=self.total)
-        for layer in self.layers:
-            layer.move(source.clamp(max=last), rows)  # rooms may be of unequal size
+        self._copy(layers, source.clamp(max=last), rows)  # rooms may be of unequal size
 
-    def _move(self, order: list[int], extra: list[int] | None = None) -> None:
+    def _move(self, order: list[int], layers: list[Any], extra: list[int] | None = None) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
         starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
         self._place([n + e + ROOM for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
         self.lengths = lengths
         source = row_numbers(starts, lengths, self.device)
         target = row_numbers(self.starts, lengths, self.device)
-        for layer in self.layers:
-            layer.move(source, target)
+        self._copy(layers, source, target)
+
+    def _copy(self, layers: list[Any], source: Tensor, target: Tensor) -> None:
+        for layer in layers:
+            if isinstance(layer, RaggedLayer) and layer.rows is self:
+                layer.move(source, target)
 
 
 def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> Tensor:
@@ -165,7 +174,6 @@ class RaggedLayer(CacheLayerMixin):
         super().__init__()
         self.rows = rows
         self._turn = rows.turn
-        rows.layers.append(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers for key_states, value_states [batch, heads, rows, D]."""
