@@ -3,6 +3,7 @@
     python bench/device_checks.py fixtures    # random picks are those written on a CPU, bit for bit
     python bench/device_checks.py reads       # no op waits for the device
     python bench/device_checks.py graphs      # a captured op follows its inputs when replayed
+    python bench/device_checks.py decoding    # a captured step of a packed cache is every next step
     python bench/device_checks.py models      # toy models say the same on the CPU and here, fp32
     python bench/device_checks.py calls       # every op once, for a memory checker to watch
 
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import torch
 from harness import host_reads
-from op_calls import op_calls
+from op_calls import HEAD_SIZE, HEADS, KEY_HEADS, op_calls
 from parity import exactly
+from shapes import dtype_for, normal
 
-from vtfast.ops import Ragged, random_select
+from vtfast.ops import Ragged, ragged_decode, random_select
+from vtfast.runtime.ragged_cache import ROOM, RaggedLayer, Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures" / "random_select.json"
@@ -103,16 +106,61 @@ def graphs(device: str) -> Verdicts:
         return
     for name, (op, tensors) in op_calls(device).items():
         op(*tensors)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = op(*tensors)
+        replay, captured = _captured(lambda op=op, tensors=tensors: op(*tensors))
         for x in tensors:
             x.copy_(x.flip(0) if x.is_floating_point() else x + 5)
         expected = op(*tensors)
-        graph.replay()
+        replay()
         torch.cuda.synchronize()
         yield name, exactly(expected)(captured)
+
+
+def _captured(call: Callable[[], object]) -> tuple[Callable[[], object], object]:
+    """A graph of this call, which is not run: what replays it, and where its answer will be."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = call()
+    return graph.replay, answer
+
+
+def decoding(device: str) -> Verdicts:
+    """Cache update and attention of one packed decoding step, captured once: while room remains,
+    each replay is the next step, bit for bit that of a cache beside it that is called step by step.
+    A CPU has no graphs: there both are called."""
+    (plain, new), (step, replayed_new) = (_packed_cache(device) for _ in range(2))
+    plain(), step()
+    replay, answer = _captured(step) if device == "cuda" else (step, None)
+    for number in range(2, ROOM):
+        for x, same in zip(new, replayed_new, strict=True):
+            same.copy_(x.mul_(-1).roll(1, 0))
+            x.copy_(same)
+        expected, found = plain(), replay()
+        found = answer if device == "cuda" else found
+        if number in (2, 3, ROOM - 1):
+            yield f"step {number} of {ROOM}", exactly(expected)(found)
+
+
+def _packed_cache(device: str) -> tuple[Callable[[], object], list[torch.Tensor]]:
+    """A layer's cache after a prefill: its next step, and query, key and value of the new rows."""
+    lengths, kernels = [70, 3, 129], device == "cuda"
+    rows = Rows([0] * len(lengths), torch.device(device))
+    layer = RaggedLayer(rows)
+
+    def fresh(seed: int, *shape: int) -> torch.Tensor:
+        return normal(seed, *shape, HEAD_SIZE, device=device, dtype=dtype_for(device))
+
+    def step() -> torch.Tensor:
+        spans = rows.extend([1] * len(lengths), [layer], step=True, kernels=kernels)
+        buffers = layer.update(*new[1:])
+        return ragged_decode(new[0][:, :, 0], *buffers, **spans.decode)
+
+    rows.extend(lengths, [layer])
+    layer.update(*(fresh(seed, 1, KEY_HEADS, sum(lengths)) for seed in (1, 2)))
+    new = [
+        fresh(n, len(lengths), heads, 1) for n, heads in enumerate((HEADS, KEY_HEADS, KEY_HEADS))
+    ]
+    return step, new
 
 
 def models(device: str) -> Verdicts:
@@ -173,7 +221,7 @@ def calls(device: str) -> Verdicts:
         yield name, ""
 
 
-CHECKS = {check.__name__: check for check in (fixtures, reads, graphs, models, calls)}
+CHECKS = {check.__name__: check for check in (fixtures, reads, graphs, decoding, models, calls)}
 
 
 def main() -> int:

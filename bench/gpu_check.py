@@ -71,7 +71,7 @@ def steps(device: str, out: Path, dry: bool) -> list[Step]:
     plain = [native(name, "not hypothesis", device, 90.0) for name in names]
     drawn = [] if dry else [native(name, "hypothesis", device, 150.0) for name in names]
     return [
-        *(check(name) for name in ("fixtures", "reads", "graphs")),
+        *(check(name) for name in ("fixtures", "reads", "graphs", "decoding")),
         *plain,
         check("models", 120.0),
         *(gate(op) for op in (ORDER[:1] if dry else ORDER)),  # dry: gpu_ops.py goes through all
