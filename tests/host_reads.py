@@ -8,7 +8,8 @@ the same calls happen, and two modes of torch see them:
   (`nonzero`, `masked_select`, `unique`, indexing with a boolean mask, `bincount`,
   `repeat_interleave` without `output_size`, …), and `x[rows] = 0`, which copies the number from
   memory that is not pinned, and waits for the copy (`index_fill_` does not).
-- A function mode sees what never becomes an operator on the CPU: `tolist`, `cpu`, `print`.
+- A function mode sees what never becomes an operator on the CPU: `tolist`, `cpu`, `print`; and
+  what does not in inference mode: numbers, `where`, lengths.
 
 Not counted: `numpy`, which a tensor on a GPU refuses, so it cannot wait for one. Not seen: copies
 to a device, and what reads a tensor without torch (`data_ptr` and the like).
@@ -37,6 +38,11 @@ _METHODS = {
     torch.Tensor.tolist,
     torch.Tensor.cpu,
     torch.Tensor.__repr__,
+    torch.Tensor.item,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__bool__,
+    torch.Tensor.__index__,
 }
 
 
@@ -84,7 +90,7 @@ class _Functions(TorchFunctionMode):
         self.reads = reads
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func not in _METHODS or self.reads._inside:
+        if self.reads._inside or not (func in _METHODS or _hidden_read(func, args)):
             return func(*args, **(kwargs or {}))
         self.reads.note(func.__name__)
         self.reads._inside = True
@@ -92,6 +98,18 @@ class _Functions(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             self.reads._inside = False
+
+
+def _hidden_read(func, args) -> bool:
+    """`torch.where(mask)` and `x[: n]` become no operator in inference mode."""
+    if func is torch.where:
+        return len(args) == 1
+    if func is torch.Tensor.__getitem__:
+        asked = args[1] if isinstance(args[1], tuple) else (args[1],)
+        slices = [i for i in asked if isinstance(i, slice)]
+        ends = (end for i in slices for end in (i.start, i.stop, i.step))
+        return any(isinstance(end, torch.Tensor) for end in ends)
+    return False
 
 
 def _waits_for_values(func, args, kwargs) -> bool:

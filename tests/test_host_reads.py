@@ -54,15 +54,21 @@ NO_READS = {
 }
 
 
+@pytest.fixture(params=[torch.no_grad, torch.inference_mode])
+def mode(request):
+    with request.param():
+        yield
+
+
 @pytest.mark.parametrize("call", READS.values(), ids=READS)
-def test_the_counter_sees_a_read(call):
+def test_the_counter_sees_a_read(call, mode):
     with HostReads() as reads:
         call()
     assert reads.count >= 1
 
 
 @pytest.mark.parametrize("call", NO_READS.values(), ids=NO_READS)
-def test_the_counter_sees_no_read_where_there_is_none(call):
+def test_the_counter_sees_no_read_where_there_is_none(call, mode):
     with HostReads() as reads:
         call()
     assert reads.calls == []
