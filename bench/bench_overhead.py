@@ -11,35 +11,44 @@ way runs once, in alternating order, and the ratios are taken within the round, 
 Then the share of selection and gathering in a prefill, and the Python that is left: microseconds a
 layer and a decoded token, on a model so small that nothing else takes time.
 
-    python bench/bench_overhead.py [--json FILE] [--rounds 7] [--tiny]
+    python bench/bench_overhead.py [--json FILE] [--rounds 7] [--only "b1, divprune"]
+
+The file is whole after every case, and a run that was stopped goes on with it. Of cases that miss
+their target a profile says where the time goes.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import counts
+import figures
 import machine
+import overhead_figures
 import torch
+from harness import Record
 from models import Shorter, encoded_once, prompts
+from prefills import Way
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import summary
 
 import vtfast
 from vtfast import Plan, Prune
 from vtfast.prefill import TINY, MidSize
 
-TEXTS = {1: (64,), 4: (16, 48, 80, 112)}
+OP = "overhead"
+TEXTS = ((64,), (16, 48, 80, 112))  # text tokens of each sample
 STEPS = 50
+PYTHON = "32 layers of 64"
 WAYS = ("unpatched", "native", "padded", "packed")
 
 
@@ -165,52 +174,59 @@ def python_microseconds(rounds: int, layers: int = 32) -> dict[str, float]:
     }
 
 
-def table(rows: list[dict]) -> Table:
-    out = Table(title="prefill, ms (median) and times native (median, p20-p80)")
-    for column in ("batch", "plan", "unpatched", "native", "padded", "packed", "select + gather"):
-        out.add_column(column, justify="left" if column == "plan" else "right")
-    for row in rows:
-        cells = [str(row["batch"]), row["plan"]]
-        cells += [f"{row[f'{name}_ms']['median']:.0f}" for name in WAYS[:2]]
-        for name in WAYS[2:]:
-            ratio = row[f"{name}_of_native"]
-            cells.append(f"{ratio['median']:.3f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})")
-        out.add_row(*cells, f"{row['select_and_gather']:.1%}")
-    return out
+def profile(bench: Bench, plan: list[Prune]) -> str:
+    """Where a packed prefill spends more than a native one."""
+    native = Shorter(bench.model, bench.inputs, Plan(plan), bench.image)
+    patched = partial(vtfast.patch, bench.model, plan, path="packed")
+    ways = {
+        "packed": Way(patched, bench.prefill, step=bench.model),
+        "native": Way(nullcontext, native.prefill, step=native.step),
+    }
+    return counts.contributors(counts.profiled(ways, "cpu"), *ways, top=6)
+
+
+def measure(bench: Bench, name: str, plan: list[Prune], rounds: int) -> dict:
+    """The row of a case."""
+    batch = len(bench.texts)
+    row = {"op": OP, "case": f"b{batch}, {name}", "batch": batch, "texts": bench.texts,
+           "plan": name, "rounds": rounds}  # fmt: skip
+    with encoded_once(bench.model, bench.inputs):
+        row |= race(bench, plan, rounds)
+        row["select_and_gather"] = share_of_selection(bench, plan, min(3, rounds))
+        if overhead_figures.missed(row):
+            row["profile"] = profile(bench, plan)
+    return row
 
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write there; goes on with it")
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sizes = TINY if options.tiny else MidSize()
-    console = Console(stderr=True, width=120)
-    cases = [(b, name) for b in TEXTS for name in plans(sizes.layers)]
-    benches = {b: Bench(sizes, texts) for b, texts in TEXTS.items()}
-    rows = []
-    for batch, name in track(cases, "prefill", console=console):
-        bench, plan = benches[batch], plans(sizes.layers)[name]
-        with encoded_once(bench.model, bench.inputs):
-            row = race(bench, plan, options.rounds)
-            row["select_and_gather"] = share_of_selection(bench, plan, min(3, options.rounds))
-        rows.append({"batch": batch, "texts": TEXTS[batch], "plan": name, **row})
-    facts = machine.header("cpu") | {"rounds": options.rounds}
-    python = python_microseconds(options.rounds)
-    console.print(table(rows))
-    for name, value in python.items():
-        console.print(f"Python added, {name.replace('_', ' ')}: {value:.0f} us")
-    for name in WAYS[2:]:
-        for batch in TEXTS:
-            worst = max(r[f"{name}_of_native"]["median"] for r in rows if r["batch"] == batch)
-            console.print(f"worst {name}, batch {batch}: {worst:.3f} x native")
-    if options.json:
-        found = {**facts, "rows": rows, "python_us": python}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    record = Record(options.json, machine.header("cpu"))
+    record.begin({})
+    cases = [(texts, name) for texts in TEXTS for name in plans(sizes.layers)]
+    bench = None
+    for texts, name in track(cases, "prefill", console=Console(stderr=True, width=120)):
+        case = f"b{len(texts)}, {name}"
+        if options.only not in case or record.row(OP, case) is not None:
+            continue
+        if bench is None or bench.texts != texts:
+            bench = Bench(sizes, texts)
+        record.put(measure(bench, name, plans(sizes.layers)[name], options.rounds))
+        record.save()
+    if record.row("python", PYTHON) is None:
+        record.put({"op": "python", "case": PYTHON, **python_microseconds(options.rounds)})
+        record.save()
+    print(overhead_figures.document(record.as_json(), figures.aligned))
     return 0
 
 

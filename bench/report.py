@@ -16,6 +16,7 @@ from pathlib import Path
 
 import figures
 import model_report
+import overhead_figures
 from model_report import on_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ def results(folder: Path = RESULTS) -> dict[str, dict]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        if "runs" in record and not path.stem.startswith("model_"):
+        if "runs" in record and not path.stem.startswith(("model_", overhead_figures.NAME)):
             found[path.stem] = record
     return dict(sorted(found.items(), key=lambda item: on_cpu(item[1])))
 
@@ -95,10 +96,12 @@ def pages(records: dict[str, dict], models: dict[str, dict]) -> dict[Path, str]:
         README: (readme_block(records), model_report.readme_block(models)),
         DOCS: (docs_block(records), model_report.docs_block(models)),
     }
-    return {
+    found = {
         path: with_block(with_block(path.read_text(), ops), whole, model_report.NAME)
         for path, (ops, whole) in blocks.items()
     }
+    overhead = overhead_figures.block(RESULTS)
+    return found | {DOCS: with_block(found[DOCS], overhead, overhead_figures.NAME)}
 
 
 def draw(name: str, record: dict) -> None:

@@ -96,7 +96,7 @@ def page(monkeypatch, tmp_path):
     """README and docs of their own, and no plots missing."""
     for name in ("README", "DOCS"):
         path = tmp_path / f"{name}.md"
-        names = (report.NAME, report.model_report.NAME)
+        names = (report.NAME, report.model_report.NAME, report.overhead_figures.NAME)
         blocks = [f"<!-- {n}: begin -->\nold\n<!-- {n}: end -->" for n in names]
         path.write_text("\n".join(["before", *blocks, "after\n"]))
         monkeypatch.setattr(report, name, path)
