@@ -71,7 +71,8 @@ def short(record: dict) -> str:
 def readme_block(records: dict[str, dict]) -> str:
     gpus = [record for record in records.values() if not on_cpu(record)]
     link = "[docs/benchmarks.md](docs/benchmarks.md)"
-    return "\n\n".join(map(short, gpus)) if gpus else f"{NO_GPU} Figures will be in {link}."
+    there = f"Figures of a small model on a CPU are in {link}." if records else ""
+    return "\n\n".join(map(short, gpus)) if gpus else f"{NO_GPU} {there}".strip()
 
 
 def docs_block(records: dict[str, dict]) -> str:
