@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, LAYERS
 
 import vtfast
 from vtfast import Plan, Prune
-from vtfast.runtime.ragged_cache import ROOM, Rows
+from vtfast.runtime.ragged_cache import ROOM, RaggedLayer, Rows
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 LATE = [Prune(2, "diversity", 0.5), Prune(4, "drop", 0)]
@@ -116,6 +116,24 @@ def test_steps_write_in_place_while_room_remains():
         assert (lengths, starts) == (rows.lengths, rows.starts)
         assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
         assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
+
+
+def test_few_rows_have_as_much_room_as_many():
+    """They had what was left of 128, and were copied after a few tokens."""
+    rows = Rows([0, 0, 0], torch.device("cpu"))
+    rows.extend([120, 3, 40], [])
+    assert rows.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
+
+
+def test_rows_that_were_all_cropped_off_make_room_for_more_than_before():
+    rows = Rows([0], torch.device("cpu"))
+    layer = RaggedLayer(rows)
+    for length in (3, 3 + 2 * ROOM):
+        new = torch.randn(1, 2, length, 4)
+        rows.extend([length], [layer])
+        layer.update(new, new)
+        assert torch.equal(layer.keys[rows.starts[0] :][:length], new[0].transpose(0, 1))
+        rows.crop(length)
 
 
 def test_a_step_without_room_moves_everything_once():

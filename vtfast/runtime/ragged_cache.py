@@ -72,11 +72,10 @@ class Rows:
         self.turn += 1
         self.fresh = not any(self.lengths)
         lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
-        if any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
-            if self.fresh:
-                self._place([n + ROOM for n in lengths])
-            else:
-                self._move(list(range(len(new))), layers, extra=new)
+        if self.turn == 1 and self.fresh:  # no layer has a buffer yet
+            self._place([n + ROOM for n in lengths])
+        elif any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
+            self._move(list(range(len(new))), layers, extra=new)
         first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
         self.lengths = lengths
         if step:
