@@ -248,7 +248,12 @@ def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
         ('{"settings": {"measures": "sweep"}}\n', "is of a run with measures='sweep', and this"),
         ("a shopping list\n", "holds something else than an earlier run; pass another name"),
         ('{"a": 1}\n', "holds something else than an earlier run"),
+        ('{"settings": [1]}\n', "holds something else than an earlier run"),
+        ("one line that has no end", "holds something else than an earlier run"),
+        ('{"settings": {"measures": "swe', "holds something else than an earlier run"),
+        (json.dumps({"settings": {"measures": ["x"] * 99}}) + "\n", r"measures=.{59}…, and this"),
     ],
+    ids=["sweep", "text", "other JSON", "list", "no line", "cut off", "long"],
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, written, says):
     log = tmp_path / "run.jsonl"

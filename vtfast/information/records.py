@@ -53,34 +53,46 @@ class Records:
     def _append(self, lines: list[dict[str, Any]]) -> None:
         assert self.path is not None
         with self.path.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.write(b"".join(map(_line, lines)))
             file.flush()
             os.fsync(file.fileno())
 
     def _read(self, settings: dict[str, Any]) -> int:
         """Take over what an earlier run finished; returns how many bytes of it are whole lines."""
         assert self.path is not None
-        whole = self.path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        if not lines:
-            return 0
+        found = self.path.read_bytes()
+        whole = found[: found.rfind(b"\n") + 1]
+        # Without a whole line it is the beginning of this very run, or a file that must not be lost.
+        ours = bool(whole) or _line({"settings": settings}).startswith(found)
+        before: dict[str, Any] = settings
         try:
-            first, *others = (json.loads(line) for line in lines)
-            before = first["settings"]
-            for other in others:
-                self.done.setdefault(other.pop("sample"), other)
+            for number, line in enumerate(map(json.loads, whole.splitlines())):
+                if number:
+                    self.done.setdefault(line.pop("sample"), line)
+                else:
+                    before = dict(line["settings"])
         except (ValueError, KeyError, TypeError, AttributeError):
+            ours = False
+        if not ours:
             raise InputError(
                 f"{self.path} holds something else than an earlier run; pass another name"
-            ) from None
+            )
         for name in {**before, **settings}:
             if before.get(name) != settings.get(name):
                 raise InputError(
-                    f"{self.path} is of a run with {name}={before.get(name)!r}, and this one has "
-                    f"{settings.get(name)!r}; pass another name, or delete the file"
+                    f"{self.path} is of a run with {name}={_short(before.get(name))}, and this one "
+                    f"has {_short(settings.get(name))}; pass another name, or delete the file"
                 )
         return len(whole)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
 
 
 def fingerprint(model: Any) -> str:
