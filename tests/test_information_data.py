@@ -132,7 +132,7 @@ def test_the_fingerprint_sees_what_is_in_a_file_and_not_where_it_is(processor, f
     assert made(first) != made(other)
     other.write_bytes(first.read_bytes())
     assert made(first) == made(other)
-    with pytest.raises(InputError, match="picture .*gone.png: there is no such file"):
+    with pytest.raises(InputError, match=r"picture .*gone\.png: there is no such file"):
         made(folder / "gone.png")
 
 
@@ -140,7 +140,7 @@ def test_the_example_that_a_processor_cannot_take_is_named(folder):
     Image.new("RGB", (2000, 3)).save(folder / "thin.png")
     examples, _ = read_examples(write(folder, GOOD, GOOD, {**GOOD, "image": "thin.png"}))
     data = Dataset(toy.load("qwen")[1], examples, "code")
-    with pytest.raises(InputError, match="cannot take data.jsonl line 3: absolute aspect ratio"):
+    with pytest.raises(InputError, match=r"cannot take data\.jsonl line 3: absolute aspect ratio"):
         data.batch([0, 1, 2])
 
 

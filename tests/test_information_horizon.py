@@ -160,6 +160,7 @@ def test_few_samples_are_said_to_be_few():
     (note,) = summary(n=30).notes
     assert note.startswith("30 samples may all miss a loss that hits up to 9.5 % of them; 299 see")
     assert summary(n=299).notes == []
+    assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
 
 
@@ -279,6 +280,10 @@ def test_a_run_of_another_model_is_not_gone_on_with(tmp_path):
         ({"maps": -1}, "maps=-1: expected an int >= 0"),
         ({"batch": 0}, "batch=0: expected an int >= 1"),
         ({"per": "answer"}, "per='answer'; pass one of"),
+        ({"tolerance": "low"}, "tolerance='low': expected a number"),
+        ({"seed": -1}, "seed=-1: expected an int >= 0"),
+        ({"chunk": -1}, "chunk=-1: expected an int >= 1"),
+        ({"impl": "fast"}, "impl='fast'; pass one of"),
         ({"log": "/nowhere/run.jsonl"}, "cannot write /nowhere/run.jsonl"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -25,8 +25,9 @@ import numpy as np
 
 from vtfast.errors import InputError
 from vtfast.information.bootstrap import Estimate, estimate, resample, upper
+from vtfast.information.checks import check_layers, check_options, check_share
 from vtfast.information.data import Dataset
-from vtfast.information.maps import PER, check_layers, score_probe
+from vtfast.information.maps import score_probe
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.progress import steps
@@ -76,7 +77,7 @@ class Horizon:
     @property
     def notes(self) -> list[str]:
         """What the numbers do not say by themselves."""
-        needed = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.tolerance))
+        needed = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.tolerance))
         notes = []
         if self.samples < needed:
             seen = 1 - (1 - self.confidence) ** (1 / self.samples)
@@ -161,14 +162,12 @@ def horizon(
         >>> h = information.horizon(model, dataset)
         >>> vtfast.patch(model, "divprune+random", keep=0.5, horizon=h)
     """
-    if per not in PER:
-        raise InputError(f"per={per!r}; pass one of {', '.join(map(repr, PER))}")
-    for name, value, least in (("tolerance", tolerance, 0.0), ("confidence", confidence, 0.5)):
-        if not least < value < 1:
-            raise InputError(f"{name}={value!r}: expected a number in ({least:g}, 1)")
-    for name, count, floor in (("maps", maps, 0), ("batch", batch, 1)):
-        if type(count) is not int or count < floor:
-            raise InputError(f"{name}={count!r}: expected an int >= {floor}")
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch)
+    check_share("tolerance", tolerance, 0.0)
+    check_share("confidence", confidence, 0.5)
+    for name, count in (("maps", maps), ("seed", seed)):
+        if type(count) is not int or count < 0:
+            raise InputError(f"{name}={count!r}: expected an int >= 0")
     wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
     settings = {
         "measures": "horizon",

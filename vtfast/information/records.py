@@ -62,7 +62,7 @@ class Records:
         assert self.path is not None
         found = self.path.read_bytes()
         whole = found[: found.rfind(b"\n") + 1]
-        # Without a whole line it is the beginning of this very run, or a file that must not be lost.
+        # Without a whole line it is the beginning of this very run, or a file not to be lost.
         ours = bool(whole) or _line({"settings": settings}).startswith(found)
         before: dict[str, Any] = settings
         try:
