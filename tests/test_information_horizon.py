@@ -12,7 +12,8 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import estimate, resample
-from vtfast.information.horizons import first_from_which_on, summarize
+from vtfast.information.horizons import summarize
+from vtfast.information.rule import first_from_which_on
 
 MODELS: dict = {}
 
@@ -162,6 +163,20 @@ def test_few_samples_are_said_to_be_few():
     assert summary(n=299).notes == []
     assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
+
+
+def test_what_was_not_measured_is_not_claimed():
+    some = measured(maps=0, layers=[1, 3])
+    assert some.notes[0] == "Measured at 1, 3 only; other layers may need visual tokens."
+    none = summary((300, "p", 3, 0.1), num_layers=8)
+    assert none.verdict == "no horizon up to layer 3 of 8"
+    assert none.notes[0].startswith("Measured at 0, 1, 2, 3 only")
+
+
+def test_a_model_that_knows_nothing_has_nothing_to_lose_and_it_is_said():
+    rows = [{**record([0.1] * 4, [False] * 4, [0.0] * 4), "right_full": False} for _ in range(300)]
+    found = summarize(rows, layers=(0, 1, 2, 3), maps=300, **ABOUT)
+    assert found.notes == ["The model answers nothing right, so there is nothing to lose."]
 
 
 # Plans
