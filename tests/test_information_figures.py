@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_information_horizon import GOOD, summary
 
+from vtfast.errors import InputError
 from vtfast.information import InformationMap, PictureScores, Sweep, figures
 from vtfast.information.bootstrap import Estimate
 from vtfast.information.horizons import CURVES
@@ -70,6 +71,12 @@ def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
     assert [ax.get_title() for ax in panels] == [f"layer {i}\np without = 0.10" for i in (2, 6)]
     limits = {ax.images[1].get_clim() for ax in panels}
     assert limits == {(-0.13, 0.13)}  # one scale, symmetric
+
+
+def test_scores_want_a_picture_each():
+    picture = Image.new("RGB", (30, 20))
+    with pytest.raises(InputError, match="2 pictures for scores of 1; pass one for each"):
+        figures.heat(scores(), [picture, picture])
 
 
 def swept(*methods, layers=(0, 3)):

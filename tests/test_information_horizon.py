@@ -249,6 +249,20 @@ def test_what_is_finished_is_not_run_again(tmp_path):
     assert found == measured(layers=[1])
 
 
+def test_a_log_that_can_no_longer_be_written_is_one_error(tmp_path):
+    log = tmp_path / "run.jsonl"
+
+    def take_away():
+        if log.is_file():
+            log.unlink()
+            log.mkdir()
+
+    with pytest.raises(
+        InputError, match=r"cannot write .*run\.jsonl: Is a directory; pass another"
+    ):
+        measured(log=log, layers=[2], progress=take_away)
+
+
 def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
     log = tmp_path / "run.jsonl"
     whole = measured(log=log, layers=[2])

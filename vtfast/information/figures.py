@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vtfast.errors import InputError
+
 if TYPE_CHECKING:
     from vtfast.information.bootstrap import Estimate
     from vtfast.information.horizons import Horizon
@@ -59,6 +61,10 @@ def heat(
         pictures: as many as the map has, in its order; of a clip the first frame.
         layers: which to show; by default up to 6 of those scored, evenly.
     """
+    if len(pictures) != len(found.pictures):
+        raise InputError(
+            f"{len(pictures)} pictures for scores of {len(found.pictures)}; pass one for each"
+        )
     shown = list(zip(found.pictures, pictures, strict=True))[:_MOST_PICTURES]
     some = np.linspace(0, len(found.layers) - 1, min(_MOST_LAYERS, len(found.layers)))
     wanted = [found.layers[i] for i in some.round().astype(int)] if layers is None else layers

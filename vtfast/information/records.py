@@ -41,7 +41,7 @@ class Records:
             if not kept:
                 self._append([{"settings": as_read}])
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; pass another name") from None
+            raise self._cannot_write(error) from None
 
     def add(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Note finished samples; those known already stay as they are."""
@@ -52,10 +52,16 @@ class Records:
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         assert self.path is not None
-        with self.path.open("ab") as file:
-            file.write(b"".join(map(_line, lines)))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"".join(map(_line, lines)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # the disk is full; what is whole stays
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {self.path}: {error.strerror}; pass another name")
 
     def _read(self, settings: dict[str, Any]) -> int:
         """Take over what an earlier run finished; returns how many bytes of it are whole lines."""
