@@ -12,6 +12,8 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, StateError, UnsupportedModelError
 from vtfast.information import probe as probe_module
+from vtfast.information.packing import Kept
+from vtfast.information.probe import Probe
 
 CLOSE = 1e-5
 ANSWERS = [[17], [40, 8, 61], [23, 54]]
@@ -105,6 +107,20 @@ def test_a_sample_scores_the_same_alone_and_in_a_batch(name):
     for b in range(len(ANSWERS)):
         _, alone = scored(name, which=slice(b, b + 1), layers=[0, 4], window=3)
         assert np.abs(alone.of(0) - together.of(b)).max() < CLOSE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_of_several_pictures_are_followed_with_the_text_between_them(name):
+    family = FAMILIES[name]
+    samples = family.samples(*BATCHES[name], seed=3)
+    probe = Probe(model_of(name), family.batch(samples), ANSWERS, [2])
+    for b, (sample, answer) in enumerate(zip(samples, ANSWERS, strict=True)):
+        slow = Naive(family, model_of(name), sample, answer)
+        there = np.flatnonzero(np.isin(probe.original[b], probe.visual[b]))
+        some = np.arange(1, len(there), 5)
+        (reading,), *_ = probe.follow([2], [Kept(b, there[some], len(answer))])
+        expected = slow.p(2, [slow.visual[i] for i in some]).tolist()
+        assert reading.p == pytest.approx(expected, abs=CLOSE)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
