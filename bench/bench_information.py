@@ -10,8 +10,9 @@ packed   vtfast: the units as one packed batch of [unit, text], the prefix read 
 All three on one scene of the bundled models, single tokens as units, the first token of the answer,
 fp32, one thread. Parity first: where the scores differ by more than 1e-5 nothing is timed. Times
 are medians of alternating rounds (`paper`: one run). Peak memory is of tensors alive at once, by
-torch's profiler. Row-layers, rows of hidden states times decoder layers they go
-through, are counted, for the toys and for the shapes of 7B models; nothing was run on those.
+torch's profiler (`paper`: of its longest forward, as it runs one at a time). Row-layers, rows of
+hidden states times decoder layers they go through, are counted, for the toys and for the shapes of
+7B models; nothing was run on those.
 """
 
 import argparse
@@ -85,14 +86,15 @@ class Scene:
         return torch.from_numpy(found.of(0))
 
     @torch.no_grad()
-    def paper(self) -> torch.Tensor:
+    def paper(self, first: int = 0, units: int | None = None) -> torch.Tensor:
+        """From layer `first` on, of all units or the first ones."""
         lines = []
-        for layer in range(self.layers):
+        for layer in range(first, self.layers):
             with vtfast.patch(self.model, [Prune(layer, "drop", 0)]):
                 without = self._p(self.model(**self.inputs, use_cache=False).logits[:, -1])
             line = []
             with vtfast.patch(self.model, [Prune(layer, "bench-keep-this", 1)]):
-                for unit in range(len(self.columns)):
+                for unit in range(units or len(self.columns)):
                     _kept[:] = [torch.tensor([unit])]
                     logits = self.model(**self.inputs, use_cache=False).logits[:, -1]
                     line.append(self._p(logits) - without)
@@ -141,6 +143,7 @@ def measure(name: str) -> dict:
     if error > 1e-5:
         raise SystemExit(f"{name}: the ways differ by {error:.1e}; nothing timed")
     peaks = {way: peak_bytes(getattr(scene, way)) for way in ("padded", "packed")}
+    peaks["paper"] = peak_bytes(lambda: scene.paper(scene.layers - 1, units=1))  # the longest
     for number in range(ROUNDS):
         for way in ("padded", "packed")[:: 1 if number % 2 else -1]:
             start = perf_counter()
@@ -170,7 +173,7 @@ def table(result: dict) -> str:
                 title,
                 way,
                 "" if seconds is None else f"{seconds:.2f}",
-                "" if peak is None else f"{peak / 1e6:.0f} MB",
+                "" if peak is None else f"{peak / 1e6:.1f} MB",
                 f"{rows:,}",
                 f"{rows / row['row_layers']['packed']:.2f}",
             ]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from vtfast import information, toy
 from vtfast.information import Horizon, Sweep, figures
+from vtfast.information.bootstrap import Estimate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
@@ -102,7 +103,18 @@ def scores_table(result: dict[str, Any]) -> str:
         parts.append(
             _markdown([title, *(f"L{i}" for i in range(found_layers(result, name)))], rows)
         )
+    every = [found for _, _, found in _horizons(result)]
+    widest = max(_half_width(found.curves["absolute"]) for found in every)
+    parts.append(
+        f"{every[0].maps} scenes each; 95 % intervals of the means over scenes are at most "
+        f"±{100 * widest:.1f} points."
+    )
     return "\n\n".join(parts)
+
+
+def _half_width(curve: Estimate) -> float:
+    """Of the widest interval of a curve."""
+    return float(np.max(np.subtract(curve.high, curve.low)) / 2)
 
 
 def found_layers(result: dict[str, Any], name: str) -> int:
@@ -135,7 +147,7 @@ def methods_table(result: dict[str, Any]) -> str:
 
 def agreement_table(result: dict[str, Any]) -> str:
     """How far random, diversity and attention lie apart before the horizon and beyond it."""
-    rows = []
+    rows, widths = [], {True: 0.0, False: 0.0}  # of intervals, by being beyond the horizon
     for task, record in result["sweeps"].items():
         found = Sweep.of_record(record)
         measured = Horizon.of_record(result["horizons"]["llava"][task])
@@ -146,6 +158,9 @@ def agreement_table(result: dict[str, Any]) -> str:
         apart = 100 * np.ptp(np.array(lines), axis=0)
         edge = found.num_layers if measured.layer is None else measured.layer
         before, beyond = apart[:edge], apart[edge:]
+        for row in (row for row in found.rows if row.method != "information"):
+            here = row.layer >= edge
+            widths[here] = max(widths[here], 50 * (row.high - row.low))
         rows.append(
             [
                 task.replace("_", " "),
@@ -156,7 +171,11 @@ def agreement_table(result: dict[str, Any]) -> str:
             ]
         )
     head = ["task", "horizon", "before: most", "before: mean of layers", "beyond: most"]
-    return _markdown(head, rows)
+    note = (
+        f"95 % intervals of the accuracies compared are at most ±{widths[False]:.0f} points before "
+        f"the horizons and ±{widths[True]:.0f} beyond."
+    )
+    return f"{_markdown(head, rows)}\n\n{note}"
 
 
 def plans_table(result: dict[str, Any]) -> str:

@@ -91,6 +91,7 @@ def test_sweep_has_a_column_for_every_method(folder):
     shown = answered("sweep", *MODEL, *asked, *options).stdout
     assert re.search(r"layer +none +random +diversity", shown)
     assert len([line for line in shown.splitlines() if re.match(r" ?[07] ", line)]) == 4
+    assert re.search(r"\n ?7 +100\.0 +100\.0 ±0\.0 +100\.0 *\n +\(100 to 100\)", shown)
     rows = json.loads((folder / "s.json").read_text())["rows"]
     assert [row["accuracy"] for row in rows if row["layer"] == 7] == [1.0] * 4
     assert width("s.png") > 500
@@ -110,6 +111,55 @@ def test_data_is_read_from_a_file_and_bad_lines_are_told(folder):
     assert "1 samples, 0 with scores" in result.stdout
 
 
+def test_score_leaves_out_bad_lines_as_the_others_do(folder):
+    good = {"image": "a.png", "question": "read the code .", "answer": "K 1 M"}
+    (folder / "mine.jsonl").write_text(f"{{\n{json.dumps(good)}\n")
+    asked = ("--data", "mine.jsonl", "--layers", "7", "--window", "8")
+    assert "line 1: no JSON" in refused(call("score", *MODEL, *asked))
+    result = answered("score", *MODEL, *asked, "--skip-bad")
+    assert "answer 'K 1 M'" in result.stdout
+    assert "skipped line 1" in result.stderr
+
+
+def test_what_is_read_is_never_written_over(folder):
+    good = {"image": "a.png", "question": "read the code .", "answer": "K 1 M"}
+    for name in ("mine.json", "mine.jsonl"):
+        (folder / name).write_text(json.dumps(good) + "\n")
+    picture = (folder / "a.png").read_bytes()
+    own = ("--image", "a.png", "--prompt", "read the code .", "--answer", "K 1 M")
+    for command, read, target in (
+        ("horizon", ("--data", "mine.json", "--out", "mine.png"), "mine.json"),
+        ("horizon", ("--data", "mine.jsonl", "--out", "a.png"), "a.png"),
+        ("sweep", ("--task", "code", "--log", "run.json", "--out", "run.png"), "run.json"),
+        ("score", (*own, "--out", str(folder / "a.png")), str(folder / "a.png")),
+    ):
+        line = refused(call(command, *MODEL, *read, "--layers", "7"))
+        assert f"would write over {target}; pass another name" in line
+    assert (folder / "a.png").read_bytes() == picture
+    assert json.loads((folder / "mine.json").read_text()) == good
+
+
+def test_no_number_is_cut_off_at_80_columns(folder):
+    def shown(command, *options):
+        return answered(command, *MODEL, "--task", "code", *options, columns=80).stdout
+
+    methods = "random,diversity,topk,dart,uniform,information"
+    options = ("--samples", "2", "--layers", "7", "--window", "8", "--methods", methods)
+    text = shown("sweep", *options)
+    assert [name for name in methods.split(",") if name not in text.split()] == []
+    assert text.count("(100 to 100)") == 6
+    assert re.search(r"^ ?7 +100\.0 +100\.0 ±0\.0 +100\.0 ", text, re.MULTILINE)
+    text = shown("horizon", "--samples", "3", "--maps", "1", "--layers", "0-3", "--window", "8")
+    assert text.count("100.0]") == 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_breaks_no_line_of_its_own_at_80_columns(command):
+    text = call(command, "--help", columns=80).stdout.partition("Options")[0]
+    alone = [line for line in text.splitlines() if re.fullmatch(r" [a-z]\S* *", line)]
+    assert alone == []
+
+
 @pytest.mark.parametrize(
     ("command", "options", "says"),
     [
@@ -119,6 +169,9 @@ def test_data_is_read_from_a_file_and_bad_lines_are_told(folder):
         ("horizon", ["--data", "none.jsonl"], "cannot read none.jsonl: No such file"),
         ("horizon", ["--data", "empty.jsonl"], "empty.jsonl is empty; a line is like"),
         ("horizon", ["--task", "code", "--layers", "0,x"], "--layers 0,x: expected numbers"),
+        ("horizon", ["--task", "code", "--layers", "0,5-2"], "--layers 0,5-2: expected numbers"),
+        ("horizon", ["--task", "code", "--layers", "5-"], "--layers 5-: expected numbers"),
+        ("horizon", ["--task", "code", "--layers", "0-9999999999"], "expected numbers and ranges"),
         ("horizon", ["--task", "code", "--layers", "0,99"], "the model has 8 decoder layers"),
         ("horizon", ["--task", "code", "--tolerance", "2"], "tolerance=2.0: expected a number"),
         ("horizon", ["--task", "code", "--per", "joint"], "--per joint: pass one of mean_token"),

@@ -57,8 +57,14 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
         ({**GOOD, "image": "none.png"}, "none.png: there is no such file"),
         ({**GOOD, "image": "broken.png"}, "broken.png"),
         ({**GOOD, "answer": "  \u200b"}, "has no token; pass one the tokenizer knows"),
+        ({**GOOD, "question": "why \ud800?"}, '"question" is no text'),
+        ("[" * 100_000, "no JSON that Python reads"),
+        ('{"a": ' + "9" * 5000 + "}", "no JSON that Python reads"),
     ],
-    ids=["json", "object", "image", "no image", "question", "answer", "missing", "broken", "empty"],
+    ids=[
+        *("json", "object", "image", "no image", "question", "answer", "missing", "broken"),
+        *("empty", "half a character", "deep", "long number"),
+    ],
 )
 def test_a_bad_line_is_told_with_its_number_and_the_others_are_read(folder, line, reason):
     class Deaf:
@@ -69,6 +75,15 @@ def test_a_bad_line_is_told_with_its_number_and_the_others_are_read(folder, line
     assert len(examples) == 2
     assert [one.number for one in bad] == [2]
     assert reason in bad[0].reason
+
+
+def test_lines_end_where_json_lines_end_and_a_byte_order_mark_is_no_text(folder):
+    """U+2028 and others end lines for Python, and may stand in the text of JSON."""
+    text = json.dumps({**GOOD, "question": "read\u2028the\x85code ."}, ensure_ascii=False)
+    (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n{text}\r\n".encode())
+    examples, bad = read_examples(folder / "data.jsonl")
+    assert bad == []
+    assert [e.question for e in examples] == ["read\u2028the\x85code ."] * 2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +122,26 @@ def test_the_fingerprint_sees_answers_and_pictures(processor):
         for p, a, e in ((picture, "1", 0), (picture, "2", 0), (other, "1", 0), (picture, "1", 1))
     ]
     assert len(set(kinds)) == 4
+
+
+def test_the_fingerprint_sees_what_is_in_a_file_and_not_where_it_is(processor, folder):
+    def made(path):
+        return Dataset(processor, [Example((path,), "read the code .", "1")], "code").fingerprint()
+
+    first, other = folder / "a.png", folder / "sub" / "b.png"
+    assert made(first) != made(other)
+    other.write_bytes(first.read_bytes())
+    assert made(first) == made(other)
+    with pytest.raises(InputError, match=r"picture .*gone\.png: there is no such file"):
+        made(folder / "gone.png")
+
+
+def test_the_example_that_a_processor_cannot_take_is_named(folder):
+    Image.new("RGB", (2000, 3)).save(folder / "thin.png")
+    examples, _ = read_examples(write(folder, GOOD, GOOD, {**GOOD, "image": "thin.png"}))
+    data = Dataset(toy.load("qwen")[1], examples, "code")
+    with pytest.raises(InputError, match=r"cannot take data\.jsonl line 3: absolute aspect ratio"):
+        data.batch([0, 1, 2])
 
 
 @pytest.mark.parametrize(

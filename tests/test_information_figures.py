@@ -1,14 +1,17 @@
 """Figures show what was measured, with the horizon marked and the numbers beside."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_information_horizon import GOOD, summary
 
+from vtfast.errors import InputError
 from vtfast.information import InformationMap, PictureScores, Sweep, figures
 from vtfast.information.bootstrap import Estimate
+from vtfast.information.horizons import CURVES
 from vtfast.information.sweeps import Row
 
 
@@ -35,6 +38,20 @@ def test_no_horizon_is_said_and_not_marked():
     assert not any("horizon" in label for ax in figure.axes for label in lines(ax))
 
 
+@pytest.mark.parametrize("layers", [(7,), (0, 1)])
+def test_layers_are_whole_numbers(layers):
+    curve = {
+        name: Estimate((0.1,) * len(layers), (0.0,) * len(layers), (0.2,) * len(layers))
+        for name in CURVES
+    }
+    found = replace(
+        summary(), layer=layers[0], layers=layers, curves=curve, spread=(0.1,) * len(layers)
+    )
+    for ax in figures.curves(found).axes:
+        ticks = [tick for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
+        assert ticks == list(layers)
+
+
 def scores():
     values = np.arange(24.0).reshape(4, 6) / 100 - 0.1
     columns = tuple((i,) for i in range(6))
@@ -56,16 +73,33 @@ def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
     assert limits == {(-0.13, 0.13)}  # one scale, symmetric
 
 
-def test_accuracies_are_a_line_for_every_method_and_a_panel_for_every_budget(tmp_path):
+def test_scores_want_a_picture_each():
+    picture = Image.new("RGB", (30, 20))
+    with pytest.raises(InputError, match="2 pictures for scores of 1; pass one for each"):
+        figures.heat(scores(), [picture, picture])
+
+
+def swept(*methods, layers=(0, 3)):
     rows = [
         Row(method, layer, keep, 0.5 + layer / 10, 0.4, 0.9, seeds, 0.5, 0.2)
-        for method, seeds in (("random", (0.4, 0.5, 0.6)), ("topk", (0.5,)))
-        for layer in (0, 3)
+        for method, seeds in methods
+        for layer in layers
         for keep in (0.25, 0.5)
     ]
     one, two = Estimate((1.0,), (1.0,), (1.0,)), Estimate((0.1, 0.9), (0.0, 0.8), (0.2, 1.0))
-    about = ("code", "llava", 4, (0, 3), 9, one, two, (1.0, 0.0), "mean_token", None, 0.95)
-    found = Sweep(tuple(rows), *about)
+    about = ("code", "llava", 4, layers, 9, one, two, (1.0, 0.0), "mean_token", None, 0.95)
+    return Sweep(tuple(rows), *about)
+
+
+def test_no_method_is_left_out_of_the_figure():
+    names = [f"method {i}" for i in range(10)]
+    for ax in figures.accuracy(swept(*((name, (0.5,)) for name in names))).axes:
+        assert set(names) <= set(lines(ax))
+        assert ax.get_xlabel() == "decoder layer"
+
+
+def test_accuracies_are_a_line_for_every_method_and_a_panel_for_every_budget(tmp_path):
+    found = swept(("random", (0.4, 0.5, 0.6)), ("topk", (0.5,)))
     first, second, below, _ = figures.accuracy(found).axes
     assert lines(first)["random"].get_ydata().tolist() == pytest.approx([50, 80])
     (whiskers,) = first.containers  # of the one that ran with several seeds

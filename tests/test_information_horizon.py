@@ -12,7 +12,8 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import estimate, resample
-from vtfast.information.horizons import first_from_which_on, summarize
+from vtfast.information.horizons import summarize
+from vtfast.information.rule import first_from_which_on
 
 MODELS: dict = {}
 
@@ -160,7 +161,22 @@ def test_few_samples_are_said_to_be_few():
     (note,) = summary(n=30).notes
     assert note.startswith("30 samples may all miss a loss that hits up to 9.5 % of them; 299 see")
     assert summary(n=299).notes == []
+    assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
+
+
+def test_what_was_not_measured_is_not_claimed():
+    some = measured(maps=0, layers=[1, 3])
+    assert some.notes[0] == "Measured at 1, 3 only; other layers may need visual tokens."
+    none = summary((300, "p", 3, 0.1), num_layers=8)
+    assert none.verdict == "no horizon up to layer 3 of 8"
+    assert none.notes[0].startswith("Measured at 0, 1, 2, 3 only")
+
+
+def test_a_model_that_knows_nothing_has_nothing_to_lose_and_it_is_said():
+    rows = [{**record([0.1] * 4, [False] * 4, [0.0] * 4), "right_full": False} for _ in range(300)]
+    found = summarize(rows, layers=(0, 1, 2, 3), maps=300, **ABOUT)
+    assert found.notes == ["The model answers nothing right, so there is nothing to lose."]
 
 
 # Plans
@@ -233,6 +249,20 @@ def test_what_is_finished_is_not_run_again(tmp_path):
     assert found == measured(layers=[1])
 
 
+def test_a_log_that_can_no_longer_be_written_is_one_error(tmp_path):
+    log = tmp_path / "run.jsonl"
+
+    def take_away():
+        if log.is_file():
+            log.unlink()
+            log.mkdir()
+
+    with pytest.raises(
+        InputError, match=r"cannot write .*run\.jsonl: Is a directory; pass another"
+    ):
+        measured(log=log, layers=[2], progress=take_away)
+
+
 def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
     log = tmp_path / "run.jsonl"
     whole = measured(log=log, layers=[2])
@@ -248,7 +278,12 @@ def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
         ('{"settings": {"measures": "sweep"}}\n', "is of a run with measures='sweep', and this"),
         ("a shopping list\n", "holds something else than an earlier run; pass another name"),
         ('{"a": 1}\n', "holds something else than an earlier run"),
+        ('{"settings": [1]}\n', "holds something else than an earlier run"),
+        ("one line that has no end", "holds something else than an earlier run"),
+        ('{"settings": {"measures": "swe', "holds something else than an earlier run"),
+        (json.dumps({"settings": {"measures": ["x"] * 99}}) + "\n", r"measures=.{59}…, and this"),
     ],
+    ids=["sweep", "text", "other JSON", "list", "no line", "cut off", "long"],
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, written, says):
     log = tmp_path / "run.jsonl"
@@ -274,6 +309,10 @@ def test_a_run_of_another_model_is_not_gone_on_with(tmp_path):
         ({"maps": -1}, "maps=-1: expected an int >= 0"),
         ({"batch": 0}, "batch=0: expected an int >= 1"),
         ({"per": "answer"}, "per='answer'; pass one of"),
+        ({"tolerance": "low"}, "tolerance='low': expected a number"),
+        ({"seed": -1}, "seed=-1: expected an int >= 0"),
+        ({"chunk": -1}, "chunk=-1: expected an int >= 1"),
+        ({"impl": "fast"}, "impl='fast'; pass one of"),
         ({"log": "/nowhere/run.jsonl"}, "cannot write /nowhere/run.jsonl"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -12,6 +12,8 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, StateError, UnsupportedModelError
 from vtfast.information import probe as probe_module
+from vtfast.information.packing import Kept
+from vtfast.information.probe import Probe
 
 CLOSE = 1e-5
 ANSWERS = [[17], [40, 8, 61], [23, 54]]
@@ -107,6 +109,20 @@ def test_a_sample_scores_the_same_alone_and_in_a_batch(name):
         assert np.abs(alone.of(0) - together.of(b)).max() < CLOSE
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_of_several_pictures_are_followed_with_the_text_between_them(name):
+    family = FAMILIES[name]
+    samples = family.samples(*BATCHES[name], seed=3)
+    probe = Probe(model_of(name), family.batch(samples), ANSWERS, [2])
+    for b, (sample, answer) in enumerate(zip(samples, ANSWERS, strict=True)):
+        slow = Naive(family, model_of(name), sample, answer)
+        there = np.flatnonzero(np.isin(probe.original[b], probe.visual[b]))
+        some = np.arange(1, len(there), 5)
+        (reading,), *_ = probe.follow([2], [Kept(b, there[some], len(answer))])
+        expected = slow.p(2, [slow.visual[i] for i in some]).tolist()
+        assert reading.p == pytest.approx(expected, abs=CLOSE)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_the_size_of_a_packed_batch_changes_nothing(chunk):
     _, usual = scored("qwen", layers=[1, 5])
@@ -187,20 +203,38 @@ def test_a_saved_map_is_read_as_it_was(tmp_path):
     assert np.array_equal(again.pictures[1].scores, found.pictures[1].scores)
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, lambda ids: [*torch.tensor(ids)]])
+def test_answers_and_layers_may_be_arrays(kind):
+    _, expected = scored("llava", layers=[1, 4], window=3)
+    family = FAMILIES["llava"]
+    inputs = family.batch(family.samples(*BATCHES["llava"], seed=3))
+    options = {"layers": np.array([4, 1]), "window": 3, "progress": False}
+    found = information.score(model_of("llava"), inputs, [*map(kind, ANSWERS)], **options)
+    assert found.record() == expected.record()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"layers": [LAYERS]}, "layers=.6.: the model has 6 decoder layers; pass some of 0 to 5"),
-        ({"layers": [-1]}, "pass some of 0 to 5"),
-        ({"layers": []}, "pass some of 0 to 5"),
+        ({"layers": [LAYERS]}, "layers=.6.: the model has 6 decoder layers; pass a list of"),
+        ({"layers": [-1]}, "pass a list of some of 0 to 5"),
+        ({"layers": []}, "pass a list of some of 0 to 5"),
         ({"per": "token"}, "per='token'; pass one of 'first_token', 'mean_token'"),
         ({"window": 0}, "window=0: pass tokens along a side"),
         ({"window": (2,)}, "pass tokens along a side, or"),
-        ({"chunk": 0}, "chunk=0; pass a number of units >= 1"),
+        ({"layers": 3}, "layers=3: the model has 6 decoder layers; pass a list of some of 0 to 5"),
+        ({"layers": [True]}, "pass a list of some of 0 to 5"),
+        ({"impl": "fast"}, "impl='fast'; pass one of 'auto', 'eager', 'triton'"),
+        ({"chunk": 0}, "chunk=0: expected an int >= 1"),
         ({"answer": [[1]]}, "1 answers for 3 samples; pass one for each"),
         ({"answer": [[1], [], [2]]}, "the answer of sample 1 has no token"),
         ({"answer": [[1], [999], [2]]}, r"sample 1 is \[999\]; pass token ids below 120"),
         ({"answer": "yes"}, "pass token ids; information.answer_ids makes them"),
+        ({"answer": ["1", "23", "4"]}, r"answer=\['1', '23', '4'\]: pass token ids; information"),
+        ({"answer": [[1.5], [2], [3]]}, "pass token ids; information.answer_ids makes them"),
+        ({"answer": [[1], 2, [3]]}, "pass token ids"),
+        ({"answer": 3}, "answer=3: pass token ids"),
+        ({"answer": torch.tensor(3)}, "pass token ids"),
         ({"labels": torch.zeros(3, 1)}, "inputs hold labels; pass what a processor returns"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -135,9 +135,25 @@ def test_it_saves_a_row_for_every_cell(tmp_path):
         ({"layers": (6,)}, InputError, "the model has 6 decoder layers"),
         ({"seeds": 0}, InputError, "seeds=0: expected an int >= 1"),
         ({"per": "all"}, InputError, "per='all'"),
+        ({"batch": 0}, InputError, "batch=0: expected an int >= 1"),
+        ({"confidence": 2}, InputError, r"confidence=2: expected a number in \(0, 1\)"),
+        ({"methods": ["random", "drop"]}, PlanError, '"drop", which keeps nothing; pass keep=0'),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
-def test_bad_arguments_are_refused(options, error, says):
+def test_bad_arguments_are_refused_before_anything_runs(options, error, says, tmp_path):
     with pytest.raises(error, match=says):
-        swept(**options)
+        swept(**options, log=tmp_path / "sweep.jsonl")
+    assert not (tmp_path / "sweep.jsonl").exists()
+
+
+def test_methods_and_budgets_named_twice_are_swept_once():
+    twice = swept(methods=["random", "random"], keep=[0.25, 0.25], layers=(0,), retained=False)
+    assert twice == swept(methods=["random"], keep=0.25, layers=(0,), retained=False)
+
+
+def test_a_run_with_other_budgets_is_not_gone_on_with(tmp_path):
+    log = tmp_path / "sweep.jsonl"
+    swept(keep=0.25, layers=(0,), retained=False, log=log)
+    with pytest.raises(InputError, match=r"with keep=\[0.25\], and this one has \[0.5\]; pass"):
+        swept(keep=0.5, layers=(0,), retained=False, log=log)

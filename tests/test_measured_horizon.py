@@ -18,13 +18,13 @@ class Horizon:
 
 
 def test_the_second_stage_is_put_where_the_horizon_is():
-    plan = Plan.from_horizon(Horizon(9), "divprune+vtw", keep=0.4)
+    plan = Plan.from_horizon(Horizon(9), 0.4, "divprune+vtw")
     assert plan.stages == Plan.preset("divprune+vtw", num_layers=12, keep=0.4, horizon=9).stages
     assert (plan.horizon, plan.horizon_source) == (9, "measured on reading a code")
 
 
 def test_vtw_drops_everything_there():
-    assert Plan.from_horizon(Horizon(9), "vtw").tokens_per_layer(5, 12) == (5,) * 9 + (0,) * 3
+    assert Plan.from_horizon(Horizon(9), name="vtw").tokens_per_layer(5, 12) == (5,) * 9 + (0,) * 3
 
 
 @pytest.mark.parametrize("name", ["divprune+random", "fastv+random", "random+vtw"])
@@ -32,7 +32,7 @@ def test_without_a_horizon_the_first_stage_is_solved_again_for_the_same_keep(nam
     with pytest.warns(
         UserWarning, match=f"reading a code has no horizon: '{name}'".replace("+", r"\+")
     ):
-        plan = Plan.from_horizon(Horizon(None), name, keep=0.4)
+        plan = Plan.from_horizon(Horizon(None), 0.4, name)
     alone = Plan.preset(name.partition("+")[0], num_layers=12, keep=0.4)
     assert (plan.stages, plan.keep, plan.horizon) == (alone.stages, 0.4, None)
     assert "horizon (none measured on reading a code)" in str(plan)
@@ -50,19 +50,19 @@ def test_without_a_horizon_there_must_be_another_stage_to_plan(name):
     with pytest.raises(
         PlanError, match=r"has no horizon and preset .* no stage to plan without one"
     ):
-        Plan.from_horizon(Horizon(None), name)
+        Plan.from_horizon(Horizon(None), name=name)
 
 
 def test_a_preset_without_a_horizon_refuses_one():
     with pytest.raises(PlanError, match="has no horizon; leave it out"):
-        Plan.from_horizon(Horizon(9), "divprune")
+        Plan.from_horizon(Horizon(9), name="divprune")
 
 
 def test_a_measured_horizon_is_as_good_as_a_layer():
     plan = Plan.resolve(
         "divprune+random", num_layers=12, keep=0.4, horizon=Horizon(9), model_type="llava"
     )
-    assert plan == Plan.from_horizon(Horizon(9), keep=0.4)
+    assert plan == Plan.from_horizon(Horizon(9), 0.4)
 
 
 @pytest.mark.parametrize(

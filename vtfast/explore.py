@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 100  # of the bundled scenes, which never end
 _BAD_SHOWN = 3
+_METHODS_SHOWN = 4  # side by side, in 80 columns
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def prepared(study: Study) -> Iterator[tuple[Any, "Dataset", Console, Console]]:
     with quiet(), working(err, f"looking at {study.model}"):
         checkpoint = find(study.model)
         data = _questions(study.source, checkpoint, err)
+    _check_out(study, data)
     try:
         with quiet(bars=err.is_terminal):
             model = checkpoint.weights(device, study.dtype)
@@ -181,6 +183,19 @@ def _questions(source: Source, checkpoint: "Checkpoint", err: Console) -> "Datas
     return Dataset(processor, examples[: source.samples], source.data.stem)
 
 
+def _check_out(study: Study, data: "Dataset") -> None:
+    """Nothing that is read is written over, neither by the picture nor by the JSON beside it."""
+    if study.out is None:
+        return
+    own = study.source.own[0] if study.source.own else ()
+    files = [image for example in data.examples for image in example.images]
+    read = [study.source.data, study.log, *own, *(f for f in files if isinstance(f, Path))]
+    taken = {path.resolve() for path in read if path is not None}
+    for target in (study.out, study.out.with_suffix(".json")):
+        if target.resolve() in taken:
+            raise InputError(f"--out {study.out} would write over {target}; pass another name")
+
+
 def finish(
     study: Study, out: Console, found: Any, show: Callable[[Console, str, Any], None]
 ) -> None:
@@ -218,9 +233,8 @@ def _show_scores(out: Console, found: "InformationMap") -> None:
 
 
 def _show_horizon(out: Console, model: str, found: "Horizon") -> None:
-    said = "no horizon" if found.layer is None else f"horizon at layer {found.layer}"
     low, high = ("none" if end is None else end for end in found.interval)
-    out.print(f"{model} on {found.task}: {said} of {found.num_layers}", style="bold")
+    out.print(f"{model} on {found.task}: {found.verdict}", style="bold")
     out.print(
         f"{found.samples} samples, {found.maps} with scores; in {100 * found.confidence:g} % of "
         f"resampled data between {low} and {high}. Scores of units and losses, in points:"
@@ -228,7 +242,8 @@ def _show_horizon(out: Console, model: str, found: "Horizon") -> None:
     names = {"information": "mean", "absolute": "mean |score|"}
     names |= {"p_loss": "p lost", "accuracy_loss": "accuracy lost"}
     columns = [name for name in names if name in found.curves]
-    shown = table("layer", *(names[name] for name in columns), wraps=())
+    wraps = range(1, 1 + len(columns))
+    shown = table("layer", *(names[name] for name in columns), wraps=wraps)
     for i, layer in enumerate(found.layers):
         cells = []
         for name in columns:
@@ -249,15 +264,17 @@ def _show_sweep(out: Console, model: str, found: "Sweep") -> None:
     methods = list(dict.fromkeys(row.method for row in found.rows))
     for keep in dict.fromkeys(row.keep for row in found.rows):
         out.print(f"{100 * keep:g} % kept from the layer on:")
-        shown = table("layer", "none", *methods, wraps=())
-        for i, layer in enumerate(found.layers):
-            cells = [f"{100 * found.without.mean[i]:.1f}"]
-            for row in (found.of(method, keep)[i] for method in methods):
-                spread = f" ±{100 * row.spread:.1f}" if len(row.seeds) > 1 else ""
-                mean, low, high = (100 * x for x in (row.accuracy, row.low, row.high))
-                cells.append(f"{mean:.1f} ({low:.0f} to {high:.0f}){spread}")
-            shown.add_row(str(layer), *cells)
-        out.print(shown)
+        for start in range(0, len(methods), _METHODS_SHOWN):
+            some = methods[start : start + _METHODS_SHOWN]
+            shown = table("layer", "none", *some, wraps=())
+            for i, layer in enumerate(found.layers):
+                cells = [f"{100 * found.without.mean[i]:.1f}"]
+                for row in (found.of(method, keep)[i] for method in some):
+                    spread = f" ±{100 * row.spread:.1f}" if len(row.seeds) > 1 else ""
+                    mean, low, high = (100 * x for x in (row.accuracy, row.low, row.high))
+                    cells.append(f"{mean:.1f}{spread}\n({low:.0f} to {high:.0f})")
+                shown.add_row(str(layer), *cells)
+            out.print(shown)
     out.print(f"With every visual token: {100 * found.accuracy_full.mean[0]:.1f} %.")
     if any(len(row.seeds) > 1 for row in found.rows):
         out.print("±: standard deviation over the seeds; brackets: over the samples.")

@@ -139,7 +139,7 @@ class Plan:
 
     @classmethod
     def from_horizon(
-        cls, horizon: MeasuredHorizon, name: str = "divprune+random", *, keep: float | None = None
+        cls, horizon: MeasuredHorizon, keep: float | None = None, name: str = "divprune+random"
     ) -> Plan:
         """The plan of a two-stage preset, or of `vtw`, at a measured horizon.
 
@@ -186,7 +186,7 @@ class Plan:
         if isinstance(plan, str):
             if isinstance(horizon, MeasuredHorizon):
                 _check_origin(horizon, num_layers, model_type)
-                return cls.from_horizon(horizon, plan, keep=keep)
+                return cls.from_horizon(horizon, keep, plan)
             return cls.preset(
                 plan,
                 num_layers=num_layers,

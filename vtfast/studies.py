@@ -98,8 +98,9 @@ def score(
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The true answer.")] = None,
     task: Task = None,
     data: Data = None,
+    skip_bad: SkipBad = False,
     sample: Annotated[
-        int, typer.Option(min=0, metavar="INT", help="Which scene or example, from 0.")
+        int, typer.Option(min=0, metavar="INT", help="Which scene or good line, from 0.")
     ] = 0,
     seed: Seed = 0,
     layers: Layers = None,
@@ -135,7 +136,7 @@ def score(
         if not (image and prompt and answer):
             raise InputError("--image, --prompt and --answer go together; pass all three")
         own = (tuple(image), prompt, answer)
-    source = Source(task, data, None, seed, False, own)
+    source = Source(task, data, None, seed, skip_bad, own)
     run_score(study_of(model, source, layers, window, per, out, as_json, device, dtype), sample)
 
 
@@ -168,11 +169,11 @@ def horizon(
 ) -> None:
     """Measure from which layer on a model needs no visual tokens for a task.
 
-    The horizon is the first layer from which on single visual tokens carry nothing
-    and dropping all of them costs nothing: mean absolute information, lost
-    probability and lost accuracy all stay within the tolerance, at 95 % confidence.
-    A task may have none. A plan such as divprune+random takes it (--horizon of
-    vtfast run).
+    The horizon is the first layer from which on single visual tokens carry
+    nothing and dropping all of them costs nothing: mean absolute information,
+    lost probability and lost accuracy all stay within the tolerance, at 95 %
+    confidence. A task may have none. A plan such as divprune+random takes it
+    (--horizon of vtfast run).
 
     \b
     Examples:
@@ -182,8 +183,8 @@ def horizon(
       vtfast horizon --model toy-qwen --task code --maps 0 --json
 
     \b
-    In the JSON object: layer, interval, layers, and curves (information, absolute,
-    p_loss, accuracy_loss), each with mean, low and high by layer.
+    In the JSON object: layer, interval, layers, and curves (information,
+    absolute, p_loss, accuracy_loss), each with mean, low and high by layer.
     """
     from vtfast.explore import Source, run_horizon
 
@@ -203,7 +204,8 @@ def sweep(
         str,
         typer.Option(
             metavar="LIST",
-            help="random, diversity, topk, your own, and information (keep the most informative).",
+            help="random, diversity, topk, dart, uniform, and information (keep the most "
+            "informative).",
         ),
     ] = "random,diversity,topk,information",
     keep: Annotated[
@@ -292,10 +294,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     """`0,4,8-11` as numbers."""
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) < 4 for end in ends) or int(ends[0]) > int(ends[1]):
             raise InputError(f"--layers {text}: expected numbers and ranges, such as 0,4,8-11")
-        found += range(int(first), int(last or first) + 1)
+        found += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(found)
 
 

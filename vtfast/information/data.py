@@ -84,29 +84,37 @@ class Dataset:
 
     def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
         """Examples by number, on a device, prompts padded to one length."""
-        chosen = [self.examples[i] for i in indices]
-        texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
-        images = [self.pictures(i) for i in indices]
-        try:
-            inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
-        except Exception as error:  # too small, too narrow, …: the processor knows
-            raise InputError(f"the processor cannot take {chosen[0].name}: {error}") from error
+        inputs = self._encoded(indices).to(device)
         answers = [self._answers[i] for i in indices]
-        return Batch(inputs.to(device), [a + self._end for a in answers], [len(a) for a in answers])
+        return Batch(inputs, [a + self._end for a in answers], [len(a) for a in answers])
 
     def pictures(self, index: int) -> list[Image.Image]:
         """The pictures of an example, open."""
         return [_opened(image) for image in self.examples[index].images]
 
     def fingerprint(self) -> str:
-        """Changes with any question, answer or picture (of a file: with its path)."""
+        """Changes with any question, answer or picture, in a file too; not with where files are."""
         digest = hashlib.sha256(json.dumps([self.task, self._end]).encode())
         for e in self.examples:
             digest.update(json.dumps([e.question, e.answer]).encode())
             for image in e.images:
-                as_bytes = isinstance(image, Image.Image)
-                digest.update(image.tobytes() if as_bytes else str(image).encode())  # type: ignore[union-attr]
+                digest.update(_bytes_of(image))
         return digest.hexdigest()[:16]
+
+    def _encoded(self, indices: Sequence[int]) -> Any:
+        """What the processor makes of some examples."""
+        chosen = [self.examples[i] for i in indices]
+        texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
+        images = [self.pictures(i) for i in indices]
+        try:
+            return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        except Exception as error:  # too small, too narrow, …: the processor knows
+            names = chosen[0].name
+            if len(chosen) > 1:
+                for i in indices:  # which of them it is
+                    self._encoded([i])
+                names += f" to {chosen[-1].name} together"
+            raise InputError(f"the processor cannot take {names}: {error}") from error
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -151,7 +159,7 @@ def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example
     """
     path, examples, bad = Path(path), [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no others: texts may hold those
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None
@@ -174,6 +182,8 @@ def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise InputError(f"no JSON that Python reads ({error})") from None
     if not isinstance(fields, dict):
         raise InputError("no JSON object")
     images = fields.get("image")
@@ -181,7 +191,7 @@ def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
     if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
         raise InputError('"image" is no path and no list of paths')
     for name in _FIELDS:
-        if not isinstance(fields.get(name), str) or not fields[name].strip():
+        if not _is_text(fields.get(name)):
             raise InputError(f'"{name}" is no text')
     places = tuple(path.parent / image for image in images)
     for place in places:
@@ -193,3 +203,19 @@ def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
 
 def _opened(image: Image.Image | Path) -> Image.Image:
     return image if isinstance(image, Image.Image) else open_picture(image, "picture")
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode().strip())
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def _bytes_of(image: Image.Image | Path) -> bytes:
+    if isinstance(image, Image.Image):
+        return f"{image.mode} {image.size}".encode() + image.tobytes()
+    try:
+        return Path(image).read_bytes()
+    except OSError:
+        return _opened(image).tobytes()  # says what is wrong

@@ -5,6 +5,7 @@ Every function returns a matplotlib figure; `save` writes it, and the result's J
 
 import json
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from vtfast.errors import InputError
 
 if TYPE_CHECKING:
     from vtfast.information.bootstrap import Estimate
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 DPI = 130
 _INK, _PALE, _RULE = "#1f2933", "#616e7c", "#c0392b"
-_COLOURS = ("#2f6db3", "#d97925", "#2e8b57", "#8a4fa3", "#b5544b", "#5f6b73")
+_COLOURS = ("#2f6db3", "#d97925", "#2e8b57", "#8a4fa3", "#b5544b", "#5f6b73", "#b08d2e", "#3fa7a0")
 _MOST_LAYERS, _MOST_PICTURES = 6, 8
 
 
@@ -44,8 +48,7 @@ def curves(found: "Horizon") -> Figure:
         if found.layer is not None:
             ax.axvline(found.layer, color=_RULE, lw=1.4, label=f"horizon, layer {found.layer}")
         ax.legend(fontsize=8, frameon=False)
-    said = "no horizon" if found.layer is None else f"horizon at layer {found.layer}"
-    _head(figure, f"{found.task}: {said} of {found.num_layers}, {found.samples} samples")
+    _head(figure, f"{found.task}: {found.verdict}, {found.samples} samples")
     return figure
 
 
@@ -58,6 +61,10 @@ def heat(
         pictures: as many as the map has, in its order; of a clip the first frame.
         layers: which to show; by default up to 6 of those scored, evenly.
     """
+    if len(pictures) != len(found.pictures):
+        raise InputError(
+            f"{len(pictures)} pictures for scores of {len(found.pictures)}; pass one for each"
+        )
     shown = list(zip(found.pictures, pictures, strict=True))[:_MOST_PICTURES]
     some = np.linspace(0, len(found.layers) - 1, min(_MOST_LAYERS, len(found.layers)))
     wanted = [found.layers[i] for i in some.round().astype(int)] if layers is None else layers
@@ -87,7 +94,7 @@ def accuracy(found: "Sweep") -> Figure:
         full, without = 100 * found.accuracy_full.mean[0], 100 * np.array(found.without.mean)
         ax.axhline(full, color=_PALE, lw=0.8, ls="--", label="every token")
         ax.plot(found.layers, without, ":", color=_PALE, lw=1.4, label="none")
-        for method, colour in zip(methods, _COLOURS, strict=False):
+        for method, colour in zip(methods, cycle(_COLOURS), strict=False):
             rows = found.of(method, keep)
             _line(ax, found.layers, [(r.accuracy, r.low, r.high) for r in rows], colour, method)
             if any(len(row.seeds) > 1 for row in rows):
@@ -100,10 +107,11 @@ def accuracy(found: "Sweep") -> Figure:
         if found.total:
             below = axes[len(budgets) + column]
             below.plot(found.layers, found.total, "--", color=_PALE, lw=0.8, label="every token")
-            for method, colour in zip(methods, _COLOURS, strict=False):
+            for method, colour in zip(methods, cycle(_COLOURS), strict=False):
                 held = [row.retained or 0.0 for row in found.of(method, keep)]
                 below.plot(found.layers, held, "o-", ms=3, lw=1.4, color=colour, label=method)
             below.set_title("information in what is kept, summed", size=10, color=_INK)
+            _layers_below(below)
     _head(figure, f"{found.task}, {found.samples} samples, {found.num_layers} layers")
     return figure
 
@@ -148,7 +156,12 @@ def _line(
     mean, low, high = scale * np.array(points).T
     ax.plot(layers, mean, "o-", ms=3, lw=1.4, color=colour, label=label)
     ax.fill_between(layers, low, high, color=colour, alpha=0.18, lw=0)
+    _layers_below(ax)
+
+
+def _layers_below(ax: Axes) -> None:
     ax.set_xlabel("decoder layer", size=8, color=_PALE)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _panel(

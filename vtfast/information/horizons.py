@@ -25,12 +25,14 @@ import numpy as np
 
 from vtfast.errors import InputError
 from vtfast.information.bootstrap import Estimate, estimate, resample, upper
+from vtfast.information.checks import check_layers, check_options, check_share
 from vtfast.information.data import Dataset
-from vtfast.information.maps import PER, check_layers, score_probe
+from vtfast.information.maps import score_probe
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
+from vtfast.information.rule import first_from_which_on, interval
 
 CURVES = ("information", "absolute", "p_loss", "accuracy_loss")
 _RULED = ("absolute", "p_loss", "accuracy_loss")
@@ -74,10 +76,22 @@ class Horizon:
     seed: int
 
     @property
+    def verdict(self) -> str:
+        """The horizon in words."""
+        if self.layer is None:
+            return f"no horizon up to layer {self.layers[-1]} of {self.num_layers}"
+        return f"horizon at layer {self.layer} of {self.num_layers}"
+
+    @property
     def notes(self) -> list[str]:
         """What the numbers do not say by themselves."""
-        needed = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.tolerance))
+        needed = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.tolerance))
         notes = []
+        if len(self.layers) < self.num_layers:
+            measured = ", ".join(map(str, self.layers))
+            notes.append(f"Measured at {measured} only; other layers may need visual tokens.")
+        if not self.accuracy_full.mean[0]:
+            notes.append("The model answers nothing right, so there is nothing to lose.")
         if self.samples < needed:
             seen = 1 - (1 - self.confidence) ** (1 / self.samples)
             notes.append(
@@ -161,14 +175,12 @@ def horizon(
         >>> h = information.horizon(model, dataset)
         >>> vtfast.patch(model, "divprune+random", keep=0.5, horizon=h)
     """
-    if per not in PER:
-        raise InputError(f"per={per!r}; pass one of {', '.join(map(repr, PER))}")
-    for name, value, least in (("tolerance", tolerance, 0.0), ("confidence", confidence, 0.5)):
-        if not least < value < 1:
-            raise InputError(f"{name}={value!r}: expected a number in ({least:g}, 1)")
-    for name, count, floor in (("maps", maps, 0), ("batch", batch, 1)):
-        if type(count) is not int or count < floor:
-            raise InputError(f"{name}={count!r}: expected an int >= {floor}")
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch)
+    check_share("tolerance", tolerance, 0.0)
+    check_share("confidence", confidence, 0.5)
+    for name, count in (("maps", maps), ("seed", seed)):
+        if type(count) is not int or count < 0:
+            raise InputError(f"{name}={count!r}: expected an int >= 0")
     wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
     settings = {
         "measures": "horizon",
@@ -247,7 +259,7 @@ def summarize(
     order = [name for name in CURVES if name in values]
     return Horizon(
         layer=first_from_which_on(within, layers),
-        interval=_interval(resampled, layers, confidence),
+        interval=interval(resampled, layers, confidence),
         layers=layers,
         curves={name: estimate(values[name], weights[name], confidence) for name in order},
         spread=tuple(np.mean([r["spread"] for r in records[:maps]], 0).tolist()) if maps else (),
@@ -257,25 +269,6 @@ def summarize(
         maps=maps,
         **about,
     )
-
-
-def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None:
-    """The first of some layers from which on all are `within`, bool [layers]; None without one."""
-    beyond = np.flatnonzero(~within)
-    first = beyond[-1] + 1 if len(beyond) else 0
-    return layers[first] if first < len(layers) else None
-
-
-def _interval(
-    resampled: np.ndarray, layers: tuple[int, ...], confidence: float
-) -> tuple[int | None, int | None]:
-    """Where the horizon lies in `confidence` of the resampled data sets, bool [rounds, layers]."""
-    backwards = np.cumprod(resampled[:, ::-1], axis=1).sum(1)  # layers within, from the last one
-    outside = (1 - confidence) / 2
-    places = len(layers) - backwards
-    low, high = np.quantile(places, [outside, 1 - outside], method="nearest").astype(int).tolist()
-    at = (*layers, None)
-    return at[low], at[high]
 
 
 def _sample_record(found: Any, b: int) -> dict[str, Any]:

@@ -19,13 +19,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.information.checks import check_layers, check_options
 from vtfast.information.packing import Kept
 from vtfast.information.pictures import Grid, Window, check_window
 from vtfast.information.probe import Probe, Reading
 from vtfast.information.progress import steps
-from vtfast.models import family_of
 
-PER = ("first_token", "mean_token")
 Answers = Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
@@ -193,12 +192,8 @@ def score(
         >>> scores.raster()[0, 0].shape      # layer 0 of a 24 x 24 picture in windows of 2 x 2
         (12, 12)
     """
-    if per not in PER:
-        raise InputError(f"per={per!r}; pass one of {', '.join(map(repr, PER))}")
-    size = check_window(window)
-    if chunk is not None and (type(chunk) is not int or chunk < 1):
-        raise InputError(f"chunk={chunk!r}; pass a number of units >= 1")
-    answers = _as_lists(answer)
+    check_options(per=per, chunk=chunk, impl=impl)
+    size, answers = check_window(window), _as_lists(answer)
     wanted = check_layers(layers, model)
     probe = Probe(model, inputs, answers, wanted, chunk=chunk, impl=impl)
     return score_probe(probe, wanted, size, per, progress=progress)
@@ -257,25 +252,21 @@ def score_probe(
     )
 
 
-def check_layers(layers: Sequence[int] | None, model: Any) -> tuple[int, ...]:
-    """Layers of a model, ascending, all of them by default. Raises InputError."""
-    total = len(family_of(model).parts(model).layers)
-    if layers is None:
-        return tuple(range(total))
-    wanted = tuple(layers)
-    if not wanted or not all(type(i) is int and 0 <= i < total for i in wanted):
-        raise InputError(
-            f"layers={list(wanted)}: the model has {total} decoder layers; "
-            f"pass some of 0 to {total - 1}"
-        )
-    return tuple(sorted(set(wanted)))
-
-
-def _as_lists(answer: Answers) -> list[list[int]]:
+def _as_lists(answer: Any) -> list[list[int]]:
     """Token ids, a list for each sample."""
-    if isinstance(answer, str):
+    rows = _plain(answer)
+    if isinstance(rows, list):
+        rows = [_plain(row) for row in rows]
+        rows = rows if rows and isinstance(rows[0], list) else [rows]
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(type(_plain(token)) is int for token in row) for row in rows
+    ):
         raise InputError(f"answer={answer!r}: pass token ids; information.answer_ids makes them")
-    if isinstance(answer, Tensor):
-        answer = answer.tolist()
-    rows: list[Any] = [row.tolist() if isinstance(row, Tensor) else row for row in answer]
-    return [list(row) for row in rows] if rows and isinstance(rows[0], Sequence) else [rows]
+    return [[int(token) for token in row] for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and tuples as lists, and their numbers as Python's."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,14 +1,17 @@
 """Which visual tokens a method keeps of each sample: asked of a patched model, or of the scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from vtfast.errors import InputError, PlanError
 from vtfast.information.data import Batch
 from vtfast.information.maps import InformationMap
 from vtfast.information.probe import Probe
+from vtfast.methods import method as registered
 from vtfast.patching import patch
 from vtfast.prune import Prune
 
@@ -23,6 +26,28 @@ class Cell:
     layer: int
     keep: float
     seed: int
+
+
+def choices(
+    methods: Sequence[str], keep: float | Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Methods and budgets, each once. Raises InputError and PlanError."""
+    budgets = tuple(dict.fromkeys(keep)) if isinstance(keep, list | tuple) else (keep,)
+    if isinstance(methods, str) or not methods or not budgets:
+        raise InputError("methods and keep: pass at least one of each, methods as a list of names")
+    names = tuple(dict.fromkeys(methods))
+    for share in budgets:
+        if not isinstance(share, float) or not 0 <= share <= 1:
+            raise InputError(f"keep={share!r}: expected shares of the visual tokens, in [0.0, 1.0]")
+    for name in names:
+        if name != ORACLE:
+            try:
+                registered(name)
+            except PlanError as error:
+                raise PlanError(f'{error} (or "{ORACLE}", the oracle)') from None
+            for share in budgets:
+                Prune(0, name, share)  # such as "drop", which keeps nothing
+    return names, budgets
 
 
 def picks(

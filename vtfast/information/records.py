@@ -41,7 +41,7 @@ class Records:
             if not kept:
                 self._append([{"settings": as_read}])
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; pass another name") from None
+            raise self._cannot_write(error) from None
 
     def add(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Note finished samples; those known already stay as they are."""
@@ -52,35 +52,53 @@ class Records:
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         assert self.path is not None
-        with self.path.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"".join(map(_line, lines)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # the disk is full; what is whole stays
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {self.path}: {error.strerror}; pass another name")
 
     def _read(self, settings: dict[str, Any]) -> int:
         """Take over what an earlier run finished; returns how many bytes of it are whole lines."""
         assert self.path is not None
-        whole = self.path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        if not lines:
-            return 0
+        found = self.path.read_bytes()
+        whole = found[: found.rfind(b"\n") + 1]
+        # Without a whole line it is the beginning of this very run, or a file not to be lost.
+        ours = bool(whole) or _line({"settings": settings}).startswith(found)
+        before: dict[str, Any] = settings
         try:
-            first, *others = (json.loads(line) for line in lines)
-            before = first["settings"]
-            for other in others:
-                self.done.setdefault(other.pop("sample"), other)
+            for number, line in enumerate(map(json.loads, whole.splitlines())):
+                if number:
+                    self.done.setdefault(line.pop("sample"), line)
+                else:
+                    before = dict(line["settings"])
         except (ValueError, KeyError, TypeError, AttributeError):
+            ours = False
+        if not ours:
             raise InputError(
                 f"{self.path} holds something else than an earlier run; pass another name"
-            ) from None
+            )
         for name in {**before, **settings}:
             if before.get(name) != settings.get(name):
                 raise InputError(
-                    f"{self.path} is of a run with {name}={before.get(name)!r}, and this one has "
-                    f"{settings.get(name)!r}; pass another name, or delete the file"
+                    f"{self.path} is of a run with {name}={_short(before.get(name))}, and this one "
+                    f"has {_short(settings.get(name))}; pass another name, or delete the file"
                 )
         return len(whole)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
 
 
 def fingerprint(model: Any) -> str:

@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import Estimate, estimate, resample
+from vtfast.information.checks import check_layers, check_options, check_share
 from vtfast.information.data import Batch, Dataset
-from vtfast.information.maps import PER, InformationMap, check_layers, score_probe
+from vtfast.information.maps import InformationMap, score_probe
 from vtfast.information.packing import Kept
-from vtfast.information.picks import ORACLE, Cell, picks, token_scores
+from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
-from vtfast.methods import method as registered
 
 SEEDED = ("random",)
 
@@ -151,13 +150,14 @@ def sweep(
 
     Raises InputError and PlanError for what cannot be swept, and what `score` raises.
     """
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch, seeds=seeds)
+    check_share("confidence", confidence, 0.0)
     wanted, size = check_layers(layers, model), check_window(window)
-    budgets = tuple(keep) if isinstance(keep, Sequence) else (keep,)
-    _check(methods, budgets, seeds, per)
-    retained = retained or ORACLE in methods
+    names, budgets = choices(methods, keep)
+    retained = retained or ORACLE in names
     cells = [
         Cell(method, layer, share, seed)
-        for method in methods
+        for method in names
         for layer in wanted
         for share in budgets
         for seed in range(seeds if method in SEEDED else 1)
@@ -167,7 +167,10 @@ def sweep(
         "model": fingerprint(model),
         "data": dataset.fingerprint(),
         "samples": len(dataset),
-        "cells": [list(asdict(cell).values()) for cell in cells],
+        "methods": names,
+        "layers": wanted,
+        "keep": budgets,
+        "seeds": seeds,
         "window": size,
         "per": per,
         "retained": retained,
@@ -197,24 +200,6 @@ def sweep(
         "window": size,
     }
     return _tabulate(ordered, cells, wanted, confidence, about)
-
-
-def _check(methods: Sequence[str], budgets: Sequence[float], seeds: int, per: str) -> None:
-    if per not in PER:
-        raise InputError(f"per={per!r}; pass one of {', '.join(map(repr, PER))}")
-    if isinstance(methods, str) or not methods or not budgets:
-        raise InputError("methods and keep: pass at least one of each, methods as a list of names")
-    for share in budgets:
-        if not isinstance(share, float) or not 0 <= share <= 1:
-            raise InputError(f"keep={share!r}: expected shares of the visual tokens, in [0.0, 1.0]")
-    if type(seeds) is not int or seeds < 1:
-        raise InputError(f"seeds={seeds!r}: expected an int >= 1")
-    for name in methods:
-        if name != ORACLE:
-            try:
-                registered(name)
-            except PlanError as error:
-                raise PlanError(f'{error} (or "{ORACLE}", the oracle)') from None
 
 
 def _measure(

@@ -1,0 +1,44 @@
+"""What every measurement refuses of its arguments, before anything runs. All raise InputError."""
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+from vtfast.errors import InputError
+from vtfast.kernels.checks import IMPLS
+from vtfast.models import family_of
+
+PER = ("first_token", "mean_token")
+
+
+def check_layers(layers: Sequence[int] | None, model: Any) -> tuple[int, ...]:
+    """Layers of a model, ascending, all of them by default."""
+    total = len(family_of(model).parts(model).layers)
+    if layers is None:
+        return tuple(range(total))
+    wanted = list(layers) if isinstance(layers, Iterable) else []
+    whole = [isinstance(i, Integral) and not isinstance(i, bool) for i in wanted]
+    if not wanted or not all(whole) or not all(0 <= i < total for i in wanted):
+        raise InputError(
+            f"layers={layers!r}: the model has {total} decoder layers; "
+            f"pass a list of some of 0 to {total - 1}"
+        )
+    return tuple(sorted({int(i) for i in wanted}))
+
+
+def check_options(*, per: str, chunk: int | None, impl: str, **counts: int) -> None:
+    """What no measurement takes; `counts` are ints >= 1."""
+    for name, value, known in (("per", per, PER), ("impl", impl, IMPLS)):
+        if value not in known:
+            raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, known))}")
+    if chunk is not None:
+        counts["chunk"] = chunk
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise InputError(f"{name}={count!r}: expected an int >= 1")
+
+
+def check_share(name: str, value: Any, least: float) -> None:
+    """What is no number between `least` and 1."""
+    if not isinstance(value, int | float) or not least < value < 1:
+        raise InputError(f"{name}={value!r}: expected a number in ({least:g}, 1)")
