@@ -83,12 +83,17 @@ class Dataset:
         return len(self.examples)
 
     def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
-        """Examples by number, on a device, prompts padded to one length."""
+        """Examples by number, on a device, prompts padded to one length.
+
+        On the left, whatever the tokenizer does by itself: that is how `generate` reads them.
+        """
         chosen = [self.examples[i] for i in indices]
         texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
         images = [self.pictures(i) for i in indices]
         try:
-            inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+            inputs = self.processor(
+                images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"
+            )
         except Exception as error:  # too small, too narrow, …: the processor knows
             raise InputError(f"the processor cannot take {chosen[0].name}: {error}") from error
         answers = [self._answers[i] for i in indices]
