@@ -14,6 +14,7 @@ import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
 from vtfast.evaluation import Comparison, wilson
 from vtfast.evaluation.compare import begins, exact, resolve
+from vtfast.evaluation.figure import pareto
 from vtfast.evaluation.results import Row, tabulate
 from vtfast.toy.evaluate import dataset
 
@@ -295,10 +296,20 @@ def test_a_comparison_is_saved_and_drawn(found, tmp_path):
     assert (tmp_path / "plans.png").stat().st_size > 10_000
 
 
+def test_points_that_lie_on_one_another_are_told_apart():
+    """Filled circles hid all plans but one wherever several had the same tokens and accuracy."""
+    rows = tuple(Row(f"plan {i}", None, 10, 9, 0, 0, 32.0, *[1.0] * 4) for i in range(20))
+    axes, *_ = pareto(Comparison(rows, "task", "llava", 8, 10, {})).axes
+    points = [line for line in axes.lines if str(line.get_marker()) in "osD^vPX*"]
+    assert len(points) == 20
+    assert len({(point.get_marker(), point.get_color()) for point in points}) == 20
+    assert {point.get_markerfacecolor() for point in points} == {"none"}
+
+
 # -- several processes -----------------------------------------------------------------------------
 
-# Launchers of two processes: torchrun, accelerate (GPUs or not), and MPI, by which alone accelerate
-# starts several on CPUs. Of MPI, which is not here, there is what it leaves in the environment.
+# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several under
+# --cpu. Of MPI, which is not here, there is what it leaves in the environment.
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
     "accelerate": (

@@ -1,8 +1,8 @@
 """Which of several processes this is, as torchrun and `accelerate launch` tell each of them.
 
-torchrun does so in RANK, WORLD_SIZE and LOCAL_RANK, and so does accelerate, but for processes on
-CPUs: those it starts by MPI (`--mpirun_hostfile`; without, it starts a single one). MPI has names
-of its own, which count where accelerate has said where the processes meet.
+torchrun does so in RANK, WORLD_SIZE and LOCAL_RANK, and so does accelerate, except under `--cpu`:
+there it starts a single process, or several by MPI (`--mpirun_hostfile`). MPI has names of its own,
+which count where accelerate has said where the processes meet.
 """
 
 import os
