@@ -308,8 +308,8 @@ def test_points_that_lie_on_one_another_are_told_apart():
 
 # -- several processes -----------------------------------------------------------------------------
 
-# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several under
-# --cpu. Of MPI, which is not here, there is what it leaves in the environment.
+# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several
+# under --cpu. Of MPI, which is not here, there is what it leaves in the environment.
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
     "accelerate": (
