@@ -23,7 +23,7 @@ LAYERS = {
     "models": ("vtfast.models",),
     "processors": ("vtfast.processors",),
     "patching": ("vtfast.patching",),
-    "tools": ("vtfast.information", "vtfast.evaluation", "vtfast.media"),
+    "tools": ("vtfast.information", "vtfast.evaluation", "vtfast.launched", "vtfast.media"),
     "toy": ("vtfast.toy",),
     "command": (
         "vtfast.__main__",

@@ -19,9 +19,16 @@ class StandIn:
     family = "llava"
     text: Any = None
 
-    def __init__(self, pretrained: str = "hub/id", batch_size: int = 1, **kwargs: object) -> None:
+    def __init__(
+        self,
+        pretrained: str = "hub/id",
+        device: str = "cuda",
+        device_map: str = "",
+        batch_size: int = 1,
+        **kwargs: object,
+    ) -> None:
         assert kwargs == {}, f"Unexpected kwargs: {kwargs}"
-        self.pretrained = pretrained
+        self.pretrained, self.device_map = pretrained, device_map
         options = {} if self.text is None else {"text_config": self.text}
         self._model = FAMILIES[self.family].build(**options)
 
@@ -34,9 +41,11 @@ class StandIn:
 def stand_ins(text_config: Any = None) -> Iterator[ModuleType]:
     """`vtfast.evaluation.lmms_models` above stand-ins; a LLaVA may get another text model."""
     llava = type("LlavaHf", (StandIn,), {"text": text_config})
+    llava_chat = type("LlavaHf", (llava,), {"is_simple": False})
     qwen = type("Qwen2_5_VL", (StandIn,), {"family": "qwen"})
     chat = type("Qwen2_5_VL", (qwen,), {"is_simple": False})
-    names = {"simple.llava_hf": llava, "simple.qwen2_5_vl": qwen, "chat.qwen2_5_vl": chat}
+    names = {"simple.llava_hf": llava, "simple.qwen2_5_vl": qwen}
+    names |= {"chat.llava_hf": llava_chat, "chat.qwen2_5_vl": chat}
     with pytest.MonkeyPatch.context() as patching:
         for package in ("", ".models", ".models.simple", ".models.chat"):
             patching.setitem(sys.modules, f"lmms_eval{package}", ModuleType("lmms_eval"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
 from vtfast.evaluation import Comparison, wilson
 from vtfast.evaluation.compare import begins, exact, resolve
+from vtfast.evaluation.figure import pareto
 from vtfast.evaluation.results import Row, tabulate
 from vtfast.toy.evaluate import dataset
 
@@ -131,6 +133,16 @@ def test_wilson_intervals(share, n, low, high):
     assert wilson(share, n) == pytest.approx((low, high), abs=5e-4)
 
 
+def test_wilson_intervals_stay_within_what_a_share_can_be():
+    """Rounding made the low end of 0 of 10 a little negative, and the table said "-0 to 28"."""
+    for n in range(1, 200):
+        assert 0 <= wilson(0.0, n)[0] < 1e-9
+        assert 1 - 1e-9 < wilson(1.0, n)[1] <= 1
+    assert "(0 to 28)" in str(
+        Comparison((Row("a", None, 10, 0, 0, 0, *[1.0] * 5),), "", "", 1, 10, {})
+    )
+
+
 def test_pareto_rows_are_those_no_other_beats():
     points = {"a": (9, 64), "b": (9, 32), "c": (8, 16), "d": (7, 16), "e": (8, 40), "f": (9, 32)}
     rows = tuple(
@@ -169,6 +181,16 @@ def test_a_match_of_ones_own_and_longer_answers_are_taken(asked):
     assert told.settings["match"] == "first_letter"
 
 
+def test_prompts_of_several_lengths_are_padded_on_the_left():
+    """Qwen2.5-VL's tokenizer pads on the right by itself; half the answers were wrong then."""
+    model, processor = vtfast.toy.load("qwen")
+    processor.tokenizer.padding_side = "right"
+    questions = dataset(processor, "digit", 4, 0, sizes=((96, 96), (144, 96)))
+    assert questions.batch([0, 1]).inputs["attention_mask"][:, -1].tolist() == [1, 1]
+    told = vtfast.evaluate(model, questions, {"all": PLANS["all"]}, batch=4, progress=False)
+    assert [row.correct for row in told.rows] == [4, 4]
+
+
 # -- names and refusals ----------------------------------------------------------------------------
 
 
@@ -189,8 +211,10 @@ def test_rows_are_called_by_plan_and_budget(asked):
 
 def test_a_horizon_goes_to_the_plans_that_have_one(asked):
     how = {"seed": 0}
-    plans = resolve(asked[0], ["uniform", "divprune+random"], 0.5, 5, how)
-    assert [plan.horizon for plan in plans.values()] == [None, 5]
+    plans = resolve(asked[0], ["uniform", "divprune+random", "vtw"], 0.5, 5, how)
+    assert [plan.horizon for plan in plans.values()] == [None, 5, None]
+    plans = resolve(asked[0], ["uniform", "divprune+random", "vtw"], None, 5, how)
+    assert [plan.horizon for plan in plans.values()] == [None, 5, 5]
 
 
 REFUSALS = [
@@ -202,6 +226,12 @@ REFUSALS = [
     ({"plans": "fastv", "keep": 0.1}, PlanError, "smallest reachable keep"),
     ({"plans": "random", "batch": 0}, InputError, "batch=0"),
     ({"plans": "random", "match": "close"}, InputError, "match='close'"),
+    ({"plans": "random", "match": None}, InputError, "match=None: pass 'exact' or 'begins', or a"),
+    ({"plans": "random", "max_new_tokens": 0}, InputError, "max_new_tokens=0: expected an int"),
+    ({"plans": "random", "max_new_tokens": 2.0}, InputError, "max_new_tokens=2.0: expected an"),
+    ({"plans": "random", "keep": "0.5"}, PlanError, "keep='0.5'"),
+    ({"plans": None}, InputError, "plans=None: pass a preset, a Plan, a list of them"),
+    ({"plans": (name for name in ["random", "uniform"])}, InputError, "plans=<generator"),
 ]
 
 
@@ -210,6 +240,11 @@ def test_what_cannot_be_compared_is_refused(asked, options, error, says):
     with pytest.raises(error, match=says):
         vtfast.evaluate(*asked, **{"progress": False, **options})
     assert not vtfast.is_patched(asked[0])
+
+
+def test_questions_that_are_no_dataset_are_refused(asked):
+    with pytest.raises(InputError, match=r"a list; pass a vtfast\.information\.Dataset"):
+        vtfast.evaluate(asked[0], [], "random")
 
 
 def test_a_patched_or_training_model_is_refused(asked):
@@ -261,33 +296,67 @@ def test_a_comparison_is_saved_and_drawn(found, tmp_path):
     assert (tmp_path / "plans.png").stat().st_size > 10_000
 
 
+def test_points_that_lie_on_one_another_are_told_apart():
+    """Filled circles hid all plans but one wherever several had the same tokens and accuracy."""
+    rows = tuple(Row(f"plan {i}", None, 10, 9, 0, 0, 32.0, *[1.0] * 4) for i in range(20))
+    axes, *_ = pareto(Comparison(rows, "task", "llava", 8, 10, {})).axes
+    points = [line for line in axes.lines if str(line.get_marker()) in "osD^vPX*"]
+    assert len(points) == 20
+    assert len({(point.get_marker(), point.get_color()) for point in points}) == 20
+    assert {point.get_markerfacecolor() for point in points} == {"none"}
+
+
 # -- several processes -----------------------------------------------------------------------------
 
+# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several
+# under --cpu. Of MPI, which is not here, there is what it leaves in the environment.
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+    "accelerate": (
+        "accelerate.commands.launch",
+        *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
+        *("--mixed_precision=no", "--dynamo_backend=no"),
+    ),
+}
 CODE = """
-import json, os, sys, torch
+import json, sys, torch
 torch.set_num_threads(1)
 import vtfast
 from vtfast.toy.evaluate import dataset
+from vtfast.launched import this_process
 from test_evaluate import PLANS, HOW, without_times
 model, processor = vtfast.toy.load("llava-small")
 questions = dataset(processor, "background", 7, 0)
 found = vtfast.evaluate(model, questions, PLANS, log=sys.argv[1], **HOW)
-with open(f"{sys.argv[1]}.table.{os.environ['RANK']}", "w") as file:
+with open(f"{sys.argv[1]}.table.{this_process().rank}", "w") as file:
     json.dump(without_times(found), file)
 """
 
 
-def test_two_processes_share_the_questions_and_give_the_same_table(found, tmp_path):
+def environments(launcher):
+    """Of the processes to start: one, which starts two, or by hand the two that MPI would."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    if launcher != "mpi":
+        return [env]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    mpi = {"OMPI_COMM_WORLD_SIZE": "2"}
+    return [{**env, **mpi, "OMPI_COMM_WORLD_RANK": str(rank)} for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, "mpi"])
+def test_two_processes_share_the_questions_and_give_the_same_table(launcher, found, tmp_path):
     comparison, _ = found
     script = tmp_path / "compare.py"
     script.write_text(CODE)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, "-m", *launcher, str(script), str(tmp_path / "log")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    started = ["-m", *LAUNCHERS[launcher]] if launcher in LAUNCHERS else []
+    command = [sys.executable, *started, str(script), str(tmp_path / "log")]
+    how = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command, env=env, **how) for env in environments(launcher)]
+    for one in runs:
+        _, said = one.communicate(timeout=120)
+        assert one.returncode == 0, said[-2000:]
     expected = json.loads(json.dumps(without_times(comparison)))
     for rank in (0, 1):
         assert json.loads((tmp_path / f"log.table.{rank}").read_text()) == expected

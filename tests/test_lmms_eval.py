@@ -1,7 +1,7 @@
 """Pruned models for lmms-eval: found by its entry point group, built from `--model_args`.
 
 lmms-eval is not among the development packages, as it needs torchvision; stand-ins have what its
-classes ask of a subclass (version 0.7.3). Where it is installed, its own registry is asked too.
+classes ask of a subclass (version 0.7.3). Where it is installed, it runs a task of bundled scenes.
 """
 
 import inspect
@@ -12,11 +12,13 @@ from types import ModuleType
 
 import pytest
 from lmms_stand_in import HOME, stand_ins
+from lmms_task import lmms_eval, write_task
 
 import vtfast
 from vtfast import PlanError
 from vtfast.evaluation import lmms
 
+CLASSES = ["LlavaHf", "LlavaHfChat", "Qwen25VL", "Qwen25VLChat"]
 OURS = {"plan", "keep", "horizon", "seed", "positions"}
 
 
@@ -27,7 +29,7 @@ def classes():
         yield module
 
 
-@pytest.mark.parametrize("name", ["LlavaHf", "Qwen25VL", "Qwen25VLChat"])
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_model_is_pruned_as_model_args_say(classes, name):
     args = {"pretrained": "mine", "plan": "divprune+random", "keep": 0.5, "horizon": 3, "seed": 7}
     built = getattr(classes, name)(**args)
@@ -56,6 +58,30 @@ def test_bad_plans_and_arguments_are_refused(classes):
         classes.LlavaHf(plans="random")
 
 
+@pytest.mark.parametrize("plan", ["fastest", "paper:divprune+random:7", "paper:divprune"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_plan_nobody_knows_is_refused_before_weights_are_read(classes, name, plan, monkeypatch):
+    monkeypatch.setattr("lmms_stand_in.StandIn.__init__", None)
+    with pytest.raises(ValueError, match=r"unknown preset|no released setting|expected one such"):
+        getattr(classes, name)(plan=plan)
+
+
+@pytest.mark.parametrize("name", ["LlavaHf", "LlavaHfChat"])
+def test_llava_goes_to_its_device(classes, name, monkeypatch):
+    """lmms-eval's LLaVA classes ask for `device_map=""`, which transformers 5 refuses.
+
+    Where several processes have a GPU each, that is how their classes know.
+    """
+    build = getattr(classes, name)
+    assert build().device_map == "cuda"
+    assert build(device="cpu").device_map == "cpu"
+    assert build(device="cpu", device_map="auto").device_map == "auto"
+    place = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "here", "MASTER_PORT": 1}
+    for variable, value in place.items():
+        monkeypatch.setenv(variable, str(value))
+    assert build().device_map == ""
+
+
 def test_lmms_eval_is_told_where_the_classes_are(classes, monkeypatch):
     registry = ModuleType("lmms_eval.models.registry_v2")
 
@@ -71,15 +97,45 @@ def test_lmms_eval_is_told_where_the_classes_are(classes, monkeypatch):
         module, _, name = path.rpartition(".")
         assert module == HOME
         assert inspect.isclass(getattr(classes, name))
-    assert getattr(classes.Qwen25VLChat, "is_simple", True) is False
-    assert getattr(classes.Qwen25VL, "is_simple", True) is True
+    for simple, chat in found.values():
+        for path, is_simple in ((simple, True), (chat, False)):
+            cls = getattr(classes, path.rpartition(".")[2])
+            assert getattr(cls, "is_simple", True) is is_simple
+
+
+# -- with lmms-eval --------------------------------------------------------------------------------
 
 
 def test_the_real_lmms_eval_takes_them():
     models = pytest.importorskip("lmms_eval.models", reason="lmms-eval is not installed")
     for name in ("llava_hf_vtfast", "qwen2_5_vl_vtfast"):
-        cls = models.get_model(name)
-        theirs = inspect.signature(cls.__mro__[2].__init__).parameters
-        assert not OURS & set(theirs)
-        assert "pretrained" in theirs
+        for simple in (True, False):
+            ours = models.get_model(name, force_simple=simple)
+            theirs = models.get_model(name.removesuffix("_vtfast"), force_simple=simple)
+            assert issubclass(ours, theirs)
+            arguments = inspect.signature(theirs.__init__).parameters
+            assert not OURS & set(arguments)
+            assert {"pretrained", "device", "device_map"} <= set(arguments)
     assert lmms.manifests()[0].model_id == "llava_hf_vtfast"
+
+
+@pytest.mark.parametrize(
+    ("toy", "model", "given"),
+    [
+        ("llava", "llava_hf_vtfast", {}),
+        (
+            "qwen",
+            "qwen2_5_vl_vtfast",
+            {"device_map": "cpu", "min_pixels": 9216, "max_pixels": 9216},
+        ),
+    ],
+)
+def test_the_real_lmms_eval_asks_a_pruned_model(toy, model, given, tmp_path):
+    """Digits are read with three quarters of the tokens, and not with a twentieth of them."""
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    write_task(tmp_path, "digit", 12)
+    for part in vtfast.toy.load(toy):
+        part.save_pretrained(tmp_path / "model")
+    args = {"pretrained": tmp_path / "model", "device": "cpu", **given}
+    assert lmms_eval(tmp_path, model, **args, plan="divprune+random", keep=0.75) == 1
+    assert lmms_eval(tmp_path, model, **args, plan="random", keep=0.05) < 0.7

@@ -28,7 +28,7 @@ def commands():
 
 COMMANDS = commands()
 OURS = [words[words.index("vtfast") :] for words in COMMANDS if "vtfast" in words]
-THEIRS = [words for words in COMMANDS if words[0] == "lmms_eval"]
+THEIRS = [words for words in COMMANDS if words[:3] == ["python", "-m", "lmms_eval"]]
 
 
 class Rows(list):
@@ -92,7 +92,8 @@ def test_the_commands_for_lmms_eval_make_pruned_models():
     with stand_ins(LlamaConfig(**{**TEXT, "num_hidden_layers": 32})) as classes:
         for words in THEIRS:
             name = words[words.index("--model") + 1]
-            cls = {"llava_hf_vtfast": classes.LlavaHf, "qwen2_5_vl_vtfast": classes.Qwen25VLChat}
+            cls = {"llava_hf_vtfast": classes.LlavaHfChat}
+            cls |= {"qwen2_5_vl_vtfast": classes.Qwen25VLChat}
             given = words[words.index("--model_args") + 1].split(",")
             built = cls[name](**dict(part.split("=", 1) for part in given))
             made.append((built.pretrained, built.vtfast.plan.name))
@@ -117,4 +118,5 @@ def test_the_table_of_released_settings_is_the_plans():
 def test_the_page_has_commands_for_both_models():
     assert len(OURS) >= 8
     assert len(THEIRS) == 2
+    assert len(OURS) + len(THEIRS) == len(COMMANDS)
     assert {LLAVA, QWEN} <= {word for words in OURS for word in words}

@@ -16,6 +16,7 @@ def test_the_page_runs_as_it_stands(capsys):
     shown = capsys.readouterr().out
     assert "layer 2: off-centre keeps 50.00%" in shown
     assert "padded layout" in shown
+    assert {"unpruned", "off-centre", "diversity", "random"} <= set(shown.split())
 
 
 def test_the_first_method_is_ten_lines():

@@ -3,7 +3,6 @@
 Importing this module is light; torch and transformers come once the options are known to be sound.
 """
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from vtfast.commands import AsJson
 from vtfast.commands import Seed as PatchSeed
 from vtfast.errors import InputError
+from vtfast.launched import this_process
 from vtfast.presets import PRESETS, check_name
 from vtfast.studies import (
     Data,
@@ -102,7 +102,7 @@ def evaluate(
     A row for every plan and budget: accuracy with its 95 % interval, answers lost
     and gained against the unpruned model, average visual tokens, and what that
     saves in arithmetic, time and KV cache. The picture shows accuracy against
-    tokens. Started by torchrun or accelerate launch the questions are shared out.
+    tokens. Processes started by torchrun or accelerate launch share the questions.
 
     \b
     Examples:
@@ -146,13 +146,12 @@ def run_evaluate(study: "Study", names: list[str], options: dict[str, Any]) -> N
     from vtfast.explore import finish, prepared
     from vtfast.terminal import working
 
-    rank = int(os.environ.get("RANK", "0"))
-    place = os.environ.get("LOCAL_RANK")
-    if place is not None and study.device in ("auto", "cuda"):
+    here = this_process()
+    if here.size > 1 and study.device in ("auto", "cuda"):
         import torch
 
         if torch.cuda.is_available():
-            study = replace(study, device=f"cuda:{place}")
+            study = replace(study, device=f"cuda:{here.local}")
     with prepared(study) as (model, data, out, err):
         from vtfast.evaluation import evaluate as compare
         from vtfast.evaluation import named_plan
@@ -164,10 +163,10 @@ def run_evaluate(study: "Study", names: list[str], options: dict[str, Any]) -> N
                 data,
                 plans,
                 log=study.log,
-                progress=tick if rank == 0 else False,
+                progress=tick if here.rank == 0 else False,
                 **options,
             )
-        if rank == 0:
+        if here.rank == 0:
             finish(study, out, found, _show)
 
 

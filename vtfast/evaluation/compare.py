@@ -72,7 +72,7 @@ def evaluate(
         dataset: a `vtfast.information.Dataset`.
         plans: presets, `Plan`s and lists of `Prune`; in a mapping, under names of your own.
         keep: of the presets; several make a row each. Default: each preset's own.
-        horizon: of the presets that have one; see `vtfast.patch`.
+        horizon: of the presets that have one, and of "vtw" without a keep; see `vtfast.patch`.
         seed, positions, path, impl: as in `vtfast.patch`.
         match: "exact" or "begins" (both without case, extra spaces and punctuation around), or a
             function (said, answer) -> bool.
@@ -92,9 +92,14 @@ def evaluate(
         raise StateError("the model is patched; call vtfast.unpatch(model) before comparing plans")
     if model.training:
         raise StateError("the model is in training mode; call model.eval() first")
-    if type(batch) is not int or batch < 1:
-        raise InputError(f"batch={batch!r}: expected an int >= 1")
-    if isinstance(match, str) and match not in MATCHES:
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"the dataset is a {type(dataset).__name__}; pass a vtfast.information.Dataset"
+        )
+    for name, value in (("batch", batch), ("max_new_tokens", max_new_tokens)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"{name}={value!r}: expected an int >= 1")
+    if not callable(match) and (not isinstance(match, str) or match not in MATCHES):
         raise InputError(f"match={match!r}: pass {' or '.join(map(repr, MATCHES))}, or a function")
     how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
     resolved = resolve(model, plans, keep, horizon, how)
@@ -149,11 +154,17 @@ def resolve(
     named: list[tuple[str | None, Any]]
     if isinstance(plans, Mapping):
         named = list(plans.items())
-    elif isinstance(plans, str | Plan) or (plans and all(isinstance(p, Prune) for p in plans)):
+    elif isinstance(plans, str | Plan):
         named = [(None, plans)]
+    elif not isinstance(plans, Sequence):
+        raise InputError(
+            f"plans={plans!r}: pass a preset, a Plan, a list of them, or a mapping from names"
+        )
     else:
-        named = [(None, plan) for plan in plans]
-    budgets = list(keep) if isinstance(keep, Sequence) else [keep]
+        one = plans and all(isinstance(p, Prune) for p in plans)
+        named = [(None, plans)] if one else [(None, plan) for plan in plans]
+    several = isinstance(keep, Sequence) and not isinstance(keep, str)
+    budgets: list[Any] = list(keep) if several else [keep]  # type: ignore[arg-type]
     if not named or not budgets:
         raise InputError("there is nothing to compare; pass at least one plan, and one keep")
     found: dict[str, Plan] = {}
@@ -161,7 +172,7 @@ def resolve(
         preset = isinstance(asked, str)
         for share in budgets if preset else [None]:
             given: dict[str, Any] = {} if share is None else {"keep": share}
-            if preset and horizon is not None and needs_horizon(asked):
+            if preset and horizon is not None and _takes_horizon(asked, share):
                 given["horizon"] = horizon
             with patch(model, asked, **given, **how) as handle:
                 plan = handle.plan
@@ -174,6 +185,10 @@ def resolve(
                 )
             found[name] = plan
     return found
+
+
+def _takes_horizon(preset: str, keep: float | None) -> bool:
+    return needs_horizon(preset) or (preset == "vtw" and keep is None)
 
 
 def named_plan(name: str) -> str | Plan:

@@ -10,7 +10,10 @@ _INK, _LINE, _MARKERS = "#1f2933", "#616e7c", "osD^vPX*"
 
 
 def pareto(found: Comparison) -> Figure:
-    """A point with its interval for every row; a line through those that no other beats."""
+    """A point with its interval for every row; a line through those that no other beats.
+
+    Points are hollow and of several shapes, as plans of one budget lie on top of one another.
+    """
     figure = Figure((8.2, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -32,7 +35,10 @@ def pareto(found: Comparison) -> Figure:
             row.average_tokens,
             accuracy,
             yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]],
-            fmt=_MARKERS[number // len(colours) % len(_MARKERS)],
+            fmt=_MARKERS[number % len(_MARKERS)],
+            markersize=8,
+            markerfacecolor="none",
+            markeredgewidth=1.4,
             color=colours[number % len(colours)],
             elinewidth=0.8,
             capsize=2,

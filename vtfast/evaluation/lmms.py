@@ -1,6 +1,6 @@
 """Pruned models for lmms-eval, which finds them by the entry point group `lmms_eval.models`.
 
-    lmms_eval --model llava_hf_vtfast --tasks mme \\
+    python -m lmms_eval --model llava_hf_vtfast --tasks mme \\
       --model_args pretrained=llava-hf/llava-1.5-7b-hf,plan=divprune+random,keep=0.5
 
 They are lmms-eval's own classes with a patched model inside; see `vtfast.evaluation.lmms_models`.
@@ -9,6 +9,7 @@ They are lmms-eval's own classes with a patched model inside; see `vtfast.evalua
 from typing import Any
 
 _HOME = "vtfast.evaluation.lmms_models"
+_CLASSES = {"llava_hf_vtfast": "LlavaHf", "qwen2_5_vl_vtfast": "Qwen25VL"}
 
 
 def manifests() -> list[Any]:
@@ -16,10 +17,8 @@ def manifests() -> list[Any]:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [
-        ModelManifest("llava_hf_vtfast", simple_class_path=f"{_HOME}.LlavaHf"),
         ModelManifest(
-            "qwen2_5_vl_vtfast",
-            simple_class_path=f"{_HOME}.Qwen25VL",
-            chat_class_path=f"{_HOME}.Qwen25VLChat",
-        ),
+            name, simple_class_path=f"{_HOME}.{cls}", chat_class_path=f"{_HOME}.{cls}Chat"
+        )
+        for name, cls in _CLASSES.items()
     ]

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from lmms_eval.models.chat.llava_hf import LlavaHf as _LlavaChat
 from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as _QwenChat
-from lmms_eval.models.simple.llava_hf import LlavaHf as _LlavaHf
+from lmms_eval.models.simple.llava_hf import LlavaHf as _Llava
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as _Qwen
 
 from vtfast.evaluation.compare import named_plan
+from vtfast.launched import this_process
 from vtfast.patching import patch
+from vtfast.presets import check_name
 
 
 class _Pruned:
@@ -27,15 +30,36 @@ class _Pruned:
         positions: str = "keep",
         **kwargs: Any,
     ) -> None:
+        asked = named_plan(plan)
+        if isinstance(asked, str):
+            check_name(asked)  # before the weights are read
         super().__init__(*args, **kwargs)
         given = {"keep": None if keep is None else float(keep), "horizon": horizon}
         given = {name: value for name, value in given.items() if value is not None}
         how: dict[str, Any] = {"seed": int(seed), "positions": positions, **given}
-        self.vtfast = patch(self.model, named_plan(plan), **how)  # type: ignore[attr-defined]
+        self.vtfast = patch(self.model, asked, **how)  # type: ignore[attr-defined]
 
 
-class LlavaHf(_Pruned, _LlavaHf):
+class _OnOneDevice(_Pruned):
+    """lmms-eval's LLaVA classes go to their device by `device_map=""`, refused by transformers 5.
+
+    Several processes have devices of their own, which they find out by that empty text.
+    """
+
+    def __init__(
+        self, *args: Any, device: str = "cuda", device_map: str = "", **kwargs: Any
+    ) -> None:
+        if this_process().size == 1:
+            device_map = device_map or device
+        super().__init__(*args, device=device, device_map=device_map, **kwargs)
+
+
+class LlavaHf(_OnOneDevice, _Llava):
     """lmms-eval's `llava_hf`, pruned."""
+
+
+class LlavaHfChat(_OnOneDevice, _LlavaChat):
+    """lmms-eval's `llava_hf` with chat messages, pruned."""
 
 
 class Qwen25VL(_Pruned, _Qwen):

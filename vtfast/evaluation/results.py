@@ -130,7 +130,7 @@ def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
     """Wilson score interval of a share of n trials."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding can lead out
 
 
 def tabulate(

@@ -1,10 +1,11 @@
 """Share work out over the processes of torchrun or `accelerate launch`, if there are several."""
 
-import os
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
+from vtfast.launched import this_process
 
 _PATIENCE = timedelta(days=2)  # the first process to finish waits for the last
 
@@ -20,17 +21,17 @@ class Shards:
     """
 
     def __init__(self) -> None:
-        self._mine = False
-        self.rank, self.size = 0, 1
         if dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        elif "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            self._mine = True
+            self._mine = False
+        else:
+            here = this_process()
+            self.rank, self.size = here.rank, here.size
+            self._mine = self.size > 1
 
     def __enter__(self) -> "Shards":
         if self._mine:
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+            dist.init_process_group("gloo", rank=self.rank, world_size=self.size, timeout=_PATIENCE)
         return self
 
     def __exit__(self, *exception: object) -> None:

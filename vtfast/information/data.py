@@ -83,7 +83,10 @@ class Dataset:
         return len(self.examples)
 
     def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
-        """Examples by number, on a device, prompts padded to one length."""
+        """Examples by number, on a device, prompts padded to one length.
+
+        On the left, whatever the tokenizer does by itself: that is how `generate` reads them.
+        """
         inputs = self._encoded(indices).to(device)
         answers = [self._answers[i] for i in indices]
         return Batch(inputs, [a + self._end for a in answers], [len(a) for a in answers])
@@ -107,7 +110,9 @@ class Dataset:
         texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
         images = [self.pictures(i) for i in indices]
         try:
-            return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+            return self.processor(
+                images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"
+            )
         except Exception as error:  # too small, too narrow, …: the processor knows
             names = chosen[0].name
             if len(chosen) > 1:
