@@ -22,13 +22,13 @@ import torch
 
 from . import reference
 from .checks import (
-    KERNEL_DTYPES,
     check_covers,
     check_floating,
     check_impl,
     check_segments,
     check_tensor,
     checked_keep,
+    foreign,
 )
 from .launch import (
     INTERPRET,
@@ -408,10 +408,8 @@ def diversity_select(
     check_covers(_OP, "segments", segments, "features", len(features))
     keep = checked_keep(_OP, segments, keep)
     too_long = unable(segments.max_seqlen)
-    foreign = (
-        "" if features.dtype in KERNEL_DTYPES else f"the kernel does not take {features.dtype}"
-    )
-    if use_triton(_OP, impl, features.device, unable=too_long or foreign, silent=not too_long):
+    cannot = too_long or foreign(features.dtype)
+    if use_triton(_OP, impl, features.device, unable=cannot, silent=not too_long):
         picks = _diversity_select(features, segments.cu_seqlens, segments.lengths, keep)
         return picks if return_order else picks[0]
     return reference.diversity_select(features, segments, keep, return_order=return_order)
