@@ -25,8 +25,10 @@ TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, _MOST_WARPS))
 
 def tile(longest: int) -> tuple[int, int]:
     """ROWS and warps of a program for segments of up to `longest` rows."""
-    length, warps = next(tile for tile in TILES if longest <= tile[0])
-    return length // COLUMNS, warps
+    for length, warps in TILES:
+        if longest <= length:
+            return length // COLUMNS, warps
+    raise AssertionError(unable(longest))  # the ops ask before they launch
 
 
 def unable(longest: int) -> str:
