@@ -412,7 +412,7 @@ def diversity_select(
     check_floating(_OP, "features", features)
     check_covers(_OP, "segments", segments, "features", len(features))
     keep = checked_keep(_OP, segments, keep)
-    too_long = unable(segments.max_seqlen)
+    too_long = unable(segments.max_seqlen, segments.device)
     cannot = too_long or foreign(features.dtype)
     if use_triton(_OP, impl, features.device, unable=cannot, silent=not too_long):
         picks = _diversity_select(features, segments.cu_seqlens, segments.lengths, keep)

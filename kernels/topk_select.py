@@ -277,7 +277,7 @@ def topk_select(
     keep = checked_keep(_OP, segments, keep)
     gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
-    too_long = unable(longest)
+    too_long = unable(longest, segments.device)
     cannot = too_long or foreign(scores.dtype) or unable_to_copy(gather)
     if not use_triton(_OP, impl, scores.device, unable=cannot, silent=not too_long):
         return reference.topk_select(scores, segments, keep, gather=gather)

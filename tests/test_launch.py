@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ragged_cases import cut
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtfast.kernels import launch
+from vtfast.kernels import launch, threshold
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.query_scores import last_query_scores
@@ -196,6 +197,42 @@ def test_an_older_gpu_takes_the_twins(monkeypatch):
     with pytest.raises(ValueError, match=r"8\.0, this GPU has 7\.5; pass impl"):
         launch.use_triton("topk_select", "triton", gpu)
     launch._lacking.cache_clear()
+
+
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A GPU with 99 KiB for a program, as 8.9 and 12.0 have, under a Triton before 3.7."""
+    properties = {7: {"max_shared_mem": 99 * 1024}}
+    utilities = SimpleNamespace(get_device_properties=properties.__getitem__)
+    driver = SimpleNamespace(active=SimpleNamespace(utils=utilities))
+    monkeypatch.setattr(launch.triton.runtime, "driver", driver, raising=False)
+    monkeypatch.setattr(threshold, "_BYTES_OUT", 8)
+    launch.shared_memory.cache_clear()
+    yield torch.device("cuda", 7)
+    launch.shared_memory.cache_clear()
+
+
+def test_what_does_not_fit_a_small_gpu_is_left_to_the_twin(small_gpu):
+    assert threshold.unable(4096, small_gpu) == ""
+    assert "4097 rows, for which this Triton" in threshold.unable(4097, small_gpu)
+    assert "than the 99 KiB there are" in threshold.unable(16384, small_gpu)
+    assert threshold.unable(16384) == threshold.unable(16384, torch.device("cpu")) == ""
+
+
+def test_newer_tritons_need_no_shared_memory_to_store_picks(monkeypatch):
+    """So nobody is asked how much there is."""
+    monkeypatch.setattr(threshold, "_BYTES_OUT", 0)
+    monkeypatch.setattr(threshold, "shared_memory", lambda device: 1 / 0)
+    assert threshold.unable(16384, torch.device("cuda", 7)) == ""
+
+
+@pytest.mark.parametrize("op", ["topk_select", "diversity_select"])
+def test_selections_that_store_through_shared_memory_ask_for_their_gpu(op, monkeypatch):
+    module = sys.modules[f"vtfast.kernels.{op}"]
+    monkeypatch.setattr(module, "unable", lambda longest, device: f"{longest} on {device.type}")
+    x = X[:, 1] if op == "topk_select" else X
+    with pytest.raises(ValueError, match=f"4 on {DEVICE}"):
+        getattr(module, op)(x.to(DEVICE), SEGMENTS, [2, 1], impl="triton")
 
 
 OUTSIDE = """
