@@ -272,6 +272,7 @@ def _pick(
         ROWS=rows,
         COLUMNS=COLUMNS,
         num_warps=warps,
+        enable_fp_fusion=True,
     )
 
 

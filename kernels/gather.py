@@ -164,6 +164,7 @@ def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.
                 ROWS=_ROWS,
                 SPAN=_SPAN,
                 num_warps=_WARPS,
+                enable_fp_fusion=True,
             )
     return outputs
 

@@ -110,6 +110,7 @@ def launch(
                 PICKS=PICKS,
                 SPAN=SPAN,
                 num_warps=warps,
+                enable_fp_fusion=True,
             )
     return index, outputs
 

@@ -219,6 +219,7 @@ def _launch(
             PRECISION=fp32_precision(),
             num_warps=_WARPS,
             num_stages=_STAGES[k.element_size()],
+            enable_fp_fusion=True,
         )
         _merge_kernel[(sequences, cdiv(longest, _MERGE_KEYS))](
             logits,
@@ -233,6 +234,7 @@ def _launch(
             SPLITS=_SPLITS,
             SPLIT_KEYS=keys,
             num_warps=_MERGE_WARPS,
+            enable_fp_fusion=True,
         )
     return scores
 

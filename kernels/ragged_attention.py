@@ -216,6 +216,7 @@ def _launch(
             PRECISION=fp32_precision(),
             num_warps=tile.warps,
             num_stages=tile.stages if k_index is None else tile.stages_indexed,
+            enable_fp_fusion=True,
         )
     return out
 

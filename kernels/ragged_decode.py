@@ -38,6 +38,7 @@ from .tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
 _SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor
+_MERGE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _SHARE, _MERGED = 128, 16  # keys of a split at least; splits merged at a time
 
 
@@ -187,7 +188,7 @@ def _settings(
     own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
     own["PRECISION"] = fp32_precision()
     stages = tile.stages_indexed if indexed else tile.stages
-    options = {"num_warps": tile.warps, "num_stages": stages}
+    options = {"num_warps": tile.warps, "num_stages": stages, "enable_fp_fusion": True}
     return parts, both | own, both | {"MERGED": _MERGED}, options
 
 
@@ -224,7 +225,7 @@ def _launch(
             arguments = (*tensors, longest, *strides, scale * LOG2E)
             _launch_split((sequences, key_heads * parts, room), arguments, split, options)
         arguments = (partial, lengths, out, longest, room)
-        _launch_merge((sequences, heads, 1), arguments, merge, {"num_warps": 4})
+        _launch_merge((sequences, heads, 1), arguments, merge, _MERGE_OPTIONS)
     return out
 
 

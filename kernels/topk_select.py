@@ -172,6 +172,7 @@ def _launch(
                 ROWS=rows,
                 COLUMNS=COLUMNS,
                 num_warps=warps,
+                enable_fp_fusion=True,
             )
     return out
 

@@ -155,16 +155,20 @@ class Made(TorchDispatchMode):
 class Idle:
     """A kernel that runs nothing, so that what is around it can be watched."""
 
+    def __init__(self):
+        self.options = []  # of every launch
+
     def __getitem__(self, grid):
         return self
 
     def __call__(self, *arguments, **options):
-        pass
+        self.options.append(options or arguments[-1])
 
 
-def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, monkeypatch):
-    """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
-    name, op, tensors, arguments = call
+@pytest.fixture
+def idle(call, monkeypatch):
+    """The launcher of the op, and its kernels by name, which run nothing."""
+    name, *_ = call
     op_file = {"gather_rows": "gather", "last_query_scores": "query_scores"}.get(
         name, name.removesuffix("_gather")
     )
@@ -174,8 +178,31 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, mon
     assert kernels
     for kernel in kernels:
         monkeypatch.setattr(module, kernel, Idle())
-    for launcher in filter(lambda x: isinstance(x, Relaunch), vars(module).values()):
-        monkeypatch.setattr(launcher, "kernel", Idle())
+    return launch_op, {kernel: vars(module)[kernel] for kernel in kernels}
+
+
+def test_a_launch_says_whether_products_are_fused_into_sums(call, idle):
+    """Triton's default is a setting of whoever uses the kernels, and changes with its version."""
+    (*_, arguments), (launch_op, kernels) = call, idle
+    launch_op(*arguments)
+    launches = [options for kernel in kernels.values() for options in kernel.options]
+    assert launches
+    assert all("enable_fp_fusion" in options for options in launches)
+
+
+def test_distances_are_made_without_fusing_products_into_sums(monkeypatch):
+    """1 - dots * a * b is then the same wherever it is computed, and so is a tie."""
+    module, kernels = sys.modules["vtfast.kernels.diversity_select"], (Idle(), Idle())
+    for name, kernel in zip(("_norms_kernel", "_distances_kernel"), kernels, strict=True):
+        monkeypatch.setattr(module, name, kernel)
+    monkeypatch.setattr(module, "_greedy_kernel", Idle())
+    module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
+    assert [options["enable_fp_fusion"] for k in kernels for options in k.options] == [False] * 2
+
+
+def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idle):
+    """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
+    (_, op, tensors, arguments), (launch_op, _) = call, idle
 
     def both_ways():
         op(*tensors)
