@@ -12,6 +12,7 @@ from .ragged import Ragged, host_ints
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TWIN_DTYPES = (*KERNEL_DTYPES, torch.float64)
 IMPLS = ("auto", "eager", "triton")
 
 
@@ -47,6 +48,11 @@ def check_tensor(
 def check_floating(op: str, name: str, x: torch.Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}; cast it first")
+
+
+def foreign(dtype: torch.dtype) -> str:
+    """Why the kernels cannot compute in a floating dtype, "" if they can."""
+    return "" if dtype in KERNEL_DTYPES else f"the kernel does not take {dtype}"
 
 
 def check_segments(op: str, name: str, segments: Ragged) -> None:

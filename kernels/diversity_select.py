@@ -22,13 +22,13 @@ import torch
 
 from . import reference
 from .checks import (
-    KERNEL_DTYPES,
     check_covers,
     check_floating,
     check_impl,
     check_segments,
     check_tensor,
     checked_keep,
+    foreign,
 )
 from .launch import (
     INTERPRET,
@@ -51,6 +51,7 @@ _TILE = 64  # of the matrix, for one program
 _WARPS, _STAGES = 4, 3
 _NORM_ROWS, _NORM_BLOCK = 8, 512
 
+_LEAST_SQUARE = tl.constexpr(2.0**-126)  # below, fp32 loses bits, and with them the direction
 _CHOSEN = tl.constexpr(-(2**31))  # below whatever is still in the race, as ordered integers
 _BROKEN = tl.constexpr(-(2**31) + 1)  # rows that are not finite: below all others
 _FARTHEST = tl.constexpr(2**31 - 1)
@@ -86,7 +87,7 @@ def _norms_kernel(
 ):
     """Grid (blocks of ROWS rows): 1 / norm of each row, and how near another may count at most.
 
-    0 for a zero row, -1 where the squared norm is not finite.
+    0 for a zero row, or as good as one; -1 where the squared norm is not finite.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < num_rows
@@ -98,8 +99,9 @@ def _norms_kernel(
         squares += x * x
     square = tl.sum(squares, axis=1)
     finite = square < float("inf")  # false for NaN too
-    norm = tl.sqrt_rn(tl.where(finite & (square > 0.0), square, 1.0))
-    inverse = tl.where(square > 0.0, tl.div_rn(tl.full([ROWS], 1.0, tl.float32), norm), 0.0)
+    directed = finite & (square >= _LEAST_SQUARE)
+    norm = tl.sqrt_rn(tl.where(directed, square, 1.0))
+    inverse = tl.where(directed, tl.div_rn(tl.full([ROWS], 1.0, tl.float32), norm), 0.0)
     tl.store(inverse_ptr + row, tl.where(finite, inverse, -1.0), mask=inside)
     tl.store(nearest_ptr + row, tl.where(finite, _FARTHEST, _BROKEN), mask=inside)
 
@@ -270,6 +272,7 @@ def _pick(
         ROWS=rows,
         COLUMNS=COLUMNS,
         num_warps=warps,
+        enable_fp_fusion=True,
     )
 
 
@@ -344,10 +347,13 @@ def _distances(
 
 
 def _depth(x: torch.Tensor) -> int:
-    """Features read at a time. Twice as many spill: fp32 on sm_80, odd distances everywhere."""
+    """Features read at a time. Twice as many spill: fp32 on sm_80, odd rows nearly everywhere.
+
+    Odd are rows that the compiler does not know to start at multiples of 16 bytes.
+    """
     if x.element_size() == 4:
         return 16
-    return 64 if x.stride(0) % 16 == 0 else 32
+    return 64 if (x.stride(0) | x.data_ptr()) % 16 == 0 else 32
 
 
 def _fake(
@@ -379,9 +385,9 @@ def diversity_select(
     256 MiB in the twin, or one segment's where these are more. Segments beyond wait their turn.
 
     Args:
-        features: `[T, D]` of any floating dtype; only directions matter. A zero row has cosine 0 to
-            all rows. A row whose squared norm is not finite in fp32 ranks below all finite rows
-            (lowest first) and changes nobody's distances.
+        features: `[T, D]` of any floating dtype; only directions matter. A zero row, or one whose
+            norm is below 2^-63, has cosine 0 to all rows. A row whose squared norm is not finite in
+            fp32 ranks below all finite rows (lowest first) and changes nobody's distances.
         segments: the cut of the T rows.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
         return_order: also return the rows in the order they were picked.
@@ -407,11 +413,9 @@ def diversity_select(
     check_floating(_OP, "features", features)
     check_covers(_OP, "segments", segments, "features", len(features))
     keep = checked_keep(_OP, segments, keep)
-    too_long = unable(segments.max_seqlen)
-    foreign = (
-        "" if features.dtype in KERNEL_DTYPES else f"the kernel does not take {features.dtype}"
-    )
-    if use_triton(_OP, impl, features.device, unable=too_long or foreign, silent=not too_long):
+    too_long = unable(segments.max_seqlen, segments.device)
+    cannot = too_long or foreign(features.dtype)
+    if use_triton(_OP, impl, features.device, unable=cannot, silent=not too_long):
         picks = _diversity_select(features, segments.cu_seqlens, segments.lengths, keep)
         return picks if return_order else picks[0]
     return reference.diversity_select(features, segments, keep, return_order=return_order)

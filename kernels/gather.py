@@ -13,7 +13,15 @@ import torch
 
 from . import reference
 from .checks import INDEX_DTYPES, check_has_rows, check_impl, check_tensor
-from .launch import on_device_of, register, tl, triton, use_triton
+from .launch import (
+    cdiv,
+    next_power_of_2,
+    on_device_of,
+    register,
+    tl,
+    triton,
+    use_triton,
+)
 
 _OP = "gather_rows"
 _ROWS = 4  # a program's tile: 4 x 1024 words, 8 loads of 16 bytes for each of 128 threads
@@ -137,7 +145,7 @@ def new_rows(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tenso
 
 def spans(layouts: Sequence[Layout], span: int) -> int:
     """Column spans that the widest tensor has."""
-    return max(triton.cdiv(width, span) for width, *_ in layouts)
+    return max(cdiv(width, span) for width, *_ in layouts)
 
 
 def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -146,7 +154,7 @@ def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.
     sources, targets, strides, layouts = copying(tensors, outputs, _SPAN, _SPAN)
     if layouts:
         with on_device_of(index):
-            _gather_rows_kernel[(triton.cdiv(num_rows, _ROWS), spans(layouts, _SPAN))](
+            _gather_rows_kernel[(cdiv(num_rows, _ROWS), spans(layouts, _SPAN))](
                 index.contiguous(),
                 sources,
                 targets,
@@ -156,13 +164,15 @@ def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.
                 ROWS=_ROWS,
                 SPAN=_SPAN,
                 num_warps=_WARPS,
+                enable_fp_fusion=True,
             )
     return outputs
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """`x` as `[T, W]` with contiguous rows: a view if its rows are contiguous, else a copy."""
-    x = x.flatten(1) if x.ndim > 1 else x[:, None]
+    if x.ndim != 2:
+        x = x.flatten(1) if x.ndim > 2 else x[:, None]
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
@@ -181,7 +191,7 @@ def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
     unit = word if stride % 16 else 16
     block = odd_block if (width | stride | x.data_ptr()) % 16 else block
     width //= word
-    return stride // unit, (width, word, unit // word, min(block, triton.next_power_of_2(width)))
+    return stride // unit, (width, word, unit // word, min(block, next_power_of_2(width)))
 
 
 def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .gather import copy_rows, copying, new_rows, spans
-from .launch import on_device_of, tl, triton
+from .launch import cdiv, on_device_of, tl, triton
 from .ragged import Ragged
 from .threshold import COLUMNS, nth_picks, segment_bounds, tile
 
@@ -92,7 +92,7 @@ def launch(
         rows, warps = tile(longest)
         widths = WORDS_PER_WARP * warps, ODD_WORDS_PER_WARP * warps
         sources, targets, strides, layouts = copying(tensors, outputs, *widths)
-        blocks = triton.cdiv(kept.max_seqlen, PICKS)
+        blocks = cdiv(kept.max_seqlen, PICKS)
         with on_device_of(cu_seqlens):
             kernel[(len(kept) * blocks, spans(layouts, SPAN))](
                 *arguments,
@@ -110,6 +110,7 @@ def launch(
                 PICKS=PICKS,
                 SPAN=SPAN,
                 num_warps=warps,
+                enable_fp_fusion=True,
             )
     return index, outputs
 

@@ -110,8 +110,15 @@ def architecture(device: torch.device) -> str:
 def _architecture(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx942"
-    # Others, 12.x among them, have the tensor core instructions of 8.x and less shared memory.
+    # Others, 12.x among them, have the tensor core instructions of 8.x and less shared memory: what
+    # is launched there with these settings fits 99 KiB, or `threshold.unable` says so.
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+@lru_cache(maxsize=16)
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program can have: 99 KiB on GPUs 8.6, 8.9 and 12.x, 163 or more on 8.0."""
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
 def fp32_precision() -> str:

@@ -11,6 +11,7 @@ re-derived.
 
 import torch
 
+from .checks import foreign
 from .launch import INTERPRET, tl, triton
 from .tiles import MAX_HEAD
 
@@ -20,14 +21,20 @@ LEAST_SCALE = 2.0**-126  # smaller ones are 0 in fp32, and so is no logit
 
 def unable(scale: float, *tensors: torch.Tensor) -> str:
     """Why the kernels cannot attend to these `[rows, heads, D]`, "" if they can."""
-    dtype, head_size = tensors[0].dtype, tensors[0].shape[2]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "the kernel has no backward and a tensor needs a gradient"
-    if not 0 < head_size <= (limit := MAX_HEAD[tensors[0].element_size()]):
-        return f"the kernel takes head sizes 1 to {limit} in {dtype}, got {head_size}"
     if not scale * LOG2E >= LEAST_SCALE:
         return f"the kernel takes a scale above 0, got {scale}"
-    return ""
+    return beyond(tensors[0].dtype, tensors[0].shape[2])
+
+
+def beyond(dtype: torch.dtype, head_size: int) -> str:
+    """Why the kernels cannot attend with heads of this dtype and size, "" if they can."""
+    if why := foreign(dtype):
+        return why
+    if 0 < head_size <= (limit := MAX_HEAD[dtype.itemsize]):
+        return ""
+    return f"the kernel takes head sizes 1 to {limit} in {dtype}, got {head_size}"
 
 
 def columns_together(x: torch.Tensor) -> torch.Tensor:

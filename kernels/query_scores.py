@@ -6,8 +6,8 @@ runs over all keys of the sequence, in fp32: one row of the attention matrix, th
 Two launches. The first reads every key once for all queries of its group, in 16 splits a sequence,
 and keeps the logits with each split's largest and sum; the second merges the splits and averages
 over heads. No atomics, and no split depends on the batch, so the bits do not either. Traffic: the
-keys once (per 16 query heads of theirs), 4 H T bytes of logits out and in, T scores. Limits: head
-sizes up to 256; no backward; "auto" takes the twin for what is beyond.
+keys once (per 16 query heads of theirs), 4 H T bytes of logits out and in, T scores. Limits: fp32,
+fp16, bf16 and head sizes up to 256; no backward; "auto" takes the twin for what is beyond.
 
 Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), re-derived.
 """
@@ -16,13 +16,14 @@ import torch
 
 from . import reference
 from .checks import (
-    KERNEL_DTYPES,
+    TWIN_DTYPES,
     check_count,
     check_covers,
     check_heads,
     check_impl,
     check_segments,
     check_tensor,
+    foreign,
 )
 from .launch import (
     INTERPRET,
@@ -218,6 +219,7 @@ def _launch(
             PRECISION=fp32_precision(),
             num_warps=_WARPS,
             num_stages=_STAGES[k.element_size()],
+            enable_fp_fusion=True,
         )
         _merge_kernel[(sequences, cdiv(longest, _MERGE_KEYS))](
             logits,
@@ -232,6 +234,7 @@ def _launch(
             SPLITS=_SPLITS,
             SPLIT_KEYS=keys,
             num_warps=_MERGE_WARPS,
+            enable_fp_fusion=True,
         )
     return scores
 
@@ -260,7 +263,7 @@ def last_query_scores(
     """Average over heads how much each sequence's last query attends to each of its keys.
 
     Args:
-        q: `[B, H, D]` fp32|fp16|bf16, the last query of each sequence, rotated like the keys.
+        q: `[B, H, D]` fp32|fp16|bf16|fp64, the last query of each sequence, rotated like the keys.
         k: `[T, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv, head h reads key head
             h // (H / Hkv).
         segments: B sequences cutting the T rows of `k`.
@@ -283,18 +286,21 @@ def last_query_scores(
     """
     check_impl(_OP, impl)
     check_segments(_OP, "segments", segments)
-    check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES, device=segments.device)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES, device=segments.device)
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=segments.device)
     check_heads(_OP, q, k)
     check_covers(_OP, "segments", segments, "k", len(k))
     check_count(_OP, "q", q, len(segments))
-    if use_triton(_OP, impl, k.device, unable=_unable(k)):
+    if use_triton(_OP, impl, k.device, unable=beyond(k.dtype, k.shape[2])):
         with torch.no_grad():
             return _last_query_scores(q, k, segments.cu_seqlens, segments.max_seqlen, scale)
     return reference.last_query_scores(q, k, segments, scale=scale)
 
 
-def _unable(k: torch.Tensor) -> str:
-    if not 0 < k.shape[2] <= _MAX_HEAD:
-        return f"the kernel takes head sizes 1 to {_MAX_HEAD}, got {k.shape[2]}"
-    return ""
+def beyond(dtype: torch.dtype, head_size: int) -> str:
+    """Why the kernel cannot score with heads of this dtype and size, "" if it can."""
+    if why := foreign(dtype):
+        return why
+    if 0 < head_size <= _MAX_HEAD:
+        return ""
+    return f"the kernel takes head sizes 1 to {_MAX_HEAD}, got {head_size}"

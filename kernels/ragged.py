@@ -7,13 +7,14 @@ be empty, and a batch may have none.
 """
 
 import operator
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 
 import torch
+
+from .kept import MadeOnce, once_per_stream
 
 _INT32_MAX = 2**31 - 1
 _INTS = frozenset((int,))
@@ -39,16 +40,14 @@ class Ragged:
     def from_lengths(lengths: Sequence[int], device: torch.device | str | int) -> "Ragged":
         """Build (or fetch: the last 64 are kept) the cut with these segment lengths.
 
-        Never waits for a CUDA device: the copy starts from pinned memory. Call once before
-        capturing a CUDA graph of it, as ops do with what they keep; the graph's cut then stays.
+        Never waits for a CUDA device: the copy starts from pinned memory, and the cut is for the
+        current stream. Call once before capturing a CUDA graph of it, as ops do with what they
+        keep; the graph's cut then stays.
 
         >>> Ragged.from_lengths([3, 0, 2], "cpu").cu_seqlens.tolist()
         [0, 3, 3, 5]
         """
-        cut = _build(host_ints("lengths", lengths), _indexed_device(device))
-        if cut.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            _captured.add(cut)
-        return cut
+        return _build(host_ints("lengths", lengths), _indexed_device(device))
 
     @property
     def total(self) -> int:
@@ -67,7 +66,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @cached_property
+    @MadeOnce
     def cells(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Segment number and position in its segment of every packed row, int64 `[total]` each."""
         with torch.inference_mode(False), torch.no_grad():
@@ -80,13 +79,13 @@ class Ragged:
             position = torch.arange(self.total, device=self.device) - starts[segment]
         return segment, position
 
-    @cached_property
+    @MadeOnce
     def numbers(self) -> torch.Tensor:
         """int64 `[B]`: the number of each segment."""
         with torch.inference_mode(False), torch.no_grad():
             return torch.arange(len(self), device=self.device)
 
-    @cached_property
+    @MadeOnce
     def live(self) -> torch.Tensor:
         """bool `[B, max_seqlen]`: which cells of the padded matrix hold a row."""
         with torch.inference_mode(False), torch.no_grad():
@@ -127,11 +126,7 @@ def _indexed_device(device: torch.device | str | int) -> torch.device:
     return device
 
 
-# What CUDA graphs read at every replay must not be given back with the cache's oldest entries.
-_captured: set[Ragged] = set()
-
-
-@lru_cache(maxsize=64)
+@once_per_stream("segments of lengths")
 def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
     """Checked when it is built: what is refused is not kept."""
     if min(lengths, default=0) < 0:
@@ -140,11 +135,6 @@ def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
         raise ValueError(
             f"lengths sum to {sum(lengths)} rows, more than int32 row numbers reach "
             f"({_INT32_MAX}); split the batch"
-        )
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"segments of lengths {reprlib.repr(lengths)} are new while a CUDA graph is captured, "
-            "which cannot copy them to the device; run the same calls once before capturing"
         )
     offsets = tuple(accumulate(lengths, initial=0))
     # Cached across calls, so it must not be an inference tensor: autograd refuses to save those.

@@ -10,8 +10,8 @@ of tiles either: programs find their sequence in `cu_seqlens` by themselves. Wit
 rows are read where they lie, shared or scattered. A row's arithmetic does not depend on the batch:
 the tile may, the width of a block of keys may not.
 
-Limits: head sizes up to 256 (fp32: 128, more would spill), a scale above 0; no backward; "auto"
-takes the twin for what is beyond.
+Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128, more would spill), a scale above 0; no
+backward; "auto" takes the twin for what is beyond.
 
 Source: Dao, FlashAttention-2, arXiv 2307.08691, re-derived.
 """
@@ -21,7 +21,7 @@ import torch
 from . import reference
 from .checks import (
     INDEX_DTYPES,
-    KERNEL_DTYPES,
+    TWIN_DTYPES,
     check_count,
     check_covers,
     check_heads,
@@ -216,6 +216,7 @@ def _launch(
             PRECISION=fp32_precision(),
             num_warps=tile.warps,
             num_stages=tile.stages if k_index is None else tile.stages_indexed,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -243,7 +244,7 @@ def ragged_attention(
     """Attend from packed queries to packed keys, sequence by sequence.
 
     Args:
-        q: `[Tq, H, D]` fp32|fp16|bf16, any strides; the kernel reads them in place if the last
+        q: `[Tq, H, D]` fp32|fp16|bf16|fp64, any strides; the kernel reads them in place if the last
             dimension is contiguous.
         k, v: `[Tk, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv.
         q_segments, k_segments: B sequences each; their lengths may differ and be 0.
@@ -272,7 +273,7 @@ def ragged_attention(
     check_segments(_OP, "q_segments", q_segments)
     check_segments(_OP, "k_segments", k_segments)
     device = q_segments.device
-    check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES, device=device)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES, device=device)
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=device)
     check_tensor(_OP, "v", v, ndim=3, dtypes=(q.dtype,), device=device)
     check_heads(_OP, q, k, v)

@@ -8,8 +8,8 @@ values of one split, for all query heads that share them, and leaves a partial s
 launch merges these in order. A cut depends on the sequence's own length alone, so neither the batch
 nor the cache's size changes a bit. Traffic: keys and values once (per 16 query heads of theirs),
 8 D bytes per split and query head. With lengths on the device nothing of a call depends on them: a
-CUDA graph of it may be replayed with others. Limits: head sizes up to 256 (fp32: 128), a scale
-above 0; no backward; "auto" takes the twin for what is beyond.
+CUDA graph of it may be replayed with others. Limits: fp32, fp16, bf16 and head sizes up to 256
+(fp32: 128), a scale above 0; no backward; "auto" takes the twin for what is beyond.
 
 Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-derived.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from . import reference
-from .checks import INDEX_DTYPES, KERNEL_DTYPES, check_heads, check_impl, check_tensor
+from .checks import INDEX_DTYPES, TWIN_DTYPES, check_heads, check_impl, check_tensor
 from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
 from .online_softmax import (
     LOG2E,
@@ -38,6 +38,7 @@ from .tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
 _SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor
+_MERGE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _SHARE, _MERGED = 128, 16  # keys of a split at least; splits merged at a time
 
 
@@ -187,7 +188,7 @@ def _settings(
     own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
     own["PRECISION"] = fp32_precision()
     stages = tile.stages_indexed if indexed else tile.stages
-    options = {"num_warps": tile.warps, "num_stages": stages}
+    options = {"num_warps": tile.warps, "num_stages": stages, "enable_fp_fusion": True}
     return parts, both | own, both | {"MERGED": _MERGED}, options
 
 
@@ -224,7 +225,7 @@ def _launch(
             arguments = (*tensors, longest, *strides, scale * LOG2E)
             _launch_split((sequences, key_heads * parts, room), arguments, split, options)
         arguments = (partial, lengths, out, longest, room)
-        _launch_merge((sequences, heads, 1), arguments, merge, {"num_warps": 4})
+        _launch_merge((sequences, heads, 1), arguments, merge, _MERGE_OPTIONS)
     return out
 
 
@@ -251,7 +252,7 @@ def ragged_decode(
     """Attend from one query per sequence to that sequence's cached rows.
 
     Args:
-        q: `[B, H, D]` fp32|fp16|bf16, one query per sequence.
+        q: `[B, H, D]` fp32|fp16|bf16|fp64, one query per sequence.
         k_cache, v_cache: `[R, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv. Rows that
             are not a sequence's own never enter its result, whatever they hold.
         lengths: rows of each sequence, ≥ 0: B host ints, or an int32 `[B]` tensor on the device of
@@ -278,7 +279,7 @@ def ragged_decode(
     torch.Size([2, 8, 64])
     """
     check_impl(_OP, impl)
-    check_tensor(_OP, "q", q, ndim=3, dtypes=KERNEL_DTYPES)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES)
     check_tensor(_OP, "k_cache", k_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_tensor(_OP, "v_cache", v_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_heads(_OP, q, k_cache, v_cache)

@@ -179,6 +179,7 @@ def _launch(
                 COLUMNS=COLUMNS,
                 WORD_BITS=word_bits,
                 num_warps=warps,
+                enable_fp_fusion=True,
             )
     return out
 

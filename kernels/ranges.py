@@ -1,6 +1,5 @@
 """Which rows of a KV cache each sequence owns: checked on the host, and brought to the device."""
 
-from functools import lru_cache
 from operator import add
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from .attend import back_to_back
 from .checks import check_count, check_tensor, checked_ints
+from .kept import once_per_stream
 
 
 def checked_bound(op: str, rows: int, max_length: object) -> int:
@@ -60,7 +60,7 @@ def op_ranges(lengths: Any, starts: Any) -> tuple[Any, Any, tuple[int, ...]]:
     return lengths.contiguous(), starts.contiguous(), ()
 
 
-@lru_cache(maxsize=64)
+@once_per_stream("ranges of rows (lengths, then starts)")
 def on_device(
     host_ranges: tuple[int, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from .ragged import Ragged
 # Distance matrices made at once; larger batches of large segments go in several turns.
 _MAX_MATRIX_BYTES = 256 * 2**20
 _SECOND_WORD = 0x80000000
+_LEAST_NORM = 2.0**-63  # its square is the smallest number fp32 holds with all bits
 _BELOW_DISTANCES = -1e30  # and above the -infinity of rows picked already
 
 
@@ -93,8 +94,9 @@ def diversity_select(
 
     Distance is d(i, j) = 1 - cos(x_i, x_j) in fp32, whatever the input dtype. The first pick is
     the row whose nearest other row is farthest; each next one has the largest distance to its
-    nearest picked row. A zero row has cosine 0 to all. A row whose squared norm is not finite ranks
-    below all finite ones and changes nobody's distances.
+    nearest picked row. A zero row has cosine 0 to all, and so has one whose squared norm fp32 does
+    not hold in full. A row whose squared norm is not finite ranks below all finite ones and changes
+    nobody's distances.
     """
     picks = [segments.cu_seqlens.new_empty(0)]
     at_once = max(1, _MAX_MATRIX_BYTES // max(1, 4 * segments.max_seqlen**2))
@@ -119,7 +121,8 @@ def distances(features: torch.Tensor, segments: Ragged) -> tuple[torch.Tensor, t
     x = features.float()
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     finite = norm.isfinite()
-    x = (x / norm).nan_to_num_(0.0)  # rows of zeros or with something not finite become zeros
+    directed = finite & (norm >= _LEAST_NORM)
+    x = (x / norm).masked_fill_(~directed, 0.0)
     # What is not finite, or not there, is infinitely far from every other row.
     ceiling = torch.where(finite, 1.0, torch.inf)
     distance = x.new_full((len(segments), segments.max_seqlen, segments.max_seqlen), torch.inf)

@@ -12,7 +12,7 @@ instructions of one long scan.
 
 import torch
 
-from .launch import TRITON_VERSION, tl, triton
+from .launch import TRITON_VERSION, shared_memory, tl, triton
 
 MAX_LENGTH = 16384  # beyond, the keys no longer fit the registers of one program
 COLUMNS = 32
@@ -23,16 +23,34 @@ _MOST_WARPS = 32 if TRITON_VERSION >= (3, 7) and torch.version.hip is None else 
 TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, _MOST_WARPS))
 
 
+# Shared memory in which Triton before 3.7 brings the addresses of picks into order, a row; none for
+# random's. On AMD it is half of this, which fits.
+_BYTES_OUT = 8 if TRITON_VERSION < (3, 7) and torch.version.hip is None else 0
+
+
 def tile(longest: int) -> tuple[int, int]:
     """ROWS and warps of a program for segments of up to `longest` rows."""
-    length, warps = next(tile for tile in TILES if longest <= tile[0])
-    return length // COLUMNS, warps
+    for length, warps in TILES:
+        if longest <= length:
+            return length // COLUMNS, warps
+    raise AssertionError(unable(longest))  # the ops ask before they launch
 
 
-def unable(longest: int) -> str:
-    if longest <= MAX_LENGTH:
+def unable(longest: int, through_memory: torch.device | None = None) -> str:
+    """Why a program cannot select among so many rows, "" if it can.
+
+    `through_memory`: the device, where picks may go through shared memory on their way out.
+    """
+    if longest > MAX_LENGTH:
+        return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
+    if through_memory is None or through_memory.type != "cuda" or not _BYTES_OUT:
         return ""
-    return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
+    if tile(longest)[0] * COLUMNS * _BYTES_OUT <= (room := shared_memory(through_memory)):
+        return ""
+    return (
+        f"a segment has {longest} rows, for which this Triton takes more shared memory than the "
+        f"{room // 1024} KiB there are; from 3.7 on it does not"
+    )
 
 
 @triton.jit

@@ -15,7 +15,6 @@ import torch
 
 from . import gather_picks, reference
 from .checks import (
-    KERNEL_DTYPES,
     check_covers,
     check_floating,
     check_impl,
@@ -23,6 +22,7 @@ from .checks import (
     check_tensor,
     checked_gather,
     checked_keep,
+    foreign,
 )
 from .gather import gather_rows
 from .gather import unable as unable_to_copy
@@ -172,6 +172,7 @@ def _launch(
                 ROWS=rows,
                 COLUMNS=COLUMNS,
                 num_warps=warps,
+                enable_fp_fusion=True,
             )
     return out
 
@@ -277,9 +278,8 @@ def topk_select(
     keep = checked_keep(_OP, segments, keep)
     gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
-    too_long = unable(longest)
-    foreign = "" if scores.dtype in KERNEL_DTYPES else f"the kernel does not take {scores.dtype}"
-    cannot = too_long or foreign or unable_to_copy(gather)
+    too_long = unable(longest, segments.device)
+    cannot = too_long or foreign(scores.dtype) or unable_to_copy(gather)
     if not use_triton(_OP, impl, scores.device, unable=cannot, silent=not too_long):
         return reference.topk_select(scores, segments, keep, gather=gather)
     if gather_picks.fits(longest, gather):

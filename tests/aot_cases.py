@@ -101,6 +101,8 @@ def _diversity_select() -> Iterator[Case]:
         call = partial(diversity_select.diversity_select, features, *_cut(longest), impl="triton")
         yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
     yield from _distances("bf16 x 1024", _empty(576, 1024))
+    odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
+    yield from _distances("bf16 x 3584, at an odd address", odd)
     for dtype in KERNEL_DTYPES:
         yield from _distances(f"{_short(dtype)} x 3584", _empty(576, 3584, dtype=dtype))
         odd = _empty(576, 1023, dtype=dtype)

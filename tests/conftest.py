@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -91,6 +92,16 @@ def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> 
     for whole, margin in fenced:
         assert (whole[:margin] == poison).all(), "written before an output"
         assert (whole[-margin:] == poison).all(), "written beyond an output"
+
+
+@pytest.fixture
+def cuda_streams(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What torch says of CUDA's streams: which is `current`, and whether it is `captured`."""
+    cuda = SimpleNamespace(current=0, captured=False)
+    current, captured = "_cuda_getCurrentRawStream", "is_current_stream_capturing"
+    monkeypatch.setattr(torch._C, current, lambda device: cuda.current, raising=False)
+    monkeypatch.setattr(torch.cuda, captured, lambda: cuda.captured)
+    return cuda
 
 
 @pytest.fixture

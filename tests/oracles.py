@@ -60,7 +60,8 @@ def topk_select(scores, lengths, keep) -> list[int]:
 
 
 def cosine_distances(x: np.ndarray) -> np.ndarray:
-    """1 - cos of every pair of rows in fp64; NaN where either row is not finite."""
+    """1 - cos of every pair of rows in fp64, cos 0 for zero rows and rows shorter than 2^-63; NaN
+    where either row is not finite."""
     n = len(x)
     distance = np.full((n, n), np.nan)
     with np.errstate(over="ignore"):
@@ -69,8 +70,9 @@ def cosine_distances(x: np.ndarray) -> np.ndarray:
     for i in range(n):
         for j in range(n):
             if finite[i] and finite[j]:
-                norms = math.sqrt(float(x[i] @ x[i])) * math.sqrt(float(x[j] @ x[j]))
-                distance[i, j] = 1.0 - (float(x[i] @ x[j]) / norms if norms else 0.0)
+                norms = [math.sqrt(float(x[row] @ x[row])) for row in (i, j)]
+                cosine = float(x[i] @ x[j]) / math.prod(norms) if min(norms) >= 2**-63 else 0.0
+                distance[i, j] = 1.0 - cosine
     return distance
 
 

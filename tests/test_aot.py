@@ -11,6 +11,8 @@ import aot_table
 import pytest
 from repository import ROOT
 
+# 8.6, 8.9 and 12.x are launched with the settings of sm_80, and have less shared memory.
+SMALLEST = 99 * 1024
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 MOST = 120  # kernels x GPUs x versions compiled in every run of the tests
 
@@ -89,6 +91,16 @@ def test_a_program_fits_its_processor(of, arch):
     lanes = 32 if arch in aot.NVIDIA else 64
     assert names(row for row in of(arch) if row["shared"] > SHARED_LIMIT[arch]) == []
     assert names(row for row in of(arch) if row["setting"]["warps"] * lanes > 1024) == []
+
+
+def test_a_program_fits_smaller_gpus_or_is_not_launched_there(of):
+    """`threshold.unable` keeps away what stores picks through shared memory, 8 bytes a row."""
+    for row in of("sm_80"):
+        if row["shared"] > SMALLEST:
+            constants = row["setting"]["constants"]
+            picked_from = constants["ROWS"] * constants["COLUMNS"]
+            assert row["kernel"] in ("_topk_select_kernel", "_greedy_kernel"), row
+            assert (row["triton"], row["shared"]) == ("3.6.0", 8 * picked_from), row
 
 
 @pytest.mark.parametrize("arch", aot.NVIDIA)

@@ -39,7 +39,8 @@ NAN, INF = float("nan"), float("inf")
 SIGNS = st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)
 AXES = st.sampled_from([[s * (i == j) for j in range(4)] for i in range(4) for s in (1.0, -1.0)])
 BROKEN = st.sampled_from([[NAN] * 4, [0.0, INF, 0.0, 0.0], [1.0, 2.0, NAN, 0.0], [1e30] * 4])
-ROW = st.one_of(SIGNS, SIGNS, AXES, AXES, st.just([0.0] * 4), BROKEN)
+ZERO = st.sampled_from([[0.0] * 4, [0.0] * 4, [1e-30, 0.0, -1e-30, 0.0]])
+ROW = st.one_of(SIGNS, SIGNS, AXES, AXES, ZERO, BROKEN)
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 
 
@@ -157,6 +158,16 @@ def test_a_zero_row_is_at_distance_one_from_all(impl):
     """Farther than a near-duplicate, nearer than the opposite direction."""
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0], [-1.0, 0.1]])
     assert order_of(features, 4, impl) == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("power", [-110, -75, -68, -56, 50])
+def test_tiny_rows_count_as_zero_and_others_as_their_directions(impl, dtype, power):
+    """Squares that fp32 cannot hold had given the twin rows of infinity, and repeated picks."""
+    rows = torch.nn.functional.normalize(clusters(20)).to(dtype)
+    scaled = rows * 2.0**power  # powers of 2: no bit of a row changes
+    alike = rows if power > -63 else torch.zeros_like(rows)
+    assert order_of(scaled, 12, impl) == order_of(alike, 12, impl)
 
 
 @pytest.mark.parametrize("broken", [NAN, INF, -INF, 1e30])

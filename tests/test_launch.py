@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ragged_cases import cut
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtfast.kernels import launch
+from vtfast.kernels import launch, threshold
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.query_scores import last_query_scores
@@ -154,16 +155,20 @@ class Made(TorchDispatchMode):
 class Idle:
     """A kernel that runs nothing, so that what is around it can be watched."""
 
+    def __init__(self):
+        self.options = []  # of every launch
+
     def __getitem__(self, grid):
         return self
 
     def __call__(self, *arguments, **options):
-        pass
+        self.options.append(options or arguments[-1])
 
 
-def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, monkeypatch):
-    """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
-    name, op, tensors, arguments = call
+@pytest.fixture
+def idle(call, monkeypatch):
+    """The launcher of the op, and its kernels by name, which run nothing."""
+    name, *_ = call
     op_file = {"gather_rows": "gather", "last_query_scores": "query_scores"}.get(
         name, name.removesuffix("_gather")
     )
@@ -173,8 +178,31 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, mon
     assert kernels
     for kernel in kernels:
         monkeypatch.setattr(module, kernel, Idle())
-    for launcher in filter(lambda x: isinstance(x, Relaunch), vars(module).values()):
-        monkeypatch.setattr(launcher, "kernel", Idle())
+    return launch_op, {kernel: vars(module)[kernel] for kernel in kernels}
+
+
+def test_a_launch_says_whether_products_are_fused_into_sums(call, idle):
+    """Triton's default is a setting of whoever uses the kernels, and changes with its version."""
+    (*_, arguments), (launch_op, kernels) = call, idle
+    launch_op(*arguments)
+    launches = [options for kernel in kernels.values() for options in kernel.options]
+    assert launches
+    assert all("enable_fp_fusion" in options for options in launches)
+
+
+def test_distances_are_made_without_fusing_products_into_sums(monkeypatch):
+    """1 - dots * a * b is then the same wherever it is computed, and so is a tie."""
+    module, kernels = sys.modules["vtfast.kernels.diversity_select"], (Idle(), Idle())
+    for name, kernel in zip(("_norms_kernel", "_distances_kernel"), kernels, strict=True):
+        monkeypatch.setattr(module, name, kernel)
+    monkeypatch.setattr(module, "_greedy_kernel", Idle())
+    module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
+    assert [options["enable_fp_fusion"] for k in kernels for options in k.options] == [False] * 2
+
+
+def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idle):
+    """So a CUDA graph can capture it: all it does is make memory and copy on the device."""
+    (_, op, tensors, arguments), (launch_op, _) = call, idle
 
     def both_ways():
         op(*tensors)
@@ -196,6 +224,42 @@ def test_an_older_gpu_takes_the_twins(monkeypatch):
     with pytest.raises(ValueError, match=r"8\.0, this GPU has 7\.5; pass impl"):
         launch.use_triton("topk_select", "triton", gpu)
     launch._lacking.cache_clear()
+
+
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A GPU with 99 KiB for a program, as 8.9 and 12.0 have, under a Triton before 3.7."""
+    properties = {7: {"max_shared_mem": 99 * 1024}}
+    utilities = SimpleNamespace(get_device_properties=properties.__getitem__)
+    driver = SimpleNamespace(active=SimpleNamespace(utils=utilities))
+    monkeypatch.setattr(launch.triton.runtime, "driver", driver, raising=False)
+    monkeypatch.setattr(threshold, "_BYTES_OUT", 8)
+    launch.shared_memory.cache_clear()
+    yield torch.device("cuda", 7)
+    launch.shared_memory.cache_clear()
+
+
+def test_what_does_not_fit_a_small_gpu_is_left_to_the_twin(small_gpu):
+    assert threshold.unable(4096, small_gpu) == ""
+    assert "4097 rows, for which this Triton" in threshold.unable(4097, small_gpu)
+    assert "than the 99 KiB there are" in threshold.unable(16384, small_gpu)
+    assert threshold.unable(16384) == threshold.unable(16384, torch.device("cpu")) == ""
+
+
+def test_newer_tritons_need_no_shared_memory_to_store_picks(monkeypatch):
+    """So nobody is asked how much there is."""
+    monkeypatch.setattr(threshold, "_BYTES_OUT", 0)
+    monkeypatch.setattr(threshold, "shared_memory", lambda device: 1 / 0)
+    assert threshold.unable(16384, torch.device("cuda", 7)) == ""
+
+
+@pytest.mark.parametrize("op", ["topk_select", "diversity_select"])
+def test_selections_that_store_through_shared_memory_ask_for_their_gpu(op, monkeypatch):
+    module = sys.modules[f"vtfast.kernels.{op}"]
+    monkeypatch.setattr(module, "unable", lambda longest, device: f"{longest} on {device.type}")
+    x = X[:, 1] if op == "topk_select" else X
+    with pytest.raises(ValueError, match=f"4 on {DEVICE}"):
+        getattr(module, op)(x.to(DEVICE), SEGMENTS, [2, 1], impl="triton")
 
 
 OUTSIDE = """

@@ -4,14 +4,18 @@ Natively on a GPU, in Triton's interpreter elsewhere: there a launch costs some 
 are short. `make test-triton` runs all model tests through the kernels.
 """
 
+import re
+
 import pytest
 import torch
 from conftest import DEVICE
 from model_runs import ATOL, FOUR_STAGES, continuation, logits_of, probing
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, TEXT, build_llava
+from transformers import LlamaConfig
 
 import vtfast
 from vtfast import InputError, Prune, methods, toy
+from vtfast.runtime import refusals
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 paths = pytest.mark.parametrize("path", ["padded", "packed"])
@@ -84,6 +88,68 @@ def test_bf16_is_off_by_at_most_twice_what_the_padded_layout_is(family):
 
 
 # -- what the kernels cannot do is refused before a layer has run ----------------------------------
+
+
+def beyond(kernels):
+    """A LLaVA that some kernels cannot run, and inputs for it."""
+    dtype = torch.float64 if kernels == "fp64" else torch.float32
+    size = {"fp32 attention": 144, "scores": 272}.get(kernels, 16)
+    model = build_llava(dtype, text_config=LlamaConfig(**TEXT, head_dim=size))
+    return model.to(DEVICE), on_device(FAMILIES["llava"].inputs("batch", dtype), dtype)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [
+        ("fp64", "attention: the kernel does not take torch.float64"),
+        ("fp32 attention", r"attention: the kernel takes head sizes 1 to 128 .*float32, got 144"),
+    ],
+)
+def test_a_model_beyond_the_attention_kernels_runs_padded(kernels, reason):
+    model, inputs = beyond(kernels)
+    plan = [Prune(0, "uniform", 0.6), Prune(3, "random", 0.2)]
+    with vtfast.patch(model, plan, path="padded", impl="eager"):
+        expected = continuation(model, inputs, steps=2)
+    with vtfast.patch(model, plan, impl="triton") as handle:
+        assert torch.equal(continuation(model, inputs, steps=2), expected)
+    assert handle.report.path == "padded"
+    assert re.match(reason, handle.report.path_reason)
+
+
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_fp64_is_packed_in_plain_pytorch(impl, monkeypatch):
+    """Also where kernels would run: on a GPU, which is what is pretended."""
+    monkeypatch.setattr(refusals, "use_triton", lambda op, impl, device: impl != "eager")
+    model, inputs = beyond("fp64")
+    logits = {}
+    for path in ("padded", "packed"):
+        with vtfast.patch(model, FOUR_STAGES, path=path, impl=impl) as handle:
+            logits[path] = logits_of(FAMILIES["llava"], model, inputs)
+            continuation(model, inputs, steps=2)
+        assert handle.report.path == path
+    torch.testing.assert_close(logits["packed"], logits["padded"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "method", "path", "message"),
+    [
+        ("fp64", "random", "packed", "does not take torch.float64"),
+        ("fp64", "diversity", "padded", "does not take torch.float64"),
+        ("fp64", "topk", "padded", "does not take torch.float64"),
+        ("fp64", "test-probe", "padded", "does not take torch.float64"),
+        ("fp32 attention", "random", "packed", "takes head sizes 1 to 128 in .*, got 144"),
+        ("scores", "topk", "padded", "takes head sizes 1 to 256, got 272"),
+    ],
+)
+def test_a_model_beyond_a_kernel_that_must_run_is_refused_at_the_patch(
+    kernels, method, path, message
+):
+    model, _ = beyond(kernels)
+    plan = [Prune(1, method, 0.5)]
+    with pytest.raises(InputError, match=f'^impl="triton": the kernel {message}; patch with impl='):
+        vtfast.patch(model, plan, path=path, impl="triton")
+    assert not vtfast.is_patched(model)
+    assert model.model.language_model.config._attn_implementation == "sdpa"
 
 
 @paths

@@ -130,6 +130,12 @@ def test_autocast_does_not_lower_the_precision():
     assert torch.equal(lowered, last_query_scores(q, k, cut([9]), scale=0.25))
 
 
+def test_fp64_is_read_in_fp32():
+    q, k = heads(2, 4), heads(9, 2)
+    scores = last_query_scores(q.double(), k.double(), cut([4, 5]), scale=0.25)
+    assert torch.equal(scores, last_query_scores(q, k, cut([4, 5]), scale=0.25))
+
+
 def test_needs_no_value_from_the_device():
     """Meta tensors have no values: whatever would read one back raises."""
     q, k = heads(2, 4).to("meta"), heads(9, 2).to("meta")
@@ -170,7 +176,19 @@ def score(q=None, k=None, lengths=(4, 5), **options):
             "q must have 3 dimensions, got shape (4, 16)",
             lambda: score(heads(2, 4)[0]),
         ),
-        refusal("dtype", TypeError, "q must be float32", lambda: score(heads(2, 4).double())),
+        refusal("dtype", TypeError, "q must be float32", lambda: score(heads(2, 4).int())),
+        refusal(
+            "fp64",
+            ValueError,
+            "the kernel does not take torch.float64; pass impl=",
+            lambda: last_query_scores(
+                heads(2, 4).to(DEVICE, torch.float64),
+                heads(9, 2).to(DEVICE, torch.float64),
+                cut([4, 5], DEVICE),
+                scale=1.0,
+                impl="triton",
+            ),
+        ),
         refusal(
             "mixed",
             TypeError,

@@ -81,6 +81,15 @@ def test_reads_head_major_and_token_major_memory_alike(lengths):
     )
 
 
+def test_fp64_is_attended_to_in_fp64():
+    q, k, v = inputs(7, 7, dtype=torch.float64)
+    out = ragged_attention(q, k, v, cut([3, 4]), cut([3, 4]))
+    assert (
+        np.abs(out.numpy() - oracles.attention(*fp64(q, k, v), [3, 4], [3, 4], True, 0.25)).max()
+        < 1e-14
+    )
+
+
 def test_lets_gradients_through():
     q, k, v = (x.requires_grad_() for x in inputs(9, 9))
     ragged_attention(q, k, v, cut([5, 4]), cut([5, 4])).sum().backward()
@@ -149,7 +158,13 @@ def on_kernel(tensors, **options):
             "q must have 3 dimensions, got shape (1, 7, 4, 16)",
             lambda: attend(heads(7, 4)[None]),
         ),
-        refusal("dtype", TypeError, "q must be float32", lambda: attend(heads(7, 4).double())),
+        refusal("dtype", TypeError, "q must be float32", lambda: attend(heads(7, 4).int())),
+        refusal(
+            "fp64",
+            ValueError,
+            "the kernel does not take torch.float64; pass impl=",
+            lambda: on_kernel(inputs(7, 7, dtype=torch.float64)),
+        ),
         refusal("mixed", TypeError, "v must be float32", lambda: attend(v=heads(7, 2).half())),
         refusal(
             "group",

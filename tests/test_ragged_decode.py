@@ -14,8 +14,8 @@ from vtfast.kernels.ragged_decode import ragged_decode
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+DTYPES = list(TOLERANCE)
 ROWS = 24
 RANGES = [
     pytest.param([], [], id="no sequences"),
@@ -181,7 +181,13 @@ def on_kernel(q, k, v, **options):
         ),
         refusal("impl", ValueError, "impl='cuda' is unknown", lambda: decode(impl="cuda")),
         refusal("rank", ValueError, "q must have 3 dimensions", lambda: decode(heads(2, 4)[0])),
-        refusal("dtype", TypeError, "q must be float32", lambda: decode(heads(2, 4).double())),
+        refusal("dtype", TypeError, "q must be float32", lambda: decode(heads(2, 4).int())),
+        refusal(
+            "fp64",
+            ValueError,
+            "the kernel does not take torch.float64; pass impl=",
+            lambda: on_kernel(heads(2, 4).double(), *cache(dtype=torch.float64)),
+        ),
         refusal("mixed", TypeError, "k_cache must be float32", lambda: decode(k=cache()[0].half())),
         refusal(
             "group", ValueError, "4 query heads cannot share 3", lambda: decode(k=heads(ROWS, 3))

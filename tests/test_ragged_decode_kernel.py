@@ -220,11 +220,16 @@ def test_starts_on_the_device_default_to_back_to_back():
 
 
 def test_host_ints_are_brought_to_the_device_once_for_all_layers():
-    ranges.on_device.cache_clear()
-    q, k, v = inputs(2, 12, 2, 1)
-    for _ in range(3):
-        run(q, k, v, [5, 7], [0, 5])
-    assert (ranges.on_device.cache_info().misses, ranges.on_device.cache_info().hits) == (1, 2)
+    device = torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)
+    first = ranges.on_device((5, 7, 0, 5), device)
+    assert ranges.on_device((5, 7, 0, 5), device) is first
+    assert [x.tolist() for x in first] == [[5, 7], [0, 5]]
+
+
+def test_new_host_ints_are_refused_while_a_cuda_graph_is_captured(cuda_streams):
+    cuda_streams.captured = True
+    with pytest.raises(RuntimeError, match=r"ranges of rows .* \(3, 4, 0, 3\) are new while"):
+        ranges.on_device((3, 4, 0, 3), torch.device("cuda", 0))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason='"auto" takes the twin there in any case')

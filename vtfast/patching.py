@@ -89,7 +89,8 @@ def patch(
         impl: "auto" (Triton kernels on a GPU, plain PyTorch elsewhere) | "triton" | "eager": which
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
-            without padding; "auto" is packed on a GPU without gradients, else padded.
+            without padding; "auto" is packed on a GPU without gradients where the attention kernels
+            take the model's dtype and head size, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
             (which waits for the device).
 

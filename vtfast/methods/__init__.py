@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError, PlanError
+from vtfast.kernels import query_scores
+from vtfast.kernels.checks import foreign
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.threshold import MAX_LENGTH
@@ -21,18 +23,24 @@ __all__ = ["Attention", "Method", "SelectionContext", "Sequences", "method", "re
 Select = Callable[[SelectionContext], Tensor]
 
 
+def _takes_all(dtype: torch.dtype, head_size: int) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered method.
 
     `needs` says what has to be prepared for it: "scores", "keys". `kernel_limit`: tokens of an
-    image (or frame) that its Triton kernel takes; None without a kernel of ours.
+    image (or frame) that its Triton kernel takes; None without a kernel of ours. `beyond`: why its
+    kernels cannot work in a model of this dtype and head size, "" if they can.
     """
 
     name: str
     select: Select
     needs: frozenset[str] = frozenset({"scores", "keys"})
     kernel_limit: int | None = None
+    beyond: Callable[[torch.dtype, int], str] = _takes_all
 
 
 def _random(ctx: SelectionContext) -> Tensor:
@@ -57,8 +65,8 @@ def _drop(ctx: SelectionContext) -> Tensor:
 
 _BUILT_IN = (
     Method("random", _random, frozenset({"keys"}), MAX_LENGTH),
-    Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH),
-    Method("diversity", _diversity, frozenset(), MAX_LENGTH),
+    Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH, query_scores.beyond),
+    Method("diversity", _diversity, frozenset(), MAX_LENGTH, lambda dtype, _: foreign(dtype)),
     Method("drop", _drop, frozenset()),
     Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
     Method("uniform", uniform, frozenset()),
@@ -108,7 +116,8 @@ def register_method(
 
     def register(select: Select) -> Select:
         needs = {"keys", "scores"} if scores else {"keys"}
-        _METHODS[name] = Method(name, _Checked(name, select), frozenset(needs))
+        beyond = query_scores.beyond if scores else _takes_all
+        _METHODS[name] = Method(name, _Checked(name, select), frozenset(needs), beyond=beyond)
         return select
 
     return register

@@ -30,6 +30,7 @@ class Parts:
     layers: nn.ModuleList
     rotary: nn.Module
     norm: nn.Module  # of the last hidden states
+    head_size: int
 
 
 class Family(ABC):
@@ -60,7 +61,8 @@ class Family(ABC):
         """The modules that get hooks."""
         inner, text = model.model, model.model.language_model
         tower = getattr(inner, self.tower)
-        return Parts(model, inner, tower, text, text.layers, text.rotary_emb, text.norm)
+        around = text.layers, text.rotary_emb, text.norm
+        return Parts(model, inner, tower, text, *around, text.layers[0].self_attn.head_dim)
 
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError unless every layer sees the whole sequence."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
 from vtfast.kernels.launch import use_triton
+from vtfast.kernels.online_softmax import beyond
 from vtfast.runtime.cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual import Segment, Visual
@@ -116,12 +116,22 @@ def check_state(state: CacheState, now: Any, always_padded: bool, gradients: boo
         )
 
 
-def uses_kernels(impl: str, device: torch.device) -> bool:
-    """Whether Triton's kernels run; refuses an explicit "triton" where none can."""
+def beyond_kernels(how: Any, weight: Tensor, head_size: int) -> str | None:
+    """Why Triton's kernels cannot attend in a model, "" if they can, None where none runs.
+
+    `how`: impl, path and stages. Refuses what an explicit "triton" cannot do there.
+    """
     try:
-        return use_triton("vtfast.patch", impl, device)
+        if not use_triton("vtfast.patch", how.impl, weight.device):
+            return None
     except RuntimeError as error:
         raise StateError(str(error)) from None
+    heads = weight.dtype, head_size
+    whys = [stage.method.beyond(*heads) for stage in how.stages.values()]
+    why = next(filter(None, [*whys, how.path == "packed" and beyond(*heads)]), None)
+    if why and how.impl == "triton":
+        raise InputError(f'impl="triton": {why}; patch with impl="auto"')
+    return beyond(*heads)
 
 
 def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:

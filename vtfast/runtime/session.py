@@ -50,7 +50,9 @@ class Session:
 
     def __post_init__(self) -> None:
         stages, parts = self.stages.values(), self.parts
-        self.kernels = refusals.uses_kernels(self.impl, next(parts.text.parameters()).device)
+        weight = next(parts.text.parameters())
+        self._beyond = refusals.beyond_kernels(self, weight, parts.head_size)
+        self.kernels = self._beyond == ""
         self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
         self._due = self.scored | set(self.stages)
         self.needs = frozenset().union(*(s.method.needs for s in stages))
@@ -117,6 +119,8 @@ class Session:
                     'pass path="padded" or call model.set_attn_implementation("sdpa") first'
                 )
             return reason
+        if self.path == "auto" and self._beyond:
+            return f"attention: {self._beyond}"
         if self.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
             return "the model was not on a GPU when it was patched"
         return None
