@@ -77,7 +77,11 @@ class Kernel:
             "fp_fusion": self.options["enable_fp_fusion"],
             "constants": {at(path): value for path, value in self.constants.items()},
             "types": types,
-            "multiples_of_16": [at(path) for path, known in self.attributes.items() if known],
+            "multiples_of_16": [
+                at(path)
+                for path, known in self.attributes.items()
+                if ["tt.divisibility", 16] in known  # for AMD there are others
+            ],
         }
         return json.loads(json.dumps(setting))
 
