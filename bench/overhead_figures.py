@@ -1,5 +1,6 @@
 """What `bench_overhead.py` found, as tables: on the terminal and in docs/benchmarks.md."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,5 @@ def document(record: dict, table: Callable[[list[list[str]]], str] = markdown) -
 
 def block(results: Path) -> str:
     """What the docs show."""
-    import json
-
     path = results / FILE
     return document(json.loads(path.read_text())) if path.exists() else "Not measured yet."

@@ -32,7 +32,7 @@ def beyond(dtype: torch.dtype, head_size: int) -> str:
     """Why the kernels cannot attend with heads of this dtype and size, "" if they can."""
     if why := foreign(dtype):
         return why
-    if 0 < head_size <= (limit := MAX_HEAD[dtype.itemsize]):
+    if (limit := MAX_HEAD[dtype.itemsize]) >= head_size > 0:
         return ""
     return f"the kernel takes head sizes 1 to {limit} in {dtype}, got {head_size}"
 

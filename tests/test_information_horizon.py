@@ -167,10 +167,10 @@ def test_few_samples_are_said_to_be_few():
 
 def test_what_was_not_measured_is_not_claimed():
     some = measured(maps=0, layers=[1, 3])
-    assert some.notes[0] == "Measured at 1, 3 only; other layers may need visual tokens."
+    assert some.notes[0] == "Measured at layers 1, 3 only; other layers may need visual tokens."
     none = summary((300, "p", 3, 0.1), num_layers=8)
     assert none.verdict == "no horizon up to layer 3 of 8"
-    assert none.notes[0].startswith("Measured at 0, 1, 2, 3 only")
+    assert none.notes[0].startswith("Measured at layers 0, 1, 2, 3 only")
 
 
 def test_a_model_that_knows_nothing_has_nothing_to_lose_and_it_is_said():

@@ -10,7 +10,7 @@ from model_runs import FOUR_STAGES, both_layouts, continuation, logits_of
 from transformers import AutoModelForImageTextToText
 
 import vtfast
-from vtfast import StateError
+from vtfast import Prune, StateError
 
 
 def files(folder):
@@ -54,15 +54,28 @@ def test_the_state_of_a_patched_model_is_that_of_an_unpatched_one(family, path):
     )
 
 
-def through_pickle(cache):
-    return pickle.loads(pickle.dumps(cache))
+def through_pickle(what):
+    return pickle.loads(pickle.dumps(what))
 
 
-def through_torch(cache):
+def through_torch(what):
     file = io.BytesIO()
-    torch.save(cache, file)
+    torch.save(what, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+@both_layouts
+def test_a_patched_model_that_is_written_down_whole_comes_back_patched(family, path):
+    """Whatever plans name has to have a name of its own: what checks a dtype was a lambda."""
+    model, inputs = family.build(), family.inputs("batch")
+    plan = [Prune(0, "diversity", 0.6), Prune(3, "topk", 0.2)]
+    with vtfast.patch(model, plan, path=path):
+        copy = through_torch(model)  # before it has run: then transformers' hooks cannot be
+        expected = logits_of(family, model, inputs)
+    assert torch.equal(logits_of(family, copy, inputs), expected)
+    vtfast.unpatch(copy)
+    assert torch.equal(logits_of(family, copy, inputs), logits_of(family, model, inputs))
 
 
 @pytest.mark.parametrize("through", [through_pickle, through_torch])

@@ -11,7 +11,7 @@ import torch
 from conftest import DEVICE
 from model_runs import ATOL, FOUR_STAGES, continuation, logits_of, probing
 from tiny_models import FAMILIES, TEXT, build_llava
-from transformers import LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig
 
 import vtfast
 from vtfast import InputError, Prune, methods, toy
@@ -114,6 +114,21 @@ def test_a_model_beyond_the_attention_kernels_runs_padded(kernels, reason):
         assert torch.equal(continuation(model, inputs, steps=2), expected)
     assert handle.report.path == "padded"
     assert re.match(reason, handle.report.path_reason)
+
+
+def test_latent_attention_runs_padded():
+    """Its heads have no one size, which `patch` had asked for: an AttributeError."""
+    sizes = {"kv_lora_rank": 16, "q_lora_rank": None, "v_head_dim": 16}
+    sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "first_k_dense_replace": 99}
+    text = {**TEXT, "num_key_value_heads": TEXT["num_attention_heads"], **sizes}
+    model = build_llava(torch.float32, text_config=DeepseekV3Config(**text)).to(DEVICE)
+    inputs = on_device(FAMILIES["llava"].inputs("batch"))
+    plan = [Prune(1, "random", 0.5)]
+    with vtfast.patch(model, plan, path="padded", impl="eager"):
+        expected = continuation(model, inputs, steps=2)
+    with vtfast.patch(model, plan, impl="triton") as handle:
+        assert torch.equal(continuation(model, inputs, steps=2), expected)
+    assert handle.report.path_reason.startswith("attention: ")
 
 
 @pytest.mark.parametrize("impl", ["auto", "eager"])

@@ -211,7 +211,7 @@ def test_memory_of_a_gpu_is_what_a_call_adds(monkeypatch):
 def test_a_race_on_a_gpu_takes_ratios_within_rounds_and_holds_no_cache_of_another_way(
     prompted, monkeypatch
 ):
-    """A packed cache goes when Python collects garbage, so that is done before every prefill."""
+    """What a prefill left is let go before the next one: two caches of a 7B might not fit."""
     StandIn().install(monkeypatch)
     held = []
 

@@ -89,7 +89,9 @@ class Horizon:
         notes = []
         if len(self.layers) < self.num_layers:
             measured = ", ".join(map(str, self.layers))
-            notes.append(f"Measured at {measured} only; other layers may need visual tokens.")
+            notes.append(
+                f"Measured at layers {measured} only; other layers may need visual tokens."
+            )
         if not self.accuracy_full.mean[0]:
             notes.append("The model answers nothing right, so there is nothing to lose.")
         if self.samples < needed:

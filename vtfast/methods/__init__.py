@@ -27,6 +27,10 @@ def _takes_all(dtype: torch.dtype, head_size: int) -> str:
     return ""
 
 
+def _takes_any_head(dtype: torch.dtype, head_size: int) -> str:
+    return foreign(dtype)
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered method.
@@ -66,7 +70,7 @@ def _drop(ctx: SelectionContext) -> Tensor:
 _BUILT_IN = (
     Method("random", _random, frozenset({"keys"}), MAX_LENGTH),
     Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH, query_scores.beyond),
-    Method("diversity", _diversity, frozenset(), MAX_LENGTH, lambda dtype, _: foreign(dtype)),
+    Method("diversity", _diversity, frozenset(), MAX_LENGTH, _takes_any_head),
     Method("drop", _drop, frozenset()),
     Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
     Method("uniform", uniform, frozenset()),

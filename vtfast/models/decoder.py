@@ -30,7 +30,7 @@ class Parts:
     layers: nn.ModuleList
     rotary: nn.Module
     norm: nn.Module  # of the last hidden states
-    head_size: int
+    head_size: int  # 0 where queries, keys and values have several, as in latent attention
 
 
 class Family(ABC):
@@ -62,7 +62,8 @@ class Family(ABC):
         inner, text = model.model, model.model.language_model
         tower = getattr(inner, self.tower)
         around = text.layers, text.rotary_emb, text.norm
-        return Parts(model, inner, tower, text, *around, text.layers[0].self_attn.head_dim)
+        head_size = getattr(text.layers[0].self_attn, "head_dim", 0)
+        return Parts(model, inner, tower, text, *around, head_size)
 
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError unless every layer sees the whole sequence."""
