@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
 from repository import ROOT, repository_files
 
 # Prints which file was imported, then whether a second, top-level copy was.
@@ -150,10 +151,11 @@ def test_package_and_metadata_agree_on_the_version(metadata: Message) -> None:
 def test_constraints_pin_everything_that_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [project["dependencies"], *project["optional-dependencies"].values()]
-    names = {line.split(";")[0].split(">")[0] for lines in asked for line in lines}
+    needed = [Requirement(line) for lines in asked for line in lines]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert names <= set(pins)
+    assert {one.name for one in needed} <= set(pins)
+    assert [str(one) for one in needed if not one.specifier.contains(pins[one.name])] == []
 
 
 def test_constraints_name_no_place() -> None:

@@ -128,7 +128,9 @@ def test_latent_attention_runs_padded():
         expected = continuation(model, inputs, steps=2)
     with vtfast.patch(model, plan, impl="triton") as handle:
         assert torch.equal(continuation(model, inputs, steps=2), expected)
-    assert handle.report.path_reason.startswith("attention: ")
+    assert handle.report.path_reason == "the model's keys and values differ in size"
+    with pytest.raises(InputError, match='differ in size; pass path="padded"'):
+        vtfast.patch(model, plan, path="packed", impl="eager")
 
 
 @pytest.mark.parametrize("impl", ["auto", "eager"])

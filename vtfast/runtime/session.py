@@ -111,13 +111,15 @@ class Session:
         """The reason no forward of this patch can be packed; None if one can."""
         if self.path == "padded":
             return "asked for"
+        reason, advice = "", 'pass path="padded"'
         if self._original != "sdpa":
             reason = f"the model runs attention {self._original!r}"
-            if self.path == "packed":
-                raise InputError(
-                    f'path="packed" brings its own attention, but {reason}; '
-                    'pass path="padded" or call model.set_attn_implementation("sdpa") first'
-                )
+            advice += ' or call model.set_attn_implementation("sdpa") first'
+        elif not self.parts.head_size:
+            reason = "the model's keys and values differ in size"
+        if reason and self.path == "packed":
+            raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
+        if reason:
             return reason
         if self.path == "auto" and self._beyond:
             return f"attention: {self._beyond}"
