@@ -91,6 +91,18 @@ def test_a_cache_counts_the_tokens_it_has_seen(family, path):
 
 
 @both_layouts
+def test_a_cache_counts_as_before_when_samples_leave_it(family, path):
+    """The longest one too, by whose rows a packed layer counts."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        talk = Conversation(family, model, inputs)
+    for sample in range(len(inputs["input_ids"])):
+        cache = copy.deepcopy(talk.cache)
+        cache.batch_select_indices(torch.tensor([sample]))
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@both_layouts
 def test_a_second_turn_of_text_on_the_same_cache_is_the_oracles(family, path):
     first, text = family.inputs("single"), torch.tensor([[7, 8, 9, 10]])
     model = family.build()

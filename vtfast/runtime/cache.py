@@ -118,10 +118,11 @@ class PrunedCacheMixin:
         cache.__class__ = plain
 
     def _select(self, index: Tensor, *, alike: bool = False) -> None:
-        state = self.vtfast
+        state, seen = self.vtfast, self.get_seq_length()
         state.batch = len(index)
         for stage in state.stages.values():
             stage.select(index, self.layers, alike=alike)  # type: ignore[attr-defined]
+        state.gap += seen - self.get_seq_length()  # packed, the longest sample may be gone
         state.moved = {layer: flags[index.to(flags.device)] for layer, flags in state.moved.items()}
         if state.images is not None:
             state.images = state.images[index.to(state.images.device)]
