@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, IMAGE, Picture, image_columns
 
 import vtfast
 from vtfast import Prune
-from vtfast.kernels.image_keys import image_keys
+from vtfast.kernels.image_keys import _CHUNK_CPU, image_keys
 from vtfast.models.llava import FAMILY
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
@@ -65,6 +65,12 @@ def test_a_key_depends_on_the_grid_and_not_on_the_values_alone():
 def test_a_key_depends_on_the_order_of_the_values():
     pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert image_keys(pixels).item() != image_keys(pixels.flip(-1)).item()
+
+
+def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
+    pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
+    assert pixels[0].numel() > _CHUNK_CPU
+    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
 
 
 def test_large_pictures_have_the_same_key_alone_and_together():
