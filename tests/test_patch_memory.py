@@ -41,7 +41,7 @@ def expected_rows(family, plan, sample):
 @families
 def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan):
     samples, cache = generated(family, name, plan)
-    for layer in range(plan[0].layer, LAYERS):
+    for layer in range(0 if name == "batch" else plan[0].layer, LAYERS):  # padding is never cached
         for sample, rows in zip(samples, cache.layers[layer].rows.lengths, strict=True):
             if sample.pictures:
                 assert rows == expected_rows(family, plan, sample)[layer]

@@ -56,6 +56,7 @@ class Pass:
         self.spans: Spans | None = None
         self.given: dict[str, Any] = {}
         self.changed = False  # rows differ from what transformers thinks they are
+        self.unpads = False  # padding goes at layer 0 already, because visual tokens will
         self.rows: Tensor | None = None  # int64 [n], packed rows of the visual tokens
         self.slots: Tensor | None = None  # int64 [rows], place in the running tensor; None: r
         self.origin: Tensor | None = None  # int64 [rows], b * S + s; None: r
@@ -74,6 +75,8 @@ class Pass:
             self.slots = torch.nonzero_static(valid, size=sum(self.lengths))[:, 0]
             if self.rows is not None:
                 self.rows = (valid.cumsum(0) - 1)[self.rows]
+            stages = settings.stages.values()
+            self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)
         self.origin = self.slots
 
     @property
@@ -132,7 +135,8 @@ class Pass:
         stay = self._select(stage, hidden) if self.segments else None
         self.query = None
         state = state_of(self.cache)
-        if stay is None and not self.changed and not (state and stage.layer in state.stages):
+        begun = self.changed or self.unpads or (state and stage.layer in state.stages)
+        if stay is None and not begun:
             return hidden, None  # nothing dropped so far means bit identity
         if stay is not None or not self.changed:
             source = self.slots
@@ -224,10 +228,7 @@ class Pass:
             stay = torch.nonzero_static(flag, size=sum(self.lengths))[:, 0]
             self.counts.append((stage.layer, self._tokens()))
             if self.settings.record:
-                self.kept[stage.layer] = (
-                    kept if self.origin is None else self.origin[kept],
-                    self.counts[-1][1],
-                )
+                self.kept[stage.layer] = _compose(self.origin, kept), self.counts[-1][1]
             self.rows = (flag.cumsum(0) - 1)[kept]
         return stay
 

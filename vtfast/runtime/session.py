@@ -54,12 +54,14 @@ class Session:
         self._beyond = refusals.beyond_kernels(self, weight, parts.head_size)
         self.kernels = self._beyond == ""
         self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
-        self._due = self.scored | set(self.stages)
         self.needs = frozenset().union(*(s.method.needs for s in stages))
         self._first = next(iter(stages))
         self._handles: list[Any] = []
         self._original = parts.text.config._attn_implementation
         self._always_padded = self._why_always_padded()
+        if not self._always_padded:
+            self.stages = {0: Stage.that_keeps_all(self._first.layer), **self.stages}
+        self._due = self.scored | set(self.stages)
         self._expected = self._original if self._always_padded else attention.NAME
         self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
 
@@ -76,9 +78,8 @@ class Session:
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
-            first = min([self._first.layer, *self.scored])
             for i, layer in enumerate(self.parts.layers):
-                if i >= first or self._always_padded:
+                if i >= self._first.layer or i in self._due or self._always_padded:
                     self._add(layer.register_forward_pre_hook, self._layer_pre, i)
             if not self._always_padded:
                 attention.register()
@@ -208,10 +209,8 @@ class Session:
             refusals.check_turn(visual, cache, chunk, self.positions)
         layout, reason = self._layout(embeds, visual, kwargs)
         run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
-        first = self._first
-        if first.layer == 0 and (
-            (state and 0 in state.stages) or (visual and first.drops(visual.segments))
-        ):
+        first = self._first.layer == 0 and visual and self._first.drops(visual.segments)
+        if first or run.unpads or (state and 0 in state.stages):
             # Every layer gets a mask of ours or none, so transformers need not build one: it
             # returns a 4-D mask as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)

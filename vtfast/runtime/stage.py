@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vtfast.methods import Method
+from vtfast.methods import Method, method
 from vtfast.plan import Prune
 from vtfast.runtime.visual import Segment, join_frames, split_frames
 
@@ -16,6 +16,11 @@ class Stage:
     prune: Prune
     method: Method
     until: int  # first layer of the next stage, or the number of layers
+
+    @staticmethod
+    def that_keeps_all(until: int) -> "Stage":
+        """At layer 0, where the packed layout can begin without a stage of the plan."""
+        return Stage(Prune(0, "uniform", 1.0), method("uniform"), until)
 
     @property
     def layer(self) -> int:
