@@ -18,7 +18,6 @@ from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
 from vtfast.evaluation.shards import Shards
 from vtfast.information.data import Dataset, answer_ids
-from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan, multiply_adds
@@ -122,14 +121,13 @@ def evaluate(
         data, weights = dataset.fingerprint(), fingerprint(model)
         origin = {"measures": "plans", "model": weights, "data": data, "processes": shards.size}
         records = Records(log, {**origin, **settings})
+
+        def measure(block: list[int]) -> list[dict[str, Any]]:
+            turn = block[0] // batch // shards.size
+            return ask(block, backwards=turn % 2 > 0)
+
         mine = blocks[shards.rank :: shards.size]
-        with steps(progress, dataset.task, sum(map(len, mine)), "question") as tick:
-            for number, block in enumerate(mine):
-                fresh = [i for i in block if i not in records.done]
-                if fresh:
-                    records.add(dict(zip(block, ask(block, backwards=number % 2 > 0), strict=True)))
-                for _ in block:
-                    tick()
+        records.fill(mine, measure, progress, dataset.task, "question")
         done = shards.joined(records.done)
     named: dict[str, str | None] = {UNPRUNED: None}
     named |= {name: str(plan) for name, plan in resolved.items()}

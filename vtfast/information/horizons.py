@@ -30,7 +30,6 @@ from vtfast.information.data import Dataset
 from vtfast.information.maps import score_probe
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
-from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
 from vtfast.information.rule import first_from_which_on, interval
 
@@ -195,22 +194,15 @@ def horizon(
         "maps": maps,
         "batch": batch,
     }
+
+    def measure(block: list[int]) -> list[dict[str, Any]]:
+        told = dataset.batch(block, model.device)
+        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=block[0] < maps)
+        return [_sample_record(found, b) for b in range(len(block))]
+
     records = Records(log, settings)
-    with steps(progress, dataset.task, len(dataset), "sample") as tick:
-        for _ in records.done:
-            tick()
-        for block in _blocks(maps, len(dataset), batch):
-            if all(i in records.done for i in block):
-                continue
-            told = dataset.batch(block, model.device)
-            probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-            found = score_probe(
-                probe, wanted, size, per, lengths=told.lengths, maps=block[0] < maps
-            )
-            before = len(records.done)
-            records.add({i: _sample_record(found, i - block[0]) for i in block})
-            for _ in range(before, len(records.done)):
-                tick()
+    records.fill(_blocks(maps, len(dataset), batch), measure, progress, dataset.task)
     return summarize(
         [records.done[i] for i in range(len(dataset))],
         layers=wanted,

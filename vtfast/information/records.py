@@ -8,11 +8,12 @@ begins. A last line that was cut off is removed and its sample run again.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vtfast.errors import InputError
+from vtfast.information.progress import steps
 
 
 class Records:
@@ -49,6 +50,26 @@ class Records:
         if self.path is not None:
             self._append([{"sample": n, **record} for n, record in fresh.items()])
         self.done.update(fresh)
+
+    def fill(
+        self,
+        blocks: Iterable[list[int]],
+        measure: Callable[[list[int]], Iterable[Mapping[str, Any]]],
+        progress: bool | Callable[[], object],
+        task: str,
+        unit: str = "sample",
+    ) -> None:
+        """Note what is not known yet, block by block; a step of `progress` for every sample.
+
+        `measure`: the numbers of a block's samples to their records.
+        """
+        blocks = list(blocks)
+        with steps(progress, task, sum(map(len, blocks)), unit) as tick:
+            for block in blocks:
+                if any(i not in self.done for i in block):
+                    self.add(dict(zip(block, measure(block), strict=True)))
+                for _ in block:
+                    tick()
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         assert self.path is not None

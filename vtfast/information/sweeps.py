@@ -24,7 +24,6 @@ from vtfast.information.packing import Kept
 from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
-from vtfast.information.progress import steps
 from vtfast.information.records import Records, fingerprint
 
 SEEDED = ("random",)
@@ -176,21 +175,16 @@ def sweep(
         "retained": retained,
         "batch": batch,
     }
-    records = Records(log, settings)
-    with steps(progress, dataset.task, len(dataset), "sample") as tick:
-        for _ in records.done:
-            tick()
-        for start in range(0, len(dataset), batch):
-            block = list(range(start, min(start + batch, len(dataset))))
-            fresh = [i for i in block if i not in records.done]
-            if fresh:
-                told = dataset.batch(block, model.device)
-                probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-                found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=retained)
-                noted = _measure(model, told, probe, found, cells, per, impl)
-                records.add(dict(zip(block, noted, strict=True)))
-                for _ in fresh:
-                    tick()
+
+    def measure(block: list[int]) -> list[dict[str, Any]]:
+        told = dataset.batch(block, model.device)
+        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=retained)
+        return _measure(model, told, probe, found, cells, per, impl)
+
+    records, n = Records(log, settings), len(dataset)
+    blocks = (list(range(start, min(start + batch, n))) for start in range(0, n, batch))
+    records.fill(blocks, measure, progress, dataset.task)
     ordered = [records.done[i] for i in range(len(dataset))]
     about = {
         "task": dataset.task,
