@@ -73,6 +73,15 @@ def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
     assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
 
 
+@pytest.mark.parametrize(
+    "shape", [(3,), (2, 5), (1, _CHUNK_CPU + 3), (0, 3, 8, 8), (2, 0)], ids=str
+)
+def test_inputs_of_any_shape_have_keys(shape):
+    """Features may come instead of pixels, and of some kinds none at all."""
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
+
+
 def test_large_pictures_have_the_same_key_alone_and_together():
     pixels = torch.randn(5, 3, 640, 640, generator=torch.Generator().manual_seed(0))
     together = image_keys(pixels)

@@ -14,6 +14,7 @@ from vtfast.runtime.ragged_cache import ROOM, RaggedLayer, Rows
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 LATE = [Prune(2, "diversity", 0.5), Prune(4, "drop", 0)]
+ALL_FIRST = [Prune(1, "diversity", 1.0), Prune(4, "random", 0.3)]
 NEW = 7
 
 
@@ -36,17 +37,39 @@ def expected_rows(family, plan, sample):
     return [text + NEW - 1 + sum(layers) for layers in zip(*kept, strict=True)]
 
 
-@pytest.mark.parametrize("plan", [FOUR_STAGES, LATE], ids=["four-stages", "late"])
-@pytest.mark.parametrize("name", ["single", "batch"])
+CASES = [
+    pytest.param("single", FOUR_STAGES, 0, id="single-four-stages"),
+    pytest.param("single", LATE, 2, id="single-late"),
+    pytest.param("batch", FOUR_STAGES, 0, id="batch-four-stages"),
+    pytest.param("batch", LATE, 0, id="batch-late"),  # padding is never cached
+    pytest.param("batch", ALL_FIRST, 0, id="batch-all-first"),
+]
+
+
+@pytest.mark.parametrize(("name", "plan", "first"), CASES)
 @families
-def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan):
+def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
     samples, cache = generated(family, name, plan)
-    for layer in range(0 if name == "batch" else plan[0].layer, LAYERS):  # padding is never cached
+    for layer in range(first, LAYERS):
         for sample, rows in zip(samples, cache.layers[layer].rows.lengths, strict=True):
             if sample.pictures:
                 assert rows == expected_rows(family, plan, sample)[layer]
             else:
                 assert rows == len(sample.ids) + NEW - 1
+
+
+@pytest.mark.parametrize("plan", [FOUR_STAGES, LATE], ids=["four-stages", "late"])
+@families
+def test_no_mask_is_built_for_rows_without_padding(family, plan):
+    model, inputs, shapes = family.build(), family.inputs("batch"), []
+    with vtfast.patch(model, plan, path="packed"), torch.no_grad():
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda m, args, kwargs: shapes.append(kwargs["attention_mask"].shape),
+            with_kwargs=True,
+        )
+        model(**inputs)
+        hook.remove()
+    assert shapes == [(1, 1, 1, 1)]
 
 
 @families

@@ -63,6 +63,17 @@ def test_a_reset_cache_is_what_it_was(family):
         assert torch.equal(model(**fed(family, inputs), past_key_values=cache).logits, first)
 
 
+@families
+def test_one_filled_in_inference_mode_is_reordered_outside(family):
+    """Its length is a tensor of that mode, which nothing of ours may add to in place."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, LATE), torch.inference_mode():
+        cache = model(**fed(family, inputs), past_key_values=static_cache(model)).past_key_values
+        cache.reorder_cache(torch.arange(3))
+    cache.reorder_cache(torch.arange(3))
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
 @pytest.mark.parametrize("name", ["single", "batch"])
 @families
 def test_a_compiled_decoding_step_is_one_graph(family, name):

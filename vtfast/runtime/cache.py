@@ -122,7 +122,8 @@ class PrunedCacheMixin:
         state.batch = len(index)
         for stage in state.stages.values():
             stage.select(index, self.layers, alike=alike)  # type: ignore[attr-defined]
-        state.gap += seen - self.get_seq_length()  # packed, the longest sample may be gone
+        if state.packed:  # the longest sample may be gone
+            state.gap += seen - self.get_seq_length()
         state.moved = {layer: flags[index.to(flags.device)] for layer, flags in state.moved.items()}
         if state.images is not None:
             state.images = state.images[index.to(state.images.device)]

@@ -40,7 +40,7 @@ class Session:
     family: Any
     parts: Any
     plan: Plan
-    stages: dict[int, Stage]  # by layer, ascending
+    stages: dict[int, Stage]  # by layer, ascending; one at 0 always where rows can be packed
     seed: int
     positions: str
     impl: str
@@ -209,8 +209,8 @@ class Session:
             refusals.check_turn(visual, cache, chunk, self.positions)
         layout, reason = self._layout(embeds, visual, kwargs)
         run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
-        first = self._first.layer == 0 and visual and self._first.drops(visual.segments)
-        if first or run.unpads or (state and 0 in state.stages):
+        drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
+        if drops or run.unpads or (state and 0 in state.stages):
             # Every layer gets a mask of ours or none, so transformers need not build one: it
             # returns a 4-D mask as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
