@@ -46,7 +46,7 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 test: lint triton ## lint, types, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 
-test-triton: $(READY) ## what packed models compute, through interpreted kernels (an hour or more; not in .ci/run)
+test-triton: $(READY) ## packed models through interpreted kernels (an hour or more; not in .ci/run)
 	$(BIN)/pytest $(TRITON_TESTS) --impl triton -k packed $(WORKERS) $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest

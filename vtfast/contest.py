@@ -173,7 +173,8 @@ def run_evaluate(study: "Study", names: list[str], options: dict[str, Any]) -> N
 def _show(out: Console, model: str, found: "Comparison") -> None:
     from vtfast.terminal import table
 
-    out.print(f"{model} on {found.task}, {found.samples} questions", style="bold")
+    questions = "1 question" if found.samples == 1 else f"{found.samples} questions"
+    out.print(f"{model} on {found.task}, {questions}", style="bold")
     shown = table(*found.HEAD)
     for row in found.rows:
         shown.add_row(*found.cells(row))
