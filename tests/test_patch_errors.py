@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, PixtralVi
 import vtfast
 from vtfast import (
     AlreadyPatchedError,
+    InputError,
     Plan,
     PlanError,
     Prune,
@@ -227,3 +228,16 @@ def test_a_taken_method_name_is_refused(name):
 def test_a_method_name_is_a_string(name):
     with pytest.raises(PlanError, match="name"):
         vtfast.register_method(name)(lambda context: None)
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_reading_scores_that_were_not_asked_for_is_refused_with_the_fix(path):
+    @vtfast.register_method("test-reads-scores", scores=False, replace=True)
+    def select(context):
+        return context.scores
+
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, [Prune(2, "test-reads-scores", 0.5)], path=path), torch.no_grad():
+        with pytest.raises(InputError, match="register it with scores=True"):
+            model(**inputs)
