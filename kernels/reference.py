@@ -23,6 +23,7 @@ from .ragged import Ragged
 # Distance matrices made at once; larger batches of large segments go in several turns.
 _MAX_MATRIX_BYTES = 256 * 2**20
 _SECOND_WORD = 0x80000000
+_WORTH_HALVING = 256  # rows, on a CPU: fewer are as fast in one product as in several smaller ones
 _LEAST_NORM = 2.0**-63  # its square is the smallest number fp32 holds with all bits
 _BELOW_DISTANCES = -1e30  # and above the -infinity of rows picked already
 
@@ -129,10 +130,24 @@ def distances(features: torch.Tensor, segments: Ragged) -> tuple[torch.Tensor, t
     # One product per segment, so its rounding cannot depend on the rest of the batch; written into
     # place, which also keeps autocast out.
     for matrix, (begin, end) in zip(distance, pairwise(segments.offsets), strict=True):
-        rows, matrix = x[begin:end], matrix[: end - begin, : end - begin]
-        torch.addmm(ceiling[begin:end], rows, rows.T, alpha=-1, out=matrix)
+        _fill_distances(x[begin:end], ceiling[begin:end], matrix[: end - begin, : end - begin])
     limit = torch.where(finite, torch.inf, _BELOW_DISTANCES).squeeze(1)
     return distance, segments.pad(limit, -torch.inf)
+
+
+def _fill_distances(x: torch.Tensor, ceiling: torch.Tensor, out: torch.Tensor) -> None:
+    """`out[i, j] = ceiling[i] - x[i] · x[j]`; of two halves the products serve twice."""
+    n = len(x)
+    if n < _WORTH_HALVING or x.device.type != "cpu":
+        torch.addmm(ceiling, x, x.T, alpha=-1, out=out)
+        return
+    first, second = slice(n // 2), slice(n // 2, n)
+    for half in (first, second):
+        _fill_distances(x[half], ceiling[half], out[half, half])
+    product = x.new_empty(n // 2, n - n // 2)
+    torch.mm(x[first], x[second].T, out=product)
+    torch.sub(ceiling[first], product, out=out[first, second])
+    torch.sub(ceiling[second], product.T, out=out[second, first])
 
 
 def greedy(distance: torch.Tensor, limit: torch.Tensor, steps: int) -> torch.Tensor:

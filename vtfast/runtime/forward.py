@@ -278,7 +278,7 @@ class Pass:
         rows = self.packed(hidden)
         if self.origin is not None:
             out = rows.new_zeros(self.batch * self.chunk, rows.shape[-1])
-            rows = out.index_copy(0, self.origin, rows)
+            rows = out.index_copy_(0, self.origin, rows)
         return rows.view(self.batch, self.chunk, -1)
 
     def _remember(self, device: torch.device) -> None:
