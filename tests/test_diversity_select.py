@@ -250,6 +250,18 @@ def test_autocast_does_not_lower_the_precision():
     assert lowered == order_of(features, 50)
 
 
+@pytest.mark.parametrize("n", [256, 301, 1000])
+def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
+    features = torch.cat([clusters(n - 3), torch.zeros(1, 16), torch.full((2, 16), NAN)])
+    features = features[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved, limits = reference.distances(features, cut([n]))
+    monkeypatch.setattr(reference, "_WORTH_HALVING", n + 1)
+    whole, expected = reference.distances(features, cut([n]))
+    torch.testing.assert_close(halved, whole, rtol=0, atol=1e-6)
+    assert torch.equal(limits, expected)
+
+
 def test_features_in_training_are_accepted(impl):
     features = clusters(20).requires_grad_()
     assert not diversity_select(features, cut([20]), [5], impl=impl).requires_grad
