@@ -238,7 +238,7 @@ def test_reading_scores_that_were_not_asked_for_is_refused_with_the_fix(path):
 
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.inputs("batch")
-    reads = pytest.raises(InputError, match="register it with scores=True")
+    reads = pytest.raises(InputError, match="register the method with scores=True")
     with (
         vtfast.patch(model, [Prune(2, "test-reads-scores", 0.5)], path=path),
         torch.no_grad(),

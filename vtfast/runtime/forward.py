@@ -248,7 +248,7 @@ class Pass:
         """What the score layer attends with: queries of the rows `last`, keys of all rows."""
         query = self.query
         if query is None:
-            raise InputError("ctx.attention or ctx.scores was read; register it with scores=True")
+            raise InputError("attention scores were read; register the method with scores=True")
         seen = [self.packed(t) for t in (query.hidden, *query.rotary)]
         return self.settings.family.attention(query.layer, *seen, last)
 
