@@ -47,6 +47,7 @@ from timing import summary
 import vtfast
 from vtfast import Plan, Prune
 from vtfast.prefill import TINY, MidSize
+from vtfast.runtime.names import cache_argument, returned_cache
 
 OP = "overhead"
 TEXTS = ((64,), (16, 48, 80, 112))  # text tokens of each sample
@@ -169,10 +170,10 @@ def python_microseconds(rounds: int, layers: int = 32) -> dict[str, float]:
             if path:
                 stack.enter_context(vtfast.patch(bench.model, plan, path=path))
             start = time.process_time()
-            cache = bench.prefill().past_key_values
+            cache = returned_cache(bench.prefill())
             first = time.process_time()
             for _ in range(STEPS):
-                bench.model(input_ids=token, past_key_values=cache)
+                bench.model(input_ids=token, **{cache_argument(): cache})
             return (first - start) * 1e6, (time.process_time() - first) * 1e6 / STEPS
 
     samples: dict[Any, list[tuple[float, float]]] = {None: [], "padded": [], "packed": []}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vtfast import Plan
+from vtfast.runtime.names import cache_argument
 
 
 class _Stop(Exception):
@@ -148,7 +149,7 @@ class Shorter:
                 inputs_embeds=hidden,
                 attention_mask=run["mask"],
                 position_ids=positions,
-                past_key_values=caches[-1],
+                **{cache_argument(): caches[-1]},
                 use_cache=True,
             ).last_hidden_state
         return self.model.lm_head(hidden[:, -1:]), caches
@@ -165,7 +166,7 @@ class Shorter:
                 inputs_embeds=hidden,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
+                **{cache_argument(): cache},
                 use_cache=True,
             ).last_hidden_state
         return self.model.lm_head(hidden)

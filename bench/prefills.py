@@ -23,6 +23,7 @@ from transformers.utils import is_flash_attn_2_available
 
 import vtfast
 from vtfast import Plan, Prune
+from vtfast.runtime.names import cache_argument, returned_cache
 
 UNPATCHED, FLASH, NATIVE, PADDED, PACKED = (
     "unpatched, SDPA", "unpatched, FlashAttention-2", "native", "padded", "packed"
@@ -80,10 +81,10 @@ class Prompted:
 
     def prefill(self) -> tuple[Tensor, Any]:
         out = self.model(**self.called, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1], out.past_key_values
+        return out.logits[:, -1], returned_cache(out)
 
     def step(self, cache: Any, t: int) -> Tensor:
-        return self.model(**self.next[t], past_key_values=cache, use_cache=True).logits[:, -1]
+        return self.model(**self.next[t], **{cache_argument(): cache}, use_cache=True).logits[:, -1]
 
     def stock(self, within: Callable[[], AbstractContextManager] = nullcontext) -> Way:
         return Way(within, self.prefill, self.step)

@@ -1,6 +1,7 @@
 """Greedy decoding by hand, for tests that do something between two steps."""
 
 import torch
+from cache_name import CACHE, cache_of
 from model_oracle import Oracle
 
 
@@ -13,7 +14,7 @@ class Conversation:
         self.positions = oracle.position_ids(0, inputs["input_ids"].shape[1] + 30)
         self.done = inputs["input_ids"].shape[1]
         out = self._forward(**inputs, position_ids=self._next(self.done))
-        self.cache, self.tokens = out.past_key_values, [out.logits[:, -1:].argmax(-1)]
+        self.cache, self.tokens = cache_of(out), [out.logits[:, -1:].argmax(-1)]
 
     def step(self):
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
@@ -21,7 +22,7 @@ class Conversation:
             input_ids=self.tokens[-1],
             attention_mask=self.mask,
             position_ids=self._next(1),
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
         )
         self.tokens.append(out.logits[:, -1:].argmax(-1))
 

@@ -9,6 +9,7 @@ oracle's logits.
 from contextlib import contextmanager
 
 import torch
+from cache_name import CACHE
 from model_oracle import additive
 
 
@@ -24,7 +25,7 @@ def hidden(model, gone):
 
     def take_mask(module, args, kwargs):
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        assert kwargs.get("past_key_values") is None, "pass use_cache=False"
+        assert kwargs.get(CACHE) is None, "pass use_cache=False"
         seen["keys"] = torch.ones(embeds.shape[:2]) if mask is None else mask
         seen["keys"] = seen["keys"].bool().clone()
 

@@ -10,6 +10,7 @@ unpatched one; with attention "eager" it also tells what a token attends to.
 from collections.abc import Mapping, Sequence
 
 import torch
+from cache_name import CACHE
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -78,7 +79,7 @@ class Oracle:
         hidden, mask, rotary = self._run(layer, gone, None)
         cache = DynamicCache()
         self.text.layers[layer](
-            hidden, attention_mask=mask, past_key_values=cache, position_embeddings=rotary
+            hidden, attention_mask=mask, **{CACHE: cache}, position_embeddings=rotary
         )
         return cache.layers[layer].keys.transpose(1, 2).flatten(2)
 
@@ -159,7 +160,6 @@ class Oracle:
                 hidden,
                 attention_mask=mask,
                 position_ids=None,
-                past_key_values=None,
                 position_embeddings=rotary,
             )
         raise IndexError(f"layer {layer} of {len(self.text.layers)}")

@@ -61,6 +61,5 @@ class Naive:
             hidden,
             attention_mask=mask,
             position_ids=None,
-            past_key_values=None,
             position_embeddings=(cos, sin),
         )

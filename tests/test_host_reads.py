@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from host_reads import HostReads
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
@@ -96,7 +97,7 @@ def reads_of(family, model, inputs, steps=3):
                 input_ids=token,
                 attention_mask=mask,
                 position_ids=positions[..., step : step + 1],
-                past_key_values=out.past_key_values,
+                **{CACHE: cache_of(out)},
             )
         decode.append(reads.count)
     return prefill.count, decode

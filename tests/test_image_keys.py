@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from model_readings import picture_key
 from model_runs import both_layouts, continuation, first_rows, logits_of, probing
 from tiny_models import FAMILIES, IMAGE, Picture, image_columns
@@ -146,9 +147,9 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
             return model(**{**given, **more}, mm_encoder_outputs={"image": features})
 
     with probing(look):
-        cache = turn().past_key_values
+        cache = cache_of(turn())
         mask = torch.cat([inputs["attention_mask"]] * 2, 1)
-        turn(attention_mask=mask, past_key_values=cache)
+        turn(attention_mask=mask, **{CACHE: cache})
     assert keys == [[0, 1, 0], [2, 3, 1]]
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone
@@ -77,7 +78,7 @@ def test_decoding_without_positions_goes_on_from_the_original_length(family, pat
         out, tokens = model(**inputs), []
         for _ in range(6):
             tokens.append(out.logits[:, -1:].argmax(-1))
-            out = model(input_ids=tokens[-1], past_key_values=out.past_key_values)
+            out = model(input_ids=tokens[-1], **{CACHE: cache_of(out)})
     assert torch.equal(torch.cat(tokens, 1), expected)
 
 
@@ -113,7 +114,7 @@ def test_a_second_turn_of_text_on_the_same_cache_is_the_oracles(family, path):
         tokens = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=turn.past_key_values,
+            **{CACHE: cache_of(turn)},
             max_new_tokens=8,
             do_sample=False,
         )[:, ids.shape[1] :]
@@ -131,9 +132,9 @@ def test_a_second_turn_with_a_new_picture_is_the_oracles(path):
     plan = [Prune(0, "diversity", 0.5), Prune(3, "random", 0.2)]
     inputs, model = family.batch([first]), family.build()
     with vtfast.patch(model, plan, path=path, record=True) as handle, torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
         kept = {layer: rows[0] for layer, rows in handle.report.kept.items()}
-        logits = model(**unmasked(family.batch([second])), past_key_values=cache).logits
+        logits = model(**unmasked(family.batch([second])), **{CACHE: cache}).logits
         start = len(first.ids)
         kept = {
             layer: [torch.cat([rows, handle.report.kept[layer][0] + start])]
@@ -163,13 +164,13 @@ def test_pictures_after_a_padded_turn_of_text_are_the_oracles(path):
     positions = (together["attention_mask"].cumsum(1) - 1).clamp(min=0)
     model = family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle, torch.no_grad():
-        cache = model(**first, position_ids=positions[:, :start]).past_key_values
+        cache = cache_of(model(**first, position_ids=positions[:, :start]))
         logits = model(
             input_ids=second["input_ids"],
             pixel_values=second["pixel_values"],
             attention_mask=together["attention_mask"],
             position_ids=positions[:, start:],
-            past_key_values=cache,
+            **{CACHE: cache},
         ).logits
     kept = {layer: [rows + start for rows in stage] for layer, stage in handle.report.kept.items()}
     lost = gone(together, kept)

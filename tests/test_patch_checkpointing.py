@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE
 from model_runs import fed, first_rows, probing
 from tiny_models import FAMILIES
 from transformers import DynamicCache
@@ -75,7 +76,7 @@ def test_a_cache_given_stays_empty_as_in_transformers(family):
         expected, _ = gradients(family, model, inputs)
         labels = inputs["input_ids"].clone()
         labels[:, :-4] = -100
-        loss = model(**fed(family, inputs), labels=labels, past_key_values=cache).loss
+        loss = model(**fed(family, inputs), labels=labels, **{CACHE: cache}).loss
     assert torch.equal(loss.detach(), expected)
     assert type(cache) is DynamicCache
     assert cache.get_seq_length() == 0

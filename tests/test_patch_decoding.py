@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE
 from masked_model import hidden
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, OLD, both_layouts, continuation, gone
@@ -92,7 +93,7 @@ def test_a_callers_cache_is_used_and_changes_nothing(family, path, options):
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected = continuation(model, inputs, steps=6, **options)
         for cache in (DynamicCache(), DynamicCache(config=model.config)):
-            got = continuation(model, inputs, steps=6, past_key_values=cache, **options)
+            got = continuation(model, inputs, steps=6, **{CACHE: cache}, **options)
             assert torch.equal(got, expected)
             assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 5
 
@@ -102,11 +103,11 @@ def test_a_reset_cache_is_a_fresh_one(family, path):
     """Another batch of another size generates on it what it generates on a new cache."""
     model, cache = family.build(), DynamicCache()
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle:
-        continuation(model, family.inputs("batch"), steps=3, past_key_values=cache)
+        continuation(model, family.inputs("batch"), steps=3, **{CACHE: cache})
         cache.reset()
         assert cache.get_seq_length() == 0
         inputs = family.inputs("single")
-        tokens = continuation(model, inputs, past_key_values=cache)
+        tokens = continuation(model, inputs, **{CACHE: cache})
     oracle = Oracle(family.build(attention="eager"), inputs)
     assert torch.equal(tokens, oracle.greedy(gone(inputs, handle.report.kept), 20))
 

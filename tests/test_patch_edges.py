@@ -6,6 +6,7 @@ crop, repeat, hide a picture) that must give what they say or a refusal, never o
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
@@ -120,14 +121,14 @@ def test_pictures_are_counted_on_after_rows_of_a_cache_moved(path, selecting):
     first, second = family.samples([4, Picture(seed=1), 7], [3, Picture(seed=2), 5])
     model = family.build()
     with vtfast.patch(model, HALF, path=path), torch.no_grad():
-        cache = model(**without_mask(family.batch([first] * 2))).past_key_values
+        cache = cache_of(model(**without_mask(family.batch([first] * 2))))
         if selecting == "mask":
             cache.batch_select_indices(torch.tensor([False, True]))
             rows = 1
         else:
             selecting(cache)
             rows = 4
-        model(**without_mask(family.batch([second] * rows)), past_key_values=cache)
+        model(**without_mask(family.batch([second] * rows)), **{CACHE: cache})
     assert cache.vtfast.images.tolist() == [2] * rows
 
 
@@ -151,9 +152,9 @@ def test_pictures_that_lose_nothing_are_counted_too():
             return model(**given, **more, mm_encoder_outputs={"image": features})
 
     with probing(look):
-        cache = turn(36, first).past_key_values
+        cache = cache_of(turn(36, first))
         cache.vtfast.plan = vtfast.Plan([Prune(2, "test-probe", 0.5)])  # as if it were one plan
-        turn(0.5, second, past_key_values=cache)
+        turn(0.5, second, **{CACHE: cache})
     assert keys == [[1]]
 
 
@@ -203,7 +204,7 @@ def test_a_reset_cache_starts_anew(family, path):
         cache.reset()
         with torch.no_grad():
             positions = Oracle(family.build(), inputs).position_ids(0, inputs["input_ids"].shape[1])
-            out = model(**inputs, position_ids=positions, past_key_values=cache)
+            out = model(**inputs, position_ids=positions, **{CACHE: cache})
     assert torch.equal(out.logits[:, -1:].argmax(-1), tokens[0])
     assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from cache_name import cache_of
 from model_runs import FOUR_STAGES, continuation
 from tiny_models import FAMILIES, LAYERS
 
@@ -26,7 +27,7 @@ def generated(family, name, plan):
         out = model.generate(
             **inputs, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True
         )
-    return samples, out.past_key_values
+    return samples, cache_of(out)
 
 
 def expected_rows(family, plan, sample):
@@ -111,7 +112,7 @@ def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
         gc.collect()
         gc.disable()
         try:
-            kept = [weakref.ref(layer.keys) for layer in out.past_key_values.layers]
+            kept = [weakref.ref(layer.keys) for layer in cache_of(out).layers]
             with torch.no_grad():
                 kept.append(weakref.ref(model(**inputs).logits))
             del out

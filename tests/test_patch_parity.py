@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
 from tiny_models import FAMILIES
@@ -102,13 +103,13 @@ def test_a_later_text_chunk_on_a_pruned_cache_has_the_oracles_logits(family, pat
 
     model = family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle, torch.no_grad():
-        cache = model(**inputs, position_ids=oracle.position_ids(0, length)).past_key_values
+        cache = cache_of(model(**inputs, position_ids=oracle.position_ids(0, length)))
         lost = gone(inputs, handle.report.kept)
         logits = model(
             input_ids=new,
             attention_mask=mask,
             position_ids=oracle.position_ids(length, length + 5),
-            past_key_values=cache,
+            **{CACHE: cache},
         ).logits
     torch.testing.assert_close(logits, oracle.logits(lost, new)[:, -5:], rtol=0, atol=ATOL)
 

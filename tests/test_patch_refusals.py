@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE
 from conversation import Conversation
 from model_runs import FOUR_STAGES, both_layouts, continuation
 from tiny_models import FAMILIES, Picture
@@ -26,7 +27,7 @@ def test_a_cache_class_of_ones_own_is_refused_by_name(family, path):
         vtfast.patch(model, FOUR_STAGES, path=path),
         pytest.raises(InputError, match=r"StaticCache, got CountingCache.*defaults"),
     ):
-        continuation(model, inputs, past_key_values=CountingCache())
+        continuation(model, inputs, **{CACHE: CountingCache()})
 
 
 @families
@@ -75,7 +76,7 @@ def test_a_refused_forward_leaves_the_cache_as_it_was(family, path):
         talk.model(
             input_ids=talk.tokens[-1],
             attention_mask=torch.nn.functional.pad(talk.mask, (0, 1), value=1),
-            past_key_values=talk.cache,
+            **{CACHE: talk.cache},
         )
     with vtfast.patch(model, FOUR_STAGES, path=path):
         for _ in range(4):
@@ -126,7 +127,7 @@ def test_gradients_over_a_packed_cache_are_refused(family):
             talk.model(
                 input_ids=talk.tokens[-1],
                 attention_mask=torch.nn.functional.pad(talk.mask, (0, 1), value=1),
-                past_key_values=talk.cache,
+                **{CACHE: talk.cache},
             )
         for _ in range(4):
             talk.step()

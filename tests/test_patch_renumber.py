@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import ATOL, both_layouts, continuation, gone, logits_of
@@ -142,7 +143,7 @@ def test_a_second_turn_is_refused_and_leaves_the_cache_alone(family, path):
     with renumbered(model, PLANS["in-the-middle"], path):
         talk = Conversation(family, model, inputs)
         before = talk.cache.get_seq_length()
-        text = {"input_ids": torch.tensor([[7, 8]]), "past_key_values": talk.cache}
+        text = {"input_ids": torch.tensor([[7, 8]]), CACHE: talk.cache}
         with pytest.raises(InputError, match="one turn"), torch.no_grad():
             model(**text)
         assert talk.cache.get_seq_length() == before
@@ -154,7 +155,7 @@ def test_a_picture_after_text_on_one_cache_is_refused(family, path):
     model, inputs = family.build(), family.inputs("single")
     positions = Oracle(model, inputs).position_ids(0, inputs["input_ids"].shape[1]) + 3
     with torch.no_grad():
-        cache = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True))
     mask = torch.ones(1, 3 + inputs["input_ids"].shape[1], dtype=torch.long)
     later = {**inputs, "attention_mask": mask, "position_ids": positions}
     with (
@@ -162,7 +163,7 @@ def test_a_picture_after_text_on_one_cache_is_refused(family, path):
         pytest.raises(InputError, match="one turn"),
         torch.no_grad(),
     ):
-        model(**later, past_key_values=cache)
+        model(**later, **{CACHE: cache})
     assert cache.get_seq_length() == 3
 
 

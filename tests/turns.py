@@ -8,6 +8,7 @@ oracle's. Crops and rearranged rows are noted too, so any order of calls can be 
 import copy
 
 import torch
+from cache_name import CACHE, cache_of
 from model_oracle import Oracle
 from model_runs import ATOL
 from tiny_models import IMAGE, VIDEO, VOCABULARY, Sample
@@ -49,13 +50,13 @@ class Turns:
             given["position_ids"] = self._position_ids(0)
         out = self.model.generate(
             **given,
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             max_new_tokens=steps,
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,
         )
-        self.cache = out.past_key_values
+        self.cache = cache_of(out)
         # The last token is not in the cache; a step says it again.
         new = out.sequences[:, end:-1]
         self._append({"input_ids": new, "attention_mask": torch.ones_like(new)}, [[] for _ in new])
@@ -168,10 +169,10 @@ class Turns:
             out = self.model(
                 **given,
                 position_ids=self._position_ids(start),
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 use_cache=True,
             )
-        self.cache = out.past_key_values
+        self.cache = cache_of(out)
         self._note(out.logits, torch.ones_like(chunk["input_ids"]))
         self._note_what_was_dropped(start)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PlanError,
         StateError,
         UnsupportedModelError,
+        UnsupportedVersionError,
         VTFastError,
     )
     from vtfast.evaluation import evaluate
@@ -43,6 +44,7 @@ _HOME = {
     "PlanError": "vtfast.errors",
     "AlreadyPatchedError": "vtfast.errors",
     "UnsupportedModelError": "vtfast.errors",
+    "UnsupportedVersionError": "vtfast.errors",
     "InputError": "vtfast.errors",
     "StateError": "vtfast.errors",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "Prune",
     "StateError",
     "UnsupportedModelError",
+    "UnsupportedVersionError",
     "VTFastError",
     "__version__",
     "evaluate",

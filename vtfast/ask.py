@@ -10,6 +10,7 @@ import torch
 from transformers import TextStreamer
 
 from vtfast.prompt import Prompt
+from vtfast.runtime.names import returned_cache
 
 ROUNDS, PATIENCE = 5, 20.0  # timed rounds at most, and seconds after which none is begun
 
@@ -58,7 +59,7 @@ def ask(
     )
     said = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     first, last = stream.times[0], stream.times[-1]
-    layers = out.past_key_values.layers
+    layers = returned_cache(out).layers
     ends = model.generation_config.eos_token_id
     return Answer(
         text=tokenizer.decode(said, skip_special_tokens=True),

@@ -21,6 +21,10 @@ class UnsupportedModelError(VTFastError, TypeError):
     """The model, or a part of it, is of a kind vtfast does not know how to prune."""
 
 
+class UnsupportedVersionError(VTFastError, RuntimeError):
+    """This release of transformers works in a way vtfast was not written for."""
+
+
 class InputError(VTFastError, ValueError):
     """What was passed to a patched model does not fit what vtfast can prune."""
 

@@ -9,7 +9,9 @@ from torch import nn
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels.checks import IMPLS
 from vtfast.methods import method
-from vtfast.models import family_of
+from vtfast.models import family_of, family_of_class, supported_class
+from vtfast.models.decoder import Family
+from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
 from vtfast.prune import Prune
 from vtfast.report import Report
@@ -100,6 +102,9 @@ def patch(
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
         UnsupportedModelError: another model, or a wrapper of one (names the inner model to pass).
+        UnsupportedVersionError: a release of transformers that vtfast does not fit. One it was not
+            tested with is checked at the first patch of a kind of model in a process, on a tiny
+            model, in about half a second; VTFAST_SELF_CHECK=always checks all, =never none.
         PlanError: a plan that cannot be, does not fit the model, or names an unknown method.
         InputError: an argument out of its range. StateError: no Triton where it is asked for.
 
@@ -121,15 +126,39 @@ def patch(
             "call vtfast.unpatch(model) before patching again"
         )
     family = family_of(model)
+    plan = _resolve(model, family, plan, keep, horizon)
+    check_transformers(model)
+    return _attach(model, family, plan, int(seed), positions, impl, path, bool(record))
+
+
+def check_transformers(model: Any) -> None:
+    """Make sure that vtfast fits the installed transformers, once for each kind of model.
+
+    A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; what it
+    fails is refused with UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
+    """
+    check_release(family_of(model), supported_class(model), model.config, _patch_tiny)
+
+
+def check_class(cls: type) -> None:
+    """Run the self-check for a class of transformers, whatever the release."""
+    config = cls.config_class()  # type: ignore[attr-defined]
+    self_check(family_of_class(cls.__name__), cls, config, _patch_tiny)
+
+
+def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
+    return _attach(model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True)
+
+
+def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
+    """Patch without asking which release of transformers this is."""
     parts = family.parts(model)
-    plan = _resolve(model, plan, len(parts.layers), family.default_horizon, keep, horizon)
     ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
     stages = {
         s.layer: Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)
     }
     if any(stage.score_layer is not None for stage in stages.values()):
         family.check_scores(model)
-    how = (int(seed), positions, impl, path, bool(record))
     session = Session(family, parts, plan, stages, *how)
     session.install()
     return Handle(session)
@@ -146,16 +175,17 @@ def is_patched(model: nn.Module) -> bool:
     return _session_of(model) is not None
 
 
-def _resolve(
-    model: Any, plan: Any, num_layers: int, share: float, keep: float, horizon: Any
-) -> Plan:
+def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -> Plan:
     """The plan for this model, with the default horizon where a preset needs one."""
-    source = "given"
+    source, num_layers = "given", len(family.parts(model).layers)
     if horizon is None and isinstance(plan, str) and plan.partition("+")[2]:
         horizon = getattr(model.config, "vtfast_horizon", None)
         source = "from the checkpoint"
         if horizon is None:
-            horizon, source = int(share * num_layers + 0.5), "default, not measured"
+            horizon, source = (
+                int(family.default_horizon * num_layers + 0.5),
+                "default, not measured",
+            )
     return Plan.resolve(
         plan,
         num_layers=num_layers,

@@ -23,6 +23,7 @@ from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan, multiply_adds
 from vtfast.presets import needs_horizon
 from vtfast.prune import Prune
+from vtfast.runtime.names import returned_cache
 
 UNPRUNED = "unpruned"
 Asked = str | Plan | Sequence[Prune]
@@ -254,7 +255,7 @@ class _Asker:
         said = self._dataset.processor.batch_decode(
             out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        layers = out.past_key_values.layers
+        layers = returned_cache(out).layers
         kv_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
         visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
         lengths = inputs["attention_mask"].sum(1).tolist()

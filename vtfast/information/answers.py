@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.runtime.names import CACHE
 
 _EXTENDED = ("attention_mask", "mm_token_type_ids")  # by a column for every token of an answer
-_REFUSED = ("inputs_embeds", "labels", "past_key_values", "position_ids")
+_REFUSED = ("inputs_embeds", "labels", *CACHE, "position_ids")
 
 
 def check_answers(

@@ -21,8 +21,9 @@ from vtfast.information.answers import check_answers, with_answers
 from vtfast.information.packing import Kept, Packing, TextOfBatch
 from vtfast.information.pictures import find_pictures
 from vtfast.models import family_of
+from vtfast.patching import check_transformers
 from vtfast.patching import is_patched
-from vtfast.runtime import attention
+from vtfast.runtime import attention, names
 
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once
 _CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took equally long
@@ -68,6 +69,7 @@ class Probe:
         impl: str = "auto",
     ) -> None:
         family = family_of(model)
+        check_transformers(model)
         if is_patched(model):
             raise StateError("the model is patched; call vtfast.unpatch(model) before scoring it")
         if model.training:
@@ -135,15 +137,17 @@ class Probe:
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
+        run = SimpleNamespace(spans=packing.spans, impl=self._impl, attended=0)
         for block in self._parts.layers[layer:]:
             hidden = block(
                 hidden,
                 attention_mask=None,
                 position_ids=None,
-                past_key_values=None,
                 position_embeddings=(cos, sin),
-                vtfast_pass=SimpleNamespace(spans=packing.spans, impl=self._impl),
+                vtfast_pass=run,
             )
+        if run.attended != len(self._parts.layers) - layer:
+            raise names.missing("keyword argument passed on to attention", type(block).__name__)
         last = self._parts.text.norm(hidden[0, packing.ends])
         read = [
             _read(self._head(rows), targets)

@@ -29,7 +29,7 @@ def family_of(model: nn.Module) -> "Family":
     supported = " or ".join(SUPPORTED)
     name = _supported_name(model)
     if name is not None:
-        family: Family = import_module(SUPPORTED[name]).FAMILY
+        family = family_of_class(name)
         family.check(model)
         return family
     inner, path = model, "model"
@@ -50,9 +50,21 @@ def family_of(model: nn.Module) -> "Family":
     )
 
 
+def family_of_class(name: str) -> "Family":
+    """The family of a class in `SUPPORTED`."""
+    family: Family = import_module(SUPPORTED[name]).FAMILY
+    return family
+
+
+def supported_class(model: object) -> type:
+    """The class of transformers that a model `family_of` accepts is of, or is derived from."""
+    return next(cls for cls in type(model).__mro__ if _is_supported(cls))
+
+
+def _is_supported(cls: type) -> bool:
+    return cls.__name__ in SUPPORTED and cls.__module__.startswith("transformers.")
+
+
 def _supported_name(model: object) -> str | None:
     """The class of transformers a model is of, if vtfast knows it."""
-    for cls in type(model).__mro__:
-        if cls.__name__ in SUPPORTED and cls.__module__.startswith("transformers."):
-            return cls.__name__
-    return None
+    return next((cls.__name__ for cls in type(model).__mro__ if _is_supported(cls)), None)

@@ -11,11 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.methods import Attention
 from vtfast.runtime.visual import Source
 
+TINY_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 _SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
 
 
@@ -39,11 +53,13 @@ class Family(ABC):
     Attributes:
         default_horizon: share of the layers, where nothing was measured.
         tower: name of the vision tower in the multimodal model.
+        inputs: arguments of the multimodal model that `sources` reads.
         position_axes: shape that the rotary module's positions have before [B, S].
     """
 
     default_horizon: float
     tower: str
+    inputs: tuple[str, ...]
     position_axes: tuple[int, ...] = ()
 
     @abstractmethod
@@ -56,6 +72,15 @@ class Family(ABC):
     @abstractmethod
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         """Leave image keys, if wanted, on a tower's output, where generate pre-encodes pictures."""
+
+    @abstractmethod
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        """A small config of the same types, for the self-check: 4 layers, 96 token ids, of which
+        90 is the picture's."""
+
+    @abstractmethod
+    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        """Visual tokens of three pictures for such a model, and the arguments that bring them."""
 
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""

@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
 from vtfast.errors import UnsupportedModelError
-from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
+from vtfast.models.decoder import (
+    TINY_TEXT,
+    TINY_TOWER,
+    Family,
+    encoded_by_tower,
+    noted,
+    placeholders,
+)
 from vtfast.runtime.visual import Keys, Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -16,6 +27,7 @@ class Llava(Family):
 
     default_horizon = 0.625  # layer 20 of 32, arXiv 2512.07580
     tower = "vision_tower"
+    inputs = ("input_ids", "pixel_values")
 
     def check(self, model: Any) -> None:
         tower = model.config.vision_config.model_type
@@ -25,6 +37,23 @@ class Llava(Family):
                 f"{', '.join(_TOWERS)} (fixed picture size)"
             )
         super().check(model)
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        tower = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
+        has_class_token = config.vision_config.model_type == "clip_vision_model"
+        return type(config)(
+            vision_config=type(config.vision_config)(
+                **TINY_TOWER, **tower, num_attention_heads=2, projection_dim=16
+            ),
+            text_config=type(config.get_text_config())(**TINY_TEXT, sliding_window=None),
+            image_token_id=90,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default" if has_class_token else "full",
+        )
+
+    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        return (16, 16, 16), {"pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         encoded = encoded_by_tower(kwargs, "image")

@@ -5,8 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from vtfast.models.decoder import Family, encoded_by_tower, noted, placeholders
+from vtfast.models.decoder import (
+    TINY_TEXT,
+    TINY_TOWER,
+    Family,
+    encoded_by_tower,
+    noted,
+    placeholders,
+)
 from vtfast.runtime.visual import Keys, Source
 
 # kind -> (pixels, grid, placeholder id in the config)
@@ -21,7 +29,33 @@ class Qwen25VL(Family):
 
     default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
     tower = "visual"
+    inputs = ("input_ids", *(name for kind in _KINDS.values() for name in kind[:2]))
     position_axes = (3,)  # time, height, width
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+        return type(config)(
+            text_config={**TINY_TEXT, "rope_parameters": rope},
+            vision_config={
+                **TINY_TOWER,
+                "depth": 2,
+                "num_heads": 2,
+                "out_hidden_size": TINY_TEXT["hidden_size"],
+                "patch_size": 4,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            image_token_id=90,
+            video_token_id=91,
+            vision_start_token_id=92,
+            vision_end_token_id=93,
+        )
+
+    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        grid = torch.tensor([[1, 4, 6], [1, 6, 4], [1, 4, 4]])
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 4 * 4, generator=generator)
+        return (6, 6, 4), {"pixel_values": pixels, "image_grid_thw": grid}
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         found = []

@@ -21,9 +21,20 @@ NAME = "vtfast"
 
 def register() -> None:
     """Make the name known to transformers; idempotent, without effect on unpatched models."""
-    if NAME not in ALL_MASK_ATTENTION_FUNCTIONS:
+    if not is_registered():
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def is_registered() -> bool:
+    """Whether transformers knows the name."""
+    return NAME in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def unregister() -> None:
+    """Take the name out of both registries."""
+    for registry in (AttentionInterface, AttentionMaskInterface):
+        registry._global_mapping.pop(NAME, None)
 
 
 def attend(
@@ -52,6 +63,7 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    vtfast_pass.attended += 1
     if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -18,6 +18,7 @@ from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.image_keys import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
+from vtfast.runtime import names
 from vtfast.runtime.cache import adopt, state_of
 from vtfast.runtime.layouts import Layout
 from vtfast.runtime.ragged_cache import Spans
@@ -54,6 +55,10 @@ class Pass:
         self.cache: Any = None
         self.query: Query | None = None
         self.spans: Spans | None = None
+        self.shared: list[Tensor] | None = None  # rotary rows, which a packed stage rewrites
+        self.reached: list[int] = []  # stages' layers
+        self.ragged: int | None = None  # the first layer that attends by `spans`
+        self.attended = 0  # how many did
         self.given: dict[str, Any] = {}
         self.changed = False  # rows differ from what transformers thinks they are
         self.unpads = False  # padding goes at layer 0 already, because visual tokens will
@@ -104,19 +109,43 @@ class Pass:
             return self._take(index, hidden)[0], {**kwargs, **given}
         index, stage = None, self.settings.stages.get(number)
         kwargs = {**kwargs, **self.given}
+        self._check_handed(module, hidden, kwargs)
         if stage is not None:
-            self.cache = kwargs.get("past_key_values")  # the text model may have made it just now
-            if module.training and getattr(module, "gradient_checkpointing", False):
-                self.cache = None  # transformers takes it away
+            self.reached.append(number)
+            self.cache = names.handed_cache(kwargs, module)  # the text model may have just made it
             if self.is_step:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
+            if self.spans is not None and self.ragged is None:
+                self.ragged = number
         if number in self.settings.scored and self.rows is not None:
             self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
         if module.training:
             self._ran[number] = (index, self.given)
         return hidden, kwargs
+
+    def check_rotary(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
+        """Every layer must hold the list of rotary rows that packed stages rewrite."""
+        if self.shared is not None and kwargs.get("position_embeddings") is not self.shared:
+            raise names.missing("one list of rotary rows for all layers", type(module).__name__)
+
+    def _check_handed(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """A layer must get as many hidden states and rotary rows as the bookkeeping has."""
+        rotary = names.handed("position_embeddings", kwargs, module)
+        if self.layout.is_packed and not isinstance(rotary, list):
+            raise names.missing("one list of rotary rows for all layers", type(module).__name__)
+        samples, length = self.batch, self.chunk
+        if self.changed and self.layout.is_packed:
+            samples, length = 1, sum(self.lengths)
+        elif self.changed:
+            length = max(self.lengths)
+        if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
+            raise InputError(
+                f"{type(module).__name__} got hidden states of {tuple(hidden.shape[:2])} tokens and "
+                f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; position_ids "
+                "must be those of the tokens in this call"
+            )
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """A decoding step reaches a stage: its layers hold rows of their own."""
@@ -166,7 +195,8 @@ class Pass:
         if self.settings.positions == "renumber":
             rotary = self._renumber(stage, hidden, rotary)
         if self.layout.is_packed:
-            kwargs["position_embeddings"][:] = rotary  # every layer holds this list
+            self.shared = kwargs["position_embeddings"]
+            self.shared[:] = rotary  # every layer holds this list
             return
         # No positions: FlashAttention would read gaps as packed sequences.
         self.given = {"attention_mask": mask, "position_ids": None}
@@ -272,6 +302,11 @@ class Pass:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
+        layers, model = self.settings.parts.layers, type(self.settings.parts.text).__name__
+        if self.reached != list(self.settings.stages):
+            raise names.missing("keyword argument passed on to the layers", model)
+        if self.ragged is not None and self.attended != len(layers) - self.ragged:
+            raise names.missing("keyword argument passed on to attention", model)
         self._remember(hidden.device)
         if not self.changed:
             return hidden

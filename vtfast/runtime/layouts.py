@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
+from vtfast.runtime import names
 from vtfast.runtime.cache import Holes, adopt
 from vtfast.runtime.ragged_cache import RaggedLayer, Rows, Spans
 from vtfast.runtime.visual import to_device
@@ -100,6 +101,7 @@ class Padded:
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
+        self._cache_argument = names.cache_argument()
 
     def place(self, run: "Pass", source: Tensor | None, device: torch.device) -> Tensor:
         """The rows `source` (None: all), each sample right-aligned; padding repeats row 0."""
@@ -168,7 +170,7 @@ class Padded:
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=mask,
-            past_key_values=cache,
+            **{self._cache_argument: cache},
             position_ids=None,  # gaps would be taken for packed sequences
             layer_idx=layer,
             allow_is_causal_skip=mask is None,

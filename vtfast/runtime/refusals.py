@@ -166,6 +166,6 @@ def check_cache(cache: Cache | None) -> None:
     if cache is not None and type(cache) not in CACHES:
         raise InputError(
             f"a pruned generation needs a DynamicCache or a StaticCache, got "
-            f"{type(cache).__name__}; leave cache_implementation and past_key_values at their "
+            f"{type(cache).__name__}; leave cache_implementation and the cache at their "
             "defaults"
         )

@@ -22,7 +22,7 @@ from transformers.cache_utils import StaticCache
 from vtfast.errors import InputError
 from vtfast.plan import Plan
 from vtfast.report import Report
-from vtfast.runtime import attention, refusals
+from vtfast.runtime import attention, names, refusals
 from vtfast.runtime.cache import state_of
 from vtfast.runtime.forward import Pass
 from vtfast.runtime.layouts import Layout, Packed, Padded
@@ -50,6 +50,7 @@ class Session:
 
     def __post_init__(self) -> None:
         stages, parts = self.stages.values(), self.parts
+        self._check_arguments()
         weight = next(parts.text.parameters())
         self._beyond = refusals.beyond_kernels(self, weight, parts.head_size)
         self.kernels = self._beyond == ""
@@ -65,6 +66,17 @@ class Session:
         self._expected = self._original if self._always_padded else attention.NAME
         self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
 
+    def _check_arguments(self) -> None:
+        """Refuse a model whose parts do not take what the hooks read or change."""
+        parts, common = self.parts, ("attention_mask", names.CACHE)
+        embedded = (*common, "inputs_embeds")
+        names.check_arguments(parts.model, *embedded, "labels", "logits_to_keep")
+        names.check_arguments(parts.multimodal, *embedded, *self.family.inputs)
+        names.check_arguments(parts.text, *embedded)
+        in_layer = (*common, "position_ids", "position_embeddings")
+        for layer in parts.layers:
+            names.check_arguments(layer, *in_layer)
+
     # -- in and out ----------------------------------------------------------------------------
 
     def install(self) -> None:
@@ -73,6 +85,7 @@ class Session:
         try:
             for module in (self.parts.model, self.parts.multimodal):
                 self._add(module.register_forward_pre_hook, self._multimodal_pre)
+            self._add(self.parts.multimodal.register_forward_hook, self._multimodal_post)
             self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
             self._add(self.parts.tower.register_forward_hook, self._tower_post)
             self._add(text.register_forward_pre_hook, self._text_pre)
@@ -131,7 +144,7 @@ class Session:
     def _layout(self, embeds: Tensor, visual: Visual | None, kwargs: Any) -> tuple[Layout, str]:
         """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
         (padded, packed), text = self._layouts, self.parts.text
-        cache = kwargs.get("past_key_values")
+        cache = names.given_cache(kwargs)
         state, static = state_of(cache), isinstance(cache, StaticCache)
         tensors = chain([embeds], text.parameters())
         gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -174,9 +187,15 @@ class Session:
         if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
             refusals.check_drafts(call.get("logits_to_keep"), self.needs, self.positions)
             refusals.check_predictions(call, [source.placeholder for source in sources])
-        chunk, cache = sources[0].placeholder.shape[1], call.get("past_key_values")
+        chunk, cache = sources[0].placeholder.shape[1], names.given_cache(call)
         mask = refusals.plain_mask(call.get("attention_mask"), cache, chunk)
         return (), {**call, VISUAL: locate(sources, mask)}
+
+    def _multimodal_post(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any
+    ) -> None:
+        if VISUAL in kwargs and not kwargs[VISUAL].arrived:
+            raise names.missing(f"keyword argument {VISUAL!r} passed on", type(module).__name__)
 
     def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
@@ -190,7 +209,9 @@ class Session:
         refusals.check_attention(module.config._attn_implementation, self._expected)
         kwargs = _by_name(module, args, kwargs)
         visual: Visual | None = kwargs.pop(VISUAL, None)
-        cache = kwargs.get("past_key_values")
+        if visual is not None:
+            visual.arrived = True
+        cache = names.given_cache(kwargs)
         state = state_of(cache)
         if visual is None and not (state and state.stages):
             return None
@@ -221,9 +242,12 @@ class Session:
         if run is None:
             return None
         if not (self._always_padded or run.given or number in self._due or module.training):
+            run.check_rotary(module, kwargs)
             return None  # in the packed layout most layers need nothing
         if self._always_padded:  # attention functions of others need not know our keyword
             kwargs = {k: v for k, v in kwargs.items() if k != PASS}
+        if not args:
+            raise names.missing("positional hidden states", type(module).__name__)
         hidden, kwargs = run.enter(number, module, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
 

@@ -56,6 +56,7 @@ class Visual:
     keys: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
+    arrived: bool = False  # at the text model
 
 
 class Keys:

@@ -1,0 +1,101 @@
+"""Both names of the cache are understood, and what a release has lost is named at once."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cache_name import CACHE, cache_of
+from model_runs import FOUR_STAGES, fed
+from tiny_models import FAMILIES
+from torch import nn
+from transformers import DynamicCache, masking_utils
+
+import vtfast
+from vtfast import UnsupportedVersionError
+from vtfast.runtime import names
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+spellings = pytest.mark.parametrize("name", ["cache", "past_key_values"])
+
+
+@spellings
+def test_a_cache_is_found_under_either_name(name):
+    cache = DynamicCache()
+    assert names.given_cache({name: cache}) is cache
+    assert names.handed_cache({name: cache}, nn.Linear(1, 1)) is cache
+    assert names.returned_cache({name: cache}) is cache
+
+
+@spellings
+def test_a_layer_may_be_handed_no_cache_but_by_name(name):
+    assert names.given_cache({}) is None
+    assert names.handed_cache({name: None}, nn.Linear(1, 1)) is None
+    with pytest.raises(UnsupportedVersionError, match="'cache' or 'past_key_values' in Linear"):
+        names.handed_cache({"kv": None}, nn.Linear(1, 1))
+
+
+def test_an_output_without_a_cache_names_it():
+    with pytest.raises(UnsupportedVersionError, match="field 'cache' or 'past_key_values' in dict"):
+        names.returned_cache({"logits": 0})
+
+
+@spellings
+def test_the_mask_function_is_asked_what_it_calls_the_cache(name, monkeypatch):
+    calls = {
+        "cache": lambda config, cache: None,
+        "past_key_values": lambda config, past_key_values: None,
+    }
+    monkeypatch.setattr(masking_utils, "create_causal_mask", calls[name])
+    assert names.cache_argument() == name
+
+
+def test_a_mask_function_without_a_cache_is_refused(monkeypatch):
+    monkeypatch.setattr(masking_utils, "create_causal_mask", lambda config, kv: None)
+    with pytest.raises(UnsupportedVersionError, match="create_causal_mask"):
+        names.cache_argument()
+
+
+def test_an_argument_a_module_does_not_take_is_named():
+    layer = SimpleNamespace(forward=lambda hidden, cache, **more: None)
+    names.check_arguments(layer, names.CACHE)
+    with pytest.raises(UnsupportedVersionError, match="'mask' in SimpleNamespace"):
+        names.check_arguments(layer, "mask")
+    names.check_arguments(SimpleNamespace(forward=lambda *args, **kwargs: None), "mask")
+
+
+def test_checkpointing_takes_the_cache_away_since_5_24_only_under_gradients():
+    layer, cache = nn.Linear(1, 1).train(), DynamicCache()
+    layer.gradient_checkpointing = True
+    assert names.handed_cache({"cache": cache}, layer) is None
+    with torch.no_grad():
+        assert names.handed_cache({"cache": cache}, layer) is cache
+        assert names.handed_cache({"past_key_values": cache}, layer) is None
+    assert names.handed_cache({"cache": cache}, layer.eval()) is cache
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.filterwarnings("ignore:.*past_key_values. is deprecated:FutureWarning")
+@families
+def test_a_caller_may_use_the_old_name(family, path):
+    """transformers takes `past_key_values` until 5.40; a hook that sees the call sees that name."""
+    model, inputs = family.build(), fed(family, family.inputs("batch"))
+    with vtfast.patch(model, FOUR_STAGES, path=path), torch.no_grad():
+        expected = model(**inputs, **{CACHE: DynamicCache()})
+        found = model(**inputs, past_key_values=DynamicCache())
+    assert torch.equal(found.logits, expected.logits)
+    lengths = [[layer.get_seq_length() for layer in cache_of(o).layers] for o in (found, expected)]
+    assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
+@pytest.mark.skipif(CACHE != "cache", reason="transformers before 5.24 generates nonsense here")
+@families
+def test_generate_in_training_mode_with_checkpointing_keeps_its_cache(family, path):
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        model.gradient_checkpointing_enable()
+        model.train()
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert torch.equal(tokens, expected)
