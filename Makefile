@@ -13,13 +13,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
-    tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py \
+    tests/test_self_check.py tests/test_transformers_names.py tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py \
     tests/test_information_score.py tests/test_information_horizon.py tests/test_information_sweep.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 TRITON_TESTS := $(patsubst %,tests/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
 OLDEST := build/constraints-oldest.txt
+# What stays pinned where everything else is as new as pip brings it.
+NEWEST := build/constraints-newest.txt
+KEPT := torch triton setuptools pytest pytest-xdist pytest-benchmark hypothesis
 # The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
 SECOND_TRITON := triton-3.6.0
 
@@ -31,7 +34,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-triton test-oldest fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton demo test test-triton test-oldest test-newest test-install fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +61,15 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 	@sed 's/==.*//; /^#/d; s/.*/^&==/' constraints-oldest.txt > $@.names
 	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
 	@rm $@.names
+
+test-newest: ## the model tests on whatever transformers pip brings today, in $(VENV)-newest
+	@mkdir -p build && rm -rf $(VENV)-newest
+	@for name in $(KEPT); do grep "^$$name==" constraints.txt; done > $(NEWEST)
+	@$(MAKE) --no-print-directory setup VENV=$(VENV)-newest CONSTRAINTS=$(NEWEST) EXTRAS=dev
+	$(VENV)-newest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
+
+test-install: $(READY) ## do the README's own commands install and run vtfast where only torch is?
+	$(BIN)/python tests/readme_install.py $(VENV)-install
 
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)

@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +41,21 @@ def pytest_report_header() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--impl", help="of every patch whose test leaves it open: eager or triton")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def numbers_of_the_interpreter() -> None:
+    """Triton 3.6 turns one-element arrays to ints as NumPy 2.4 no longer allows."""
+    if DEVICE != "cpu" or find_spec("triton") is None or not version("triton").startswith("3.6."):
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda number: int(number.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 
 @pytest.fixture(autouse=True)

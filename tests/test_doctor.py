@@ -18,6 +18,9 @@ from repository import ROOT
 from vtfast import checkup, ops, toy, trial
 from vtfast.checkup import PACKAGES
 from vtfast.kernels import gather, launch
+from vtfast.models import SUPPORTED
+from vtfast.models.self_check import TESTED
+from vtfast.runtime import names
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,30 @@ def test_a_patch_that_leaves_something_behind_is_broken(monkeypatch: pytest.Monk
     monkeypatch.setattr(trial, "is_patched", lambda model: True)
     (check,) = (c for c in trial.try_the_rest([]) if c.name == "patch and generate")
     assert (check.status, check.result) == ("broken", "the patch leaves something behind")
+
+
+def test_the_releases_vtfast_was_tested_with_are_listed(record: dict) -> None:
+    result = named(record["checks"], "transformers")["result"]
+    assert result.startswith(version("transformers"))
+    assert all(release in result for release in TESTED)
+
+
+def test_every_class_is_self_checked(record: dict) -> None:
+    for name in SUPPORTED:
+        check = named(record["checks"], f"self-check of {name}")
+        assert (check["status"], "both layouts" in check["result"]) == ("ok", True)
+
+
+def test_a_release_that_fails_the_self_check_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 5.24.0 an earlier doctor said that vtfast could be used, where answers were wrong."""
+    monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: None)
+    result = call("doctor", "--json")
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["usable"]) == (1, False)
+    for name in SUPPORTED:
+        check = named(record["checks"], f"self-check of {name}")
+        assert check["status"] == "broken"
+    assert f"pip install transformers=={TESTED[-1]}" in " ".join(record["advice"])
 
 
 def test_a_foreign_attention_under_our_name_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,10 +147,21 @@ def test_lines_of_code_are_counted_without_prose() -> None:
     )
 
 
-def test_the_runtime_has_under_1500_lines_of_code() -> None:
-    parts = ("vtfast/patching.py", "vtfast/runtime/", "vtfast/models/")
-    sizes = {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
-    assert 1000 < sum(sizes.values()) < 1500, sizes
+def sizes_of(*parts: str) -> dict[str, int]:
+    """Lines of code of the files under these paths."""
+    return {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
+
+
+def test_patching_and_the_runtime_have_under_2000_lines_of_code() -> None:
+    sizes = sizes_of("vtfast/patching.py", "vtfast/runtime/")
+    assert 1000 < sum(sizes.values()) < 2000, sizes
+
+
+def test_a_file_of_the_models_has_under_200_lines_of_code() -> None:
+    sizes = sizes_of("vtfast/models/")
+    assert sizes.pop("vtfast/models/self_check.py")
+    assert len(sizes) > 3
+    assert max(sizes.values()) < 200, sizes
 
 
 def test_importing_vtfast_loads_no_framework() -> None:

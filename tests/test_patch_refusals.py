@@ -32,12 +32,14 @@ def test_a_cache_class_of_ones_own_is_refused_by_name(family, path):
 
 @families
 def test_the_packed_layout_refuses_a_cache_that_offloads(family):
-    model, inputs = family.build(), family.inputs("single")
+    """Its flag is set by hand: `DynamicCache(offloading=True)` wants a stream of an accelerator."""
+    model, inputs, cache = family.build(), family.inputs("single"), DynamicCache()
+    cache.offloading = True
     with (
         vtfast.patch(model, FOUR_STAGES, path="packed"),
         pytest.raises(InputError, match=r'packed.*offloads its layers.*path="padded"'),
     ):
-        continuation(model, inputs, cache_implementation="offloaded")
+        continuation(model, inputs, **{CACHE: cache})
 
 
 def cache_of(family, inputs, path):

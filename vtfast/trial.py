@@ -1,4 +1,4 @@
-"""What `vtfast doctor` tries: every op once, the bundled models, a patch and its undoing."""
+"""What `vtfast doctor` tries: every op once, the self-check, the bundled models, a patch."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -15,7 +16,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtfast import ops, toy
 from vtfast.checkup import BROKEN, OK, WARNING, Check, Op, short
-from vtfast.patching import is_patched, patch
+from vtfast.errors import UnsupportedVersionError
+from vtfast.models import SUPPORTED
+from vtfast.models.self_check import TESTED
+from vtfast.patching import check_class, is_patched, patch
 from vtfast.runtime import attention
 
 _CHECKPOINTS = Path(toy.__file__).parent / "checkpoints"
@@ -64,6 +68,8 @@ def try_the_rest(advice: list[str]) -> list[Check]:
     names = sorted(path.name for path in _CHECKPOINTS.iterdir() if path.is_dir())
     tries: dict[str, Callable[[], str]] = {
         **{f"toy-{name} answers": partial(_ask_toy, name) for name in names},
+        "transformers": _release,
+        **{f"self-check of {name}": partial(_self_check, name) for name in SUPPORTED},
         "patch and generate": _patch_and_undo,
         "attention registry": _registry,
     }
@@ -73,7 +79,7 @@ def try_the_rest(advice: list[str]) -> list[Check]:
             found.append(Check(name, attempt(), OK))
         except Exception as error:
             found.append(Check(name, short(error), BROKEN))
-            advice.append(f"the check '{name}' fails; reinstall vtfast, or report this output")
+            advice.append(_what_to_do(name, error))
     return [*found, _hub_cache(advice)]
 
 
@@ -115,6 +121,26 @@ def _ask_toy(name: str) -> str:
     if answer != truth:
         raise ValueError(f"it says {answer!r} where {truth!r} is right")
     return f'"{answer}", as it should'
+
+
+def _release() -> str:
+    """Whether the installed transformers is one vtfast was tested with."""
+    tested, here = ", ".join(TESTED), transformers.__version__
+    if here in TESTED:
+        return f"{here} is one of the releases vtfast was tested with ({tested})"
+    return f"{here} is not one of the releases vtfast was tested with ({tested}); see self-checks"
+
+
+def _self_check(name: str) -> str:
+    """What a first patch asks on a release that was not tested."""
+    check_class(getattr(transformers, name))
+    return "a tiny pruned one has the logits of the masked sequence, in both layouts"
+
+
+def _what_to_do(name: str, error: Exception) -> str:
+    if isinstance(error, UnsupportedVersionError):
+        return f"install a tested release: pip install transformers=={TESTED[-1]}"
+    return f"the check '{name}' fails; reinstall vtfast, or report this output"
 
 
 def _patch_and_undo() -> str:

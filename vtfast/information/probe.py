@@ -21,8 +21,7 @@ from vtfast.information.answers import check_answers, with_answers
 from vtfast.information.packing import Kept, Packing, TextOfBatch
 from vtfast.information.pictures import find_pictures
 from vtfast.models import family_of
-from vtfast.patching import check_transformers
-from vtfast.patching import is_patched
+from vtfast.patching import check_transformers, is_patched
 from vtfast.runtime import attention, names
 
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once

@@ -142,7 +142,7 @@ class Pass:
             length = max(self.lengths)
         if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
             raise InputError(
-                f"{type(module).__name__} got hidden states of {tuple(hidden.shape[:2])} tokens and "
+                f"{type(module).__name__} got {tuple(hidden.shape[:2])} hidden states and "
                 f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; position_ids "
                 "must be those of the tokens in this call"
             )
