@@ -12,12 +12,11 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-MODEL_TESTS := tests/test_oracle.py tests/test_patch_*.py tests/test_image_keys.py \
-    tests/test_self_check.py tests/test_transformers_names.py tests/test_host_reads.py tests/test_processors.py tests/test_toy.py tests/test_toy_qwen.py \
-    tests/test_information_score.py tests/test_information_horizon.py tests/test_information_sweep.py
+MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_toy_qwen.py \
+    $(patsubst %,tests/information/test_information_%.py,score horizon sweep)
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
-TRITON_TESTS := $(patsubst %,tests/test_patch_%.py,parity turns generate cache selection pictures \
+TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
 OLDEST := build/constraints-oldest.txt
 # What stays pinned where everything else is as new as pip brings it.
@@ -69,13 +68,13 @@ test-newest: ## the model tests on whatever transformers pip brings today, in $(
 	$(VENV)-newest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
 
 test-install: $(READY) ## do the README's own commands install and run vtfast where only torch is?
-	$(BIN)/python tests/readme_install.py $(VENV)-install
+	$(BIN)/python tests/helpers/readme_install.py $(VENV)-install
 
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
 aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
-	$(BIN)/python tests/aot_table.py
+	$(BIN)/python tests/helpers/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .

@@ -10,8 +10,10 @@ from setuptools import setup
 setup(
     packages=[
         "vtfast",
+        "vtfast.cli",
         "vtfast.evaluation",
         "vtfast.information",
+        "vtfast.inputs",
         "vtfast.kernels",
         "vtfast.methods",
         "vtfast.models",

@@ -46,7 +46,7 @@ from timing import summary
 
 import vtfast
 from vtfast import Plan, Prune
-from vtfast.prefill import TINY, MidSize
+from vtfast.cli._prefill import TINY, MidSize
 from vtfast.runtime.names import cache_argument, returned_cache
 
 OP = "overhead"
@@ -139,7 +139,7 @@ def stopwatch(seconds: dict[str, float]) -> Any:
 
         return timed
 
-    from vtfast.runtime.forward import Pass
+    from vtfast.runtime.state import Pass
 
     with ExitStack() as stack:
         for name in ("_select", "_take"):

@@ -98,10 +98,10 @@ def kv_bytes(state: Any) -> int:
 def parts() -> list[tuple[Any, str]]:
     """What vtfast adds to a forward: its hooks, and what they call."""
     from vtfast.runtime import attention
-    from vtfast.runtime.forward import Pass
+    from vtfast.runtime.hooks import Session
     from vtfast.runtime.layouts import Packed, Padded
-    from vtfast.runtime.ragged_cache import RaggedLayer
-    from vtfast.runtime.session import Session
+    from vtfast.runtime.packed_kv_cache import RaggedLayer
+    from vtfast.runtime.state import Pass
 
     hooks = ("_multimodal_pre", "_tower_pre", "_text_pre", "_layer_pre", "_text_post")
     return [

@@ -25,7 +25,7 @@ from parity import exactly
 from shapes import dtype_for, normal
 
 from vtfast.ops import Ragged, ragged_decode, random_select
-from vtfast.runtime.ragged_cache import ROOM, RaggedLayer, Rows
+from vtfast.runtime.packed_kv_cache import ROOM, RaggedLayer, Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures" / "random_select.json"

@@ -33,7 +33,7 @@ OP_TESTS = (
     "gather",
     "gather_picks",
     "diversity_select",
-    "query_scores",
+    "last_query_scores",
     "ragged_attention",
     "ragged_decode",
     "launch",
@@ -83,7 +83,7 @@ def steps(device: str, out: Path, dry: bool) -> list[Step]:
 def native(name: str, kind: str, device: str, limit: float) -> Step:
     """The tests of one file, those that draw examples or those that do not."""
     missing = [package for package in ("pytest", "hypothesis") if find_spec(package) is None]
-    file = f"tests/test_{name}.py"
+    file = f"tests/kernels/test_{name}.py"
     command = [sys.executable, "-m", "pytest", file, "-v", "-p", "no:cacheprovider", "-m", kind]
     why = f"{' and '.join(missing)} not installed" if missing else ""
     return Step(f"tests: {name}, {kind}", command, limit, why, {"VTFAST_TEST_DEVICE": device})

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from timing import call_samples, graph_samples, summary
 
-from vtfast.kernels.launch import triton
+from vtfast.kernels._launch import triton
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("kernels", "vtfast", "bench")  # whose sources decide a figure

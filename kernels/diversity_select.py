@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import reference
-from .checks import (
+from ._checks import (
     check_covers,
     check_floating,
     check_impl,
@@ -30,7 +30,7 @@ from .checks import (
     checked_keep,
     foreign,
 )
-from .launch import (
+from ._launch import (
     INTERPRET,
     cdiv,
     fp32_precision,
@@ -40,8 +40,8 @@ from .launch import (
     triton,
     use_triton,
 )
+from ._threshold import COLUMNS, positions, segment_bounds, store_picks, tile, unable
 from .ragged import Ragged
-from .threshold import COLUMNS, positions, segment_bounds, store_picks, tile, unable
 
 _OP = "diversity_select"
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from . import reference
-from .checks import INDEX_DTYPES, check_has_rows, check_impl, check_tensor
-from .launch import (
+from ._checks import INDEX_DTYPES, check_has_rows, check_impl, check_tensor
+from ._launch import (
     cdiv,
     next_power_of_2,
     on_device_of,

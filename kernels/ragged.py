@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from .kept import MadeOnce, once_per_stream
+from ._device_cache import MadeOnce, once_per_stream
 
 _INT32_MAX = 2**31 - 1
 _INTS = frozenset((int,))

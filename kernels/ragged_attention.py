@@ -19,7 +19,7 @@ Source: Dao, FlashAttention-2, arXiv 2307.08691, re-derived.
 import torch
 
 from . import reference
-from .checks import (
+from ._checks import (
     INDEX_DTYPES,
     TWIN_DTYPES,
     check_count,
@@ -29,8 +29,8 @@ from .checks import (
     check_segments,
     check_tensor,
 )
-from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
-from .online_softmax import (
+from ._launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from ._online_softmax import (
     LOG2E,
     absorb,
     columns_together,
@@ -39,9 +39,9 @@ from .online_softmax import (
     nothing_yet,
     unable,
 )
+from ._threshold import segment_bounds
+from ._tiles import attention_tiles, padded_head
 from .ragged import Ragged
-from .threshold import segment_bounds
-from .tiles import attention_tiles, padded_head
 
 _OP = "ragged_attention"
 _WAVE = 128  # programs: about one for each multiprocessor of the GPUs we ship for

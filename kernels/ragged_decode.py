@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from . import reference
-from .checks import INDEX_DTYPES, TWIN_DTYPES, check_heads, check_impl, check_tensor
-from .launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
-from .online_softmax import (
+from ._checks import INDEX_DTYPES, TWIN_DTYPES, check_heads, check_impl, check_tensor
+from ._launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from ._online_softmax import (
     LOG2E,
     absorb,
     columns_together,
@@ -32,9 +32,9 @@ from .online_softmax import (
     nothing_yet,
     unable,
 )
-from .ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
-from .relaunch import Relaunch
-from .tiles import DECODE_ROWS, decode_tile, padded_head
+from ._ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
+from ._relaunch import Relaunch
+from ._tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
 _SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor

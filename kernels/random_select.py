@@ -5,7 +5,7 @@ seed; the k largest words win, equal ones decided by a second word, then by posi
 so CPU, interpreter and GPU agree bit for bit, neighbours cannot matter, and the picks for k are
 among the picks for k + 1. One launch, one program per segment, words in registers. Traffic: the
 offsets in, k row numbers out. With `gather=` the picked rows of other tensors come along
-(`gather_picks.py`). Limits: 16384 rows a segment; "auto" takes the twin beyond.
+(`_gather_picks.py`). Limits: 16384 rows a segment; "auto" takes the twin beyond.
 
 Seed, stream and keys are read on the device: they may change between replays of a CUDA graph.
 """
@@ -15,8 +15,8 @@ from typing import overload
 
 import torch
 
-from . import gather_picks, reference
-from .checks import (
+from . import _gather_picks, reference
+from ._checks import (
     check_count,
     check_impl,
     check_segments,
@@ -24,12 +24,9 @@ from .checks import (
     checked_gather,
     checked_keep,
 )
-from .gather import gather_rows
-from .gather import unable as unable_to_copy
-from .gather_picks import copy_picks, my_share
-from .launch import on_device_of, register, tl, triton, use_triton
-from .ragged import Ragged
-from .threshold import (
+from ._gather_picks import copy_picks, my_share
+from ._launch import on_device_of, register, tl, triton, use_triton
+from ._threshold import (
     COLUMNS,
     kth_largest,
     positions,
@@ -38,6 +35,9 @@ from .threshold import (
     tile,
     unable,
 )
+from .gather import gather_rows
+from .gather import unable as unable_to_copy
+from .ragged import Ragged
 
 _OP = "random_select"
 
@@ -215,7 +215,7 @@ def _launch_gather(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     kept = Ragged.from_lengths(keep, cu_seqlens.device)
     words = [seed, kept.numbers if keys is None else keys.contiguous(), stream]
-    return gather_picks.launch(
+    return _gather_picks.launch(
         _random_gather_kernel, words, cu_seqlens, keep, longest, tensors, WORD_BITS=word_bits
     )
 
@@ -229,7 +229,7 @@ def _fake_gather(
     longest: int,
     tensors: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return gather_picks.fake(keep, cu_seqlens, tensors)
+    return _gather_picks.fake(keep, cu_seqlens, tensors)
 
 
 _random_gather = register(
@@ -322,7 +322,7 @@ def random_select(
     seed = _as_tensor(seed, torch.int64, segments.device)
     stream = _as_tensor(stream, torch.int32, segments.device)
     draw = (segments.cu_seqlens, seed, keys, stream, keep, longest)
-    if gather_picks.fits(longest, gather):
+    if _gather_picks.fits(longest, gather):
         index, rows = _random_gather(*draw, gather)
         return index, tuple(rows)
     index = _random_select(*draw)

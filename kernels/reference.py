@@ -16,8 +16,8 @@ from itertools import groupby, pairwise
 import numpy as np
 import torch
 
-from .attend import attend, attend_ranges, attend_unread, back_to_back
-from .philox import philox_4x32
+from ._philox import philox_4x32
+from ._sdpa import attend, attend_ranges, attend_unread, back_to_back
 from .ragged import Ragged
 
 # Distance matrices made at once; larger batches of large segments go in several turns.

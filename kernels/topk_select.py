@@ -4,8 +4,8 @@
 `torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and NaN
 ranks below -inf, so a broken score is never preferred. One program per segment keeps its scores in
 registers. Traffic: the scores once in, k row numbers out; the time is the launch and the search.
-With `gather=` the picked rows of other tensors come along (`gather_picks.py`). Limits: 16384 rows a
-segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
+With `gather=` the picked rows of other tensors come along (`_gather_picks.py`). Limits: 16384 rows
+a segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from typing import overload
 
 import torch
 
-from . import gather_picks, reference
-from .checks import (
+from . import _gather_picks, reference
+from ._checks import (
     check_covers,
     check_floating,
     check_impl,
@@ -24,12 +24,9 @@ from .checks import (
     checked_keep,
     foreign,
 )
-from .gather import gather_rows
-from .gather import unable as unable_to_copy
-from .gather_picks import copy_picks, my_share
-from .launch import on_device_of, register, tl, triton, use_triton
-from .ragged import Ragged
-from .threshold import (
+from ._gather_picks import copy_picks, my_share
+from ._launch import on_device_of, register, tl, triton, use_triton
+from ._threshold import (
     COLUMNS,
     kth_largest,
     positions,
@@ -38,6 +35,9 @@ from .threshold import (
     tile,
     unable,
 )
+from .gather import gather_rows
+from .gather import unable as unable_to_copy
+from .ragged import Ragged
 
 _OP = "topk_select"
 
@@ -198,7 +198,7 @@ def _launch_gather(
     tensors: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     meta = {"BITS": _BITS[scores.dtype], "INFINITY": _INFINITY[scores.dtype]}
-    return gather_picks.launch(
+    return _gather_picks.launch(
         _topk_gather_kernel, [scores.contiguous()], cu_seqlens, keep, longest, tensors, **meta
     )
 
@@ -210,7 +210,7 @@ def _fake_gather(
     longest: int,
     tensors: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return gather_picks.fake(keep, cu_seqlens, tensors)
+    return _gather_picks.fake(keep, cu_seqlens, tensors)
 
 
 _topk_gather = register(
@@ -282,7 +282,7 @@ def topk_select(
     cannot = too_long or foreign(scores.dtype) or unable_to_copy(gather)
     if not use_triton(_OP, impl, scores.device, unable=cannot, silent=not too_long):
         return reference.topk_select(scores, segments, keep, gather=gather)
-    if gather_picks.fits(longest, gather):
+    if _gather_picks.fits(longest, gather):
         index, rows = _topk_gather(scores, segments.cu_seqlens, keep, longest, gather)
         return index, tuple(rows)
     index = _topk_select(scores, segments.cu_seqlens, keep, longest)

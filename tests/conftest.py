@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,19 +16,9 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 import examples  # noqa: F401 (names the profiles before pytest looks for one)
 import pytest
 import torch
+from devices import DEVICE
 
 import vtfast
-
-# Triton decides at its import whether kernels are compiled for a GPU or interpreted on the CPU.
-# VTFAST_TEST_DEVICE: cpu | cuda | auto (cuda where there is one).
-assert "triton" not in sys.modules, "something imports triton before the tests can choose how"
-DEVICE = os.environ.get("VTFAST_TEST_DEVICE", "auto")
-if DEVICE == "auto":
-    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-else:
-    os.environ.pop("TRITON_INTERPRET", None)
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
 

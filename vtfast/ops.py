@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .kernels.diversity_select import diversity_select
     from .kernels.gather import gather_rows
-    from .kernels.query_scores import last_query_scores
+    from .kernels.last_query_scores import last_query_scores
     from .kernels.ragged import Ragged
     from .kernels.ragged_attention import ragged_attention
     from .kernels.ragged_decode import ragged_decode
@@ -27,7 +27,7 @@ __all__ = [
     "topk_select",
 ]
 
-_FILES = {"Ragged": "ragged", "gather_rows": "gather", "last_query_scores": "query_scores"}
+_FILES = {"Ragged": "ragged", "gather_rows": "gather"}
 
 
 def __getattr__(name: str) -> object:

@@ -7,15 +7,15 @@ from typing import Any
 from torch import nn
 
 from vtfast.errors import AlreadyPatchedError, InputError
-from vtfast.kernels.checks import IMPLS
+from vtfast.kernels._checks import IMPLS
 from vtfast.methods import method
 from vtfast.models import family_of, family_of_class, supported_class
-from vtfast.models.decoder import Family
+from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
 from vtfast.prune import Prune
 from vtfast.report import Report
-from vtfast.runtime.session import Session
+from vtfast.runtime.hooks import Session
 from vtfast.runtime.stage import Stage
 
 _DEFAULT_KEEP = float("0.5")  # an object of its own, so that a keep that was passed can be told

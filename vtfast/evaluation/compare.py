@@ -17,8 +17,8 @@ import torch
 from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
 from vtfast.evaluation.shards import Shards
-from vtfast.information.data import Dataset, answer_ids
 from vtfast.information.records import Records, fingerprint
+from vtfast.inputs.data import Dataset, answer_ids
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan, multiply_adds
 from vtfast.presets import needs_horizon

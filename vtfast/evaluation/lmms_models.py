@@ -7,8 +7,8 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as _QwenChat
 from lmms_eval.models.simple.llava_hf import LlavaHf as _Llava
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as _Qwen
 
+from vtfast.distributed import this_process
 from vtfast.evaluation.compare import named_plan
-from vtfast.launched import this_process
 from vtfast.patching import patch
 from vtfast.presets import check_name
 

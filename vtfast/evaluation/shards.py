@@ -5,7 +5,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from vtfast.launched import this_process
+from vtfast.distributed import this_process
 
 _PATIENCE = timedelta(days=2)  # the first process to finish waits for the last
 

@@ -10,10 +10,10 @@
 Definitions after arXiv 2512.07580; the rule for the horizon is ours, as the paper gives none.
 """
 
-from vtfast.information.data import Dataset, Example, answer_ids, read_examples
 from vtfast.information.horizons import Horizon, horizon
 from vtfast.information.maps import InformationMap, PictureScores, score
 from vtfast.information.sweeps import Sweep, sweep
+from vtfast.inputs.data import Dataset, Example, answer_ids, read_examples
 
 __all__ = [
     "Dataset",

@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any
 
 from vtfast.errors import InputError
-from vtfast.kernels.checks import IMPLS
+from vtfast.kernels._checks import IMPLS
 from vtfast.models import family_of
 
 PER = ("first_token", "mean_token")

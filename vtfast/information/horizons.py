@@ -26,12 +26,12 @@ import numpy as np
 from vtfast.errors import InputError
 from vtfast.information.bootstrap import Estimate, estimate, resample, upper
 from vtfast.information.checks import check_layers, check_options, check_share
-from vtfast.information.data import Dataset
 from vtfast.information.maps import score_probe
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.records import Records, fingerprint
 from vtfast.information.rule import first_from_which_on, interval
+from vtfast.inputs.data import Dataset
 
 CURVES = ("information", "absolute", "p_loss", "accuracy_loss")
 _RULED = ("absolute", "p_loss", "accuracy_loss")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtfast.kernels.ragged import Ragged
-from vtfast.runtime.ragged_cache import Spans
+from vtfast.runtime.packed_kv_cache import Spans
 
 
 @dataclass(frozen=True, eq=False)

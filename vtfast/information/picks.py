@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from vtfast.errors import InputError, PlanError
-from vtfast.information.data import Batch
 from vtfast.information.maps import InformationMap
 from vtfast.information.probe import Probe
+from vtfast.inputs.data import Batch
 from vtfast.methods import method as registered
 from vtfast.patching import patch
 from vtfast.prune import Prune

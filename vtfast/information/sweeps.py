@@ -18,13 +18,13 @@ import numpy as np
 
 from vtfast.information.bootstrap import Estimate, estimate, resample
 from vtfast.information.checks import check_layers, check_options, check_share
-from vtfast.information.data import Batch, Dataset
 from vtfast.information.maps import InformationMap, score_probe
 from vtfast.information.packing import Kept
 from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.records import Records, fingerprint
+from vtfast.inputs.data import Batch, Dataset
 
 SEEDED = ("random",)
 

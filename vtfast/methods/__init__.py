@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError, PlanError
-from vtfast.kernels import query_scores
-from vtfast.kernels.checks import foreign
+from vtfast.kernels import last_query_scores
+from vtfast.kernels._checks import foreign
+from vtfast.kernels._threshold import MAX_LENGTH
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.random_select import random_select
-from vtfast.kernels.threshold import MAX_LENGTH
 from vtfast.kernels.topk_select import topk_select
 from vtfast.methods.context import Attention, SelectionContext, Sequences
 from vtfast.methods.dart import dart
@@ -69,7 +69,7 @@ def _drop(ctx: SelectionContext) -> Tensor:
 
 _BUILT_IN = (
     Method("random", _random, frozenset({"keys"}), MAX_LENGTH),
-    Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH, query_scores.beyond),
+    Method("topk", _topk, frozenset({"scores"}), MAX_LENGTH, last_query_scores.beyond),
     Method("diversity", _diversity, frozenset(), MAX_LENGTH, _takes_any_head),
     Method("drop", _drop, frozenset()),
     Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
@@ -120,7 +120,7 @@ def register_method(
 
     def register(select: Select) -> Select:
         needs = {"keys", "scores"} if scores else {"keys"}
-        beyond = query_scores.beyond if scores else _takes_all
+        beyond = last_query_scores.beyond if scores else _takes_all
         _METHODS[name] = Method(name, _Checked(name, select), frozenset(needs), beyond=beyond)
         return select
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from vtfast.kernels.query_scores import last_query_scores
+from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from vtfast.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from vtfast.models.decoder import Family
+    from vtfast.models.base import Family
 
 # class of transformers -> our module
 SUPPORTED = {
     "LlavaForConditionalGeneration": "vtfast.models.llava",
-    "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen2_5_vl",
+    "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen_vl",
 }
 _WRAPPERS = ("module", "_orig_mod", "base_model", "model")  # DDP, torch.compile, PEFT (twice)
 

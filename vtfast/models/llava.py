@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
-from vtfast.models.decoder import (
+from vtfast.models.base import (
     TINY_TEXT,
     TINY_TOWER,
     Family,
@@ -17,7 +17,7 @@ from vtfast.models.decoder import (
     noted,
     placeholders,
 )
-from vtfast.runtime.visual import Keys, Source
+from vtfast.runtime.visual_tokens import Keys, Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 

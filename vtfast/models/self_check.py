@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError, UnsupportedVersionError
-from vtfast.models.decoder import Family
+from vtfast.models.base import Family
 from vtfast.prune import Prune
 from vtfast.runtime import attention
 

@@ -19,13 +19,13 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
 from vtfast.runtime import names
-from vtfast.runtime.cache import Holes, adopt
-from vtfast.runtime.ragged_cache import RaggedLayer, Rows, Spans
-from vtfast.runtime.visual import to_device
+from vtfast.runtime.kv_cache import Holes, adopt
+from vtfast.runtime.packed_kv_cache import RaggedLayer, Rows, Spans
+from vtfast.runtime.visual_tokens import to_device
 
 if TYPE_CHECKING:
-    from vtfast.runtime.forward import Pass
     from vtfast.runtime.stage import Stage
+    from vtfast.runtime.state import Pass
 
 
 class Packed:

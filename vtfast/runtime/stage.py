@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vtfast.methods import Method, method
 from vtfast.plan import Prune
-from vtfast.runtime.visual import Segment, join_frames, split_frames
+from vtfast.runtime.visual_tokens import Segment, join_frames, split_frames
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,223 @@
+"""`vtfast doctor`: what is there, what the ops really do, and when something is broken.
+
+It runs in this process, whose Triton interprets kernels on the CPU, unless something heavy has to
+be missing.
+"""
+
+import json
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from command import answered, call, python
+from packaging.requirements import Requirement
+from repository import ROOT
+
+from vtfast import ops, toy
+from vtfast.cli import _checkup, _trial
+from vtfast.cli._checkup import PACKAGES
+from vtfast.kernels import _launch, gather
+from vtfast.models import SUPPORTED
+from vtfast.models.self_check import TESTED
+from vtfast.runtime import names
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return json.loads(answered("doctor", "--json").stdout)
+
+
+def named(items: list[dict], name: str) -> dict:
+    (item,) = (item for item in items if item["name"] == name)
+    return item
+
+
+# What is said
+
+
+def test_json_is_one_object_and_nothing_else(record: dict) -> None:
+    fields = {"system", "packages", "runtime", "devices", "ops", "checks", "advice", "usable"}
+    assert set(record) == fields
+    assert record["usable"] is True
+
+
+def test_every_package_has_the_version_that_is_installed(record: dict) -> None:
+    for name in ("torch", "transformers", "pillow"):
+        package = named(record["packages"], name)
+        assert (package["found"], package["status"]) == (version(name), "ok")
+
+
+def test_the_ranges_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["cli"], *extras["plot"]):
+        wanted = Requirement(line)
+        supported, needed, _ = PACKAGES[wanted.name]
+        assert Requirement(f"{wanted.name}{supported}").specifier == wanted.specifier
+        assert needed or wanted.name in ("triton", "matplotlib")
+
+
+def test_the_devices_are_those_of_torch(record: dict) -> None:
+    cpu, *others = record["devices"]
+    assert (cpu["name"], cpu["threads"]) == ("cpu", torch.get_num_threads())
+    assert len(others) == torch.cuda.device_count()
+
+
+def test_the_tables_say_the_same(record: dict) -> None:
+    shown = answered("doctor").stdout
+    for item in (*record["packages"], *record["ops"], *record["checks"]):
+        assert item["name"] in shown
+    for number, advice in enumerate(record["advice"], 1):
+        assert f"{number}. {advice[:40]}" in shown
+    assert shown.endswith("vtfast can be used here.\n")
+
+
+def test_progress_is_on_stderr_and_nothing_of_transformers() -> None:
+    result = answered("doctor", "--json")
+    assert result.stderr == ""
+
+
+# Ops
+
+
+def test_every_op_is_tried() -> None:
+    calls = _trial.op_calls(torch.device("cpu"))
+    assert set(calls) == set(ops.__all__) - {"Ragged"}
+
+
+def test_on_a_cpu_every_op_takes_its_twin_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trial, "_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    for op in _trial.try_ops([]):
+        assert (op.implementation, op.status) == ("eager", "ok")
+        assert op.reason == "its Triton kernel runs on CUDA tensors, got cpu"
+
+
+def test_a_kernel_that_is_launched_is_seen(
+    monkeypatch: pytest.MonkeyPatch, strict_interpreter: None
+) -> None:
+    """What doctor says follows the dispatch of the ops: here one op is made to take its kernel."""
+    monkeypatch.setattr(gather, "use_triton", lambda *args, **options: True)
+    found = {op.name: op.implementation for op in _trial.try_ops([])}
+    assert found.pop("gather_rows") == "triton"
+    assert set(found.values()) == {"eager"} or torch.cuda.is_available()
+
+
+def test_an_op_that_differs_from_its_twin_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, calls = ops.topk_select, []
+
+    def wrong(scores, segments, keep, impl="auto"):
+        calls.append(impl)
+        return twin(scores if impl == "eager" else -scores, segments, keep, impl=impl)
+
+    monkeypatch.setattr(ops, "topk_select", wrong)
+    advice: list[str] = []
+    found = {op.name: op.status for op in _trial.try_ops(advice)}
+    assert {name for name, status in found.items() if status == "broken"} == {"topk_select"}
+    assert advice == ["the op topk_select fails here; report it with this output"]
+    assert set(calls) >= {"auto", "eager"}
+
+
+# What is tried, and what is wrong
+
+
+def test_every_bundled_model_answers_and_a_patch_is_undone(record: dict) -> None:
+    folders = (Path(toy.__file__).parent / "checkpoints").iterdir()
+    for name in (folder.name for folder in folders if folder.is_dir()):
+        check = named(record["checks"], f"toy-{name} answers")
+        assert (check["status"], check["result"][-12:]) == ("ok", "as it should")
+    assert "nothing stays behind" in named(record["checks"], "patch and generate")["result"]
+
+
+def test_a_bundled_model_that_answers_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, questions, _ = toy.scenes(1, 0, "background")
+    monkeypatch.setattr(toy, "scenes", lambda *_: (pictures, questions, ["no colour"]))
+    result = call("doctor", "--json")
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["usable"]) == (1, False)
+    check = named(record["checks"], "toy-llava answers")
+    assert check["status"] == "broken"
+    assert "where 'no colour' is right" in check["result"]
+
+
+def test_a_patch_that_leaves_something_behind_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trial, "is_patched", lambda model: True)
+    (check,) = (c for c in _trial.try_the_rest([]) if c.name == "patch and generate")
+    assert (check.status, check.result) == ("broken", "the patch leaves something behind")
+
+
+def test_the_releases_vtfast_was_tested_with_are_listed(record: dict) -> None:
+    result = named(record["checks"], "transformers")["result"]
+    assert result.startswith(version("transformers"))
+    assert all(release in result for release in TESTED)
+
+
+def test_every_class_is_self_checked(record: dict) -> None:
+    for name in SUPPORTED:
+        check = named(record["checks"], f"self-check of {name}")
+        assert (check["status"], "both layouts" in check["result"]) == ("ok", True)
+
+
+def test_a_release_that_fails_the_self_check_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 5.24.0 an earlier doctor said that vtfast could be used, where answers were wrong."""
+    monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: None)
+    result = call("doctor", "--json")
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["usable"]) == (1, False)
+    for name in SUPPORTED:
+        check = named(record["checks"], f"self-check of {name}")
+        assert check["status"] == "broken"
+    assert f"pip install transformers=={TESTED[-1]}" in " ".join(record["advice"])
+
+
+def test_a_foreign_attention_under_our_name_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_trial.ALL_ATTENTION_FUNCTIONS._global_mapping, "vtfast", print)
+    (check,) = (c for c in _trial.try_the_rest([]) if c.name == "attention registry")
+    assert check.status == "broken"
+
+
+def test_an_unsupported_version_is_broken_with_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        _checkup, "version", lambda name: "4.57.1" if name == "transformers" else version(name)
+    )
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert "transformers 4.57.1 is not supported: pip install 'transformers>=5.17,<6'" in " ".join(
+        result.stdout.split()
+    )
+    assert result.stdout.endswith("vtfast cannot be used like this.\n")
+
+
+def test_a_missing_option_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> str:
+        if name in ("torchvision", "accelerate", "matplotlib", "triton"):
+            raise _checkup.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(_checkup, "version", without)
+    findings = _checkup.check_up()
+    assert findings.usable
+    assert {p.name for p in findings.packages if p.status == "missing"} == {
+        *("torchvision", "accelerate", "matplotlib", "triton")
+    }
+    assert findings.advice == []
+
+
+def test_without_torch_doctor_still_speaks() -> None:
+    done = python("sys.modules['torch'] = None\nfrom vtfast.cli import main\nmain()", "doctor")
+    assert done.returncode == 1
+    assert "torch " in done.stdout
+    assert "cannot be imported" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trial.os, "access", lambda path, mode: False)
+    advice: list[str] = []
+    check = _trial.try_the_rest(advice)[-1]
+    assert (check.name, check.status) == ("hub cache", "warning")
+    assert "set HF_HOME to a folder of yours" in advice[-1]

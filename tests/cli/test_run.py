@@ -1,0 +1,317 @@
+"""`vtfast run`: the answer it streams is the model's, and its table says what happened.
+
+One run as a person would, from a terminal; the rest in this process.
+"""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command import answered
+from PIL import Image
+from repository import ROOT
+
+import vtfast
+from vtfast import cli, toy
+from vtfast.cli._ask import ask
+from vtfast.inputs.checkpoints import find
+from vtfast.inputs.prompts import Prompt
+from vtfast.toy.scene import Scene
+
+QUESTION = "read the code ."
+FIELDS = (
+    "name answer new_tokens finished visual_tokens_per_layer visual_tokens_average flops_ratio "
+    "seconds_to_first_token ms_per_further_token kv_cache_bytes path path_reason"
+)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    """One whose code the model reads at the default keep too."""
+    return Scene.from_seed(2)
+
+
+@pytest.fixture(scope="module")
+def picture(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    scene.picture().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(picture: Path):
+    """`vtfast run --json` of the bundled LLaVA on the scene, with more options: the object."""
+
+    def run(*options: object, model: str = "toy-llava", question: str = QUESTION) -> dict:
+        ask = ("run", "--model", model, "--image", picture, "--prompt", question)
+        result = answered(*ask, "--json", *options)
+        assert result.stderr == ""
+        return json.loads(result.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shown(picture: Path) -> str:
+    """What `vtfast run --compare` prints."""
+    ask = ("run", "--model", "toy-llava", "--image", picture, "--prompt", QUESTION)
+    return answered(*ask, "--compare").stdout
+
+
+@pytest.fixture(scope="module")
+def person(picture: Path) -> SimpleNamespace:
+    """`vtfast run` with stdout and stderr on a terminal of 80 columns, as a person sees it."""
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "vtfast", "run", "--model", "toy-llava", "--image", picture]
+    running = subprocess.Popen(
+        [*command, "--prompt", QUESTION, "--out", "kept.png"],
+        cwd=picture.parent,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"},
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    seen = b""
+    try:
+        while part := os.read(terminal, 4096):
+            seen += part
+    except OSError:  # how a terminal says that nobody writes to it any more
+        pass
+    os.close(terminal)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    return SimpleNamespace(code=running.wait(), text=text, folder=picture.parent)
+
+
+def row(text: str, first: str) -> list[str]:
+    """The cells of the table row that starts with `first`."""
+    (line,) = (line for line in text.splitlines() if line.strip().startswith(first))
+    return re.split(r"\s{2,}", line.strip())
+
+
+# As a person
+
+
+def test_a_person_sees_progress_then_the_answer_then_the_table(
+    person: SimpleNamespace, scene: Scene
+) -> None:
+    assert person.code == 0, person.text
+    parts = ("loading torch and transformers", scene.question("code")[1], "Plan divprune+random")
+    places = [person.text.index(part) for part in (*parts, "KV cache", "kept.png")]
+    assert places == sorted(places)
+
+
+def test_no_line_of_the_table_is_wider_than_the_terminal(person: SimpleNamespace) -> None:
+    shown = person.text[person.text.index("Plan divprune") :].replace("\r", "")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+
+
+def test_a_person_gets_a_png_with_a_panel_per_stage(person: SimpleNamespace) -> None:
+    with Image.open(person.folder / "kept.png") as kept:
+        assert kept.format == "PNG"
+        assert kept.width / kept.height == pytest.approx(3 * 3.2 / (3.2 + 1.04), abs=0.01)
+
+
+# The answer
+
+
+@pytest.mark.parametrize("task", toy.TASKS)
+def test_everything_kept_the_bundled_model_answers_right(run, scene: Scene, task: str) -> None:
+    question, truth = scene.question(task)
+    record = run("--keep", "1", "--plan", "random", question=question)
+    assert record["runs"][0]["answer"] == truth
+    assert record["runs"][0]["finished"]
+
+
+def test_the_answer_is_that_of_generate_under_patch(run, scene: Scene) -> None:
+    model, processor = toy.load("llava")
+    text = toy.prompt(processor, QUESTION)
+    inputs = processor(images=[scene.picture()], text=[text], return_tensors="pt")
+    with vtfast.patch(model, "divprune+vtw", keep=0.2, horizon=6, seed=3) as handle:
+        rows = model.generate(**inputs, do_sample=False, max_new_tokens=64)
+    said = processor.decode(rows[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    options = ("--plan", "divprune+vtw", "--keep", "0.2", "--horizon", "6", "--seed", "3")
+    (pruned,) = run(*options)["runs"]
+    assert said != scene.question("code")[1]  # else the plan made no difference
+    assert pruned["answer"] == said
+    assert tuple(pruned["visual_tokens_per_layer"]) == handle.report.tokens[0]
+
+
+def test_words_are_written_while_later_ones_are_still_to_come(scene: Scene) -> None:
+    checkpoint, happened = find("toy-llava"), []
+    prompt = Prompt(checkpoint, QUESTION, [("scene", scene.picture())])
+    model = checkpoint.weights(torch.device("cpu"), "auto")
+    answer = ask(model, prompt, 64, write=happened.append, on_token=lambda: happened.append(None))
+    words = [part for part in happened if part is not None]
+    assert "".join(words) == answer.text == scene.question("code")[1]
+    assert len(words) == 3
+    assert happened.count(None) == answer.tokens == 4
+    assert None in happened[happened.index(words[0]) :]
+
+
+def test_the_command_flushes_every_word(
+    picture: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    class Terminal(io.StringIO):
+        def flush(self) -> None:
+            flushed.append(self.getvalue())
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    ask = ["run", "--model", "toy-llava", "--image", str(picture), "--prompt", QUESTION]
+    cli.app(ask, standalone_mode=False)
+    first, second, third = scene.question("code")[1].split()
+    assert flushed[:3] == [f"{first} ", f"{first} {second} ", f"{first} {second} {third}"]
+
+
+def test_a_long_answer_is_cut_and_said_to_be(run) -> None:
+    record = run("--max-new-tokens", "2")
+    (pruned,) = record["runs"]
+    assert (pruned["new_tokens"], pruned["finished"]) == (2, False)
+    assert len(pruned["answer"].split()) == 2
+    assert "Cut short: --max-new-tokens 2." in record["notes"]
+
+
+def test_words_the_model_does_not_know_are_named(run) -> None:
+    record = run(question="What is the shape?")
+    assert 'The model knows no such words as "What", "shape?".' in record["notes"]
+    assert not any("no such words" in note for note in run()["notes"])
+
+
+# JSON
+
+
+def test_json_is_one_object_with_the_documented_fields(run) -> None:
+    record = run()
+    assert set(record) == {
+        *("version", "model", "model_class", "device", "dtype", "layers", "prompt", "images"),
+        *("video", "visual_tokens", "visual_tokens_per_picture", "text_tokens", "plan", "runs"),
+        *("identical", "timed_rounds", "notes", "picture"),
+    }
+    assert set(record["plan"]) == {"name", "keep", "horizon", "horizon_source", "seed", "stages"}
+    (pruned,) = record["runs"]
+    assert list(pruned) == FIELDS.split()
+    assert (record["identical"], record["timed_rounds"], record["picture"]) == (None, 0, None)
+    assert record["model_class"] == "LlavaForConditionalGeneration"
+    assert (record["visual_tokens"], record["text_tokens"], record["layers"]) == (64, 7, 12)
+
+
+def test_json_has_the_plan_as_it_was_solved(run) -> None:
+    plan = run("--plan", "divprune+random", "--keep", "0.5")["plan"]
+    config = toy.load("llava")[0].config
+    assert (plan["keep"], plan["horizon"]) == (0.5, config.vtfast_horizon)
+    assert plan["horizon_source"] == "from the checkpoint"
+    assert [(stage["layer"], stage["method"]) for stage in plan["stages"]] == [
+        (0, "diversity"),
+        (config.vtfast_horizon, "random"),
+    ]
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.75])
+def test_keep_is_met_on_average_and_saves_as_much(run, keep: float) -> None:
+    (pruned,) = run("--keep", keep)["runs"]
+    assert pruned["visual_tokens_average"] == pytest.approx(64 * keep, abs=0.5)
+    assert pruned["visual_tokens_average"] == sum(pruned["visual_tokens_per_layer"]) / 12
+    assert pruned["flops_ratio"] == pytest.approx(keep, abs=0.1)
+
+
+def test_the_kv_cache_holds_what_the_layers_saw(run) -> None:
+    (pruned,) = run("--keep", "0.5", "--path", "padded")["runs"]
+    text = 7 + pruned["new_tokens"] - 1  # the last token is never read
+    rows = sum(pruned["visual_tokens_per_layer"]) + 12 * text
+    assert pruned["kv_cache_bytes"] == rows * 2 * 128 * 4  # keys and values, 128 wide, fp32
+
+
+def test_path_and_dtype_are_passed_on(run) -> None:
+    record = run("--path", "packed", "--dtype", "bfloat16")
+    (pruned,) = record["runs"]
+    assert record["dtype"] == "bfloat16"
+    assert (pruned["path"], pruned["path_reason"]) == ("packed", "asked for")
+
+
+# Compared
+
+
+def test_compare_shows_both_answers_side_by_side(shown: str, scene: Scene) -> None:
+    truth = scene.question("code")[1]
+    lines = shown.splitlines()
+    names = next(i for i, line in enumerate(lines) if line.split() == ["unpruned", "pruned"])
+    assert re.split(r"\s{2,}", lines[names + 2].strip()) == [truth, truth]
+    assert "The answers are the same." in shown
+
+
+def test_compare_shows_ratios_of_what_was_measured(shown: str) -> None:
+    for label in ("visual tokens, average", "prefill FLOPs", "time to first", "per further", "KV"):
+        full, pruned, ratio = row(shown, label)[1:]
+        full, pruned = (float(cell.split()[0]) for cell in (full, pruned))
+        assert float(ratio.removesuffix("x")) == pytest.approx(full / pruned, rel=0.02, abs=0.01)
+
+
+def test_compare_times_both_warm_and_says_how(shown: str, run) -> None:
+    assert re.search(r"Times: median of [1-5] rounds?, one after the other", shown)
+    record = run("--compare")
+    assert 1 <= record["timed_rounds"] <= 5
+    assert "first run" in run()["notes"][0]
+
+
+def test_compare_puts_the_unpruned_model_first(run) -> None:
+    unpruned, pruned = run("--compare", "--keep", "0.25")["runs"]
+    assert (unpruned["name"], pruned["name"]) == ("unpruned", "pruned")
+    assert unpruned["visual_tokens_per_layer"] == [64] * 12
+    assert (unpruned["flops_ratio"], unpruned["path"]) == (1, None)
+    assert unpruned["kv_cache_bytes"] > pruned["kv_cache_bytes"]
+
+
+def test_the_unpruned_answer_is_the_unpatched_models(run, scene: Scene) -> None:
+    """At this keep the pruned one is wrong, so the two cannot be mixed up."""
+    record = run("--compare", "--keep", "0.1", "--plan", "random")
+    unpruned, pruned = record["runs"]
+    assert unpruned["answer"] == scene.question("code")[1] != pruned["answer"]
+    assert record["identical"] is False
+
+
+def test_answers_that_differ_are_said_to(picture: Path) -> None:
+    ask = ("run", "--model", "toy-llava", "--image", picture, "--prompt", QUESTION)
+    result = answered(*ask, "--compare", "--keep", "0.1", "--plan", "random")
+    assert "The answers differ." in result.stdout
+
+
+def test_everything_kept_the_answers_are_identical(run) -> None:
+    record = run("--compare", "--keep", "1", "--plan", "random")
+    assert record["identical"] is True
+
+
+def test_what_is_timed_is_what_is_compared(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timed answers of either way are told by the cache they leave."""
+    from vtfast import ask as asking
+
+    timed: dict = {}
+    alternate = asking.alternate
+    monkeypatch.setattr(asking, "alternate", lambda *args: timed.update(alternate(*args)) or timed)
+    for shown in run("--compare")["runs"]:
+        assert {answer.cache_bytes for answer in timed[shown["name"]]} == {shown["kv_cache_bytes"]}
+        middle = sorted(answer.first_seconds for answer in timed[shown["name"]])[2]
+        assert shown["seconds_to_first_token"] == middle
+
+
+def test_rounds_alternate_and_end_when_patience_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vtfast import ask as asking
+
+    order: list[str] = []
+    ways = {name: lambda name=name: order.append(name) for name in "ab"}
+    asking.alternate(ways)
+    assert order == ["b", "a", "a", "b"] * 2 + ["b", "a"]
+    order.clear()
+    monkeypatch.setattr(asking, "PATIENCE", -1.0)
+    asking.alternate(ways)
+    assert order == ["b", "a"]

@@ -1,0 +1,204 @@
+"""The calls whose kernels are compiled ahead of time: each op where its kernels differ.
+
+What is compiled is what the launchers ask for in these calls (types, constants, warps, stages), so
+no setting is written down twice. Nothing is launched and no value is read: the tensors are never
+filled.
+
+A new op gets a function here that yields its cases, and a place in `OPS`. Cases with `gate` are
+compiled in every `make test`: one per kernel, the most demanding. All others are compiled by
+`make aot`, which has to be run again when a setting changes or a case is new.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from vtfast.kernels import _gather_picks, diversity_select
+from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
+from vtfast.kernels._threshold import TILES
+from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.last_query_scores import last_query_scores
+from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.ragged_attention import ragged_attention
+from vtfast.kernels.ragged_decode import ragged_decode
+from vtfast.kernels.random_select import random_select
+from vtfast.kernels.topk_select import topk_select
+
+HEADS = ((28, 4, 128), (8, 8, 64), (12, 2, 80), (8, 1, 256))  # Qwen2.5-VL 7B; small, odd, large
+LONGEST = max(longest for longest, _ in TILES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an op, and what a table calls it."""
+
+    name: str
+    call: Callable[[], object]
+    gate: bool = False
+
+
+def cases() -> Iterator[Case]:
+    for op in OPS:
+        yield from op()
+
+
+def _gather_rows() -> Iterator[Case]:
+    def case(name: str, *tensors: torch.Tensor, index=torch.int32, gate=False) -> Case:
+        rows = torch.empty(8, dtype=index)
+        return Case(name, partial(gather_rows, rows, *tensors, impl="triton"), gate)
+
+    # Rows start 16 bytes apart, and their stride is no multiple of more: only the launcher's units
+    # say so. (Triton looks at strides in a tuple in spite of `do_not_specialize`.)
+    hidden = _empty(64, 4104)[:, :4096]
+    positions = _empty(64, dtype=torch.int64)
+    for index in INDEX_DTYPES:
+        name = f"hidden states and positions, {_short(index)} index"
+        yield case(name, hidden, positions, index=index, gate=index == torch.int64)
+    yield case("hidden states", hidden)
+    yield case("hidden states, cos, sin, positions", hidden, *[_empty(64, 128)] * 2, positions)
+    yield case("keys and values of 28 layers", *[_empty(64, 4, 128)] * 56)
+    yield case("rows at odd distances", _empty(64, 4097)[:, :4096])
+    yield case("bytes", _empty(64, 77, dtype=torch.int8))
+
+
+def _topk_select() -> Iterator[Case]:
+    for longest, _ in TILES:
+        for dtype in KERNEL_DTYPES:
+            yield Case(
+                f"{_short(dtype)}, {longest} rows",
+                partial(topk_select, _empty(longest, dtype=dtype), *_cut(longest), impl="triton"),
+                gate=longest == LONGEST and dtype == torch.float32,
+            )
+
+
+def _random_select() -> Iterator[Case]:
+    for longest, _ in TILES:
+        call = partial(random_select, *_cut(longest), seed=0, stream=0, impl="triton")
+        yield Case(f"{longest} rows", call, gate=longest == LONGEST)
+
+
+def _selections_that_gather() -> Iterator[Case]:
+    most = _gather_picks.MAX_LENGTH
+    along = (_empty(most, 4096), _empty(most, dtype=torch.int64))
+    for longest in (n for n, _ in TILES if n <= most):
+        gate, gather = longest == most, [x[:longest] for x in along]
+        call = partial(random_select, *_cut(longest), seed=0, stream=0, gather=gather)
+        yield Case(f"hidden and positions of {longest} rows", partial(call, impl="triton"), gate)
+        for dtype in KERNEL_DTYPES:
+            scores = _empty(longest, dtype=dtype)
+            yield Case(
+                f"{_short(dtype)}, hidden and positions of {longest} rows",
+                partial(topk_select, scores, *_cut(longest), gather=gather, impl="triton"),
+                gate and dtype == torch.float32,
+            )
+
+
+def _diversity_select() -> Iterator[Case]:
+    for longest, _ in reversed(TILES):
+        features = _empty(longest, 3584)
+        call = partial(diversity_select.diversity_select, features, *_cut(longest), impl="triton")
+        yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
+    yield from _distances("bf16 x 1024", _empty(576, 1024))
+    odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
+    yield from _distances("bf16 x 3584, at an odd address", odd)
+    for dtype in KERNEL_DTYPES:
+        yield from _distances(f"{_short(dtype)} x 3584", _empty(576, 3584, dtype=dtype))
+        odd = _empty(576, 1023, dtype=dtype)
+        yield from _distances(f"{_short(dtype)} x 1023, rows at odd distances", odd)
+
+
+def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
+    """Norms and distances; the greedy kernel does not see the features."""
+    segments, _ = _cut(len(features))
+    inverse, nearest = torch.empty(576), torch.empty(576, dtype=torch.int32)
+    cuts = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
+    call = partial(diversity_select._distances, features, inverse, nearest, *cuts)
+    yield Case(name, call, gate=name == "fp32 x 3584")
+    yield Case(name, partial(diversity_select._norms, features))
+
+
+def _last_query_scores() -> Iterator[Case]:
+    """Qwen2.5-VL 7B, LLaVA 1.5 7B, a head size that is padded, and the largest of everything."""
+    for heads, key_heads, size in ((28, 4, 128), (32, 32, 128), (12, 2, 80), (64, 1, 256)):
+        for dtype in KERNEL_DTYPES:
+            q, k = _empty(1, heads, size, dtype=dtype), _empty(640, key_heads, size, dtype=dtype)
+            yield Case(
+                f"{_short(dtype)} x {size}, {heads} heads on {key_heads}",
+                partial(last_query_scores, q, k, _cut(640)[0], scale=1.0, impl="triton"),
+                gate=(heads, dtype) == (28, torch.bfloat16),
+            )
+
+
+def _ragged_attention() -> Iterator[Case]:
+    """Both tiles of a pair: 64 rows take the small one."""
+
+    def case(
+        *heads: int, dtype=torch.bfloat16, rows=4096, causal=True, index=None, gate=False
+    ) -> Case:
+        number, key_number, size = heads
+        tensors = [_empty(rows, n, size, dtype=dtype) for n in (number, key_number, key_number)]
+        index = index and torch.empty(rows, dtype=index)
+        cut, _ = _cut(rows)
+        call = partial(ragged_attention, *tensors, cut, cut, causal=causal, k_index=index)
+        name = f"{_short(dtype)} x {size}, {number} heads on {key_number}, {rows} rows"
+        name += ("" if causal else ", not causal") + (index is not None) * ", indexed"
+        return Case(name, partial(call, impl="triton"), gate)
+
+    for heads in HEADS:
+        yield case(*heads, gate=heads == HEADS[0])
+        yield case(*heads, causal=False)
+        yield case(*heads, index=torch.int32, gate=heads == HEADS[0])
+        yield case(*heads, rows=64)
+        yield case(*heads, rows=64, causal=False)
+        yield case(*heads, rows=64, index=torch.int32)
+        if heads[2] <= 128:
+            yield case(*heads, dtype=torch.float32)
+            yield case(*heads, dtype=torch.float32, causal=False)
+            yield case(*heads, dtype=torch.float32, index=torch.int32)
+    yield case(*HEADS[0], dtype=torch.float16)
+    yield case(*HEADS[0], index=torch.int64)
+
+
+def _ragged_decode() -> Iterator[Case]:
+    lengths = torch.empty(2, dtype=torch.int32)
+    for heads, key_heads, size in (*HEADS, (32, 32, 128)):
+        for dtype in (torch.bfloat16, torch.float32)[: 1 + (size <= 128)]:
+            for index in (None, torch.empty(640, dtype=torch.int32)):
+                q, k = (
+                    _empty(2, heads, size, dtype=dtype),
+                    _empty(640, key_heads, size, dtype=dtype),
+                )
+                call = partial(ragged_decode, q, k, k, lengths, starts=lengths, k_index=index)
+                name = f"{_short(dtype)} x {size}, {heads} heads on {key_heads}"
+                yield Case(
+                    name + (index is not None) * ", indexed",
+                    partial(call, impl="triton"),
+                    gate=(heads, dtype) == (28, torch.bfloat16) and index is not None,
+                )
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _cut(rows: int) -> tuple[Ragged, list[int]]:
+    """One segment, and a number of rows to keep of it."""
+    return Ragged.from_lengths([rows], "cpu"), [rows // 2]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {"float": "fp", "bfloat": "bf"}.get(kind := str(dtype)[6:-2], kind) + str(dtype)[-2:]
+
+
+OPS = (
+    _gather_rows,
+    _topk_select,
+    _random_select,
+    _selections_that_gather,
+    _diversity_select,
+    _last_query_scores,
+    _ragged_attention,
+    _ragged_decode,
+)

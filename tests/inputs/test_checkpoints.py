@@ -1,0 +1,211 @@
+"""Checkpoints by name: what is found, in which order it is refused, and with which one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from repository import ROOT
+from safetensors.torch import load_file, save_file
+
+from vtfast import toy
+from vtfast.errors import InputError, PlanError, UnsupportedModelError
+from vtfast.inputs.checkpoints import device_named, find
+
+CPU = torch.device("cpu")
+BUNDLED = Path(toy.__file__).parent / "checkpoints" / "llava"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint folder of the user, here a copy of the bundled LLaVA."""
+    return Path(shutil.copytree(BUNDLED, tmp_path / "checkpoint"))
+
+
+def configure(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# What is found
+
+
+@pytest.mark.parametrize("name", ["toy-llava", "toy-llava-small", "toy-qwen"])
+def test_a_bundled_model_is_found_by_its_name(name: str) -> None:
+    model = find(name).weights(CPU, "auto")
+    assert model.config.get_text_config().num_hidden_layers == {"toy-llava": 12}.get(name, 8)
+    assert model.dtype == torch.float32
+
+
+def test_a_folder_is_found_and_loads_the_same_weights(folder: Path) -> None:
+    there, bundled = find(str(folder)).weights(CPU, "auto"), toy.load("llava")[0]
+    assert not there.training
+    for (name, mine), (_, its) in zip(
+        there.named_parameters(), bundled.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine, its), name
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_on_a_cpu_the_dtype_is_float32_unless_given(folder: Path, asked: str, dtype: str) -> None:
+    assert find(str(folder)).weights(CPU, asked).dtype == getattr(torch, dtype)
+    assert find("toy-llava").weights(CPU, asked).dtype == getattr(torch, dtype)
+
+
+def test_a_folder_wins_over_a_bundled_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.rename(folder.parent / "toy-llava")
+    monkeypatch.chdir(folder.parent)
+    assert find("toy-llava").toy is None
+
+
+# What is refused, by the configuration alone: none of these folders has weights
+
+
+def test_an_unsupported_model_is_refused_by_its_class_before_its_weights(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    configure(folder, model_type="bert", architectures=["BertModel"])
+    with pytest.raises(UnsupportedModelError) as caught:
+        find(str(folder))
+    line = str(caught.value)
+    assert "is BertModel; vtfast prunes LlavaForConditionalGeneration and Qwen2_5_VL" in line
+
+
+def test_a_llava_of_another_code_base_is_refused(folder: Path) -> None:
+    configure(folder, architectures=["LlavaLlamaForCausalLM"])
+    with pytest.raises(UnsupportedModelError, match="is LlavaLlamaForCausalLM; vtfast prunes"):
+        find(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "llava_next"}, "is LlavaNextForConditionalGeneration"),
+        ({"model_type": "unheard_of"}, "is a model of type 'unheard_of'"),
+        ({}, "is no model of transformers"),
+    ],
+    ids=["known", "unknown", "none"],
+)
+def test_a_configuration_without_a_class_is_refused_by_its_type(
+    tmp_path: Path, config: dict, says: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=says):
+        find(str(tmp_path))
+
+
+def test_a_tower_vtfast_cannot_prune_is_refused_before_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    configure(folder, vision_config={**vision, "model_type": "pixtral"})
+    with pytest.raises(UnsupportedModelError, match="vision tower of type 'pixtral'"):
+        find(str(folder)).check_plan()
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PlanError, match="the model has 12 decoder layers; pass 0 < horizon < 12"):
+        find(str(folder)).check_plan(plan="divprune+random", horizon=12)
+
+
+def test_checking_a_plan_uses_the_checkpoints_own_horizon(folder: Path) -> None:
+    configure(folder, vtfast_horizon=99)
+    with pytest.raises(PlanError, match="horizon=99"):
+        find(str(folder)).check_plan(plan="divprune+random")
+
+
+# What is refused: names, folders, files
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("toy-nonesuch", "--model toy-nonesuch: there is no toy model 'nonesuch'; available: llav"),
+        ("./nowhere", "--model ./nowhere: there is no such folder"),
+        ("/no/where", "--model /no/where: there is no such folder"),
+        ("a/b/c", "--model a/b/c: there is no such folder"),
+        ("a b/c", "--model a b/c: .* no name of a model; hub ids look like owner/name"),
+        (__file__, "is a file; pass the folder it is in"),
+        (str(ROOT), "the folder has no config.json; pass the folder that save_pretrained wrote"),
+    ],
+    ids=["toy", "here", "absolute", "deep", "no id", "file", "no checkpoint"],
+)
+def test_a_name_of_nothing_is_refused(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        find(name)
+
+
+def test_without_the_network_the_cache_is_named_and_what_to_do() -> None:
+    """The tests run with HF_HUB_OFFLINE=1."""
+    with pytest.raises(
+        InputError, match=r"not in the local cache; HF_HUB_OFFLINE keeps it .* unset"
+    ):
+        find("owner/name")
+
+
+def _break_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def _drop_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _drop_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _cut_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:100_000])
+
+
+def _lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_model.model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _widen(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    configure(folder, text_config={**text, "vocab_size": text["vocab_size"] + 8})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_break_json, "cannot load its configuration: .*not a valid JSON file"),
+        (_drop_tokenizer, "cannot load its processor: "),
+        (_drop_weights, "cannot load its weights: .*no file named model.safetensors"),
+        (_cut_weights, "cannot load its weights: "),
+        (_lose_a_tensor, r"1 have no weights, such as \S+\.0\.mlp\.up_proj\.weight; download"),
+        (_widen, "cannot load its weights: "),
+    ],
+    ids=["json", "no tokenizer", "no weights", "cut weights", "lost tensor", "other sizes"],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(folder: Path, damage, says: str) -> None:
+    damage(folder)
+    with pytest.raises(InputError, match=says) as caught:
+        find(str(folder)).weights(CPU, "auto")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("banana", "--device banana: unknown to torch; pass auto, cpu or cuda"),
+        ("meta", "--device meta: .*; pass auto or cpu, or see what vtfast doctor says"),
+        ("cuda:77", "--device cuda:77: .*; pass auto or cpu, or see what vtfast doctor says"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        device_named(name)
+
+
+def test_a_device_is_chosen_by_itself() -> None:
+    assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device_named("cpu") == CPU

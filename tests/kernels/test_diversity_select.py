@@ -1,0 +1,358 @@
+"""`diversity_select`: greedy max-min on cosine distance, k distinct rows whatever the features."""
+
+import re
+import sys
+import weakref
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from devices import DEVICE
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged_cases import (
+    CUTS,
+    KERNEL,
+    THOROUGH,
+    check_selection,
+    cut,
+    cuts,
+    fenced_rows,
+    refusal,
+)
+
+from vtfast.kernels import reference
+from vtfast.kernels._checks import KERNEL_DTYPES
+from vtfast.kernels.diversity_select import diversity_select
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
+    # NumPy says so when the interpreter multiplies rows that are not finite.
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
+]
+diversity_module = sys.modules[diversity_select.__module__]
+
+NAN, INF = float("nan"), float("inf")
+
+# Norms are powers of two, so all cosines are multiples of 1/4 and fp32 ties where fp64 does.
+SIGNS = st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)
+AXES = st.sampled_from([[s * (i == j) for j in range(4)] for i in range(4) for s in (1.0, -1.0)])
+BROKEN = st.sampled_from([[NAN] * 4, [0.0, INF, 0.0, 0.0], [1.0, 2.0, NAN, 0.0], [1e30] * 4])
+ZERO = st.sampled_from([[0.0] * 4, [0.0] * 4, [1e-30, 0.0, -1e-30, 0.0]])
+ROW = st.one_of(SIGNS, SIGNS, AXES, AXES, ZERO, BROKEN)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+
+
+def clusters(n, dim=16, seed=0, dtype=torch.float32):
+    """Real-valued features with structure: rows scattered around a few shared directions."""
+    with torch.device("cpu"):
+        generator = torch.Generator().manual_seed(seed)
+        centres = torch.randn(5, dim, generator=generator)
+        which = torch.randint(5, (n,), generator=generator)
+        x = (centres[which] + 0.3 * torch.randn(n, dim, generator=generator)).to(dtype)
+    return x.to(torch.get_default_device())
+
+
+def order_of(features, k, impl="auto"):
+    segments = cut([len(features)], features.device)
+    return diversity_select(features, segments, [k], return_order=True, impl=impl)[1].tolist()
+
+
+@THOROUGH
+@given(cuts(max_length=7), st.data(), DTYPES)
+def test_agrees_with_the_plain_greedy(case, data, dtype):
+    lengths, keep = case
+    rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
+    scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
+    features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
+    index, order = diversity_select(features, cut(lengths), keep, return_order=True)
+    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+    assert order.tolist() == expected
+    check_selection(index, lengths, keep)
+    assert sorted(expected) == index.tolist()
+
+
+@KERNEL
+@given(cuts(max_length=7), st.data(), st.sampled_from(KERNEL_DTYPES))
+def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_twin(case, data, dtype):
+    """Between fences of NaN rows."""
+    lengths, keep = case
+    rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
+    scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
+    features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
+    segments, fenced = cut(lengths, DEVICE), fenced_rows(features, NAN, DEVICE)
+    index, order = diversity_select(fenced, segments, keep, return_order=True, impl="triton")
+    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+    assert order.tolist() == expected
+    check_selection(index, lengths, keep)
+    assert sorted(expected) == index.tolist()
+    assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize(("n", "dim", "k"), [(1, 8, 1), (63, 40, 63), (65, 129, 30), (130, 64, 58)])
+def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
+    """Its picks are those of the plain loop on its own matrix, which is right to fp32 rounding."""
+    features = clusters(n, dim, dtype=dtype)
+    features[n // 2] = features[0]
+    fenced, segments = fenced_rows(features, NAN, device), cut([n], device)
+    x, inverse, nearest = diversity_module._norms(fenced)
+    kept = cut([k], device).cu_seqlens
+    matrix, starts = diversity_module._distances(
+        x, inverse, nearest, segments.cu_seqlens, kept, [n]
+    )
+    assert starts.tolist() == [0, len(matrix)]
+    matrix = matrix.view(n, -1)[:, :n].cpu()
+    expected = oracles.cosine_distances(features.double().numpy())
+    assert np.abs(matrix.double().numpy() - expected).max() < 1e-5
+    picks = reference.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
+    assert order_of(fenced, k, "triton") == picks[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "dim", "k"), [(63, 16, 30), (577, 64, 58), (64, 1024, 64)])
+def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype):
+    """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
+    features = clusters(n, dim, dtype=dtype)
+    x = features.double().cpu().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    distance = 1.0 - x @ x.T
+    np.fill_diagonal(distance, INF)
+    picks = order_of(features, k, impl)
+    gap = distance.min(1)
+    assert gap[picks[0]] >= gap.max() - 1e-5
+    for done in range(1, k):
+        gap = distance[picks[:done]].min(0)
+        gap[picks[:done]] = -INF
+        assert gap[picks[done]] >= gap.max() - 1e-5
+
+
+def test_starts_with_the_row_whose_nearest_other_row_is_farthest(impl):
+    close_pair_and_a_loner = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.5]])
+    assert order_of(close_pair_and_a_loner, 1, impl) == [2]
+
+
+def test_only_directions_matter(impl):
+    features = clusters(40)
+    lengths_of_vectors = torch.logspace(-3, 3, 40)[:, None]
+    scaled = features * 2.0 ** lengths_of_vectors.log2().round()
+    assert order_of(scaled, 20, impl) == order_of(features, 20, impl)
+
+
+def test_breaks_ties_by_position(impl):
+    assert order_of(torch.eye(5), 5, impl) == [0, 1, 2, 3, 4]
+
+
+def test_picks_distinct_rows_even_among_duplicates(impl):
+    features = clusters(400)
+    features[389:] = features[:11]
+    assert len(set(order_of(features, 400, impl))) == 400
+
+
+def test_copies_of_one_row_are_all_distinct_picks(impl):
+    assert order_of(torch.ones(6, 3), 6, impl) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_zero_row_is_at_distance_one_from_all(impl):
+    """Farther than a near-duplicate, nearer than the opposite direction."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0], [-1.0, 0.1]])
+    assert order_of(features, 4, impl) == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("power", [-110, -75, -68, -56, 50])
+def test_tiny_rows_count_as_zero_and_others_as_their_directions(impl, dtype, power):
+    """Squares that fp32 cannot hold had given the twin rows of infinity, and repeated picks."""
+    rows = torch.nn.functional.normalize(clusters(20)).to(dtype)
+    scaled = rows * 2.0**power  # powers of 2: no bit of a row changes
+    alike = rows if power > -63 else torch.zeros_like(rows)
+    assert order_of(scaled, 12, impl) == order_of(alike, 12, impl)
+
+
+@pytest.mark.parametrize("broken", [NAN, INF, -INF, 1e30])
+def test_rows_that_are_not_finite_come_last_and_change_nothing(impl, broken):
+    finite = clusters(12)
+    features = torch.cat([finite[:3], finite.new_full((1, 16), broken), finite[3:], finite[:1]])
+    features[-1, 5] = NAN
+    kept = [0, 1, 2, *range(4, 13)]
+    order = order_of(features, 14, impl)
+    assert order[:12] == [kept[i] for i in order_of(finite, 12, impl)]
+    assert order[12:] == [3, 13]
+
+
+def test_one_row_alone_is_picked(impl):
+    assert order_of(torch.zeros(1, 4), 1, impl) == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "keep"), CUTS)
+def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep, dtype):
+    features = clusters(sum(lengths), dtype=dtype)
+    check_selection(diversity_select(features, cut(lengths), keep, impl=impl), lengths, keep)
+
+
+@pytest.mark.parametrize("lengths", [[30, 20, 50], [0, 50, 0, 50, 0]])
+def test_segments_too_large_for_one_turn_are_picked_in_several(impl, monkeypatch, lengths):
+    features, segments = clusters(100), cut(lengths)
+    keep = [n // 3 for n in lengths]
+    in_one = diversity_select(features, segments, keep, return_order=True, impl=impl)
+    module = diversity_module if impl == "triton" else reference
+    monkeypatch.setattr(module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
+    in_two = diversity_select(features, segments, keep, return_order=True, impl=impl)
+    assert all(map(torch.equal, in_one, in_two))
+
+
+def test_the_matrices_of_a_turn_are_freed_before_the_next_are_made(monkeypatch, device):
+    """Else the cap on one turn would not cap the call."""
+    make, made = diversity_module._distances, []
+
+    def make_one(*arguments):
+        assert [matrix() for matrix in made] == [None] * len(made)
+        matrix, starts = make(*arguments)
+        made.append(weakref.ref(matrix))
+        return matrix, starts
+
+    monkeypatch.setattr(diversity_module, "_distances", make_one)
+    monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 1)
+    segments, features = cut([9, 5, 7], device), clusters(21).to(device)
+    diversity_select(features, segments, [3, 2, 2], impl="triton")
+    assert len(made) == 3
+
+
+def test_one_turn_of_the_kernel_never_holds_more_than_its_cap():
+    lengths = [16384, 0, 16384, 576, 576, 8000, 16000, 1]
+    turns = list(diversity_module._turns(lengths))
+    assert [n for turn in turns for n in lengths[turn]] == lengths
+    assert max(sum(4 * n * (n + 15) for n in lengths[turn]) for turn in turns) < 2**30 + 2**20
+
+
+def test_reads_strided_features(impl):
+    wide = clusters(40, 48)
+    for view in (wide[:, 5:37], wide[::2], wide.T[:40, :40]):
+        assert order_of(view, 9, impl) == order_of(view.clone(), 9, impl)
+
+
+def test_reads_features_of_no_width(impl):
+    assert order_of(torch.zeros(5, 0), 3, impl) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_features_are_compared_in_fp32(impl, dtype):
+    features = clusters(100, 64, dtype=dtype)
+    assert order_of(features, 50, impl) == order_of(features.float(), 50, impl)
+
+
+def test_autocast_does_not_lower_the_precision():
+    features = clusters(100, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = order_of(features, 50)
+    assert lowered == order_of(features, 50)
+
+
+@pytest.mark.parametrize("n", [256, 301, 1000])
+def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
+    features = torch.cat([clusters(n - 3), torch.zeros(1, 16), torch.full((2, 16), NAN)])
+    features = features[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved, limits = reference.distances(features, cut([n]))
+    monkeypatch.setattr(reference, "_WORTH_HALVING", n + 1)
+    whole, expected = reference.distances(features, cut([n]))
+    torch.testing.assert_close(halved, whole, rtol=0, atol=1e-6)
+    assert torch.equal(limits, expected)
+
+
+def test_features_in_training_are_accepted(impl):
+    features = clusters(20).requires_grad_()
+    assert not diversity_select(features, cut([20]), [5], impl=impl).requires_grad
+
+
+def test_the_cpu_loop_agrees_with_the_general_one(monkeypatch):
+    """CPU tensors take a NumPy loop; what other devices run must give the same picks."""
+    features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
+    features[70] = NAN
+    on_cpu = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
+    monkeypatch.setattr(reference, "_pursue_numpy", reference._pursue)
+    general = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
+    assert torch.equal(on_cpu, general)
+
+
+def test_needs_no_value_from_the_device():
+    """Meta tensors have no values: whatever would read one back raises."""
+    for lengths in ([9, 4], [5, 5]):
+        features = torch.empty(sum(lengths), 3, device="meta")
+        index, order = diversity_select(features, cut(lengths, "meta"), [3, 2], return_order=True)
+        assert index.shape == order.shape == (5,)
+
+
+def select(features=None, keep=(1,), **options):
+    features = torch.ones(3, 2) if features is None else features
+    return diversity_select(features, cut([3]), keep, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        refusal("impl", ValueError, "impl='cuda' is unknown", lambda: select(impl="cuda")),
+        refusal(
+            "kernel dtype",
+            ValueError,
+            'the kernel does not take torch.float64; pass impl="auto"',
+            lambda: diversity_select(
+                torch.ones(3, 2, dtype=torch.float64, device=DEVICE),
+                cut([3], DEVICE),
+                [1],
+                impl="triton",
+            ),
+        ),
+        refusal(
+            "too long",
+            ValueError,
+            "a segment has 16385 rows and the kernel takes 16384; pass impl=",
+            lambda: diversity_select(
+                torch.ones(16385, 1, device=DEVICE), cut([16385], DEVICE), [1], impl="triton"
+            ),
+        ),
+        refusal(
+            "segments",
+            TypeError,
+            "segments must be a Ragged, got list",
+            lambda: diversity_select(torch.ones(3, 2), [3], [1]),
+        ),
+        refusal(
+            "rank",
+            ValueError,
+            "features must have 2 dimensions, got shape (3,)",
+            lambda: select(torch.ones(3)),
+        ),
+        refusal(
+            "dtype",
+            TypeError,
+            "features must be floating point, got torch.int64",
+            lambda: select(torch.ones(3, 2, dtype=torch.int64)),
+        ),
+        refusal(
+            "rows",
+            ValueError,
+            "segments cuts 3 rows but features has 4",
+            lambda: select(torch.ones(4, 2)),
+        ),
+        refusal(
+            "too many",
+            ValueError,
+            "keep=4 for segment 0, which has 3 rows",
+            lambda: select(keep=[4]),
+        ),
+        refusal("negative", ValueError, "keep=-1 for segment 0", lambda: select(keep=[-1])),
+        refusal("count", ValueError, "keep has 0 entries for 1 segments", lambda: select(keep=[])),
+        refusal(
+            "device",
+            ValueError,
+            "features is on meta but the other arguments are on cpu",
+            lambda: select(torch.ones(3, 2, device="meta")),
+        ),
+    ],
+)
+def test_refuses(error, message, call):
+    with pytest.raises(error, match=re.escape(message)):
+        call()

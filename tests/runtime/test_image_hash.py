@@ -1,0 +1,227 @@
+"""Random picks follow the picture: its key, and nothing else about the batch or the run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cache_name import CACHE, cache_of
+from model_readings import picture_key
+from model_runs import both_layouts, continuation, first_rows, logits_of, probing
+from tiny_models import FAMILIES, IMAGE, Picture, image_columns
+
+import vtfast
+from vtfast import Prune
+from vtfast.kernels.image_hash import _CHUNK_CPU, image_keys
+from vtfast.models.llava import FAMILY
+
+RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def picture(family, seed):
+    return Picture((1, 8, 8) if family.name == "qwen" else (1, 12, 12), seed=seed)
+
+
+def picks(
+    family, samples, *, run=logits_of, dtype=torch.float32, path="padded", seed=0, pixels=None
+):
+    """For every picture in reading order, which of its tokens survive each stage."""
+    model, inputs = family.build(dtype), family.batch(samples, pixels or dtype)
+    with vtfast.patch(model, RANDOM, path=path, seed=seed, record=True) as handle:
+        run(family, model, inputs)
+    columns = image_columns(family, samples, inputs)
+    return [
+        [torch.isin(image, kept[row]).tolist() for kept in handle.report.kept.values()]
+        for row, images in enumerate(columns)
+        for image in images
+    ]
+
+
+def generating(family, model, inputs):
+    continuation(model, inputs, steps=2)
+
+
+# -- the key ---------------------------------------------------------------------------------------
+
+
+def test_llava_keys_are_the_sums_of_mixed_bfloat16_bits():
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = [picture_key(p) for p in pixels]
+    assert [k % 2**64 for k in image_keys(pixels).tolist()] == expected
+
+
+def test_qwen_keys_have_the_grid_mixed_in():
+    grids = [(1, 4, 4), (2, 2, 6)]
+    pixels = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    expected = [picture_key(pixels[:16], grids[0]), picture_key(pixels[16:], grids[1])]
+    assert [k % 2**64 for k in image_keys(pixels, torch.tensor(grids)).tolist()] == expected
+
+
+def test_a_key_depends_on_the_grid_and_not_on_the_values_alone():
+    pixels = torch.zeros(24, 8)
+    tall, wide = (image_keys(pixels, torch.tensor([g])) for g in ((1, 6, 4), (1, 4, 6)))
+    assert tall.item() != wide.item()
+
+
+def test_a_key_depends_on_the_order_of_the_values():
+    pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert image_keys(pixels).item() != image_keys(pixels.flip(-1)).item()
+
+
+def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
+    pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
+    assert pixels[0].numel() > _CHUNK_CPU
+    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3,), (2, 5), (1, _CHUNK_CPU + 3), (0, 3, 8, 8), (2, 0)], ids=str
+)
+def test_inputs_of_any_shape_have_keys(shape):
+    """Features may come instead of pixels, and of some kinds none at all."""
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
+
+
+def test_large_pictures_have_the_same_key_alone_and_together():
+    pixels = torch.randn(5, 3, 640, 640, generator=torch.Generator().manual_seed(0))
+    together = image_keys(pixels)
+    assert torch.equal(together, torch.cat([image_keys(p[None]) for p in pixels]))
+
+
+@families
+def test_methods_see_the_key_of_every_picture(family):
+    samples = family.samples([2, picture(family, 1), 1, picture(family, 2), 3], [3])
+    inputs, keys = family.batch(samples), []
+
+    def look(context):
+        keys.extend(context.keys.tolist())
+        return first_rows(context)
+
+    model = family.build()
+    with vtfast.patch(model, [Prune(2, "test-probe", 0.5)]), probing(look):
+        logits_of(family, model, inputs)
+    pixels, grid = inputs["pixel_values"].chunk(2), (0, 0, 0)
+    if family.name == "qwen":
+        grid = (1, 8, 8)
+    assert [k % 2**64 for k in keys] == [picture_key(p, grid) for p in pixels]
+
+
+@pytest.mark.parametrize("run", [logits_of, generating], ids=["forward", "generate"])
+@pytest.mark.parametrize(("plan", "times"), [(RANDOM, 1), ([Prune(2, "diversity", 0.5)], 0)])
+@families
+def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family, plan, times, run):
+    """A plain forward hashed every picture twice, and every plan hashed."""
+    hashed = []
+    monkeypatch.setattr(
+        "vtfast.runtime.visual_tokens.image_keys", lambda *x: hashed.append(x) or image_keys(*x)
+    )
+    model = family.build()
+    with vtfast.patch(model, plan):
+        run(family, model, family.inputs("single"))
+    assert len(hashed) == times
+
+
+@both_layouts
+def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, path):
+    """Features encoded elsewhere; the count goes on in a later turn on the same cache."""
+    samples = family.samples(
+        [2, picture(family, 1), 1, picture(family, 2), 3], [3, picture(family, 4)]
+    )
+    inputs, model, keys = family.batch(samples), family.build(), []
+    grid = {k: v for k, v in inputs.items() if k == "image_grid_thw"}
+    positions = torch.zeros_like(
+        inputs["input_ids"]
+    )  # any will do; Qwen cannot find a second turn's
+    inputs["position_ids"] = positions.expand(3, -1, -1) if family.name == "qwen" else positions
+
+    def look(context):
+        keys.append(context.keys.tolist())
+        return first_rows(context)
+
+    def turn(**more):
+        with torch.no_grad():
+            features = model.model.get_image_features(inputs["pixel_values"], **grid)
+        with vtfast.patch(model, [Prune(2, "test-probe", 0.5)], path=path), torch.no_grad():
+            given = {k: v for k, v in inputs.items() if k != "pixel_values"}
+            return model(**{**given, **more}, mm_encoder_outputs={"image": features})
+
+    with probing(look):
+        cache = cache_of(turn())
+        mask = torch.cat([inputs["attention_mask"]] * 2, 1)
+        turn(attention_mask=mask, **{CACHE: cache})
+    assert keys == [[0, 1, 0], [2, 3, 1]]
+
+
+# -- the picks -------------------------------------------------------------------------------------
+
+
+@both_layouts
+def test_a_picture_draws_the_same_picks_alone_and_in_a_batch(family, path):
+    first, second = picture(family, 1), picture(family, 2)
+    together = picks(
+        family, family.samples([3], [2, first, 1], [4, second, 2, first, 5]), path=path
+    )
+    [alone] = picks(family, family.samples([4, first, 7]), path=path)
+    assert together[0] == together[2] == alone
+    assert together[1] != alone
+
+
+@both_layouts
+def test_generate_draws_the_picks_of_a_plain_forward(family, path):
+    """Whether or not transformers encoded the pictures before the forward."""
+    samples = family.named("batch")
+    assert picks(family, samples, run=generating, path=path) == picks(family, samples, path=path)
+
+
+@families
+def test_half_and_full_precision_draw_the_same_picks(family):
+    samples = family.named("batch")
+    expected = picks(family, samples)
+    assert picks(family, samples, dtype=torch.bfloat16) == expected
+    assert picks(family, samples, dtype=torch.bfloat16, pixels=torch.float32) == expected
+    assert picks(family, samples, pixels=torch.bfloat16) == expected
+
+
+@families
+def test_both_layouts_draw_the_same_picks(family):
+    samples = family.named("batch")
+    assert picks(family, samples, path="packed") == picks(family, samples, path="padded")
+
+
+@families
+def test_the_seed_changes_the_picks(family):
+    samples = family.named("single")
+    assert picks(family, samples, seed=1) != picks(family, samples, seed=2)
+
+
+@families
+def test_the_same_seed_repeats_the_picks(family):
+    samples = family.named("single")
+    assert picks(family, samples, seed=-7) == picks(family, samples, seed=-7)
+
+
+@families
+def test_different_pictures_draw_different_picks(family):
+    first, second = picks(family, family.samples([2, picture(family, 1), 1, picture(family, 2), 3]))
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sides", "grid"),
+    [
+        (576, (336, 336), [1, 24, 24]),
+        (577, (336, 336), [1, 24, 24]),  # a class token is no place of the grid
+        (577, (168, 672), [1, 12, 48]),
+        (576, None, [1, 24, 24]),  # features alone: pictures are square, if not told otherwise
+    ],
+)
+def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):
+    told = {} if sides is None else {"vtfast_sides": lambda: sides}
+    features = [torch.zeros(tokens, 8), torch.zeros(tokens, 8)]
+    encoded = SimpleNamespace(pooler_output=features, last_hidden_state=True, **told)
+    ids = torch.full((1, 2 * tokens), IMAGE)
+    multimodal = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    call = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
+    [source] = FAMILY.sources(multimodal, call)
+    assert source.grid == [*grid, *grid]

@@ -1,0 +1,172 @@
+"""A packed KV cache holds what was kept and what was said, in buffers that stay where they are."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cache_name import cache_of
+from model_runs import FOUR_STAGES, continuation
+from tiny_models import FAMILIES, LAYERS
+
+import vtfast
+from vtfast import Plan, Prune
+from vtfast.runtime.packed_kv_cache import ROOM, RaggedLayer, Rows
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+LATE = [Prune(2, "diversity", 0.5), Prune(4, "drop", 0)]
+ALL_FIRST = [Prune(1, "diversity", 1.0), Prune(4, "random", 0.3)]
+NEW = 7
+
+
+def generated(family, name, plan):
+    """Samples of a batch and the cache of a packed generation of NEW tokens."""
+    samples = family.named(name)
+    model, inputs = family.build(), family.inputs(name)
+    with vtfast.patch(model, plan, path="packed"):
+        out = model.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True
+        )
+    return samples, cache_of(out)
+
+
+def expected_rows(family, plan, sample):
+    """Rows of each layer: text, new tokens (the last one is never cached), visual tokens kept."""
+    sizes = [family.tokens_of(p) for p in sample.pictures]
+    text = len(sample.ids) - sum(sizes)
+    kept = [Plan(plan).tokens_per_layer(n, LAYERS) for n in sizes]
+    return [text + NEW - 1 + sum(layers) for layers in zip(*kept, strict=True)]
+
+
+CASES = [
+    pytest.param("single", FOUR_STAGES, 0, id="single-four-stages"),
+    pytest.param("single", LATE, 2, id="single-late"),
+    pytest.param("batch", FOUR_STAGES, 0, id="batch-four-stages"),
+    pytest.param("batch", LATE, 0, id="batch-late"),  # padding is never cached
+    pytest.param("batch", ALL_FIRST, 0, id="batch-all-first"),
+]
+
+
+@pytest.mark.parametrize(("name", "plan", "first"), CASES)
+@families
+def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
+    samples, cache = generated(family, name, plan)
+    for layer in range(first, LAYERS):
+        for sample, rows in zip(samples, cache.layers[layer].rows.lengths, strict=True):
+            if sample.pictures:
+                assert rows == expected_rows(family, plan, sample)[layer]
+            else:
+                assert rows == len(sample.ids) + NEW - 1
+
+
+@pytest.mark.parametrize(("name", "plan"), [c.values[:2] for c in CASES if not c.values[2]])
+@families
+def test_no_mask_is_built_for_rows_without_padding(family, name, plan):
+    """Nor looked for: transformers takes a 4-D one as it is."""
+    model, inputs, shapes = family.build(), family.inputs(name), []
+    with vtfast.patch(model, plan, path="packed"), torch.no_grad():
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda m, args, kwargs: shapes.append(kwargs["attention_mask"].shape),
+            with_kwargs=True,
+        )
+        model(**inputs)
+        hook.remove()
+    assert shapes == [(1, 1, 1, 1)]
+
+
+@families
+def test_buffers_hold_at_most_their_room_more_than_their_rows(family):
+    _, cache = generated(family, "batch", FOUR_STAGES)
+    for layer in cache.layers:
+        spare = len(layer.keys) - sum(layer.rows.lengths)
+        assert spare <= ROOM * len(layer.rows.lengths)
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4
+
+
+@families
+def test_generations_leave_nothing_behind(family):
+    model, inputs = family.build(), family.inputs("single")
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with vtfast.patch(model, FOUR_STAGES, path="packed"):
+        for _ in range(3):
+            continuation(model, inputs, steps=2)
+        before = tensors()
+        for _ in range(30):
+            continuation(model, inputs, steps=2)
+        assert tensors() <= before
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+@families
+def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
+    """Without the garbage collector: on a GPU it may not look for a long time."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        out = model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            kept = [weakref.ref(layer.keys) for layer in cache_of(out).layers]
+            with torch.no_grad():
+                kept.append(weakref.ref(model(**inputs).logits))
+            del out
+            assert not any(ref() is not None for ref in kept)
+        finally:
+            gc.enable()
+
+
+def places(rows):
+    """Lengths and starts of one more step, as the kernel is given them."""
+    decode = rows.extend([1, 1], [], step=True, kernels=True).decode
+    assert decode["max_length"] == max(rows.capacities)
+    return decode["lengths"], decode["starts"]
+
+
+def test_steps_write_in_place_while_room_remains():
+    """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
+    rows = Rows([0, 0], torch.device("cpu"))
+    rows.extend([200, 130], [])
+    addresses = [t.data_ptr() for t in (*places(rows), rows._where)]
+    for step in range(2, ROOM):
+        with torch.inference_mode(step % 2 == 0):
+            now = places(rows)
+        lengths, starts = (t.tolist() for t in now)
+        assert [t.data_ptr() for t in (*now, rows._where)] == addresses
+        assert (lengths, starts) == (rows.lengths, rows.starts)
+        assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
+        assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
+
+
+def test_few_rows_have_as_much_room_as_many():
+    """They had what was left of 128, and were copied after a few tokens."""
+    rows = Rows([0, 0, 0], torch.device("cpu"))
+    rows.extend([120, 3, 40], [])
+    assert rows.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
+
+
+def test_rows_that_were_all_cropped_off_make_room_for_more_than_before():
+    rows = Rows([0], torch.device("cpu"))
+    layer = RaggedLayer(rows)
+    for length in (3, 3 + 2 * ROOM):
+        new = torch.randn(1, 2, length, 4)
+        rows.extend([length], [layer])
+        layer.update(new, new)
+        assert torch.equal(layer.keys[rows.starts[0] :][:length], new[0].transpose(0, 1))
+        rows.crop(length)
+
+
+def test_a_step_without_room_moves_everything_once():
+    rows = Rows([0, 0], torch.device("cpu"))
+    rows.extend([200, 130], [])
+    for _ in range(ROOM):
+        rows.extend([1, 1], [], step=True)
+    assert rows.starts == [0, 200 + ROOM]
+    lengths, starts = (t.tolist() for t in places(rows))
+    assert lengths == rows.lengths == [200 + ROOM + 1, 130 + ROOM + 1]
+    assert starts == rows.starts == [0, 200 + ROOM + 1 + ROOM]

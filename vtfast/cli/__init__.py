@@ -1,0 +1,87 @@
+"""The command `vtfast`.
+
+Importing this module, and so `vtfast --help`, loads neither torch nor transformers. Bad input ends
+any command with exit code 2 and one line on stderr. The commands are in `vtfast/cli/_commands.py`.
+"""
+
+import sys
+from typing import Annotated, Any
+
+try:
+    import rich  # noqa: F401 (every command shows tables)
+    import typer
+except ModuleNotFoundError as missing:  # here and not in main(): the decorators need typer
+    print(f"error: vtfast needs {missing.name}; pip install 'vtfast[cli]'", file=sys.stderr)
+    raise SystemExit(2) from None
+
+from typer.core import TyperGroup
+
+import vtfast
+from vtfast.cli import _commands, _studies, evaluate
+from vtfast.errors import VTFastError
+
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only its child
+
+
+class _OneLineErrors(TyperGroup):
+    """Ends with one line on stderr and exit code 2 where the user's input is at fault."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if not extra.get("standalone_mode", True):
+            return super().main(*args, **extra)
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except _UsageError as error:
+            message = f"{error.format_message()} (try --help)"
+        except VTFastError as error:
+            message = str(error)
+        except typer.Abort:
+            sys.exit(130)
+        else:
+            sys.exit(code if isinstance(code, int) else 0)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vtfast {vtfast.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _vtfast(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, metavar="", help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Fewer visual tokens in stock Hugging Face vision-language models."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command()(_commands.demo)
+app.command()(_commands.run)
+app.command()(_studies.score)
+app.command()(_studies.horizon)
+app.command()(_studies.sweep)
+app.command()(evaluate.evaluate)
+app.command()(_commands.doctor)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="vtfast")

@@ -1,0 +1,109 @@
+"""The first half of `vtfast demo`: the bundled LLaVA answers six questions, full and pruned.
+
+It is trained, so its answers tell what pruning does to meaning; with 64 visual tokens nothing in
+it gets faster. What gets faster is the other half, `vtfast/cli/_prefill.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from transformers.utils import logging
+
+from vtfast.inputs.views import StageView, stage_views
+from vtfast.patching import patch
+from vtfast.plan import Plan
+from vtfast.toy import TASKS, load, prompt
+from vtfast.toy.model import LONGEST_ANSWER
+from vtfast.toy.scene import Scene
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about the scene and its true answer."""
+
+    task: str
+    text: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to run the model, and what came of it.
+
+    Attributes:
+        keep: the average share of visual tokens asked for; None for the unpatched model.
+        answers: one per question.
+        average_tokens: visual tokens per picture over all decoder layers, as they ran.
+        flops_ratio: prefill arithmetic of the decoder as a share of the full model's, the average
+            over the questions.
+        stages: what the plan kept when the last question was asked; empty for the full model.
+    """
+
+    keep: float | None
+    plan: Plan | None
+    answers: tuple[str, ...]
+    average_tokens: float
+    flops_ratio: float
+    stages: tuple[StageView, ...]
+
+    @property
+    def name(self) -> str:
+        """How to call the column in print."""
+        return "full" if self.keep is None else f"keep {self.keep:g}"
+
+
+class Interview:
+    """A scene, its six questions, and a model to ask.
+
+    Args:
+        model, processor: as `vtfast.toy.load` returns them.
+        scene_seed: int ≥ 0, which scene.
+    """
+
+    def __init__(self, model: Any, processor: Any, scene_seed: int) -> None:
+        scene = Scene.from_seed(scene_seed)
+        self.picture: Image = scene.picture()
+        self.questions = tuple(Question(task, *scene.question(task)) for task in TASKS)
+        self.model, self._processor = model, processor
+        self._inputs = processor(
+            images=[[self.picture]] * len(TASKS),
+            text=[prompt(processor, question.text) for question in self.questions],
+            padding=True,
+            return_tensors="pt",
+        )
+        self._visual = self._inputs["input_ids"] == model.config.image_token_id
+        self.visual_tokens = int(self._visual[0].sum())
+        self.num_layers: int = model.config.get_text_config().num_hidden_layers
+
+    @classmethod
+    def bundled(cls, scene_seed: int) -> "Interview":
+        """With the bundled LLaVA, loaded without transformers' own progress bar."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return cls(*load("llava"), scene_seed)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+    def full(self) -> Column:
+        """The answers of the model as it is."""
+        return Column(None, None, self._answers(), float(self.visual_tokens), 1.0, ())
+
+    def pruned(self, preset: str, keep: float, seed: int) -> Column:
+        """The answers under a plan. Raises PlanError where the preset cannot meet `keep`."""
+        with patch(self.model, preset, keep=keep, seed=seed, record=True) as handle:
+            answers = self._answers()
+        n_text = (self._inputs["attention_mask"].sum(1) - self.visual_tokens).tolist()
+        config, n_visual = self.model.config, self.visual_tokens
+        ratios = [handle.plan.flops_ratio(config, n_visual, n) for n in n_text]
+        average = handle.report.average if handle.report else float(n_visual)
+        columns = self._visual[-1].nonzero()[:, 0]
+        views = stage_views(handle, columns, row=-1)
+        return Column(keep, handle.plan, answers, average, sum(ratios) / len(ratios), views)
+
+    def _answers(self) -> tuple[str, ...]:
+        rows = self.model.generate(**self._inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
+        said = rows[:, self._inputs["input_ids"].shape[1] :]
+        return tuple(self._processor.batch_decode(said, skip_special_tokens=True))

@@ -1,0 +1,1 @@
+"""What models are asked with: pictures and videos, prompts, data files, checkpoints."""

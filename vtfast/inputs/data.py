@@ -1,0 +1,226 @@
+"""Questions about pictures with their true answers: read from a file, and made into batches."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vtfast.errors import InputError
+from vtfast.inputs.pictures import open_picture
+
+_FIELDS = ("question", "answer")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, its true answer, and the pictures it is about: open ones, or files.
+
+    `name` is how messages call it, such as "data.jsonl line 3".
+    """
+
+    images: tuple[Image.Image | Path, ...]
+    question: str
+    answer: str
+    name: str = "an example"
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a data file that cannot be used, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples as a model takes them.
+
+    `answers` are token ids; the first `lengths[i]` are the true answer's, and an end mark may
+    follow them.
+    """
+
+    inputs: Any
+    answers: list[list[int]]
+    lengths: list[int]
+
+
+class Dataset:
+    """Examples for one model, under the name of a task.
+
+    Args:
+        processor: the model's.
+        examples: at least one.
+        task: what to call it in results.
+        ends: whether an answer is right only if the model ends after it. Without, a model that goes
+            on talking after the true answer has said it all the same.
+
+    Raises InputError for no examples, an example without a picture, and an answer without tokens.
+    """
+
+    def __init__(
+        self, processor: Any, examples: Sequence[Example], task: str, *, ends: bool = False
+    ) -> None:
+        if not examples:
+            raise InputError(f"{task}: there is no example; pass at least one")
+        self.processor, self.examples, self.task = processor, list(examples), task
+        tokenizer = processor.tokenizer
+        self._end = [tokenizer.eos_token_id] if ends else []
+        self._answers = []
+        for example in self.examples:
+            if not example.images:
+                raise InputError(f"{example.name} has no picture; leave it out")
+            try:
+                self._answers.append(answer_ids(tokenizer, example.answer))
+            except InputError as error:
+                raise InputError(f"{example.name}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
+        """Examples by number, on a device, prompts padded to one length.
+
+        On the left, whatever the tokenizer does by itself: that is how `generate` reads them.
+        """
+        inputs = self._encoded(indices).to(device)
+        answers = [self._answers[i] for i in indices]
+        return Batch(inputs, [a + self._end for a in answers], [len(a) for a in answers])
+
+    def pictures(self, index: int) -> list[Image.Image]:
+        """The pictures of an example, open."""
+        return [_opened(image) for image in self.examples[index].images]
+
+    def fingerprint(self) -> str:
+        """Changes with any question, answer or picture, in a file too; not with where files are."""
+        digest = hashlib.sha256(json.dumps([self.task, self._end]).encode())
+        for e in self.examples:
+            digest.update(json.dumps([e.question, e.answer]).encode())
+            for image in e.images:
+                digest.update(_bytes_of(image))
+        return digest.hexdigest()[:16]
+
+    def _encoded(self, indices: Sequence[int]) -> Any:
+        """What the processor makes of some examples."""
+        chosen = [self.examples[i] for i in indices]
+        texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
+        images = [self.pictures(i) for i in indices]
+        try:
+            return self.processor(
+                images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"
+            )
+        except Exception as error:  # too small, too narrow, …: the processor knows
+            names = chosen[0].name
+            if len(chosen) > 1:
+                for i in indices:  # which of them it is
+                    self._encoded([i])
+                names += f" to {chosen[-1].name} together"
+            raise InputError(f"the processor cannot take {names}: {error}") from error
+
+
+def answer_ids(tokenizer: Any, answer: str) -> list[int]:
+    """Token ids of an answer, without special tokens. Raises InputError where there are none."""
+    ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
+    if not ids:
+        raise InputError(f"the answer {answer!r} has no token; pass one the tokenizer knows")
+    return ids
+
+
+def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> str:
+    """The prompt that asks a question about pictures and a clip, in the processor's chat template.
+
+    Without one it is LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`; an InputError for a
+    processor that knows clips, whose model was taught another.
+    """
+    if not processor.chat_template:
+        if getattr(processor, "video_token", None):
+            raise InputError(
+                "the processor has no chat template, and vtfast knows a plain one for LLaVA only; "
+                "add the chat_template.jinja of the original model"
+            )
+        return "USER: " + f"{processor.image_token}\n" * pictures + f"{question} ASSISTANT:"
+    content: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
+    content += [{"type": "video"}] if clip else []
+    content.append({"type": "text", "text": question})
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example], list[BadLine]]:
+    """The examples of a JSON lines file, and the lines that are none.
+
+    A line is an object with `image` (a path, or a list of them; relative ones from the file's own
+    folder), `question` and `answer`; other fields are left alone, and empty lines too. Every
+    picture is opened once, so that what cannot be read is known before a long run.
+
+    Args:
+        tokenizer: with one, answers it has no token for are bad lines too.
+
+    Raises InputError for a file that cannot be read or has no line.
+    """
+    path, examples, bad = Path(path), [], []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no others: texts may hold those
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            examples.append(_example(line, path, number, tokenizer))
+        except InputError as error:
+            bad.append(BadLine(number, str(error)))
+    if not examples and not bad:
+        raise InputError(
+            f'{path} is empty; a line is like {{"image": "a.png", "question": "…", "answer": "…"}}'
+        )
+    return examples, bad
+
+
+def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise InputError(f"no JSON that Python reads ({error})") from None
+    if not isinstance(fields, dict):
+        raise InputError("no JSON object")
+    images = fields.get("image")
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
+        raise InputError('"image" is no path and no list of paths')
+    for name in _FIELDS:
+        if not _is_text(fields.get(name)):
+            raise InputError(f'"{name}" is no text')
+    places = tuple(path.parent / image for image in images)
+    for place in places:
+        open_picture(place, "picture")
+    if tokenizer is not None:
+        answer_ids(tokenizer, fields["answer"])
+    return Example(places, fields["question"], fields["answer"], f"{path.name} line {number}")
+
+
+def _opened(image: Image.Image | Path) -> Image.Image:
+    return image if isinstance(image, Image.Image) else open_picture(image, "picture")
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode().strip())
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def _bytes_of(image: Image.Image | Path) -> bytes:
+    if isinstance(image, Image.Image):
+        return f"{image.mode} {image.size}".encode() + image.tobytes()
+    try:
+        return Path(image).read_bytes()
+    except OSError:
+        return _opened(image).tobytes()  # says what is wrong

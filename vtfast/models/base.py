@@ -1,0 +1,184 @@
+"""What the families share: the parts of a model by name, and how their decoder layers read.
+
+All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and `k_proj`
+(biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.methods import Attention
+from vtfast.runtime.visual_tokens import Source
+
+TINY_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
+_SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of a model that get hooks."""
+
+    model: nn.Module  # with the language-model head: takes labels
+    multimodal: nn.Module  # takes ids and pixels
+    tower: nn.Module  # pixels to features
+    text: nn.Module  # embeddings to hidden states
+    layers: nn.ModuleList
+    rotary: nn.Module
+    norm: nn.Module  # of the last hidden states
+    head_size: int  # 0 where queries, keys and values have several, as in latent attention
+
+
+class Family(ABC):
+    """What vtfast has to know about a family of models; a subclass is one file.
+
+    Attributes:
+        default_horizon: share of the layers, where nothing was measured.
+        tower: name of the vision tower in the multimodal model.
+        inputs: arguments of the multimodal model that `sources` reads.
+        position_axes: shape that the rotary module's positions have before [B, S].
+    """
+
+    default_horizon: float
+    tower: str
+    inputs: tuple[str, ...]
+    position_axes: tuple[int, ...] = ()
+
+    @abstractmethod
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+        """The features a call of the multimodal model brings; empty in decoding.
+
+        `kwargs` holds `input_ids` too.
+        """
+
+    @abstractmethod
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+        """Leave image keys, if wanted, on a tower's output, where generate pre-encodes pictures."""
+
+    @abstractmethod
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        """A small config of the same types, for the self-check: 4 layers, 96 token ids, of which
+        90 is the picture's."""
+
+    @abstractmethod
+    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        """Visual tokens of three pictures for such a model, and the arguments that bring them."""
+
+    def parts(self, model: Any) -> Parts:
+        """The modules that get hooks."""
+        inner, text = model.model, model.model.language_model
+        tower = getattr(inner, self.tower)
+        around = text.layers, text.rotary_emb, text.norm
+        head_size = getattr(text.layers[0].self_attn, "head_dim", 0)
+        return Parts(model, inner, tower, text, *around, head_size)
+
+    def check(self, model: Any) -> None:
+        """Raise UnsupportedModelError unless every layer sees the whole sequence."""
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None)
+        if kinds != {"full_attention"} or window is not None:
+            raise UnsupportedModelError(
+                f"the language model ({config.model_type}) has layers that see a part of the "
+                f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
+                "vtfast prunes models with full attention in every layer"
+            )
+        check_one_device(model.model.language_model)
+
+    def check_scores(self, model: Any) -> None:
+        """Raise UnsupportedModelError where `attention` would be wrong."""
+        kind = model.config.get_text_config().model_type
+        if kind not in _SCORED:
+            raise UnsupportedModelError(
+                f"attention scores of a language model of type {kind!r} are not supported; "
+                f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
+            )
+
+    def attention(
+        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
+    ) -> Attention:
+        """Queries of the rows `last` and the keys of all rows, as a decoder layer makes them.
+
+        hidden: [rows, D] packed input of the layer; cos, sin: [rows, head size]. They are
+        recomputed, so every attention implementation will do.
+        """
+        attention = layer.self_attn
+        size = attention.head_dim
+        normed = layer.input_layernorm(hidden)
+
+        def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
+            x = x.view(x.shape[0], -1, size)
+            turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
+            return x * cos[rows, None] + turned * sin[rows, None]
+
+        query = rotate(attention.q_proj(normed[last]), last)
+        return Attention(query, rotate(attention.k_proj(normed), slice(None)), attention.scaling)
+
+
+def check_one_device(text: nn.Module) -> None:
+    """Raise UnsupportedModelError where layers are on several devices; offloaded ones are not."""
+    places = sorted({str(p.device) for p in text.parameters()} - {"meta"})
+    if len(places) > 1:
+        raise UnsupportedModelError(
+            f"the language model is on several devices ({', '.join(places)}), and rows that stay "
+            'are told on one; load it on one device (device_map={"": 0}), or offload what does not '
+            "fit"
+        )
+
+
+def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
+    """bool [B, S]: where features go, from ids or, without them, from embeddings."""
+    ids = kwargs.get("input_ids")
+    if ids is not None:
+        return ids == token
+    embeds = kwargs["inputs_embeds"]
+    table = multimodal.get_input_embeddings()
+    wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
+    return (embeds == wanted).all(-1)
+
+
+def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
+    """What generate's pre-encoding left for pictures of a kind, whole; None without it."""
+    encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
+    if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
+        raise InputError(
+            "the features of the pictures came in chunks (prefill_chunk_size), which cut images "
+            "apart; leave prefill_chunk_size unset while the model is patched"
+        )
+    return encoded
+
+
+def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
+    """Reads what a tower's output carries per image [images, ...], for features repeated since.
+
+    For beams and return sequences transformers repeats the feature tensors themselves, so equal
+    objects are copies of one picture and the first occurrences are the pictures in order.
+    """
+    note = getattr(encoded, name, None)
+    if note is None:
+        return None
+
+    def read() -> Tensor:
+        notes, first = note(), dict[int, int]()
+        order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
+        return torch.stack([notes[i] for i in order]) if len(first) < len(order) else notes
+
+    return read

@@ -1,0 +1,96 @@
+"""Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`): pictures and clips of any size, M-RoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vtfast.models.base import (
+    TINY_TEXT,
+    TINY_TOWER,
+    Family,
+    encoded_by_tower,
+    noted,
+    placeholders,
+)
+from vtfast.runtime.visual_tokens import Keys, Source
+
+# kind -> (pixels, grid, placeholder id in the config)
+_KINDS = {
+    "image": ("pixel_values", "image_grid_thw", "image_token_id"),
+    "video": ("pixel_values_videos", "video_grid_thw", "video_token_id"),
+}
+
+
+class Qwen25VL(Family):
+    """How Qwen2.5-VL reads its pictures and clips: pruning counts merged tokens."""
+
+    default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
+    tower = "visual"
+    inputs = ("input_ids", *(name for kind in _KINDS.values() for name in kind[:2]))
+    position_axes = (3,)  # time, height, width
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+        return type(config)(
+            text_config={**TINY_TEXT, "rope_parameters": rope},
+            vision_config={
+                **TINY_TOWER,
+                "depth": 2,
+                "num_heads": 2,
+                "out_hidden_size": TINY_TEXT["hidden_size"],
+                "patch_size": 4,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            image_token_id=90,
+            video_token_id=91,
+            vision_start_token_id=92,
+            vision_end_token_id=93,
+        )
+
+    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        grid = torch.tensor([[1, 4, 6], [1, 6, 4], [1, 4, 4]])
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 4 * 4, generator=generator)
+        return (6, 6, 4), {"pixel_values": pixels, "image_grid_thw": grid}
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+        found = []
+        side = multimodal.config.vision_config.spatial_merge_size
+        for kind, (pixels_name, grid_name, token_name) in _KINDS.items():
+            encoded = encoded_by_tower(kwargs, kind)
+            pixels: Any = kwargs.get(pixels_name)
+            grid: Any = kwargs.get(grid_name)
+            sizes: list[int] | Tensor
+            if encoded is not None:
+                sizes = [len(f) for f in encoded.pooler_output]
+                total = sum(sizes)
+                image_keys = noted(encoded, "vtfast_keys")
+                seen_grid = noted(encoded, "vtfast_grid")
+                grid = grid if seen_grid is None else seen_grid()
+            elif pixels is not None:
+                sizes = grid.prod(1) // side**2
+                total = pixels.shape[0] // side**2
+                image_keys = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
+            else:
+                continue
+            merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
+            if grid is not None:
+                merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
+            where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
+            found.append(Source(where, sizes, total, merged, image_keys))
+        return found
+
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+        pixels = args[0] if args else kwargs["hidden_states"]
+        grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        if not isinstance(out, tuple):
+            out.vtfast_grid = lambda: grid
+            if keys:
+                out.vtfast_keys = Keys(pixels, grid)
+
+
+FAMILY = Qwen25VL()

@@ -1,0 +1,277 @@
+"""The hooks that put a plan into one model, and take it out again without a trace.
+
+One prefill: the multimodal pre-hook finds the visual tokens (the one host read) → the text
+pre-hook opens a `Pass` and threads it to the layers → before each prune layer a method picks rows,
+one gather packs hidden states and rotary rows, and the layers from there on see the shorter
+sequence → the text post-hook puts the outputs back. Hooks only: no forward is replaced, no class
+touched; state of a forward lives in its `Pass`, state of a generation on its cache, none on the
+model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import StaticCache
+
+from vtfast.errors import InputError
+from vtfast.plan import Plan
+from vtfast.report import Report
+from vtfast.runtime import attention, names, validation
+from vtfast.runtime.kv_cache import state_of
+from vtfast.runtime.layouts import Layout, Packed, Padded
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.state import Pass
+from vtfast.runtime.visual_tokens import Visual, locate, valid_lengths
+
+_STATIC = "a static cache keeps its full size, so no memory is saved"
+PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
+
+
+@dataclass(eq=False)
+class Session:
+    """One patched model: its settings, its hooks, the report of its last prefill."""
+
+    family: Any
+    parts: Any
+    plan: Plan
+    stages: dict[int, Stage]  # by layer, ascending; one at 0 always where rows can be packed
+    seed: int
+    positions: str
+    impl: str
+    path: str
+    record: bool
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        stages, parts = self.stages.values(), self.parts
+        self._check_arguments()
+        weight = next(parts.text.parameters())
+        self._beyond = validation.beyond_kernels(self, weight, parts.head_size)
+        self.kernels = self._beyond == ""
+        self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
+        self.needs = frozenset().union(*(s.method.needs for s in stages))
+        self._first = next(iter(stages))
+        self._handles: list[Any] = []
+        self._original = parts.text.config._attn_implementation
+        self._always_padded = self._why_always_padded()
+        if not self._always_padded:
+            self.stages = {0: Stage.that_keeps_all(self._first.layer), **self.stages}
+        self._due = self.scored | set(self.stages)
+        self._expected = self._original if self._always_padded else attention.NAME
+        self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
+
+    def _check_arguments(self) -> None:
+        """Refuse a model whose parts do not take what the hooks read or change."""
+        parts, common = self.parts, ("attention_mask", names.CACHE)
+        embedded = (*common, "inputs_embeds")
+        names.check_arguments(parts.model, *embedded, "labels", "logits_to_keep")
+        names.check_arguments(parts.multimodal, *embedded, *self.family.inputs)
+        names.check_arguments(parts.text, *embedded)
+        in_layer = (*common, "position_ids", "position_embeddings")
+        for layer in parts.layers:
+            names.check_arguments(layer, *in_layer)
+
+    # -- in and out ----------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Add the hooks; on any failure none stays."""
+        text = self.parts.text
+        try:
+            for module in (self.parts.model, self.parts.multimodal):
+                self._add(module.register_forward_pre_hook, self._multimodal_pre)
+            self._add(self.parts.multimodal.register_forward_hook, self._multimodal_post)
+            self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
+            self._add(self.parts.tower.register_forward_hook, self._tower_post)
+            self._add(text.register_forward_pre_hook, self._text_pre)
+            self._add(text.register_forward_hook, self._text_post)
+            self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
+            for i, layer in enumerate(self.parts.layers):
+                if i >= self._first.layer or i in self._due or self._always_padded:
+                    self._add(layer.register_forward_pre_hook, self._layer_pre, i)
+            if not self._always_padded:
+                attention.register()
+                text.set_attn_implementation(attention.NAME)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every hook out and restore the attention implementation; idempotent."""
+        text = self.parts.text
+        if self._handles and text.config._attn_implementation == attention.NAME:
+            text.set_attn_implementation(self._original)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._handles)
+
+    def _add(self, register: Callable[..., Any], hook: Callable[..., Any], *args: Any) -> None:
+        hook = partial(hook, *args) if args else hook
+        self._handles.append(register(hook, with_kwargs=True))
+
+    # -- which layout --------------------------------------------------------------------------
+
+    def _why_always_padded(self) -> str | None:
+        """The reason no forward of this patch can be packed; None if one can."""
+        if self.path == "padded":
+            return "asked for"
+        reason, advice = "", 'pass path="padded"'
+        if self._original != "sdpa":
+            reason = f"the model runs attention {self._original!r}"
+            advice += ' or call model.set_attn_implementation("sdpa") first'
+        elif not self.parts.head_size:
+            reason = "the model's keys and values differ in size"
+        if reason and self.path == "packed":
+            raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
+        if reason:
+            return reason
+        if self.path == "auto" and self._beyond:
+            return f"attention: {self._beyond}"
+        if self.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+            return "the model was not on a GPU when it was patched"
+        return None
+
+    def _layout(self, embeds: Tensor, visual: Visual | None, kwargs: Any) -> tuple[Layout, str]:
+        """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
+        (padded, packed), text = self._layouts, self.parts.text
+        cache = names.given_cache(kwargs)
+        state, static = state_of(cache), isinstance(cache, StaticCache)
+        tensors = chain([embeds], text.parameters())
+        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if self.impl == "triton" and visual is not None:
+            validation.check_kernels(self.stages.values(), visual.segments, gradients)
+        if state is not None:
+            validation.check_state(state, self, bool(self._always_padded), gradients)
+            return packed if state.packed else padded, "decided at this cache's first prefill"
+        if self._always_padded:
+            return padded, self._always_padded + (f"; {_STATIC}" if static else "")
+        dropout = text.training and getattr(text.config, "attention_dropout", 0)
+        reasons = (
+            (static, _STATIC),
+            (gradients, "gradients are enabled"),
+            (kwargs.get("output_attentions"), "attention maps were asked for"),
+            (getattr(cache, "offloading", False), "the cache offloads its layers"),
+            (dropout, "attention dropout is on"),
+        )
+        reason = next((why for holds, why in reasons if holds), None)
+        if reason is None:
+            return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
+        if self.path == "packed":
+            raise InputError(
+                f'path="packed" cannot run this forward: {reason}; '
+                "call it in eval mode under torch.no_grad(), without attention maps, with a "
+                'dynamic cache on the device, or patch with path="padded"'
+            )
+        return padded, reason
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Of the model with the head, before accelerate's hooks rebuild what the tower left on its
+        output, and of the one without, for who calls that."""
+        call = _by_name(module, args, kwargs)
+        sources = self.family.sources(self.parts.multimodal, call)
+        if VISUAL in call or not sources:
+            return None
+        keeps = [stage.prune.keep for stage in self.stages.values()]
+        if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
+            validation.check_drafts(call.get("logits_to_keep"), self.needs, self.positions)
+            validation.check_predictions(call, [source.placeholder for source in sources])
+        chunk, cache = sources[0].placeholder.shape[1], names.given_cache(call)
+        mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
+        return (), {**call, VISUAL: locate(sources, mask)}
+
+    def _multimodal_post(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any
+    ) -> None:
+        if VISUAL in kwargs and not kwargs[VISUAL].arrived:
+            raise names.missing(f"keyword argument {VISUAL!r} passed on", type(module).__name__)
+
+    def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
+            return args, {k: v for k, v in kwargs.items() if k != VISUAL}
+        return None
+
+    def _tower_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        self.family.note(args, kwargs, out, "keys" in self.needs)
+
+    def _text_pre(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        validation.check_attention(module.config._attn_implementation, self._expected)
+        kwargs = _by_name(module, args, kwargs)
+        visual: Visual | None = kwargs.pop(VISUAL, None)
+        if visual is not None:
+            visual.arrived = True
+        cache = names.given_cache(kwargs)
+        state = state_of(cache)
+        if visual is None and not (state and state.stages):
+            return None
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:  # the text model called by itself, to go on with a pruned cache
+            embeds = kwargs["inputs_embeds"] = module.embed_tokens(kwargs.pop("input_ids"))
+        chunk = embeds.shape[1]
+        validation.check_cache(cache)
+        given = kwargs.get("attention_mask")
+        mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
+        # Text only, on a cache with gaps. Asking a GPU about one token would cost a read.
+        some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
+        if visual is None and (chunk > 1 or not some):
+            visual = Visual(None, [], *valid_lengths(mask, *embeds.shape[:2]))
+        if visual is not None:
+            validation.check_turn(visual, cache, chunk, self.positions)
+        layout, reason = self._layout(embeds, visual, kwargs)
+        run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
+        drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
+        if drops or run.unpads or (state and 0 in state.stages):
+            # Every layer gets a mask of ours or none, so transformers need not build one: it
+            # returns a 4-D mask as it is.
+            kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
+        return (), {**kwargs, PASS: run}
+
+    def _layer_pre(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        run: Pass | None = kwargs.get(PASS)
+        if run is None:
+            return None
+        if not (self._always_padded or run.given or number in self._due or module.training):
+            run.check_rotary(module, kwargs)
+            return None  # in the packed layout most layers need nothing
+        if self._always_padded:  # attention functions of others need not know our keyword
+            kwargs = {k: v for k, v in kwargs.items() if k != PASS}
+        if not args:
+            raise names.missing("positional hidden states", type(module).__name__)
+        hidden, kwargs = run.enter(number, module, args[0], kwargs)
+        return (hidden, *args[1:]), kwargs
+
+    def _text_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+        run: Pass | None = kwargs.get(PASS)
+        if run is None:
+            return None
+        hidden = run.finish(out[0])
+        if run.rows is not None:
+            self.report = Report.of(run, len(self.parts.layers))
+        if isinstance(out, tuple):
+            return (hidden, *out[1:])
+        out["last_hidden_state"] = hidden
+        if out.get("hidden_states") is not None:  # its last entry is the last hidden state
+            out["hidden_states"] = (*out["hidden_states"][:-1], hidden)
+        return out
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments, all by keyword, in a dict of ours."""
+    names = signature(module.forward).parameters if args else ()
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
+    """transformers hands this same object to every layer: a packed stage rewrites it in place."""
+    return list(out)

@@ -1,0 +1,244 @@
+"""Key/value memory of the packed layout: no padding, every sample as long as it is.
+
+All layers from one prune stage to the next hold the same rows, so one `Rows` object (host integers)
+says where they are and each `RaggedLayer` only stores. Buffers are token-major `[rows, heads, D]`;
+a sample owns `length + ROOM` rows, so decoding writes in place and copies once in `ROOM` steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from vtfast.errors import StateError
+from vtfast.kernels.ragged import Ragged
+from vtfast.runtime.visual_tokens import to_device
+
+ROOM = 128
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What attention over packed rows has to know, for one run of layers in one forward.
+
+    A decoding step has one new row per sample: `decode` says where the rows of each are, as
+    arguments of `ragged_decode`; in plain PyTorch, and where samples are alike, `window` does, as
+    `attend_windows` takes it. Otherwise `queries` and `keys` cut the new rows and those they attend
+    to, and `index` holds the buffer rows of the keys, None when these are the new rows themselves.
+    """
+
+    decode: dict[str, Any] | None = None
+    window: tuple[int, int, int] | None = None
+    queries: Ragged | None = None
+    keys: Ragged | None = None
+    index: Tensor | None = None
+
+    @staticmethod
+    def without_past(lengths: list[int], device: torch.device) -> "Spans":
+        """Every sample attends to its own new rows."""
+        cut = Ragged.from_lengths(lengths, device)
+        return Spans(queries=cut, keys=cut)
+
+
+class Rows:
+    """Lengths, places and growth of the rows a run of layers has cached.
+
+    Layers hold their `Rows` and not the other way round: a cycle would keep the memory of a cache
+    nobody has any more until the garbage collector looks. `layers` is therefore given: all of the
+    cache, of which those that are ours are moved.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.device = device
+        self.lengths = list(lengths)
+        self.fresh = not any(lengths)
+        self.turn = 0  # how often rows were announced
+        self._place([n + ROOM for n in lengths])
+
+    def _place(self, capacities: list[int]) -> None:
+        self.capacities = capacities
+        self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
+        self.total = sum(capacities)
+        self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
+        self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
+
+    def extend(
+        self, new: list[int], layers: list[Any], *, step: bool = False, kernels: bool = False
+    ) -> Spans:
+        """Announce that every layer is about to append new[b] rows to sample b; in a decoding
+        `step` one each. `kernels`: whether Triton's will read them."""
+        self.turn += 1
+        self.fresh = not any(self.lengths)
+        lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
+        if self.turn == 1 and self.fresh:  # no layer has a buffer yet
+            self._place([n + ROOM for n in lengths])
+        elif any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
+            self._move(list(range(len(new))), layers, extra=new)
+        first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
+        self.lengths = lengths
+        if step:
+            return self._step(first, kernels)
+        self._where, self._places = row_numbers(first, new, self.device), ()
+        if self.fresh:
+            return Spans.without_past(new, self.device)
+        index = row_numbers(self.starts, lengths, self.device)
+        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
+        return Spans(queries=queries, keys=keys, index=index)
+
+    def _step(self, first: list[int], kernels: bool) -> Spans:
+        """One more row per sample. While room remains nothing is allocated: the tensors are those
+        of the step before, so a captured CUDA graph reads what is true now."""
+        if self._places and self._where is not None:
+            self._where.add_(1)
+            self._places[0].add_(1)
+        else:
+            with torch.inference_mode(False), torch.no_grad():  # else no later step may write them
+                self._where = to_device(first, self.device)
+                places = (to_device(n, self.device).int() for n in (self.lengths, self.starts))
+                self._places = tuple(places)
+        room = max(self.capacities)
+        if kernels:
+            lengths, starts = self._places
+            return Spans({"lengths": lengths, "starts": starts, "max_length": room})
+        if len(set(self.lengths)) == 1 and min(self.capacities) == room:
+            return Spans(window=(self.lengths[0], room, 0))
+        return Spans({"lengths": self.lengths, "starts": self.starts})
+
+    def write(self, buffer: Tensor, new: Tensor) -> None:
+        """new: [rows, heads, D] into the announced rows of buffer [total, heads, D]."""
+        assert self._where is not None
+        buffer.index_copy_(0, self._where, new)
+
+    def crop(self, remove: int) -> None:
+        """Forget the last `remove` rows of every sample."""
+        self.lengths = [max(0, n - remove) for n in self.lengths]
+        self._places = ()
+
+    def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
+        """Reorder, drop or repeat samples; `alike`: each place gets one of its own length, as the
+        beams of one prompt are. Then nothing is read from the device."""
+        even = len(set(self.lengths)) == len(set(self.capacities)) == 1
+        if alike and not even and index.device.type == "cpu":  # looking costs nothing here
+            alike = [self.lengths[b] for b in index.numpy()] == self.lengths
+        elif alike and not even:
+            lengths = to_device(self.lengths, index.device)
+            torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
+        if not even and not alike:
+            self._move(index.tolist(), layers)
+            return
+        if even:
+            self.lengths = self.lengths[:1] * len(index)
+        starts, last = to_device(self.starts, self.device)[index.to(self.device)], self.total - 1
+        self._place(self.capacities[:1] * len(index) if even else self.capacities)
+        capacities = to_device(self.capacities, self.device)
+        shift = starts - to_device(self.starts, self.device)
+        rows = torch.arange(self.total, device=self.device)
+        source = rows + shift.repeat_interleave(capacities, output_size=self.total)
+        self._copy(layers, source.clamp(max=last), rows)  # rooms may be of unequal size
+
+    def _move(self, order: list[int], layers: list[Any], extra: list[int] | None = None) -> None:
+        """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
+        starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
+        self._place([n + e + ROOM for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
+        self.lengths = lengths
+        source = row_numbers(starts, lengths, self.device)
+        target = row_numbers(self.starts, lengths, self.device)
+        self._copy(layers, source, target)
+
+    def _copy(self, layers: list[Any], source: Tensor, target: Tensor) -> None:
+        for layer in layers:
+            if isinstance(layer, RaggedLayer) and layer.rows is self:
+                layer.move(source, target)
+
+
+def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> Tensor:
+    """int64 [sum lengths]: start_b, start_b + 1, … for every sample, from host integers."""
+    if not any(lengths):
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    parts = [torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    return to_device(torch.cat(parts), device)
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer's keys and values, packed; `Rows` says where."""
+
+    is_sliding = False
+    is_croppable = True
+    keys: Tensor  # [rows, heads, D]
+    values: Tensor
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
+        self._turn = rows.turn
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate buffers for key_states, value_states [batch, heads, rows, D]."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        new = (t.transpose(1, 2).flatten(0, 1) for t in (key_states, value_states))
+        self.keys, self.values = (self._room(t) for t in new)
+        self.is_initialized = True
+
+    def _room(self, like: Tensor) -> Tensor:
+        """An empty buffer for rows like these; who goes on outside inference mode may write it."""
+        with torch.inference_mode(False):
+            return like.new_empty(self.rows.total, *like.shape[1:])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append rows: [1, heads, rows, D] packed, or [batch, heads, 1, D] in a decoding step.
+
+        Returns the new rows themselves while there is no past, else the buffers [total, heads, D],
+        which `attention.attend` reads by the spans of the pass.
+        """
+        if self._turn == self.rows.turn:
+            raise StateError(
+                "this KV cache was packed by vtfast.patch, and the model that goes on with it is "
+                "not patched so; patch it with the same plan and path, or start a new cache"
+            )
+        self._turn = self.rows.turn
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            self.rows.write(buffer, new.transpose(1, 2).flatten(0, 1))
+        if self.rows.fresh:
+            return key_states, value_states
+        return self.keys, self.values
+
+    def adopt(self, layer: Any, valid: Tensor | None) -> None:
+        """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real rows."""
+        self.lazy_initialization(layer.keys, layer.values)
+        where = row_numbers(self.rows.starts, self.rows.lengths, self.rows.device)
+        for buffer, old in ((self.keys, layer.keys), (self.values, layer.values)):
+            flat = old.transpose(1, 2).flatten(0, 1)
+            buffer.index_copy_(0, where, flat if valid is None else flat[valid])
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` of the old buffers to rows `target` of new ones."""
+        if self.is_initialized:
+            self.keys, self.values = (
+                self._room(t).index_copy_(0, target, t[source]) for t in (self.keys, self.values)
+            )
+
+    def get_seq_length(self) -> int:
+        """Rows of the longest sample."""
+        return max(self.rows.lengths, default=0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Sizes of a mask over this layer; masks are not used in the packed layout."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.23
+
+    def _done_by_rows(self, _: object) -> None:
+        """The cache does this once for all layers of a run (see `cache.PrunedCacheMixin`)."""
+
+    crop = batch_repeat_interleave = batch_select_indices = _done_by_rows
+    reorder_cache = _done_by_rows  # type: ignore[assignment]

@@ -1,0 +1,171 @@
+"""What a forward of a patched model refuses, and how it says so: got, expected, what to do.
+
+All of it is checked before a layer has run, so model and cache stay as they were.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, StaticCache
+
+from vtfast.errors import InputError, StateError
+from vtfast.kernels._launch import use_triton
+from vtfast.kernels._online_softmax import beyond
+from vtfast.runtime.kv_cache import CACHES, CacheState
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.visual_tokens import Segment, Visual
+
+
+def check_drafts(rows: Any, needs: frozenset[str], positions: str) -> None:
+    """Refuse a prefill that already holds guessed tokens where a guess would change what stays."""
+    if isinstance(rows, int) and rows > 1 and ("scores" in needs or positions == "renumber"):
+        raise InputError(
+            f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the last "
+            "token is a guess that text scores would follow and renumbered positions count; use a "
+            'method without scores and positions="keep", or decode without drafts (a plain call '
+            "takes 0 or 1)"
+        )
+
+
+def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
+    """Refuse to predict from padding or a visual token, which may be dropped.
+
+    `placeholders`: bool [B, S] for each kind of features.
+    """
+    labels, rows = call.get("labels"), call.get("logits_to_keep")
+    mask: Any = call.get("attention_mask")
+    for placeholder in placeholders:
+        # Asking a GPU would cost a read in every generation.
+        on_host = isinstance(rows, int) and rows == 1 and placeholder.device.type == "cpu"
+        if on_host and placeholder[:, -1].numpy().any():
+            raise InputError(
+                "the prompt ends in a picture, whose last token may be dropped, and then there "
+                "is nothing to predict from; put text after the picture"
+            )
+        plain = isinstance(mask, Tensor) and mask.ndim == 2
+        if on_host and plain and not mask[:, -1].numpy().all():
+            raise InputError(
+                "a row of the prompt ends in padding, from which nothing can be predicted; "
+                'pad on the left (padding_side="left")'
+            )
+        if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
+            raise InputError(
+                "a label would be predicted from a visual token, whose logits mean nothing "
+                "once it may be dropped; set labels at and right after a picture to -100"
+            )
+
+
+def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
+    """The [B, P + S] mask of a call of S = `chunk` tokens; None without one.
+
+    For a static cache `generate` prepares a 4-D mask. In the first chunk its last row says which
+    tokens are real; in a decoding step nothing is asked of it.
+    """
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    if isinstance(cache, StaticCache) and chunk == 1:
+        return None
+    prepared = mask.get("full_attention") if isinstance(mask, dict) else mask
+    static = isinstance(cache, StaticCache) and int(cache.get_seq_length()) == 0
+    if static and (prepared is None or (isinstance(prepared, Tensor) and prepared.ndim == 2)):
+        return prepared
+    if static and isinstance(prepared, Tensor):
+        row = prepared[:, 0, -1, :chunk]
+        return row == 0 if row.is_floating_point() else row
+    raise InputError(
+        f"a chunk of {chunk} tokens came with a prepared attention mask ({type(mask).__name__}); "
+        "pass the 2-D mask [batch, tokens] and a DynamicCache (a StaticCache takes a prepared mask "
+        "in its first chunk only)"
+    )
+
+
+def check_turn(visual: Visual, cache: Cache | None, chunk: int, positions: str) -> None:
+    """Refuse later chunks that a cache cannot take."""
+    static = isinstance(cache, StaticCache)
+    if cache is None or not (static or positions == "renumber") or int(cache.get_seq_length()) == 0:
+        return
+    if positions == "renumber":
+        raise InputError(
+            f"{chunk} tokens came on a cache that holds some (a second turn, or drafts), but "
+            'positions="renumber" counts one turn only; start a new cache, decode without drafts, '
+            'or patch with positions="keep"'
+        )
+    if min(visual.lengths) < chunk:
+        raise InputError(
+            "a later chunk on a StaticCache is padded, which it cannot skip; use a DynamicCache, "
+            "or go on with samples of equal length"
+        )
+
+
+def check_state(state: CacheState, now: Any, always_padded: bool, gradients: bool) -> None:
+    """Refuse a cache that another patch has pruned, and gradients through a packed one."""
+    same = state.plan == now.plan and state.positions == now.positions
+    if not same or (state.packed and always_padded):
+        raise StateError(
+            f"this KV cache was pruned by the plan {state.plan.name!r} "
+            f"(positions={state.positions!r}) in the "
+            f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
+            "with any more; patch it so again, or start a new cache"
+        )
+    if state.packed and gradients:
+        raise InputError(
+            "this KV cache is packed, and attention over it has no backward; go on under "
+            'torch.no_grad(), or start a new cache under path="padded"'
+        )
+
+
+def beyond_kernels(how: Any, weight: Tensor, head_size: int) -> str | None:
+    """Why Triton's kernels cannot attend in a model, "" if they can, None where none runs.
+
+    `how`: impl, path and stages. Refuses what an explicit "triton" cannot do there.
+    """
+    try:
+        if not use_triton("vtfast.patch", how.impl, weight.device):
+            return None
+    except RuntimeError as error:
+        raise StateError(str(error)) from None
+    heads = weight.dtype, head_size
+    whys = [stage.method.beyond(*heads) for stage in how.stages.values()]
+    why = next(filter(None, [*whys, how.path == "packed" and beyond(*heads)]), None)
+    if why and how.impl == "triton":
+        raise InputError(f'impl="triton": {why}; patch with impl="auto"')
+    return beyond(*heads)
+
+
+def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:
+    """Refuse what impl="triton" cannot do with a chunk of these images."""
+    if gradients:
+        raise InputError(
+            'impl="triton": its kernels have no backward and gradients are enabled; call under '
+            'torch.no_grad(), or patch with impl="auto"'
+        )
+    for stage in stages:
+        segments = stage.cut(segments)
+        longest, limit = max((s.left for s in segments), default=0), stage.method.kernel_limit
+        if limit is not None and longest > limit:
+            raise InputError(
+                f'impl="triton": a picture brings {longest} visual tokens to layer {stage.layer}, '
+                f'whose selection kernel takes {limit}; patch with impl="auto", or shrink it'
+            )
+        segments = [replace(s, left=stage.prune.count(s.original, s.left)) for s in segments]
+
+
+def check_attention(now: str, expected: str) -> None:
+    """Refuse an attention implementation that was set after patching."""
+    if now != expected:
+        raise StateError(
+            f"the attention implementation was changed to {now!r} while the model is patched; "
+            "call vtfast.unpatch(model), set it, and patch again"
+        )
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Refuse the caches whose layers we do not know."""
+    if cache is not None and type(cache) not in CACHES:
+        raise InputError(
+            f"a pruned generation needs a DynamicCache or a StaticCache, got "
+            f"{type(cache).__name__}; leave cache_implementation and the cache at their "
+            "defaults"
+        )
