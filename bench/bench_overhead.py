@@ -139,12 +139,12 @@ def stopwatch(seconds: dict[str, float]) -> Any:
 
         return timed
 
-    from vtfast.runtime.state import Pass
+    from vtfast.runtime.state import ForwardState
 
     with ExitStack() as stack:
         for name in ("_select", "_take"):
-            inner = getattr(Pass, name)
-            stack.enter_context(mock.patch.object(Pass, name, timing(name, inner)))
+            inner = getattr(ForwardState, name)
+            stack.enter_context(mock.patch.object(ForwardState, name, timing(name, inner)))
         yield
 
 

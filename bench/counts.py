@@ -97,18 +97,19 @@ def kv_bytes(state: Any) -> int:
 
 def parts() -> list[tuple[Any, str]]:
     """What vtfast adds to a forward: its hooks, and what they call."""
-    from vtfast.runtime import attention
-    from vtfast.runtime.hooks import Session
     from vtfast.runtime.layouts import Packed, Padded
-    from vtfast.runtime.packed_kv_cache import RaggedLayer
-    from vtfast.runtime.state import Pass
+
+    from vtfast.runtime import attention
+    from vtfast.runtime.hooks import PatchHooks
+    from vtfast.runtime.packed_kv_cache import PackedKVLayer
+    from vtfast.runtime.state import ForwardState
 
     hooks = ("_multimodal_pre", "_tower_pre", "_text_pre", "_layer_pre", "_text_post")
     return [
-        *((Session, name) for name in hooks),
-        *((Pass, name) for name in ("_select", "_take", "_keys", "_attention", "finish")),
+        *((PatchHooks, name) for name in hooks),
+        *((ForwardState, name) for name in ("_select", "_take", "_keys", "_attention", "finish")),
         *((layout, "enter") for layout in (Packed, Padded)),
-        (RaggedLayer, "update"),
+        (PackedKVLayer, "update"),
         (attention, "ragged_attention"),
     ]
 

@@ -25,7 +25,7 @@ from parity import exactly
 from shapes import dtype_for, normal
 
 from vtfast.ops import Ragged, ragged_decode, random_select
-from vtfast.runtime.packed_kv_cache import ROOM, RaggedLayer, Rows
+from vtfast.runtime.packed_kv_cache import ROOM, PackedKVLayer, PackedKVLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures" / "random_select.json"
@@ -144,16 +144,17 @@ def decoding(device: str) -> Verdicts:
 def _packed_cache(device: str) -> tuple[Callable[[], object], list[torch.Tensor]]:
     """A layer's cache after a prefill: its next step, and query, key and value of the new rows."""
     lengths, kernels = [70, 3, 129], device == "cuda"
-    rows = Rows([0] * len(lengths), torch.device(device))
-    layer = RaggedLayer(rows)
+    rows = PackedKVLayout([0] * len(lengths), torch.device(device))
+    layer = PackedKVLayer(rows)
 
     def fresh(seed: int, *shape: int) -> torch.Tensor:
         return normal(seed, *shape, HEAD_SIZE, device=device, dtype=dtype_for(device))
 
     def step() -> torch.Tensor:
-        spans = rows.extend([1] * len(lengths), [layer], step=True, kernels=kernels)
+        metadata = rows.extend([1] * len(lengths), [layer], step=True, kernels=kernels)
+        assert metadata.decode is not None
         buffers = layer.update(*new[1:])
-        return ragged_decode(new[0][:, :, 0], *buffers, **spans.decode)
+        return ragged_decode(new[0][:, :, 0], *buffers, **vars(metadata.decode))
 
     rows.extend(lengths, [layer])
     layer.update(*(fresh(seed, 1, KEY_HEADS, sum(lengths)) for seed in (1, 2)))

@@ -1,4 +1,4 @@
-"""Session set-up, and the fixture the op tests share."""
+"""PatchHooks set-up, and the fixture the op tests share."""
 
 import functools
 import importlib

@@ -47,12 +47,12 @@ def test_how_it_works_names_what_there_is(name: str) -> None:
 
 def test_how_it_works_names_something() -> None:
     assert len(NAMES) > 25
-    assert not found("hooks.Session._no_such_hook")
+    assert not found("hooks.PatchHooks._no_such_hook")
     assert not found("no_such_module")
 
 
 def test_the_picture_names_what_there_is() -> None:
     names = re.findall(r"monospace\">([\w.]+)<", PICTURE)
-    homes = ("hooks.Session", "state", "packed_kv_cache", "kernels.ragged_decode")
+    homes = ("hooks.PatchHooks", "state", "packed_kv_cache", "kernels.ragged_decode")
     assert len(names) > 8
     assert [name for name in names if not any(found(f"{home}.{name}") for home in homes)] == []

@@ -15,7 +15,8 @@ from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
 from vtfast.prune import Prune
 from vtfast.report import Report
-from vtfast.runtime.hooks import Session
+from vtfast.runtime.config import PatchConfig
+from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.stage import Stage
 
 _DEFAULT_KEEP = float("0.5")  # an object of its own, so that a keep that was passed can be told
@@ -29,22 +30,22 @@ class Handle:
     A context manager; leaving it removes the patch, also after an exception.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, hooks: PatchHooks) -> None:
+        self._hooks = hooks
 
     @property
     def plan(self) -> Plan:
         """The plan the model runs."""
-        return self._session.plan
+        return self._hooks.config.plan
 
     @property
     def report(self) -> Report | None:
         """The last finished prefill with pictures; None before the first."""
-        return self._session.report
+        return self._hooks.report
 
     def remove(self) -> None:
         """Undo the patch: exactly the model it was. Idempotent."""
-        self._session.remove()
+        self._hooks.remove()
 
     def __enter__(self) -> "Handle":
         return self
@@ -53,7 +54,7 @@ class Handle:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "active" if self._session.installed else "removed"
+        state = "active" if self._hooks.installed else "removed"
         return f"<vtfast.Handle {state}: {self.plan}>"
 
 
@@ -119,10 +120,10 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
-    active = _session_of(model)
+    active = _hooks_of(model)
     if active is not None:
         raise AlreadyPatchedError(
-            f"the model is patched already, with the plan {active.plan.name!r}; "
+            f"the model is patched already, with the plan {active.config.plan.name!r}; "
             "call vtfast.unpatch(model) before patching again"
         )
     family = family_of(model)
@@ -159,20 +160,20 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
     }
     if any(stage.score_layer is not None for stage in stages.values()):
         family.check_scores(model)
-    session = Session(family, parts, plan, stages, *how)
-    session.install()
-    return Handle(session)
+    hooks = PatchHooks(PatchConfig(plan, stages, *how), parts)
+    hooks.install()
+    return Handle(hooks)
 
 
 def unpatch(model: nn.Module) -> None:
     """Undo `patch`: exactly the model it was before. An unpatched model is left alone."""
-    while (session := _session_of(model)) is not None:
-        session.remove()
+    while (hooks := _hooks_of(model)) is not None:
+        hooks.remove()
 
 
 def is_patched(model: nn.Module) -> bool:
     """Whether `patch` is active on this model."""
-    return _session_of(model) is not None
+    return _hooks_of(model) is not None
 
 
 def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -> Plan:
@@ -196,13 +197,13 @@ def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -
     )
 
 
-def _session_of(model: nn.Module) -> Session | None:
-    """The active session, found by the hooks it has on the model (so a deep copy finds its own)."""
+def _hooks_of(model: nn.Module) -> PatchHooks | None:
+    """The active hooks, found by the hooks it has on the model (so a deep copy finds its own)."""
     if not isinstance(model, nn.Module):
         return None
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             owner = getattr(getattr(hook, "func", hook), "__self__", None)
-            if isinstance(owner, Session):
+            if isinstance(owner, PatchHooks):
                 return owner
     return None

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
@@ -47,22 +46,37 @@ class Report:
         )
 
     @staticmethod
-    def of(run: Any, num_layers: int) -> "Report":
-        """The report of a finished `runtime.forward.Pass`."""
+    def of(
+        *,
+        plan: Plan,
+        counts: list[tuple[int, list[int]]],
+        num_layers: int,
+        images: int,
+        path: str,
+        path_reason: str,
+        select_ms: dict[int, float],
+        kept: dict[int, tuple[Tensor, list[int]]],
+        chunk: int,
+    ) -> "Report":
+        """The report of a prefill.
+
+        counts: for each layer where they change, the visual tokens of every sample from there on.
+        kept: by layer, flat columns `sample * chunk + column` of what stayed, and how many of them
+        each sample has. chunk: columns of the input.
+        """
         per_layer: list[list[int]] = []
-        for (layer, counts), (until, _) in zip(
-            run.counts, [*run.counts[1:], (num_layers, [])], strict=True
+        for (layer, tokens), (until, _) in zip(
+            counts, [*counts[1:], (num_layers, [])], strict=True
         ):
-            per_layer += [counts] * (until - layer)
-        images = sum(run.visual.images) if run.visual else 0
+            per_layer += [tokens] * (until - layer)
         total = sum(map(sum, per_layer))
         return Report(
-            plan=run.settings.plan,
+            plan=plan,
             tokens=tuple(zip(*per_layer, strict=True)),
             average=total / (num_layers * images) if images else 0.0,
-            path="packed" if run.layout.is_packed else "padded",
-            path_reason=run.reason,
-            select_ms=run.select_ms,
-            _kept=run.kept,
-            _chunk=run.chunk,
+            path=path,
+            path_reason=path_reason,
+            select_ms=select_ms,
+            _kept=kept,
+            _chunk=chunk,
         )

@@ -13,7 +13,7 @@ import torch
 from bench_dry import dry, one_more
 from prefills import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
 
-from vtfast.runtime.state import Pass
+from vtfast.runtime.state import ForwardState
 
 LLAVA, QWEN = model_shapes.TINY
 
@@ -78,7 +78,7 @@ CASE = "llava-1.5-7b: divprune+random 0.5, b8"
 
 
 def test_without_parity_nothing_is_timed_and_the_exit_code_is_1(script, monkeypatch):
-    monkeypatch.setattr(Pass, "_take", one_more)
+    monkeypatch.setattr(ForwardState, "_take", one_more)
     code, record, said = script("--only", CASE)
     (row,) = record["rows"]
     assert code == 1
@@ -90,7 +90,7 @@ def test_without_parity_nothing_is_timed_and_the_exit_code_is_1(script, monkeypa
 
 
 def test_a_break_even_without_parity_is_none(script, monkeypatch):
-    monkeypatch.setattr(Pass, "_take", one_more)
+    monkeypatch.setattr(ForwardState, "_take", one_more)
     code, record, _ = script("--only", "llava-1.5-7b: divprune 0.25, break-even")
     (row,) = record["rows"]
     assert (code, row["points"]) == (1, [])

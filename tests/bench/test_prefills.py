@@ -14,7 +14,7 @@ from prefills import FLASH, NATIVE, PACKED, PADDED, UNPATCHED, Prompted
 from stand_in_gpu import StandIn
 
 from vtfast import Plan, Prune
-from vtfast.runtime.state import Pass
+from vtfast.runtime.state import ForwardState
 
 PLAN = Plan([Prune(0, "diversity", 0.5), Prune(5, "random", 0.1)])
 LLAVA, QWEN = model_shapes.TINY
@@ -86,21 +86,21 @@ def test_a_mask_of_ones_is_left_out_as_generate_does(built):
 
 
 def test_wrong_rows_are_red_in_both_layouts(prompted, monkeypatch):
-    monkeypatch.setattr(Pass, "_take", one_more)
+    monkeypatch.setattr(ForwardState, "_take", one_more)
     wrong = prefills.disagreements(prompted, PLAN)
     assert {f"{PADDED}, first tokens", f"{PACKED}, first tokens"} <= set(wrong)
     assert "that roundings explain" in wrong[f"{PACKED}, first tokens"]
 
 
 def test_other_picks_in_one_layout_are_red(prompted, monkeypatch):
-    select = Pass._select
+    select = ForwardState._select
 
     def other(run, stage, hidden):
         if run.layout.is_packed and stage.prune.method == "random":
             run.settings.seed += 1
         return select(run, stage, hidden)
 
-    monkeypatch.setattr(Pass, "_select", other)
+    monkeypatch.setattr(ForwardState, "_select", other)
     assert prefills.disagreements(prompted, PLAN) == {
         PACKED: "keeps other tokens than padded from layer 5 on"
     }
@@ -182,7 +182,7 @@ def test_launches_are_kernels_alone():
         _Event("_gather_rows_kernel", cuda),
         _Event("Memcpy HtoD (Pinned -> Device)", cuda),
         _Event("Memset (Device)", cuda),
-        _Event("vtfast: Pass._take", cuda, annotation=True),
+        _Event("vtfast: ForwardState._take", cuda, annotation=True),
         _Event("aten::mm", cpu),
     ]
     assert sum(map(counts._is_kernel, events)) == 2
@@ -227,8 +227,8 @@ def test_a_race_on_a_gpu_takes_ratios_within_rounds_and_holds_no_cache_of_anothe
 def test_a_profile_names_hooks_and_operators(prompted):
     ways = prefills.available(prompted.ways(PLAN))
     found = counts.profiled({name: ways[name] for name in (PACKED, NATIVE)}, "cpu", repeats=2)
-    assert found[PACKED]["vtfast: Pass._select"]["calls"] == 2
+    assert found[PACKED]["vtfast: ForwardState._select"]["calls"] == 2
     assert not any(name.startswith("vtfast: ") for name in found[NATIVE])
     said = counts.contributors(found, PACKED, NATIVE)
-    assert "vtfast: Session._text_pre" in said
+    assert "vtfast: PatchHooks._text_pre" in said
     assert "aten::" in said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repository import ROOT
 
-from vtfast.runtime.state import Pass
+from vtfast.runtime.state import ForwardState
 
 
 def dry(script: str, out: Path, *options: str) -> subprocess.CompletedProcess:
@@ -25,4 +25,4 @@ def one_more(pass_, index, *tensors):
     return [t.roll(1, dims=-2) for t in _take(pass_, index, *tensors)]
 
 
-_take = Pass._take
+_take = ForwardState._take

@@ -30,7 +30,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 import vtfast
 from vtfast import InputError, Prune, UnsupportedVersionError
 from vtfast.models import self_check
-from vtfast.runtime import layouts, names
+from vtfast.runtime import names, padded
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 PLAN = [Prune(0, "diversity", 0.5), Prune(3, "random", 0.25)]
@@ -290,17 +290,17 @@ def test_a_part_that_no_longer_gets_our_keyword_arguments(family, part, untested
         "layers": type(text.layers[0]),
         "attention": type(text.layers[0].self_attn),
     }[part]
-    drop_keywords(monkeypatch, cls, {"vtfast_pass", "vtfast_visual"})
+    drop_keywords(monkeypatch, cls, {"vtfast_state", "vtfast_visual"})
     refused(model)
 
 
 @pytest.mark.parametrize("ignored", ["attention_mask", "layer_idx"])
 @families
 def test_a_mask_function_that_ignores_an_argument(family, ignored, untested, monkeypatch):
-    make = layouts.create_causal_mask
+    make = padded.create_causal_mask
     neutral = {"attention_mask": None, "layer_idx": 0}[ignored]
     monkeypatch.setattr(
-        layouts, "create_causal_mask", lambda **given: make(**{**given, ignored: neutral})
+        padded, "create_causal_mask", lambda **given: make(**{**given, ignored: neutral})
     )
     refused(family.build(), match="padded layout")
 
@@ -359,12 +359,12 @@ SILENT = {
     "rotary": lambda mp, model, cls: hand_under_another_name(
         mp, cls, "position_embeddings", "phases", hidden=True
     ),
-    "to-the-layers": lambda mp, model, cls: drop_keywords(mp, cls, {"vtfast_pass"}),
+    "to-the-layers": lambda mp, model, cls: drop_keywords(mp, cls, {"vtfast_state"}),
     "to-the-text-model": lambda mp, model, cls: drop_keywords(
         mp, type(model.model.language_model), {"vtfast_visual"}
     ),
     "to-attention": lambda mp, model, cls: drop_keywords(
-        mp, type(model.model.language_model.layers[0].self_attn), {"vtfast_pass"}
+        mp, type(model.model.language_model.layers[0].self_attn), {"vtfast_state"}
     ),
 }
 

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, LAYERS
 
 import vtfast
 from vtfast import Plan, Prune
-from vtfast.runtime.packed_kv_cache import ROOM, RaggedLayer, Rows
+from vtfast.runtime.packed_kv_cache import ROOM, PackedKVLayer, PackedKVLayout
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 LATE = [Prune(2, "diversity", 0.5), Prune(4, "drop", 0)]
@@ -52,7 +52,7 @@ CASES = [
 def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
     samples, cache = generated(family, name, plan)
     for layer in range(first, LAYERS):
-        for sample, rows in zip(samples, cache.layers[layer].rows.lengths, strict=True):
+        for sample, rows in zip(samples, cache.layers[layer].layout.lengths, strict=True):
             if sample.pictures:
                 assert rows == expected_rows(family, plan, sample)[layer]
             else:
@@ -78,8 +78,8 @@ def test_no_mask_is_built_for_rows_without_padding(family, name, plan):
 def test_buffers_hold_at_most_their_room_more_than_their_rows(family):
     _, cache = generated(family, "batch", FOUR_STAGES)
     for layer in cache.layers:
-        spare = len(layer.keys) - sum(layer.rows.lengths)
-        assert spare <= ROOM * len(layer.rows.lengths)
+        spare = len(layer.keys) - sum(layer.layout.lengths)
+        assert spare <= ROOM * len(layer.layout.lengths)
         assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4
 
 
@@ -124,13 +124,13 @@ def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
 def places(rows):
     """Lengths and starts of one more step, as the kernel is given them."""
     decode = rows.extend([1, 1], [], step=True, kernels=True).decode
-    assert decode["max_length"] == max(rows.capacities)
-    return decode["lengths"], decode["starts"]
+    assert decode.max_length == max(rows.capacities)
+    return decode.lengths, decode.starts
 
 
 def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
-    rows = Rows([0, 0], torch.device("cpu"))
+    rows = PackedKVLayout([0, 0], torch.device("cpu"))
     rows.extend([200, 130], [])
     addresses = [t.data_ptr() for t in (*places(rows), rows._where)]
     for step in range(2, ROOM):
@@ -145,14 +145,14 @@ def test_steps_write_in_place_while_room_remains():
 
 def test_few_rows_have_as_much_room_as_many():
     """They had what was left of 128, and were copied after a few tokens."""
-    rows = Rows([0, 0, 0], torch.device("cpu"))
+    rows = PackedKVLayout([0, 0, 0], torch.device("cpu"))
     rows.extend([120, 3, 40], [])
     assert rows.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
 
 
 def test_rows_that_were_all_cropped_off_make_room_for_more_than_before():
-    rows = Rows([0], torch.device("cpu"))
-    layer = RaggedLayer(rows)
+    rows = PackedKVLayout([0], torch.device("cpu"))
+    layer = PackedKVLayer(rows)
     for length in (3, 3 + 2 * ROOM):
         new = torch.randn(1, 2, length, 4)
         rows.extend([length], [layer])
@@ -162,7 +162,7 @@ def test_rows_that_were_all_cropped_off_make_room_for_more_than_before():
 
 
 def test_a_step_without_room_moves_everything_once():
-    rows = Rows([0, 0], torch.device("cpu"))
+    rows = PackedKVLayout([0, 0], torch.device("cpu"))
     rows.extend([200, 130], [])
     for _ in range(ROOM):
         rows.extend([1, 1], [], step=True)

@@ -132,7 +132,7 @@ def test_drafts_are_refused(family, path):
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -6:-4]  # so that a draft is found
     with (
         renumbered(model, PLANS["in-the-middle"], path),
-        pytest.raises(InputError, match=r"renumbered.*without drafts"),
+        pytest.raises(InputError, match=r"renumber.*without drafts"),
     ):
         continuation(model, inputs, steps=4, prompt_lookup_num_tokens=2)
 

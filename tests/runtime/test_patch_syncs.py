@@ -15,12 +15,12 @@ from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, prob
 import vtfast
 from vtfast import Prune
 from vtfast.runtime import attention
-from vtfast.runtime.hooks import Session
-from vtfast.runtime.packed_kv_cache import RaggedLayer
+from vtfast.runtime.hooks import PatchHooks
+from vtfast.runtime.packed_kv_cache import PackedKVLayer
 
 QUIET = (
-    (Session, ("_tower_pre", "_tower_post", "_text_pre", "_layer_pre", "_text_post")),
-    (RaggedLayer, ("update",)),
+    (PatchHooks, ("_tower_pre", "_tower_post", "_text_pre", "_layer_pre", "_text_post")),
+    (PackedKVLayer, ("update",)),
     (attention, ("ragged_attention", "ragged_decode")),
 )
 
@@ -57,7 +57,7 @@ def waits_of(monkeypatch, family, path, plan):
     """Waits where pictures are found, and everywhere else in our hooks, while generating."""
     once: list[str] = []
     never: list[str] = []
-    watch(monkeypatch, Session, "_multimodal_pre", once)
+    watch(monkeypatch, PatchHooks, "_multimodal_pre", once)
     for owner, names in QUIET:
         for name in names:
             watch(monkeypatch, owner, name, never)

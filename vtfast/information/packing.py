@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtfast.kernels.ragged import Ragged
-from vtfast.runtime.packed_kv_cache import Spans
+from vtfast.runtime.packed_kv_cache import AttentionMetadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Packing:
     n-th sequence asked for."""
 
     rows: Tensor
-    spans: Spans
+    metadata: AttentionMetadata
     ends: Tensor
     targets: Tensor
     tokens: list[int]
@@ -94,7 +94,7 @@ class TextOfBatch:
         targets = [t for i in order for t in self.answers[kept[i].sample][: kept[i].tokens]]
         return Packing(
             _ints(rows, device),
-            Spans(queries=queries, keys=key_cut, index=_ints(keys, device)),
+            AttentionMetadata(queries=queries, keys=key_cut, index=_ints(keys, device)),
             _ints(ends, device),
             torch.tensor(targets, device=device),
             [kept[i].tokens for i in order],

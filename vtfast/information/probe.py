@@ -136,14 +136,14 @@ class Probe:
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
-        run = SimpleNamespace(spans=packing.spans, impl=self._impl, attended=0)
+        run = SimpleNamespace(metadata=packing.metadata, impl=self._impl, attended=0)
         for block in self._parts.layers[layer:]:
             hidden = block(
                 hidden,
                 attention_mask=None,
                 position_ids=None,
                 position_embeddings=(cos, sin),
-                vtfast_pass=run,
+                vtfast_state=run,
             )
         if run.attended != len(self._parts.layers) - layer:
             raise names.missing("keyword argument passed on to attention", type(block).__name__)

@@ -6,7 +6,6 @@ All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.methods import Attention
+from vtfast.runtime.model import Parts
 from vtfast.runtime.visual_tokens import Source
 
 TINY_TEXT: dict[str, Any] = {
@@ -31,20 +31,6 @@ TINY_TEXT: dict[str, Any] = {
 }
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 _SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The modules of a model that get hooks."""
-
-    model: nn.Module  # with the language-model head: takes labels
-    multimodal: nn.Module  # takes ids and pixels
-    tower: nn.Module  # pixels to features
-    text: nn.Module  # embeddings to hidden states
-    layers: nn.ModuleList
-    rotary: nn.Module
-    norm: nn.Module  # of the last hidden states
-    head_size: int  # 0 where queries, keys and values have several, as in latent attention
 
 
 class Family(ABC):
@@ -88,7 +74,7 @@ class Family(ABC):
         tower = getattr(inner, self.tower)
         around = text.layers, text.rotary_emb, text.norm
         head_size = getattr(text.layers[0].self_attn, "head_dim", 0)
-        return Parts(model, inner, tower, text, *around, head_size)
+        return Parts(self, model, inner, tower, text, *around, head_size)
 
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError unless every layer sees the whole sequence."""

@@ -1,4 +1,4 @@
-"""The attention function of the packed layout: ragged where rows are packed, SDPA elsewhere.
+"""The attention function of the packed layout: ragged where tokens are packed, SDPA elsewhere.
 
 Registered once, under one name, in both of transformers' attention registries; a model uses it
 only while it is patched with the packed path.
@@ -45,34 +45,39 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    vtfast_pass: Any = None,
+    vtfast_state: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers calls it.
 
     Args:
-        query: [1, H, rows, D] packed, or [B, H, 1, D] in a decoding step.
-        key, value: [1, Hkv, rows, D], the new rows, or a `RaggedLayer`'s buffers [total, Hkv, D].
-        vtfast_pass: this forward's `Pass`; without spans in it this is transformers' SDPA.
+        query: [1, H, tokens, D] packed, or [B, H, 1, D] in a decoding step.
+        key, value: [1, Hkv, tokens, D], the new ones, or a `PackedKVLayer`'s buffers
+            [total, Hkv, D].
+        vtfast_state: this forward's `ForwardState` (what is read of it: `metadata`, `impl`,
+            `attended`); without metadata in it this is transformers' SDPA.
 
     Returns:
-        ([1, rows, H, D] or [B, 1, H, D], None).
+        ([1, tokens, H, D] or [B, 1, H, D], None).
     """
-    spans = None if vtfast_pass is None else vtfast_pass.spans
-    if spans is None:
+    metadata = None if vtfast_state is None else vtfast_state.metadata
+    if metadata is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    vtfast_pass.attended += 1
+    vtfast_state.attended += 1
     if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if spans.window is not None:
-        return attend_windows(query.transpose(1, 2), key, value, spans.window, scaling), None
-    how = {"scale": scaling, "impl": vtfast_pass.impl}
-    if spans.decode is not None:
-        return ragged_decode(query[:, :, 0], key, value, **spans.decode, **how)[:, None], None
+    if metadata.window is not None:
+        return attend_windows(query.transpose(1, 2), key, value, metadata.window, scaling), None
+    how = {"scale": scaling, "impl": vtfast_state.impl}
+    if metadata.decode is not None:
+        spans = metadata.decode
+        how |= {"starts": spans.starts, "max_length": spans.max_length}
+        return ragged_decode(query[:, :, 0], key, value, spans.lengths, **how)[:, None], None
     if key.ndim == 4:
         key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    rows, cuts = query[0].transpose(0, 1), (spans.queries, spans.keys)
-    return ragged_attention(rows, key, value, *cuts, k_index=spans.index, **how)[None], None
+    tokens, segments = query[0].transpose(0, 1), (metadata.queries, metadata.keys)
+    out = ragged_attention(tokens, key, value, *segments, k_index=metadata.index, **how)
+    return out[None], None

@@ -1,15 +1,14 @@
 """The hooks that put a plan into one model, and take it out again without a trace.
 
 One prefill: the multimodal pre-hook finds the visual tokens (the one host read) → the text
-pre-hook opens a `Pass` and threads it to the layers → before each prune layer a method picks rows,
-one gather packs hidden states and rotary rows, and the layers from there on see the shorter
-sequence → the text post-hook puts the outputs back. Hooks only: no forward is replaced, no class
-touched; state of a forward lives in its `Pass`, state of a generation on its cache, none on the
-model.
+pre-hook opens a `ForwardState` and hands it to the layers → before each stage's layer a method
+picks tokens, one gather shortens hidden states and rotary rows, and the layers from there on see
+the shorter sequence → the text post-hook puts the outputs back. Hooks only: no forward is replaced,
+no class touched; state of a forward lives in its `ForwardState`, state of a generation on its
+cache, none on the model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from itertools import chain
@@ -17,61 +16,54 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError
-from vtfast.plan import Plan
 from vtfast.report import Report
 from vtfast.runtime import attention, names, validation
+from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
-from vtfast.runtime.layouts import Layout, Packed, Padded
-from vtfast.runtime.stage import Stage
-from vtfast.runtime.state import Pass
-from vtfast.runtime.visual_tokens import Visual, locate, valid_lengths
+from vtfast.runtime.model import Parts
+from vtfast.runtime.packed import Packed
+from vtfast.runtime.padded import Padded
+from vtfast.runtime.state import ForwardState, Layout
+from vtfast.runtime.visual_tokens import VisualTokens, locate, valid_lengths
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
-PASS, VISUAL = "vtfast_pass", "vtfast_visual"  # private keyword arguments between our hooks
+# Private keyword arguments between our hooks. What transformers hands to its modules, and what they
+# return, differs between models and releases: that is what `Any` stands for below.
+STATE, VISUAL = "vtfast_state", "vtfast_visual"
+Kwargs = dict[str, Any]
 
 
-@dataclass(eq=False)
-class Session:
-    """One patched model: its settings, its hooks, the report of its last prefill."""
+class PatchHooks:
+    """One patched model: what it was asked for, its hooks, the report of its last prefill."""
 
-    family: Any
-    parts: Any
-    plan: Plan
-    stages: dict[int, Stage]  # by layer, ascending; one at 0 always where rows can be packed
-    seed: int
-    positions: str
-    impl: str
-    path: str
-    record: bool
-    report: Report | None = None
-
-    def __post_init__(self) -> None:
-        stages, parts = self.stages.values(), self.parts
+    def __init__(self, config: PatchConfig, parts: Parts) -> None:
+        self.parts = parts
+        self.report: Report | None = None
         self._check_arguments()
         weight = next(parts.text.parameters())
-        self._beyond = validation.beyond_kernels(self, weight, parts.head_size)
-        self.kernels = self._beyond == ""
-        self.scored = {s.score_layer for s in stages if s.score_layer not in (None, s.layer)}
-        self.needs = frozenset().union(*(s.method.needs for s in stages))
-        self._first = next(iter(stages))
-        self._handles: list[Any] = []
-        self._original = parts.text.config._attn_implementation
-        self._always_padded = self._why_always_padded()
+        self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
+        self._handles: list[RemovableHandle] = []
+        self._original: str = parts.text.config._attn_implementation
+        self._always_padded = self._why_always_padded(config)
+        self._first = next(iter(config.stages.values()))  # of the plan
         if not self._always_padded:
-            self.stages = {0: Stage.that_keeps_all(self._first.layer), **self.stages}
-        self._due = self.scored | set(self.stages)
+            config = config.starting_at_layer_0()
+        self.config = config
+        self._due = config.scored_layers | set(config.stages)
         self._expected = self._original if self._always_padded else attention.NAME
-        self._layouts: tuple[Layout, Layout] = (Padded(parts.text.config), Packed())
+        self._padded = Padded(parts.text.config)
+        self._packed = Packed(kernels=self._unsupported == "")
 
     def _check_arguments(self) -> None:
         """Refuse a model whose parts do not take what the hooks read or change."""
         parts, common = self.parts, ("attention_mask", names.CACHE)
         embedded = (*common, "inputs_embeds")
         names.check_arguments(parts.model, *embedded, "labels", "logits_to_keep")
-        names.check_arguments(parts.multimodal, *embedded, *self.family.inputs)
+        names.check_arguments(parts.multimodal, *embedded, *parts.family.inputs)
         names.check_arguments(parts.text, *embedded)
         in_layer = (*common, "position_ids", "position_embeddings")
         for layer in parts.layers:
@@ -121,9 +113,9 @@ class Session:
 
     # -- which layout --------------------------------------------------------------------------
 
-    def _why_always_padded(self) -> str | None:
+    def _why_always_padded(self, config: PatchConfig) -> str | None:
         """The reason no forward of this patch can be packed; None if one can."""
-        if self.path == "padded":
+        if config.path == "padded":
             return "asked for"
         reason, advice = "", 'pass path="padded"'
         if self._original != "sdpa":
@@ -131,27 +123,29 @@ class Session:
             advice += ' or call model.set_attn_implementation("sdpa") first'
         elif not self.parts.head_size:
             reason = "the model's keys and values differ in size"
-        if reason and self.path == "packed":
+        if reason and config.path == "packed":
             raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
         if reason:
             return reason
-        if self.path == "auto" and self._beyond:
-            return f"attention: {self._beyond}"
-        if self.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+        if config.path == "auto" and self._unsupported:
+            return f"attention: {self._unsupported}"
+        if config.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
             return "the model was not on a GPU when it was patched"
         return None
 
-    def _layout(self, embeds: Tensor, visual: Visual | None, kwargs: Any) -> tuple[Layout, str]:
+    def _layout(
+        self, embeds: Tensor, visual: VisualTokens | None, kwargs: Kwargs
+    ) -> tuple[Layout, str]:
         """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
-        (padded, packed), text = self._layouts, self.parts.text
+        padded, packed, text = self._padded, self._packed, self.parts.text
         cache = names.given_cache(kwargs)
         state, static = state_of(cache), isinstance(cache, StaticCache)
         tensors = chain([embeds], text.parameters())
         gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if self.impl == "triton" and visual is not None:
-            validation.check_kernels(self.stages.values(), visual.segments, gradients)
+        if self.config.impl == "triton" and visual is not None:
+            validation.check_kernels(self.config.stages.values(), visual.segments, gradients)
         if state is not None:
-            validation.check_state(state, self, bool(self._always_padded), gradients)
+            validation.check_state(state, self.config, bool(self._always_padded), gradients)
             return packed if state.packed else padded, "decided at this cache's first prefill"
         if self._always_padded:
             return padded, self._always_padded + (f"; {_STATIC}" if static else "")
@@ -164,9 +158,10 @@ class Session:
             (dropout, "attention dropout is on"),
         )
         reason = next((why for holds, why in reasons if holds), None)
+        asked = self.config.path == "packed"
         if reason is None:
-            return packed, "asked for" if self.path == "packed" else "on a GPU, without gradients"
-        if self.path == "packed":
+            return packed, "asked for" if asked else "on a GPU, without gradients"
+        if asked:
             raise InputError(
                 f'path="packed" cannot run this forward: {reason}; '
                 "call it in eval mode under torch.no_grad(), without attention maps, with a "
@@ -176,39 +171,47 @@ class Session:
 
     # -- hooks ---------------------------------------------------------------------------------
 
-    def _multimodal_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _multimodal_pre(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[()], Kwargs] | None:
         """Of the model with the head, before accelerate's hooks rebuild what the tower left on its
         output, and of the one without, for who calls that."""
         call = _by_name(module, args, kwargs)
-        sources = self.family.sources(self.parts.multimodal, call)
+        sources = self.parts.family.sources(self.parts.multimodal, call)
         if VISUAL in call or not sources:
             return None
-        keeps = [stage.prune.keep for stage in self.stages.values()]
+        keeps = [stage.prune.keep for stage in self.config.stages.values()]
         if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
-            validation.check_drafts(call.get("logits_to_keep"), self.needs, self.positions)
+            validation.check_drafts(call.get("logits_to_keep"), self.config)
             validation.check_predictions(call, [source.placeholder for source in sources])
         chunk, cache = sources[0].placeholder.shape[1], names.given_cache(call)
         mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
         return (), {**call, VISUAL: locate(sources, mask)}
 
     def _multimodal_post(
-        self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
     ) -> None:
         if VISUAL in kwargs and not kwargs[VISUAL].arrived:
             raise names.missing(f"keyword argument {VISUAL!r} passed on", type(module).__name__)
 
-    def _tower_pre(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _tower_pre(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[Any, ...], Kwargs] | None:
         if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
             return args, {k: v for k, v in kwargs.items() if k != VISUAL}
         return None
 
-    def _tower_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        self.family.note(args, kwargs, out, "keys" in self.needs)
+    def _tower_post(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
+    ) -> None:
+        self.parts.family.note(args, kwargs, out, "keys" in self.config.needs)
 
-    def _text_pre(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _text_pre(
+        self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[()], Kwargs] | None:
         validation.check_attention(module.config._attn_implementation, self._expected)
         kwargs = _by_name(module, args, kwargs)
-        visual: Visual | None = kwargs.pop(VISUAL, None)
+        visual: VisualTokens | None = kwargs.pop(VISUAL, None)
         if visual is not None:
             visual.arrived = True
         cache = names.given_cache(kwargs)
@@ -225,39 +228,43 @@ class Session:
         # Text only, on a cache with gaps. Asking a GPU about one token would cost a read.
         some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
         if visual is None and (chunk > 1 or not some):
-            visual = Visual(None, [], *valid_lengths(mask, *embeds.shape[:2]))
+            visual = VisualTokens(None, [], *valid_lengths(mask, *embeds.shape[:2]))
         if visual is not None:
-            validation.check_turn(visual, cache, chunk, self.positions)
+            validation.check_turn(visual, cache, chunk, self.config.positions)
         layout, reason = self._layout(embeds, visual, kwargs)
-        run = Pass(embeds.shape[:2], visual, mask, layout, reason, self)
+        forward = ForwardState(
+            embeds.shape[:2], visual, mask, layout, reason, self.config, self.parts
+        )
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
-        if drops or run.unpads or (state and 0 in state.stages):
+        if drops or forward.unpads or (state and 0 in state.stages):
             # Every layer gets a mask of ours or none, so transformers need not build one: it
             # returns a 4-D mask as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
-        return (), {**kwargs, PASS: run}
+        return (), {**kwargs, STATE: forward}
 
-    def _layer_pre(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        run: Pass | None = kwargs.get(PASS)
-        if run is None:
+    def _layer_pre(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[Any, ...], Kwargs] | None:
+        forward: ForwardState | None = kwargs.get(STATE)
+        if forward is None:
             return None
-        if not (self._always_padded or run.given or number in self._due or module.training):
-            run.check_rotary(module, kwargs)
+        if not (self._always_padded or forward.given or number in self._due or module.training):
+            forward.check_rotary(module, kwargs)
             return None  # in the packed layout most layers need nothing
         if self._always_padded:  # attention functions of others need not know our keyword
-            kwargs = {k: v for k, v in kwargs.items() if k != PASS}
+            kwargs = {k: v for k, v in kwargs.items() if k != STATE}
         if not args:
             raise names.missing("positional hidden states", type(module).__name__)
-        hidden, kwargs = run.enter(number, module, args[0], kwargs)
+        hidden, kwargs = forward.enter(number, module, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _text_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
-        run: Pass | None = kwargs.get(PASS)
-        if run is None:
+    def _text_post(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any) -> Any:
+        forward: ForwardState | None = kwargs.get(STATE)
+        if forward is None:
             return None
-        hidden = run.finish(out[0])
-        if run.rows is not None:
-            self.report = Report.of(run, len(self.parts.layers))
+        hidden = forward.finish(out[0])
+        if forward.tokens is not None:
+            self.report = forward.report()
         if isinstance(out, tuple):
             return (hidden, *out[1:])
         out["last_hidden_state"] = hidden
@@ -266,7 +273,7 @@ class Session:
         return out
 
 
-def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """A call's arguments, all by keyword, in a dict of ours."""
     names = signature(module.forward).parameters if args else ()
     return {**dict(zip(names, args, strict=False)), **kwargs}

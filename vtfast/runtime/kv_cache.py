@@ -3,10 +3,15 @@
 transformers asks a cache two different questions by one method. `get_seq_length()` without a layer
 is how many tokens the generation has seen: positions and slicing of inputs follow from it.
 `get_seq_length(i)` is what layer i holds: masks follow from it. With pruning they differ by `gap`.
+
+`adopt` therefore changes the class of a cache that exists already. A new object would not do:
+`generate` and the caller hold this one. Neither would methods set on the instance: a copy and a
+pickle of it would call the original's. Layers of ours alone would not do either: they are not told
+which of the two questions is asked.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +19,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCa
 
 from vtfast.errors import StateError
 from vtfast.plan import Plan
-
-if TYPE_CHECKING:
-    from vtfast.runtime.state import Pass
+from vtfast.runtime.packed_kv_cache import PackedKVLayout
 
 
-class Holes:
-    """The padded counterpart of `Rows`: which cached columns of a run of layers are real.
+class PaddedKVMask:
+    """The padded counterpart of `PackedKVLayout`: which cached columns of a stage span are real.
 
     `mask`: bool [batch, length], or None when all are.
     """
@@ -54,7 +57,7 @@ class CacheState:
     plan: Plan  # what pruned it; another plan cannot go on
     positions: str  # the same for how positions were counted
     batch: int
-    stages: dict[int, Any] = field(default_factory=dict)  # by layer: Rows if packed, else Holes
+    stages: dict[int, PackedKVLayout | PaddedKVMask] = field(default_factory=dict)  # by layer
     moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples
     gap: int = 0  # tokens seen - columns of layer 0
     images: Tensor | None = None  # int64 [batch], images seen so far
@@ -63,12 +66,12 @@ class CacheState:
 
 
 class PrunedCacheMixin:
-    """Overrides for a cache whose layers hold different numbers of rows."""
+    """Overrides for a cache whose layers hold different numbers of tokens."""
 
     vtfast: CacheState
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
-        """Tokens seen (no argument) or rows held by one layer."""
+        """Tokens seen (no argument) or held by one layer."""
         if layer_idx is None:
             return super().get_seq_length(0) + self.vtfast.gap  # type: ignore[misc]
         return super().get_seq_length(layer_idx)  # type: ignore[misc]
@@ -150,12 +153,11 @@ def state_of(cache: Cache | None) -> CacheState | None:
     return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
 
 
-def adopt(cache: Cache, run: "Pass") -> CacheState:
-    """Make this cache a pruned one; every attribute it has stays."""
+def adopt(cache: Cache, packed: bool, plan: Plan, positions: str, batch: int) -> CacheState:
+    """Make this cache a pruned one, if it is not yet; every attribute it has stays."""
     state = state_of(cache)
     if state is None:
-        plan, positions = run.settings.plan, run.settings.positions
-        state = CacheState(run.layout.is_packed, plan, positions, run.batch)
+        state = CacheState(packed, plan, positions, batch)
         cache.vtfast = state  # type: ignore[attr-defined]
         cache.__class__ = _PRUNED[type(cache)]
     return state

@@ -1,10 +1,12 @@
-"""Key/value memory of the packed layout: no padding, every sample as long as it is.
+"""Keys and values in the packed layout: no padding, every sample as long as it is.
 
-All layers from one prune stage to the next hold the same rows, so one `Rows` object (host integers)
-says where they are and each `RaggedLayer` only stores. Buffers are token-major `[rows, heads, D]`;
-a sample owns `length + ROOM` rows, so decoding writes in place and copies once in `ROOM` steps.
+All layers from one stage to the next (a stage span) cache the same tokens, so one `PackedKVLayout`
+of host integers says where each sample's tokens lie, and every `PackedKVLayer` only stores.
+Buffers are token-major `[rows, heads, D]`; a sample owns `length + ROOM` rows, so decoding writes
+in place and copies once in `ROOM` steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,32 +22,41 @@ ROOM = 128
 
 
 @dataclass(frozen=True)
-class Spans:
-    """What attention over packed rows has to know, for one run of layers in one forward.
+class DecodeSpans:
+    """Where each sample's tokens lie in the buffers; the arguments of `ragged_decode`."""
 
-    A decoding step has one new row per sample: `decode` says where the rows of each are, as
-    arguments of `ragged_decode`; in plain PyTorch, and where samples are alike, `window` does, as
-    `attend_windows` takes it. Otherwise `queries` and `keys` cut the new rows and those they attend
-    to, and `index` holds the buffer rows of the keys, None when these are the new rows themselves.
+    lengths: Tensor | Sequence[int]
+    starts: Tensor | Sequence[int]
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """What attention over packed tokens has to know, for one stage span in one forward.
+
+    A decoding step has one new token per sample: `decode` says where the tokens of each are; in
+    plain PyTorch, and where samples are alike, `window` does, as `attend_windows` takes it.
+    Otherwise `queries` and `keys` are the segments of the new tokens and of those they attend to,
+    and `index` holds the buffer rows of the keys, None when these are the new tokens themselves.
     """
 
-    decode: dict[str, Any] | None = None
+    decode: DecodeSpans | None = None
     window: tuple[int, int, int] | None = None
     queries: Ragged | None = None
     keys: Ragged | None = None
     index: Tensor | None = None
 
     @staticmethod
-    def without_past(lengths: list[int], device: torch.device) -> "Spans":
-        """Every sample attends to its own new rows."""
-        cut = Ragged.from_lengths(lengths, device)
-        return Spans(queries=cut, keys=cut)
+    def without_past(lengths: list[int], device: torch.device) -> "AttentionMetadata":
+        """Every sample attends to its own new tokens."""
+        segments = Ragged.from_lengths(lengths, device)
+        return AttentionMetadata(queries=segments, keys=segments)
 
 
-class Rows:
-    """Lengths, places and growth of the rows a run of layers has cached.
+class PackedKVLayout:
+    """Lengths, places and growth of the tokens that the layers of a stage span have cached.
 
-    Layers hold their `Rows` and not the other way round: a cycle would keep the memory of a cache
+    Layers hold their layout and not the other way round: a cycle would keep the memory of a cache
     nobody has any more until the garbage collector looks. `layers` is therefore given: all of the
     cache, of which those that are ours are moved.
     """
@@ -54,20 +65,20 @@ class Rows:
         self.device = device
         self.lengths = list(lengths)
         self.fresh = not any(lengths)
-        self.turn = 0  # how often rows were announced
+        self.turn = 0  # how often tokens were announced
         self._place([n + ROOM for n in lengths])
 
     def _place(self, capacities: list[int]) -> None:
         self.capacities = capacities
         self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
         self.total = sum(capacities)
-        self._where: Tensor | None = None  # int64 [new rows]: buffer rows that `update` writes
+        self._where: Tensor | None = None  # int64 [new tokens]: buffer rows that `update` writes
         self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
 
     def extend(
         self, new: list[int], layers: list[Any], *, step: bool = False, kernels: bool = False
-    ) -> Spans:
-        """Announce that every layer is about to append new[b] rows to sample b; in a decoding
+    ) -> AttentionMetadata:
+        """Announce that every layer is about to append new[b] tokens to sample b; in a decoding
         `step` one each. `kernels`: whether Triton's will read them."""
         self.turn += 1
         self.fresh = not any(self.lengths)
@@ -82,13 +93,13 @@ class Rows:
             return self._step(first, kernels)
         self._where, self._places = row_numbers(first, new, self.device), ()
         if self.fresh:
-            return Spans.without_past(new, self.device)
+            return AttentionMetadata.without_past(new, self.device)
         index = row_numbers(self.starts, lengths, self.device)
         queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
-        return Spans(queries=queries, keys=keys, index=index)
+        return AttentionMetadata(queries=queries, keys=keys, index=index)
 
-    def _step(self, first: list[int], kernels: bool) -> Spans:
-        """One more row per sample. While room remains nothing is allocated: the tensors are those
+    def _step(self, first: list[int], kernels: bool) -> AttentionMetadata:
+        """One more token per sample. While room remains nothing is allocated: the tensors are those
         of the step before, so a captured CUDA graph reads what is true now."""
         if self._places and self._where is not None:
             self._where.add_(1)
@@ -101,18 +112,18 @@ class Rows:
         room = max(self.capacities)
         if kernels:
             lengths, starts = self._places
-            return Spans({"lengths": lengths, "starts": starts, "max_length": room})
+            return AttentionMetadata(DecodeSpans(lengths, starts, max_length=room))
         if len(set(self.lengths)) == 1 and min(self.capacities) == room:
-            return Spans(window=(self.lengths[0], room, 0))
-        return Spans({"lengths": self.lengths, "starts": self.starts})
+            return AttentionMetadata(window=(self.lengths[0], room, 0))
+        return AttentionMetadata(DecodeSpans(self.lengths, self.starts))
 
     def write(self, buffer: Tensor, new: Tensor) -> None:
-        """new: [rows, heads, D] into the announced rows of buffer [total, heads, D]."""
+        """new: [tokens, heads, D] into the announced rows of buffer [total, heads, D]."""
         assert self._where is not None
         buffer.index_copy_(0, self._where, new)
 
     def crop(self, remove: int) -> None:
-        """Forget the last `remove` rows of every sample."""
+        """Forget the last `remove` tokens of every sample."""
         self.lengths = [max(0, n - remove) for n in self.lengths]
         self._places = ()
 
@@ -139,7 +150,7 @@ class Rows:
         self._copy(layers, source.clamp(max=last), rows)  # rooms may be of unequal size
 
     def _move(self, order: list[int], layers: list[Any], extra: list[int] | None = None) -> None:
-        """Samples in a new order, each with fresh room (and room for `extra` rows more)."""
+        """Samples in a new order, each with fresh room (and room for `extra` tokens more)."""
         starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
         self._place([n + e + ROOM for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
         self.lengths = lengths
@@ -149,7 +160,7 @@ class Rows:
 
     def _copy(self, layers: list[Any], source: Tensor, target: Tensor) -> None:
         for layer in layers:
-            if isinstance(layer, RaggedLayer) and layer.rows is self:
+            if isinstance(layer, PackedKVLayer) and layer.layout is self:
                 layer.move(source, target)
 
 
@@ -161,21 +172,21 @@ def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> 
     return to_device(torch.cat(parts), device)
 
 
-class RaggedLayer(CacheLayerMixin):
-    """One layer's keys and values, packed; `Rows` says where."""
+class PackedKVLayer(CacheLayerMixin):
+    """One layer's keys and values without padding; its `PackedKVLayout` says where they lie."""
 
     is_sliding = False
     is_croppable = True
     keys: Tensor  # [rows, heads, D]
     values: Tensor
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, layout: PackedKVLayout) -> None:
         super().__init__()
-        self.rows = rows
-        self._turn = rows.turn
+        self.layout = layout
+        self._turn = layout.turn
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate buffers for key_states, value_states [batch, heads, rows, D]."""
+        """Allocate buffers for key_states, value_states [batch, heads, tokens, D]."""
         self.dtype, self.device = key_states.dtype, key_states.device
         new = (t.transpose(1, 2).flatten(0, 1) for t in (key_states, value_states))
         self.keys, self.values = (self._room(t) for t in new)
@@ -184,34 +195,35 @@ class RaggedLayer(CacheLayerMixin):
     def _room(self, like: Tensor) -> Tensor:
         """An empty buffer for rows like these; who goes on outside inference mode may write it."""
         with torch.inference_mode(False):
-            return like.new_empty(self.rows.total, *like.shape[1:])
+            return like.new_empty(self.layout.total, *like.shape[1:])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append rows: [1, heads, rows, D] packed, or [batch, heads, 1, D] in a decoding step.
+        """Append tokens: [1, heads, tokens, D] packed, or [batch, heads, 1, D] in a decoding step.
 
-        Returns the new rows themselves while there is no past, else the buffers [total, heads, D],
-        which `attention.attend` reads by the spans of the pass.
+        Returns the new tokens themselves while there is no past, else the buffers [total, heads,
+        D], which `attention.attend` reads by the metadata of the forward.
         """
-        if self._turn == self.rows.turn:
+        if self._turn == self.layout.turn:
             raise StateError(
                 "this KV cache was packed by vtfast.patch, and the model that goes on with it is "
                 "not patched so; patch it with the same plan and path, or start a new cache"
             )
-        self._turn = self.rows.turn
+        self._turn = self.layout.turn
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            self.rows.write(buffer, new.transpose(1, 2).flatten(0, 1))
-        if self.rows.fresh:
+            self.layout.write(buffer, new.transpose(1, 2).flatten(0, 1))
+        if self.layout.fresh:
             return key_states, value_states
         return self.keys, self.values
 
     def adopt(self, layer: Any, valid: Tensor | None) -> None:
-        """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real rows."""
+        """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real tokens,
+        None when all are."""
         self.lazy_initialization(layer.keys, layer.values)
-        where = row_numbers(self.rows.starts, self.rows.lengths, self.rows.device)
+        where = row_numbers(self.layout.starts, self.layout.lengths, self.layout.device)
         for buffer, old in ((self.keys, layer.keys), (self.values, layer.values)):
             flat = old.transpose(1, 2).flatten(0, 1)
             buffer.index_copy_(0, where, flat if valid is None else flat[valid])
@@ -224,8 +236,8 @@ class RaggedLayer(CacheLayerMixin):
             )
 
     def get_seq_length(self) -> int:
-        """Rows of the longest sample."""
-        return max(self.rows.lengths, default=0)
+        """Tokens of the longest sample."""
+        return max(self.layout.lengths, default=0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Sizes of a mask over this layer; masks are not used in the packed layout."""
@@ -237,8 +249,8 @@ class RaggedLayer(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
-    def _done_by_rows(self, _: object) -> None:
-        """The cache does this once for all layers of a run (see `cache.PrunedCacheMixin`)."""
+    def _done_by_layout(self, _: object) -> None:
+        """The cache does this once for all layers of a span (see `kv_cache.PrunedCacheMixin`)."""
 
-    crop = batch_repeat_interleave = batch_select_indices = _done_by_rows
-    reorder_cache = _done_by_rows  # type: ignore[assignment]
+    crop = batch_repeat_interleave = batch_select_indices = _done_by_layout
+    reorder_cache = _done_by_layout  # type: ignore[assignment]

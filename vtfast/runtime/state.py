@@ -1,9 +1,9 @@
-"""The bookkeeping of one forward of the text model, in packed rows.
+"""What one forward of the text model knows and does: which tokens are there, and where.
 
-Packed rows are the valid tokens of all samples one after another; padding has no row. Host
-integers say how many each sample has; `origin` says where each row came from, `slots` where it sits
-now. The two layouts (`layouts`) differ in `slots` alone: packed keeps rows where they are, padded
-right-aligns each sample in a rectangle. What a method sees, selects and drops is the same in both.
+All bookkeeping is in packed tokens: the real tokens of all samples one after another; padding has
+no place among them. Host integers say how many each sample has; `origin` says where each token came
+from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in `slots` alone; what
+a method sees, selects and drops is the same in both.
 """
 
 import time
@@ -12,30 +12,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.image_hash import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
+from vtfast.report import Report
 from vtfast.runtime import names
-from vtfast.runtime.kv_cache import adopt, state_of
-from vtfast.runtime.layouts import Layout
-from vtfast.runtime.packed_kv_cache import Spans
+from vtfast.runtime.config import PatchConfig
+from vtfast.runtime.kv_cache import CacheState, adopt, state_of
+from vtfast.runtime.layout import Chunk, Entry
+from vtfast.runtime.model import Parts
+from vtfast.runtime.packed import Packed
+from vtfast.runtime.packed_kv_cache import AttentionMetadata
+from vtfast.runtime.padded import Padded
 from vtfast.runtime.stage import Query, Stage
-from vtfast.runtime.visual_tokens import Visual, to_device
+from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
+
+Layout = Padded | Packed
 
 
-class Pass:
+class ForwardState:
     """One forward: opened by the text model's pre-hook, carried to its layers in their kwargs.
 
     Attributes:
         batch, chunk: shape of `inputs_embeds`, B and S.
-        visual: what the multimodal hook found (without tokens for a chunk of text on a cache with
-            gaps), None in a decoding step.
+        visual: what the multimodal hook found (without tokens for a chunk of text on a pruned
+            cache), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
         cache: this forward's, once a stage has been reached; None without one.
-        spans: set in the packed layout once rows are packed; `attention.attend` reads it.
+        metadata: set in the packed layout once tokens are packed; `attention.attend` reads it.
         given: keyword arguments that layers get from now on instead of transformers' own; stays
             empty in the packed layout.
     """
@@ -43,44 +51,47 @@ class Pass:
     def __init__(
         self,
         shape: torch.Size,
-        visual: Visual | None,
+        visual: VisualTokens | None,
         mask: Tensor | None,
         layout: Layout,
         reason: str,
-        settings: Any,
+        config: PatchConfig,
+        parts: Parts,
     ) -> None:
         self.batch, self.chunk = shape
-        self.visual, self.mask, self.layout = visual, mask, layout
-        self.reason, self.settings, self.impl = reason, settings, settings.impl
-        self.cache: Any = None
+        self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
+        self.config, self.parts, self.impl = config, parts, config.impl
+        self.cache: Cache | None = None
         self.query: Query | None = None
-        self.spans: Spans | None = None
+        self.metadata: AttentionMetadata | None = None
         self.shared: list[Tensor] | None = None  # rotary rows, which a packed stage rewrites
         self.reached: list[int] = []  # stages' layers
-        self.ragged: int | None = None  # the first layer that attends by `spans`
+        self.packed_from: int | None = None  # the first layer that attends by `metadata`
         self.attended = 0  # how many did
         self.given: dict[str, Any] = {}
-        self.changed = False  # rows differ from what transformers thinks they are
-        self.unpads = False  # padding goes at layer 0 already, because visual tokens will
-        self.rows: Tensor | None = None  # int64 [n], packed rows of the visual tokens
-        self.slots: Tensor | None = None  # int64 [rows], place in the running tensor; None: r
-        self.origin: Tensor | None = None  # int64 [rows], b * S + s; None: r
+        self.changed = False  # tokens differ from what transformers thinks they are
+        self.unpads = False  # drop padding at layer 0: some stage will drop tokens
+        self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
+        self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: r
+        self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: r
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self.select_ms: dict[int, float] = {}
         self._ran: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
         if visual is None:
+            self.lengths = [1] * self.batch
+            self.segments: list[Segment] = []
             return
         self.lengths = list(visual.lengths)
         self.segments = list(visual.segments)
-        self.rows = visual.tokens
-        self.counts.append((0, self._tokens()))
+        self.tokens = visual.tokens
+        self.counts.append((0, self._visual_tokens()))
         if mask is not None and sum(self.lengths) < self.batch * self.chunk:
             valid = mask[:, -self.chunk :].flatten().bool()
             self.slots = torch.nonzero_static(valid, size=sum(self.lengths))[:, 0]
-            if self.rows is not None:
-                self.rows = (valid.cumsum(0) - 1)[self.rows]
-            stages = settings.stages.values()
+            if self.tokens is not None:
+                self.tokens = (valid.cumsum(0) - 1)[self.tokens]
+            stages = config.stages.values()
             self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)
         self.origin = self.slots
 
@@ -90,7 +101,7 @@ class Pass:
         return self.visual is None
 
     def packed(self, t: Tensor) -> Tensor:
-        """[b, s, D] as the layers have it → [rows, D]; b may be 1 for all samples alike."""
+        """[b, s, D] as the layers have it → [tokens, D]; b may be 1 for all samples alike."""
         if not self.changed and t.shape[0] != self.batch:
             t = t.expand(self.batch, *t.shape[1:])
         t = t.reshape(-1, t.shape[-1])
@@ -107,7 +118,7 @@ class Pass:
         if number in self._ran:
             index, given = self._ran[number]
             return self._take(index, hidden)[0], {**kwargs, **given}
-        index, stage = None, self.settings.stages.get(number)
+        index, stage = None, self.config.stages.get(number)
         kwargs = {**kwargs, **self.given}
         self._check_handed(module, hidden, kwargs)
         if stage is not None:
@@ -117,9 +128,9 @@ class Pass:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-            if self.spans is not None and self.ragged is None:
-                self.ragged = number
-        if number in self.settings.scored and self.rows is not None:
+            if self.metadata is not None and self.packed_from is None:
+                self.packed_from = number
+        if number in self.config.scored_layers and self.tokens is not None:
             self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
         if module.training:
             self._ran[number] = (index, self.given)
@@ -148,16 +159,16 @@ class Pass:
             )
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """A decoding step reaches a stage: its layers hold rows of their own."""
+        """A decoding step reaches a stage: its layers hold tokens of their own."""
         state = state_of(self.cache)
-        if state and stage.layer in state.stages:
-            mask = self.layout.step(self, stage.layer, state.stages[stage.layer], hidden)
-            self._hand_out(stage, hidden, list(kwargs["position_embeddings"]), mask, kwargs)
+        if self.cache is not None and state is not None and stage.layer in state.stages:
+            entry = self.layout.step(self._seen(stage), stage.layer, hidden, self.cache)
+            self._hand_out(stage, hidden, list(kwargs["position_embeddings"]), entry, kwargs)
 
     def _prune(
         self, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """A prefill reaches a stage; returns hidden states and the rows they took (None: all)."""
+        """A prefill reaches a stage; returns hidden states and where they were (None: all)."""
         rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
             self.query = Query(module, hidden, tuple(rotary))
@@ -170,18 +181,34 @@ class Pass:
         if stay is not None or not self.changed:
             source = self.slots
             if stay is not None:
-                source, self.origin = (_compose(rows, stay) for rows in (self.slots, self.origin))
+                source, self.origin = (_compose(places, stay) for places in (source, self.origin))
             if not self.changed:
                 rotary = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
-            index = self.layout.place(self, source, hidden.device)
-            self.changed = True
+            placement = self.layout.place(self.lengths, source, hidden.device)
+            index, self.slots, self.changed = placement.index, placement.slots, True
             hidden, *rotary = self._take(index, hidden, *rotary)
-        mask = self.layout.enter(self, stage, hidden)
-        self._hand_out(stage, hidden, rotary, mask, kwargs)
+        entry = self.layout.enter(self._seen(stage), stage, hidden, self.cache)
+        if self.cache is not None and entry.cached is not None:
+            state = self._adopt(self.cache)
+            state.stages[stage.layer] = entry.cached
+            state.gap = state.gap if entry.gap is None else entry.gap
+        self._hand_out(stage, hidden, rotary, entry, kwargs)
         return hidden, index
 
+    def _seen(self, stage: Stage) -> Chunk:
+        """This forward as a layout is told of it."""
+        state, past = state_of(self.cache), self.visual.past if self.visual else None
+        cached = state.stages.get(stage.layer) if state else None
+        shape = self.batch, self.chunk
+        return Chunk(*shape, self.lengths, self.slots, self.mask, past, cached)
+
+    def _adopt(self, cache: Cache) -> CacheState:
+        """What is remembered on the cache, from now on if it is not yet."""
+        how = self.layout.is_packed, self.config.plan, self.config.positions
+        return adopt(cache, *how, self.batch)
+
     def _take(self, index: Tensor | None, *tensors: Tensor) -> list[Tensor]:
-        """Rows `index` of running tensors [b, s, D] in one launch, in the shape of the layout."""
+        """Places `index` of running tensors [b, s, D] in one launch, in the shape of the layout."""
         flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
         if index is not None:
             flat = list(gather_rows(index, *flat, impl=self.impl))
@@ -189,40 +216,48 @@ class Pass:
         return [t.view(samples, -1, t.shape[-1]) for t in flat]
 
     def _hand_out(
-        self, stage: Stage, hidden: Tensor, rotary: list[Tensor], mask: Any, kwargs: dict[str, Any]
+        self,
+        stage: Stage,
+        hidden: Tensor,
+        rotary: list[Tensor],
+        entry: Entry,
+        kwargs: dict[str, Any],
     ) -> None:
-        """Rotary rows and mask, for the layers from this stage on."""
-        if self.settings.positions == "renumber":
+        """Rotary rows and mask or metadata, for the layers from this stage on."""
+        self.metadata = entry.metadata
+        if self.config.positions == "renumber":
             rotary = self._renumber(stage, hidden, rotary)
         if self.layout.is_packed:
             self.shared = kwargs["position_embeddings"]
             self.shared[:] = rotary  # every layer holds this list
             return
         # No positions: FlashAttention would read gaps as packed sequences.
-        self.given = {"attention_mask": mask, "position_ids": None}
+        self.given = {"attention_mask": entry.mask, "position_ids": None}
         self.given["position_embeddings"] = tuple(rotary)
         kwargs.update(self.given)
 
     def _renumber(self, stage: Stage, hidden: Tensor, rotary: list[Tensor]) -> list[Tensor]:
         """Phases of positions 0, 1, … in each sample that has lost tokens; others keep theirs."""
-        state = state_of(self.cache)
-        if state and self.is_step:
+        state, seen = state_of(self.cache), self._seen(stage)
+        if self.is_step and state is not None and self.cache is not None:
             moved = state.moved[stage.layer]
+            positions = self.layout.step_positions(seen, stage.layer, hidden, self.cache)
+            moved_tokens = moved[:, None]
         else:
             losers = {s.sample for s in self.segments if s.left < s.original}
             moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
-        if state:
+            positions = self.layout.positions(seen, hidden)
+            moved_tokens = self.layout.per_token(seen, moved)
+        if state is not None:
             state.moved[stage.layer] = moved
-        cached = state.stages[stage.layer] if state else None
-        positions = self.layout.positions(self, stage.layer, cached, hidden)
-        moved = self.layout.per_row(self, moved)[..., None]
-        axes = self.settings.family.position_axes
-        fresh = self.settings.parts.rotary(hidden, positions.expand(*axes, *positions.shape))
-        return [torch.where(moved, new, old) for new, old in zip(fresh, rotary, strict=True)]
+        axes = self.parts.family.position_axes
+        fresh = self.parts.rotary(hidden, positions.expand(*axes, *positions.shape))
+        moved_tokens = moved_tokens[..., None]
+        return [torch.where(moved_tokens, n, old) for n, old in zip(fresh, rotary, strict=True)]
 
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
-        """Rows that stay, int64 ascending; None if all do."""
-        assert self.rows is not None
+        """Tokens that stay, int64 ascending; None if all do."""
+        assert self.tokens is not None
         prune = stage.prune
         segments = stage.cut(self.segments)
         lengths = [s.left for s in segments]
@@ -231,15 +266,15 @@ class Pass:
             return None
         with torch.no_grad():
             samples = tuple(s.sample for s in segments)
-            rows, norm = self.packed(hidden), self.settings.parts.norm
-            sequences = Sequences(rows, self.rows, tuple(self.lengths), samples, norm)
+            tokens, norm = self.packed(hidden), self.parts.norm
+            sequences = Sequences(tokens, self.tokens, tuple(self.lengths), samples, norm)
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths(lengths, hidden.device),
                 keep=keep,
                 grids=tuple(s.grid for s in segments),
                 sequences=sequences,
-                seed=self.settings.seed,
+                seed=self.config.seed,
                 options=prune.options,
                 impl=self.impl,
                 _keys=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
@@ -249,21 +284,21 @@ class Pass:
             chosen = self._timed(stage, context)
             total = sum(self.lengths)
             flag = torch.ones(total, dtype=torch.bool, device=hidden.device)
-            flag.index_fill_(0, self.rows, False)
-            kept = self.rows[chosen]
+            flag.index_fill_(0, self.tokens, False)
+            kept = self.tokens[chosen]
             flag.index_fill_(0, kept, True)
             for segment, count in zip(segments, keep, strict=True):
                 self.lengths[segment.sample] -= segment.left - count
                 segment.left = count
             stay = torch.nonzero_static(flag, size=sum(self.lengths))[:, 0]
-            self.counts.append((stage.layer, self._tokens()))
-            if self.settings.record:
+            self.counts.append((stage.layer, self._visual_tokens()))
+            if self.config.record:
                 self.kept[stage.layer] = _compose(self.origin, kept), self.counts[-1][1]
-            self.rows = (flag.cumsum(0) - 1)[kept]
+            self.tokens = (flag.cumsum(0) - 1)[kept]
         return stay
 
     def _timed(self, stage: Stage, context: SelectionContext) -> Tensor:
-        if not self.settings.record:
+        if not self.config.record:
             return stage.method.select(context)
         device = context.segments.device
         wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
@@ -275,12 +310,12 @@ class Pass:
         return chosen
 
     def _attention(self, last: Tensor) -> Attention:
-        """What the score layer attends with: queries of the rows `last`, keys of all rows."""
+        """What the score layer attends with: queries of the tokens `last`, keys of all."""
         query = self.query
         if query is None:
             raise InputError("attention scores were read; register the method with scores=True")
-        seen = [self.packed(t) for t in (query.hidden, *query.rotary)]
-        return self.settings.family.attention(query.layer, *seen, last)
+        hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
+        return self.parts.family.attention(query.layer, hidden, cos, sin, last)
 
     def _keys(self, per_frame: bool, device: torch.device) -> Tensor:
         """int64 [segments]: the picture's key; without pixels its number in the sample."""
@@ -302,27 +337,41 @@ class Pass:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
-        layers, model = self.settings.parts.layers, type(self.settings.parts.text).__name__
-        if self.reached != list(self.settings.stages):
+        layers, model = self.parts.layers, type(self.parts.text).__name__
+        if self.reached != list(self.config.stages):
             raise names.missing("keyword argument passed on to the layers", model)
-        if self.ragged is not None and self.attended != len(layers) - self.ragged:
+        if self.packed_from is not None and self.attended != len(layers) - self.packed_from:
             raise names.missing("keyword argument passed on to attention", model)
         self._remember(hidden.device)
         if not self.changed:
             return hidden
-        rows = self.packed(hidden)
+        tokens = self.packed(hidden)
         if self.origin is not None:
-            out = rows.new_zeros(self.batch * self.chunk, rows.shape[-1])
-            rows = out.index_copy_(0, self.origin, rows)
-        return rows.view(self.batch, self.chunk, -1)
+            out = tokens.new_zeros(self.batch * self.chunk, tokens.shape[-1])
+            tokens = out.index_copy_(0, self.origin, tokens)
+        return tokens.view(self.batch, self.chunk, -1)
+
+    def report(self) -> Report:
+        """What this prefill did."""
+        return Report.of(
+            plan=self.config.plan,
+            counts=self.counts,
+            num_layers=len(self.parts.layers),
+            images=sum(self.visual.images) if self.visual else 0,
+            path="packed" if self.layout.is_packed else "padded",
+            path_reason=self.reason,
+            select_ms=self.select_ms,
+            kept=self.kept,
+            chunk=self.chunk,
+        )
 
     def _remember(self, device: torch.device) -> None:
         """Note on the cache which pictures it has seen, and how far back it can be cropped."""
         visual, state, free = self.visual, state_of(self.cache), []
         if visual is None:
             return
-        if visual.tokens is not None and self.cache is not None and "keys" in self.settings.needs:
-            state = adopt(self.cache, self)
+        if visual.tokens is not None and self.cache is not None and "keys" in self.config.needs:
+            state = self._adopt(self.cache)
         if state is None:
             return
         if visual.tokens is not None:
@@ -332,9 +381,10 @@ class Pass:
         if self.mask is not None and sum(visual.lengths) < self.batch * self.chunk:
             free.append(self.mask[:, -self.chunk :].flip(1).long().cumprod(1).sum(1).amin())
         if free:
+            assert self.cache is not None
             state.free, state.end = torch.stack(free).amin(), self.cache.get_seq_length()
 
-    def _tokens(self) -> list[int]:
+    def _visual_tokens(self) -> list[int]:
         out = [0] * self.batch
         for s in self.segments:
             out[s.sample] += s.left

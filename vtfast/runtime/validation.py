@@ -13,19 +13,21 @@ from transformers.cache_utils import Cache, StaticCache
 from vtfast.errors import InputError, StateError
 from vtfast.kernels._launch import use_triton
 from vtfast.kernels._online_softmax import beyond
+from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import Segment, Visual
+from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
-def check_drafts(rows: Any, needs: frozenset[str], positions: str) -> None:
+def check_drafts(rows: int | Tensor | None, config: PatchConfig) -> None:
     """Refuse a prefill that already holds guessed tokens where a guess would change what stays."""
-    if isinstance(rows, int) and rows > 1 and ("scores" in needs or positions == "renumber"):
+    counts_guesses = "scores" in config.needs or config.positions == "renumber"
+    if isinstance(rows, int) and rows > 1 and counts_guesses:
         raise InputError(
-            f"logits_to_keep={rows}, as in assisted or prompt-lookup decoding, where the last "
-            "token is a guess that text scores would follow and renumbered positions count; use a "
-            'method without scores and positions="keep", or decode without drafts (a plain call '
-            "takes 0 or 1)"
+            f"logits_to_keep={rows}: assisted and prompt-lookup decoding are unsupported with "
+            'score-based methods and with positions="renumber", because the last token of the '
+            "prompt is a guess there; use a method without scores and "
+            'positions="keep", or decode without drafts (a plain call takes 0 or 1)'
         )
 
 
@@ -81,7 +83,7 @@ def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
     )
 
 
-def check_turn(visual: Visual, cache: Cache | None, chunk: int, positions: str) -> None:
+def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions: str) -> None:
     """Refuse later chunks that a cache cannot take."""
     static = isinstance(cache, StaticCache)
     if cache is None or not (static or positions == "renumber") or int(cache.get_seq_length()) == 0:
@@ -99,7 +101,7 @@ def check_turn(visual: Visual, cache: Cache | None, chunk: int, positions: str) 
         )
 
 
-def check_state(state: CacheState, now: Any, always_padded: bool, gradients: bool) -> None:
+def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradients: bool) -> None:
     """Refuse a cache that another patch has pruned, and gradients through a packed one."""
     same = state.plan == now.plan and state.positions == now.positions
     if not same or (state.packed and always_padded):
@@ -116,20 +118,20 @@ def check_state(state: CacheState, now: Any, always_padded: bool, gradients: boo
         )
 
 
-def beyond_kernels(how: Any, weight: Tensor, head_size: int) -> str | None:
+def why_kernels_unsupported(config: PatchConfig, weight: Tensor, head_size: int) -> str | None:
     """Why Triton's kernels cannot attend in a model, "" if they can, None where none runs.
 
-    `how`: impl, path and stages. Refuses what an explicit "triton" cannot do there.
+    Refuses what an explicit `impl="triton"` cannot do there.
     """
     try:
-        if not use_triton("vtfast.patch", how.impl, weight.device):
+        if not use_triton("vtfast.patch", config.impl, weight.device):
             return None
     except RuntimeError as error:
         raise StateError(str(error)) from None
     heads = weight.dtype, head_size
-    whys = [stage.method.beyond(*heads) for stage in how.stages.values()]
-    why = next(filter(None, [*whys, how.path == "packed" and beyond(*heads)]), None)
-    if why and how.impl == "triton":
+    whys = [stage.method.beyond(*heads) for stage in config.stages.values()]
+    why = next(filter(None, [*whys, config.path == "packed" and beyond(*heads)]), None)
+    if why and config.impl == "triton":
         raise InputError(f'impl="triton": {why}; patch with impl="auto"')
     return beyond(*heads)
 

@@ -24,7 +24,7 @@ class Segment:
     sample: int
     left: int  # tokens still in the sequence
     original: int
-    image: int  # number of the image in the chunk, in reading order: the row of `Visual.keys`
+    image: int  # number of the image in the chunk, in reading order: the row of `VisualTokens.keys`
     grid: tuple[int, ...]  # frames, rows, columns it began with; 0 when nobody knows
     frame: int = 0
 
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass
-class Visual:
+class VisualTokens:
     """The visual tokens of one chunk.
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
@@ -99,7 +99,7 @@ def valid_lengths(
     return now, before
 
 
-def locate(sources: list[Source], mask: Tensor | None) -> Visual:
+def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
     """Find segments, sample lengths and flat token positions of a chunk.
 
     `mask`: [B, P + S] attention mask over past and chunk, or None. Costs one host read, none where
@@ -149,7 +149,7 @@ def locate(sources: list[Source], mask: Tensor | None) -> Visual:
 
     flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
     known = keys if len(keyed) == len(sources) else None
-    return Visual(flat, segments, lengths, past, known, images, mask)
+    return VisualTokens(flat, segments, lengths, past, known, images, mask)
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:

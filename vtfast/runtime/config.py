@@ -1,0 +1,40 @@
+"""What a patch was asked for, resolved for one model; never changed afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from vtfast.plan import Plan
+from vtfast.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """The arguments of `vtfast.patch`, which documents them, and the stages of its plan.
+
+    stages: by layer, ascending.
+    """
+
+    plan: Plan
+    stages: Mapping[int, Stage]
+    seed: int
+    positions: str
+    impl: str
+    path: str
+    record: bool
+
+    def starting_at_layer_0(self) -> "PatchConfig":
+        """The same with a stage at layer 0, which keeps all if the plan has none there."""
+        first = next(iter(self.stages))
+        return replace(self, stages={0: Stage.that_keeps_all(first), **self.stages})
+
+    @cached_property
+    def scored_layers(self) -> frozenset[int]:
+        """Layers whose input is kept until the stage behind them reads attention scores from it."""
+        layers = {s.score_layer for s in self.stages.values() if s.score_layer != s.layer}
+        return frozenset(layer for layer in layers if layer is not None)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the methods want prepared: "scores", "keys"."""
+        return frozenset().union(*(stage.method.needs for stage in self.stages.values()))

@@ -1,0 +1,56 @@
+"""What the two layouts, `padded` and `packed`, are told and what they answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vtfast.runtime.kv_cache import PaddedKVMask
+from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayout
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a layout is told of a forward when one of its stages is reached.
+
+    Attributes:
+        batch, size: shape of the chunk that entered layer 0, B samples of S tokens.
+        lengths: tokens of each sample that are still there.
+        slots: int64 [tokens], where each packed token sits in the running tensor; None: in order.
+        mask: [B, P + S] attention mask over past and chunk, or None.
+        past: real tokens of each sample before this chunk; None when there is no mask.
+        cached: what the stage's layers hold, None before the first chunk that enters them.
+    """
+
+    batch: int
+    size: int
+    lengths: list[int]
+    slots: Tensor | None
+    mask: Tensor | None
+    past: list[int] | None
+    cached: PackedKVLayout | PaddedKVMask | None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How to bring tokens to where a layout wants them.
+
+    index: int64, places of the running tensor to take, in order; None: all as they are.
+    slots: int64, where each packed token then sits; None: in order.
+    """
+
+    index: Tensor | None
+    slots: Tensor | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the layers of a stage span get: a mask or metadata, and what the cache remembers.
+
+    gap: tokens seen less columns of layer 0, where it is known anew.
+    """
+
+    mask: Any = None  # whatever transformers' mask function makes
+    metadata: AttentionMetadata | None = None
+    cached: PackedKVLayout | PaddedKVMask | None = None
+    gap: int | None = None

@@ -1,0 +1,49 @@
+"""What the runtime knows of a model: its parts by name, and the questions only its family answers.
+
+`vtfast.models` fills this in; nothing here depends on a class of transformers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vtfast.methods import Attention
+from vtfast.runtime.visual_tokens import Source
+
+
+class Family(Protocol):
+    """What a model family answers; `vtfast.models.base.Family` says it in full.
+
+    The models of transformers differ in class, so those handed over here are `Any`.
+    """
+
+    inputs: tuple[str, ...]
+    position_axes: tuple[int, ...]
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+        """The features a call of the multimodal model brings; empty in decoding."""
+
+    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+        """Leave what image hashes are made from on a vision tower's output."""
+
+    def attention(
+        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
+    ) -> Attention:
+        """Queries of the tokens `last` and keys of all, as a decoder layer makes them."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one model that get hooks."""
+
+    family: Family
+    model: nn.Module  # with the language-model head: takes labels
+    multimodal: nn.Module  # takes ids and pixels
+    tower: nn.Module  # pixels to features
+    text: Any  # embeddings to hidden states, a PreTrainedModel
+    layers: nn.ModuleList
+    rotary: nn.Module
+    norm: nn.Module  # of the last hidden states
+    head_size: int  # 0 where queries, keys and values have several, as in latent attention

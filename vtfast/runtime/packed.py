@@ -1,0 +1,85 @@
+"""The packed layout: the batch is one sequence without padding, [1, tokens, D].
+
+Attention gets `AttentionMetadata` instead of a mask, the cache `PackedKVLayer`s. `padded` offers
+the same functions for the other layout; both take what they need and return it, and change nothing
+but the cache's layers.
+"""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from vtfast.runtime.layout import Chunk, Entry, Placement
+from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayer, PackedKVLayout
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.visual_tokens import to_device
+
+
+class Packed:
+    """No padding: packed tokens are where they are."""
+
+    is_packed = True
+
+    def __init__(self, kernels: bool) -> None:
+        self.kernels = kernels  # whether Triton's will read the cache
+
+    def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
+        """The places `source` of the running tensor, one after another."""
+        return Placement(index=source, slots=None)
+
+    def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
+        """Make the stage's layers packed ones and announce the tokens to come."""
+        if cache is None:
+            return Entry(metadata=AttentionMetadata.without_past(chunk.lengths, hidden.device))
+        seen, cached = cache.get_seq_length(), chunk.cached
+        if not isinstance(cached, PackedKVLayout):
+            cached = self._pack_layers(chunk, stage, cache, hidden.device)
+        metadata = cached.extend(chunk.lengths, cache.layers)
+        gap = seen + chunk.size - max(cached.lengths) if stage.layer == 0 else None
+        return Entry(cached=cached, metadata=metadata, gap=gap)
+
+    def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
+        """Announce one more token per sample."""
+        assert isinstance(chunk.cached, PackedKVLayout)
+        new = [1] * chunk.batch
+        metadata = chunk.cached.extend(new, cache.layers, step=True, kernels=self.kernels)
+        return Entry(cached=chunk.cached, metadata=metadata)
+
+    def positions(self, chunk: Chunk, hidden: Tensor) -> Tensor:
+        """int64 [1, tokens]: 0, 1, … in every sample."""
+        starts = [sum(chunk.lengths[:b]) for b in range(chunk.batch)]
+        tokens = torch.arange(sum(chunk.lengths), device=hidden.device)
+        return tokens - self.per_token(chunk, to_device(starts, hidden.device))
+
+    def step_positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Tensor:
+        """int64 [B, 1]: the last position of every sample."""
+        assert isinstance(chunk.cached, PackedKVLayout)
+        return to_device([n - 1 for n in chunk.cached.lengths], hidden.device)[:, None]
+
+    def per_token(self, chunk: Chunk, values: Tensor) -> Tensor:
+        """A value per sample, [B], for each of its tokens: [1, tokens]."""
+        lengths = to_device(chunk.lengths, values.device)
+        return values.repeat_interleave(lengths, output_size=sum(chunk.lengths))[None]
+
+    @staticmethod
+    def _pack_layers(
+        chunk: Chunk, stage: Stage, cache: Cache, device: torch.device
+    ) -> PackedKVLayout:
+        """Replace the layers of this stage span; what they hold already is taken over."""
+        layers = cache.layers
+        past = int(cache.get_seq_length(stage.layer)) if stage.layer < len(layers) else 0
+        lengths, valid = [past] * chunk.batch, None
+        if past and chunk.mask is not None and chunk.past:
+            lengths = chunk.past
+            valid = chunk.mask[:, :past].flatten().bool()
+            valid = torch.nonzero_static(valid, size=sum(lengths))[:, 0]
+        layout = PackedKVLayout(lengths, device)
+        for i in range(stage.layer, stage.until):
+            layer = PackedKVLayer(layout)
+            if past:
+                layer.adopt(layers[i], valid)
+            if i < len(layers):
+                layers[i] = layer
+            else:
+                layers.append(layer)
+        return layout

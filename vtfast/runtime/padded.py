@@ -1,0 +1,108 @@
+"""The padded layout: a rectangle [B, longest, D], every sample right-aligned in it.
+
+Right-aligned, so that the last token stays last. Attention gets masks from transformers' own mask
+functions, and the cache is transformers' own, so this works with every attention implementation.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+from vtfast.runtime import names
+from vtfast.runtime.kv_cache import PaddedKVMask
+from vtfast.runtime.layout import Chunk, Entry, Placement
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.visual_tokens import to_device
+
+
+class Padded:
+    """Left padding, as transformers does it."""
+
+    is_packed = False
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        self._cache_argument = names.cache_argument()
+
+    def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
+        """The places `source` (None: all), each sample right-aligned; padding repeats token 0."""
+        batch, longest, total = len(lengths), max(lengths), sum(lengths)
+        fill, slots = torch.arange(total, device=device), None
+        if min(lengths) < longest:
+            shift = [(b + 1) * longest - sum(lengths[: b + 1]) for b in range(batch)]
+            slots = fill + torch.repeat_interleave(
+                to_device(shift, device), to_device(lengths, device), output_size=total
+            )
+            fill = fill.new_zeros(batch * longest).index_copy_(0, slots, fill)
+        return Placement(fill if source is None else source[fill], slots)
+
+    def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
+        """The stage's mask; its columns are remembered on the cache."""
+        layer, longest = stage.layer, hidden.shape[1]
+        valid = self._valid(chunk, hidden)
+        if cache is None:
+            return Entry(self._mask(None, layer, hidden, valid))
+        past, gap = int(cache.get_seq_length(layer)), None
+        if layer == 0:
+            gap = int(cache.get_seq_length()) + chunk.size - past - longest
+        known, mask = chunk.mask if past else None, None
+        if isinstance(chunk.cached, PaddedKVMask):
+            known = chunk.cached.mask
+        if known is not None or valid is not None:
+            # A static cache has columns for tokens to come: causality hides them until then.
+            room = cache.get_mask_sizes(longest, layer)[0] - past - longest
+            real = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
+            before = real.expand(-1, past) if known is None else known[:, :past].bool()
+            now = real.expand(-1, longest) if valid is None else valid
+            mask = torch.cat([before, now, real.expand(-1, room)], 1)
+        return Entry(self._mask(cache, layer, hidden, mask), cached=PaddedKVMask(mask), gap=gap)
+
+    def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
+        """The stage's mask with one more column."""
+        assert isinstance(chunk.cached, PaddedKVMask)
+        chunk.cached.step(chunk.mask, cache.get_mask_sizes(1, layer)[0])
+        mask = self._mask(cache, layer, hidden, chunk.cached.mask)
+        return Entry(mask, cached=chunk.cached)
+
+    def positions(self, chunk: Chunk, hidden: Tensor) -> Tensor:
+        """int64 [B, longest]: 0, 1, … in every sample."""
+        valid = self._valid(chunk, hidden)
+        real = torch.ones_like(hidden[..., 0], dtype=torch.int64) if valid is None else valid
+        return (real.cumsum(1) - 1).clamp(min=0)
+
+    def step_positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Tensor:
+        """int64 [B, 1]: the last position of every sample."""
+        assert isinstance(chunk.cached, PaddedKVMask)
+        mask, gaps = chunk.cached.mask, torch.zeros_like(hidden[..., 0], dtype=torch.int64)
+        if mask is not None:
+            gaps = (~mask).sum(1, keepdim=True)
+        return cache.get_seq_length(layer) - gaps
+
+    def per_token(self, chunk: Chunk, values: Tensor) -> Tensor:
+        """A value per sample, [B], for all of its tokens: [B, 1]."""
+        return values[:, None]
+
+    @staticmethod
+    def _valid(chunk: Chunk, hidden: Tensor) -> Tensor | None:
+        """bool [B, longest]: which places hold a token; None if all do."""
+        if chunk.slots is None:
+            return None
+        flat = torch.zeros_like(hidden[..., 0], dtype=torch.bool).flatten()
+        return flat.index_fill_(0, chunk.slots, True).view(chunk.batch, -1)
+
+    def _mask(self, cache: Cache | None, layer: int, hidden: Tensor, mask: Tensor | None) -> Any:
+        """transformers' mask for a layer of this length. Its shortcut (`is_causal` for a mask)
+        would read our mask back, so it is closed when there is one."""
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=mask,
+            **{self._cache_argument: cache},
+            position_ids=None,  # gaps would be taken for packed sequences
+            layer_idx=layer,
+            allow_is_causal_skip=mask is None,
+        )
