@@ -20,6 +20,6 @@ setup(
         "vtfast.runtime",
         "vtfast.toy",
     ],
-    package_data={"vtfast.toy": ["checkpoints/**"]},
+    package_data={"vtfast": ["py.typed"], "vtfast.toy": ["checkpoints/**"]},
     include_package_data=False,
 )

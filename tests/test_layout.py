@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import tokenize
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,19 @@ def test_transformers_sees_no_kernels_package_from_the_root(tmp_path: Path) -> N
         "print(is_kernels_available())"
     )
     assert run(code) == run(code, "-P", cwd=tmp_path)
+
+
+def test_no_folder_of_ours_stands_in_for_the_hugging_face_kernels() -> None:
+    """Inside a pytest run: neither the top-level folder nor `tests/kernels` is on the path."""
+    import transformers
+
+    assert transformers.LlavaForConditionalGeneration
+    spec = find_spec("kernels")
+    if spec is not None:  # Hugging Face's own
+        assert spec.origin is not None
+        assert import_module("kernels").get_kernel
+        assert not Path(spec.origin).is_relative_to(ROOT / "tests")
+    assert [str(init) for init in (ROOT / "tests").rglob("__init__.py")] == []
 
 
 def machine_paths(text: str) -> list[str]:

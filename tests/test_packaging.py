@@ -217,6 +217,19 @@ def installed(
     return Installed(python, root, home, elsewhere, {})
 
 
+@pytest.mark.parametrize("installed", ["wheel"], indirect=True)
+def test_a_type_checker_outside_reads_our_types(installed: Installed) -> None:
+    """Without `py.typed` in the wheel mypy would refuse the import, or take all for `Any`."""
+    folder = installed.elsewhere / "typed"
+    folder.mkdir()
+    skipped = ("torch", "transformers", "triton", "numpy", "matplotlib", "PIL")
+    options = "".join(f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in skipped)
+    (folder / "mypy.ini").write_text(f"[mypy]\n{options}")
+    (folder / "user.py").write_text("import vtfast\nreveal_type(vtfast.Plan.paper)\n")
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", installed.python, "user.py"]
+    assert "-> vtfast.plan.Plan" in run(*mypy, cwd=folder)
+
+
 def test_kernels_import_from_the_repository_root(installed: Installed) -> None:
     """The checkout answers there, whatever is installed."""
     (file, doubled) = installed.says(IMPORT, cwd=installed.root)

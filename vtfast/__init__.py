@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vtfast.patching import Handle, is_patched, patch, unpatch
     from vtfast.plan import Plan, Prune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name -> the module that defines it; the bare submodules come last.
 _HOME = {
