@@ -107,7 +107,7 @@ def parts() -> list[tuple[Any, str]]:
     hooks = ("_multimodal_pre", "_tower_pre", "_text_pre", "_layer_pre", "_text_post")
     return [
         *((PatchHooks, name) for name in hooks),
-        *((ForwardState, name) for name in ("_select", "_take", "_keys", "_attention", "finish")),
+        *((ForwardState, name) for name in ("_select", "_take", "_hashes", "_attention", "finish")),
         *((layout, "enter") for layout in (Packed, Padded)),
         (PackedKVLayer, "update"),
         (attention, "ragged_attention"),

@@ -6,8 +6,6 @@ from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in 
 a method sees, selects and drops is the same in both.
 """
 
-import time
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from transformers.cache_utils import Cache
 
 from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
-from vtfast.kernels.image_hash import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.report import Report
@@ -28,6 +25,7 @@ from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.packed_kv_cache import AttentionMetadata
 from vtfast.runtime.padded import Padded
+from vtfast.runtime.selection import choose, image_hashes, shorten
 from vtfast.runtime.stage import Query, Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
 
@@ -258,56 +256,43 @@ class ForwardState:
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Tokens that stay, int64 ascending; None if all do."""
         assert self.tokens is not None
-        prune = stage.prune
-        segments = stage.cut(self.segments)
-        lengths = [s.left for s in segments]
-        keep = tuple(prune.count(s.original, s.left) for s in segments)
-        if sum(keep) == sum(lengths):
+        segments, options = stage.cut(self.segments), stage.prune.options
+        left = [s.left for s in segments]
+        keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
+        if sum(keep) == sum(left):
             return None
         with torch.no_grad():
             samples = tuple(s.sample for s in segments)
             tokens, norm = self.packed(hidden), self.parts.norm
-            sequences = Sequences(tokens, self.tokens, tuple(self.lengths), samples, norm)
             context = SelectionContext(
                 layer=stage.layer,
-                segments=Ragged.from_lengths(lengths, hidden.device),
+                segments=Ragged.from_lengths(left, hidden.device),
                 keep=keep,
                 grids=tuple(s.grid for s in segments),
-                sequences=sequences,
+                sequences=Sequences(tokens, self.tokens, tuple(self.lengths), samples, norm),
                 seed=self.config.seed,
-                options=prune.options,
+                options=options,
                 impl=self.impl,
-                _keys=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
+                _keys=lambda: self._hashes(segments, options.get("per") == "frame", hidden.device),
                 _attention=self._attention,
             )
-            self.segments = segments
-            chosen = self._timed(stage, context)
-            total = sum(self.lengths)
-            flag = torch.ones(total, dtype=torch.bool, device=hidden.device)
-            flag.index_fill_(0, self.tokens, False)
-            kept = self.tokens[chosen]
-            flag.index_fill_(0, kept, True)
-            for segment, count in zip(segments, keep, strict=True):
-                self.lengths[segment.sample] -= segment.left - count
-                segment.left = count
-            stay = torch.nonzero_static(flag, size=sum(self.lengths))[:, 0]
+            if self.config.record:
+                chosen, self.select_ms[stage.layer] = choose(stage.method, context)
+            else:
+                chosen = stage.method.select(context)
+            after = shorten(chosen, self.tokens, self.lengths, segments, keep)
+            self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
             self.counts.append((stage.layer, self._visual_tokens()))
             if self.config.record:
-                self.kept[stage.layer] = _compose(self.origin, kept), self.counts[-1][1]
-            self.tokens = (flag.cumsum(0) - 1)[kept]
-        return stay
+                self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
+        return after.stay
 
-    def _timed(self, stage: Stage, context: SelectionContext) -> Tensor:
-        if not self.config.record:
-            return stage.method.select(context)
-        device = context.segments.device
-        wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
-        wait()
-        start = time.perf_counter()
-        chosen = stage.method.select(context)
-        wait()
-        self.select_ms[stage.layer] = (time.perf_counter() - start) * 1e3
-        return chosen
+    def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
+        """What random picks of a stage follow, int64 [segments]."""
+        assert self.visual is not None
+        state = state_of(self.cache)
+        seen = state.images if state else None
+        return image_hashes(self.visual, segments, seen, per_frame, device)
 
     def _attention(self, last: Tensor) -> Attention:
         """What the score layer attends with: queries of the tokens `last`, keys of all."""
@@ -316,24 +301,6 @@ class ForwardState:
             raise InputError("attention scores were read; register the method with scores=True")
         hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
         return self.parts.family.attention(query.layer, hidden, cos, sin, last)
-
-    def _keys(self, per_frame: bool, device: torch.device) -> Tensor:
-        """int64 [segments]: the picture's key; without pixels its number in the sample."""
-        visual = self.visual
-        assert visual is not None
-        if visual.keys is not None:
-            keys = visual.keys().to(device)
-        else:
-            numbers = [i for n in visual.images for i in range(n)]
-            keys = to_device(numbers, device)
-            state = state_of(self.cache)
-            if state is not None and state.images is not None:
-                samples = [b for b, n in enumerate(visual.images) for _ in range(n)]
-                keys = keys + state.images[to_device(samples, device)]
-        if not per_frame:
-            return keys
-        keys = keys[to_device([s.image for s in self.segments], device)]
-        return mix64(keys, to_device([s.frame for s in self.segments], device))
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""

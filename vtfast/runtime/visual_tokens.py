@@ -17,7 +17,7 @@ from vtfast.errors import InputError
 from vtfast.kernels.image_hash import image_keys
 
 
-@dataclass
+@dataclass(frozen=True)
 class Segment:
     """The visual tokens of one image, one clip, or one frame of a clip. Host integers only."""
 
