@@ -92,7 +92,7 @@ def patch(
         impl: "auto" (Triton kernels on a GPU, plain PyTorch elsewhere) | "triton" | "eager": which
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
-            without padding, [1, rows, D], from the first stage that drops on, a padded one from
+            without padding, [1, tokens, D], from the first stage that drops on, a padded one from
             layer 0 on (`output_hidden_states` shows it); "auto" is packed on a GPU without
             gradients where the attention kernels take the model's dtype and head size, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took

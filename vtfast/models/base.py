@@ -101,19 +101,19 @@ class Family(ABC):
     def attention(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
     ) -> Attention:
-        """Queries of the rows `last` and the keys of all rows, as a decoder layer makes them.
+        """Queries of the tokens `last` and the keys of all, as a decoder layer makes them.
 
-        hidden: [rows, D] packed input of the layer; cos, sin: [rows, head size]. They are
+        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. They are
         recomputed, so every attention implementation will do.
         """
         attention = layer.self_attn
         size = attention.head_dim
         normed = layer.input_layernorm(hidden)
 
-        def rotate(x: Tensor, rows: Tensor | slice) -> Tensor:
+        def rotate(x: Tensor, tokens: Tensor | slice) -> Tensor:
             x = x.view(x.shape[0], -1, size)
             turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
-            return x * cos[rows, None] + turned * sin[rows, None]
+            return x * cos[tokens, None] + turned * sin[tokens, None]
 
         query = rotate(attention.q_proj(normed[last]), last)
         return Attention(query, rotate(attention.k_proj(normed), slice(None)), attention.scaling)
@@ -124,9 +124,9 @@ def check_one_device(text: nn.Module) -> None:
     places = sorted({str(p.device) for p in text.parameters()} - {"meta"})
     if len(places) > 1:
         raise UnsupportedModelError(
-            f"the language model is on several devices ({', '.join(places)}), and rows that stay "
-            'are told on one; load it on one device (device_map={"": 0}), or offload what does not '
-            "fit"
+            f"the language model is spread over several devices ({', '.join(places)}), which "
+            'vtfast does not support; load it on one device (device_map={"": 0}), or offload what '
+            "does not fit"
         )
 
 

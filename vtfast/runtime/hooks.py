@@ -225,7 +225,7 @@ class PatchHooks:
         validation.check_cache(cache)
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
-        # Text only, on a cache with gaps. Asking a GPU about one token would cost a read.
+        # Text only, on a pruned cache. Asking a GPU about one token would cost a read.
         some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
         if visual is None and (chunk > 1 or not some):
             visual = VisualTokens(None, [], *valid_lengths(mask, *embeds.shape[:2]))

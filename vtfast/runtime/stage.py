@@ -35,7 +35,7 @@ class Stage:
         this = self.prune.options.get("score_layer") == "this" or self.layer == 0
         return self.layer if this else self.layer - 1
 
-    def cut(self, segments: list[Segment]) -> list[Segment]:
+    def budgeted(self, segments: list[Segment]) -> list[Segment]:
         """The segments this stage has budgets for: images and clips, or frames."""
         if self.prune.options.get("per") == "frame":
             return split_frames(segments)
@@ -43,12 +43,12 @@ class Stage:
 
     def drops(self, segments: list[Segment]) -> bool:
         """Whether any of these segments would lose a token."""
-        return any(self.prune.count(s.original, s.left) < s.left for s in self.cut(segments))
+        return any(self.prune.count(s.original, s.left) < s.left for s in self.budgeted(segments))
 
 
 @dataclass
 class Query:
-    """What a score layer saw: enough to recompute its attention row of the last token."""
+    """What entered a score layer: enough to recompute what the last token attends to."""
 
     layer: nn.Module
     hidden: Tensor

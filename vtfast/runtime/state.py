@@ -256,7 +256,7 @@ class ForwardState:
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Tokens that stay, int64 ascending; None if all do."""
         assert self.tokens is not None
-        segments, options = stage.cut(self.segments), stage.prune.options
+        segments, options = stage.budgeted(self.segments), stage.prune.options
         left = [s.left for s in segments]
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
         if sum(keep) == sum(left):

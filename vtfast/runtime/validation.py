@@ -49,7 +49,7 @@ def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
         plain = isinstance(mask, Tensor) and mask.ndim == 2
         if on_host and plain and not mask[:, -1].numpy().all():
             raise InputError(
-                "a row of the prompt ends in padding, from which nothing can be predicted; "
+                "a sample of the batch ends in padding, from which nothing can be predicted; "
                 'pad on the left (padding_side="left")'
             )
         if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
@@ -144,7 +144,7 @@ def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: b
             'torch.no_grad(), or patch with impl="auto"'
         )
     for stage in stages:
-        segments = stage.cut(segments)
+        segments = stage.budgeted(segments)
         longest, limit = max((s.left for s in segments), default=0), stage.method.kernel_limit
         if limit is not None and longest > limit:
             raise InputError(

@@ -153,7 +153,7 @@ def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:
-    """Cut clips into frames; a clip that lost tokens as a whole cannot be cut."""
+    """Split clips into frames; one that lost tokens as a whole has no frames any more."""
     if any(s.grid[0] == 0 for s in segments):
         raise InputError(
             'per="frame" needs the number of frames, and a clip came as features without its grid; '
