@@ -128,17 +128,19 @@ def patch(
         )
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
-    check_transformers(model)
+    check_transformers(model, path)
     return _attach(model, family, plan, int(seed), positions, impl, path, bool(record))
 
 
-def check_transformers(model: Any) -> None:
+def check_transformers(model: Any, path: str) -> None:
     """Make sure that vtfast fits the installed transformers, once for each kind of model.
 
     A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; what it
     fails is refused with UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
-    check_release(family_of(model), supported_class(model), model.config, _patch_tiny)
+    family, implementation = family_of(model), model.config.get_text_config()._attn_implementation
+    how = _patch_tiny, implementation, path
+    check_release(family, supported_class(model), model.config, *how)
 
 
 def check_class(cls: type) -> None:

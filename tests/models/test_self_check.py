@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from cache_name import CACHE
+from model_runs import fed
 from module_state import changes, module_state
 from repository import ROOT
 from tiny_models import FAMILIES, TEXT, build_llava
@@ -29,8 +30,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 import vtfast
 from vtfast import InputError, Prune, UnsupportedVersionError
-from vtfast.models import self_check
-from vtfast.runtime import names, padded
+from vtfast.models import llava, qwen_vl, self_check
+from vtfast.runtime import hooks, kv_cache, names, padded
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 PLAN = [Prune(0, "diversity", 0.5), Prune(3, "random", 0.25)]
@@ -129,6 +130,75 @@ def test_any_other_value_is_refused(monkeypatch):
         vtfast.patch(build_llava(), PLAN)
 
 
+@families
+def test_both_layouts_are_tried_in_every_way(family, untested, monkeypatch):
+    tried, runs = [], self_check._runs
+
+    def noted(batch, alone, path):
+        for name, run in runs(batch, alone, path):
+            tried.append((path, name))
+            yield name, run
+
+    monkeypatch.setattr(self_check, "_runs", noted)
+    vtfast.patch(family.build(), PLAN)
+    ways = ("with a KV cache and scores", "with a KV cache", "without a KV cache")
+    ways += ("plain calls without padding", "beams", "drafts")
+    assert tried == [(path, way) for path in ("padded", "packed") for way in ways]
+
+
+def test_every_generation_has_the_cache_its_name_says(untested, monkeypatch):
+    model, seen = build_llava(), []
+    generate = self_check._Trial._generate
+
+    def noted(trial, inputs, new, **how):
+        seen.append((how.get("use_cache", True), how.get("num_beams", 1)))
+        return generate(trial, inputs, new, **how)
+
+    monkeypatch.setattr(self_check._Trial, "_generate", noted)
+    vtfast.patch(model, PLAN)
+    assert {(False, 1), (True, 1), (True, 2), (False, 2)} <= set(seen)
+
+
+def test_eager_attention_is_a_kind_of_its_own_and_is_run(untested, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="vtfast")
+    used, generate = set(), self_check._Trial._generate
+
+    def noted(trial, *args, **how):
+        used.add(trial.parts.text.config._attn_implementation)
+        return generate(trial, *args, **how)
+
+    monkeypatch.setattr(self_check._Trial, "_generate", noted)
+    vtfast.patch(build_llava(attention="eager"), PLAN)
+    assert "eager" in used
+    vtfast.patch(build_llava(), PLAN)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_a_text_model_never_tested_with_is_tried_packed_only_where_it_would_run_so(
+    path, untested, monkeypatch
+):
+    monkeypatch.setattr(self_check, "TESTED_TEXT_MODELS", ("qwen2",))
+    tried, runs = [], self_check._runs
+    monkeypatch.setattr(
+        self_check,
+        "_runs",
+        lambda batch, alone, path: tried.append(path) or runs(batch, alone, path),
+    )
+    vtfast.patch(build_llava(), PLAN, path=path)
+    assert tried == (["padded", "packed"] if path == "packed" else ["padded"])
+
+
+def test_where_the_tiny_model_cannot_run_it_says_how_to_go_on(untested, monkeypatch):
+    def fails(*args):
+        raise ImportError("no such thing here")
+
+    model = build_llava()
+    monkeypatch.setattr(self_check, "_tiny_model", fails)
+    message = refused(model, match="could not be checked here.*no such thing here")
+    assert "VTFAST_SELF_CHECK=never" in message
+
+
 def test_information_is_measured_on_a_checked_release_only(untested, monkeypatch):
     def fails(*args):
         raise UnsupportedVersionError("checked")
@@ -193,7 +263,7 @@ from tiny_models import FAMILIES
 rank = int(sys.argv[1])
 store = "file://{tmp_path}/store"
 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
+                        timeout=datetime.timedelta(seconds=300))
 if rank == 0:
     for family in FAMILIES.values():
         vtfast.patch(family.build(), "divprune", keep=0.5)
@@ -210,7 +280,20 @@ print("done")
         )
         for rank in range(2)
     ]
-    assert [job.communicate(timeout=120)[0] for job in jobs] == ["done\n"] * 2
+    try:
+        assert [job.communicate(timeout=300)[0] for job in jobs] == ["done\n"] * 2
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+def test_a_packed_model_keeps_its_attention_when_another_is_checked(untested):
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, PLAN, path="packed"):
+        expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        vtfast.patch(FAMILIES["qwen"].build(), PLAN, path="padded")
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), expected)
 
 
 # -- releases made by hand -------------------------------------------------------------------------
@@ -316,7 +399,108 @@ def test_layers_that_hold_copies_of_the_rotary_rows(family, untested, monkeypatc
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(cls, "__call__", copying)
-    refused(model, match="packed layout.*rotary rows")
+    refused(model, match="packed layout.*one list of rotary rows")
+
+
+@families
+def test_layers_handed_their_hidden_states_by_name(family, untested, monkeypatch):
+    model, cls = family.build(), LAYERS[family.name]
+    call = cls.__call__
+    monkeypatch.setattr(
+        cls, "__call__", lambda self, hidden, **kwargs: call(self, hidden_states=hidden, **kwargs)
+    )
+    refused(model, match="is not handed its hidden states as the first argument")
+
+
+@families
+def test_labels_under_another_name(family, untested, monkeypatch):
+    model = family.build()
+    hand_under_another_name(monkeypatch, type(model), "labels", "targets", hidden=False)
+    refused(model, match="takes no argument 'labels'")
+
+
+@families
+def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
+    """The truth is made layer by layer, which would then be no truth."""
+    model = family.build()
+    cls = type(model.model.language_model)
+    forward = cls.forward
+
+    def louder(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state * 2
+        return out
+
+    monkeypatch.setattr(cls, "forward", louder)
+    refused(model, match="decoder layers called one by one differ from the whole model")
+
+
+def test_pictures_that_are_not_found(untested, monkeypatch):
+    model = build_llava()
+    monkeypatch.setattr(llava.Llava, "sources", lambda self, multimodal, kwargs: [])
+    refused(model, match="no visual token was found")
+
+
+def test_a_layout_that_is_not_taken(untested, monkeypatch):
+    model = build_llava()
+    monkeypatch.setattr(hooks.PatchHooks, "_why_always_padded", lambda self, config: "because")
+    refused(model, match=r"the padded layout was taken \(because\)")
+
+
+def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
+    model, sources = FAMILIES["qwen"].build(), qwen_vl.Qwen25VL.sources
+
+    def swapped(self, multimodal, kwargs):
+        found = sources(self, multimodal, kwargs)
+        for source in found:
+            source.sizes = (
+                source.sizes.flip(0) if torch.is_tensor(source.sizes) else source.sizes[::-1]
+            )
+        return found
+
+    monkeypatch.setattr(qwen_vl.Qwen25VL, "sources", swapped)
+    refused(model, match="of picture")
+
+
+@families
+def test_an_unpadded_mask_that_starts_elsewhere(family, untested, monkeypatch):
+    """Right where transformers asks for it, before layer 0 has written, and wrong later."""
+    make = padded.create_causal_mask
+
+    def early(**given):
+        cache, hidden = given[CACHE], given["inputs_embeds"]
+        new = hidden.shape[1]
+        if given["attention_mask"] is not None or cache is None or new == 1:
+            return make(**given)
+        length = cache.get_mask_sizes(new, given["layer_idx"])[0]
+        seen = torch.arange(length) <= torch.arange(new)[:, None] + cache.get_seq_length()
+        return seen[None, None].expand(len(hidden), 1, new, length)
+
+    monkeypatch.setattr(padded, "create_causal_mask", early)
+    refused(family.build(), match="padded layout, plain calls without padding")
+
+
+@pytest.mark.parametrize("name", ["reorder_cache", "crop"])
+@families
+def test_caches_moved_by_another_name(family, name, untested, monkeypatch):
+    """What a pruned cache overrides is not called then."""
+    monkeypatch.setattr(kv_cache.PrunedCacheMixin, name, getattr(kv_cache.DynamicCache, name))
+    refused(family.build(), match="is moved or cropped in a way vtfast does not know")
+
+
+@families
+def test_a_single_late_layer_whose_attention_loses_our_keyword(family, untested, monkeypatch):
+    model = family.build()
+    cls = type(model.model.language_model.layers[0].self_attn)
+    call = cls.__call__
+
+    def forgetful(self, *args, **kwargs):
+        if self.layer_idx == 3:
+            kwargs.pop("vtfast_state", None)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(cls, "__call__", forgetful)
+    refused(model, match="do not pass keywords on to attention")
 
 
 @families
@@ -333,26 +517,73 @@ def test_scores_made_another_way(family, untested, monkeypatch):
     refused(model, match="layer 1 attends to other tokens than were kept")
 
 
+def only_in(monkeypatch, layout):
+    """Try one of the two layouts."""
+    runs = self_check._runs
+    monkeypatch.setattr(
+        self_check,
+        "_runs",
+        lambda batch, alone, path: runs(batch, alone, path) if path == layout else (),
+    )
+
+
+@pytest.mark.parametrize("functions_only", [True, False], ids=["functions", "everything"])
 @pytest.mark.parametrize("only", ["padded", "packed"])
 @families
 def test_the_release_that_renamed_the_cache_would_have_been_refused(
-    family, only, untested, monkeypatch
+    family, only, functions_only, untested, monkeypatch
 ):
-    """As vtfast was before 0.2: it looked for one name of the cache and went on without."""
+    """As vtfast was before 0.2: it knew one name of the cache and went on without."""
     other = "past_key_values" if CACHE == "cache" else "cache"
     monkeypatch.setattr(names, "given_cache", lambda call: call.get(other))
     monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: kwargs.get(other))
-    run = self_check._Trial.run
-
-    def in_one_layout(trial, stages, path, use_cache):
-        if path == only:
-            run(trial, stages, path, use_cache)
-
-    monkeypatch.setattr(self_check._Trial, "run", in_one_layout)
+    if not functions_only:
+        monkeypatch.setattr(names, "CACHE", (other,))
+        monkeypatch.setattr(names, "check_arguments", lambda module, *names: None)
+        monkeypatch.setattr(padded.names, "cache_argument", lambda: CACHE)
+    only_in(monkeypatch, only)
     refused(family.build(), match=f"{only} layout, with a KV cache")
 
 
 # -- without the self-check ------------------------------------------------------------------------
+
+MINE = {
+    "subclass": lambda model: _as_mine(model, "__class__"),
+    "replaced-forward": lambda model: _with_forward(model.model.language_model.layers[2]),
+    "no-attention": lambda model: _without_attention(model.model.language_model.layers[4]),
+}
+
+
+def _as_mine(model, _):
+    class Mine(type(model)):
+        def forward(self, input_ids=None, attention_mask=None, **kwargs):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    model.__class__ = Mine
+
+
+def _with_forward(layer):
+    forward = layer.forward
+    layer.forward = lambda hidden_states, **kwargs: forward(hidden_states, **kwargs)
+
+
+def _without_attention(layer):
+    class Nothing(torch.nn.Module):
+        def forward(self, hidden_states=None, **kwargs):
+            return torch.zeros_like(hidden_states), None
+
+    layer.self_attn = Nothing()
+
+
+@pytest.mark.parametrize("change", MINE.values(), ids=MINE)
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@families
+def test_what_somebody_has_changed_in_a_model_is_not_taken_for_a_release(family, path, change):
+    model, inputs = family.build(), family.inputs("batch")
+    change(model)
+    with vtfast.patch(model, PLAN, path=path), torch.no_grad():
+        assert model(**fed(family, inputs), use_cache=False).logits.isfinite().all()
+
 
 SILENT = {
     "cache": lambda mp, model, cls: hand_under_another_name(mp, cls, CACHE, "kv", hidden=True),

@@ -1,17 +1,17 @@
 """Both names of the cache are understood, and what a release has lost is named at once."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+import transformers
 from cache_name import CACHE, cache_of
 from model_runs import FOUR_STAGES, fed
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, TEXT
 from torch import nn
-from transformers import DynamicCache, masking_utils
+from transformers import DynamicCache, LlamaConfig, masking_utils
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import vtfast
-from vtfast import UnsupportedVersionError
+from vtfast import StateError, UnsupportedVersionError
 from vtfast.runtime import names
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -30,12 +30,14 @@ def test_a_cache_is_found_under_either_name(name):
 def test_a_layer_may_be_handed_no_cache_but_by_name(name):
     assert names.given_cache({}) is None
     assert names.handed_cache({name: None}, nn.Linear(1, 1)) is None
-    with pytest.raises(UnsupportedVersionError, match="'cache' or 'past_key_values' in Linear"):
+    with pytest.raises(
+        UnsupportedVersionError, match="Linear is handed no argument 'cache' or 'past"
+    ):
         names.handed_cache({"kv": None}, nn.Linear(1, 1))
 
 
 def test_an_output_without_a_cache_names_it():
-    with pytest.raises(UnsupportedVersionError, match="field 'cache' or 'past_key_values' in dict"):
+    with pytest.raises(StateError, match="a dict without a KV cache; call it with use_cache=True"):
         names.returned_cache({"logits": 0})
 
 
@@ -56,11 +58,19 @@ def test_a_mask_function_without_a_cache_is_refused(monkeypatch):
 
 
 def test_an_argument_a_module_does_not_take_is_named():
-    layer = SimpleNamespace(forward=lambda hidden, cache, **more: None)
-    names.check_arguments(layer, names.CACHE)
-    with pytest.raises(UnsupportedVersionError, match="'mask' in SimpleNamespace"):
-        names.check_arguments(layer, "mask")
-    names.check_arguments(SimpleNamespace(forward=lambda *args, **kwargs: None), "mask")
+    layer = LlamaDecoderLayer(LlamaConfig(**TEXT), 0)
+    names.check_arguments(layer, names.CACHE, "attention_mask")
+    with pytest.raises(UnsupportedVersionError, match="LlamaDecoderLayer takes no argument 'kv'"):
+        names.check_arguments(layer, "kv")
+    names.check_arguments(nn.Linear(1, 1), "kv")  # not of transformers
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_what_is_to_be_done_depends_on_whether_the_release_was_tested(tested, monkeypatch):
+    monkeypatch.setattr(names, "TESTED", (transformers.__version__,) if tested else ("1.2.3",))
+    message = str(names.unsupported("something is missing"))
+    advice = "a module of this model" if tested else r"install a tested release (1.2.3)"
+    assert advice in message
 
 
 def test_checkpointing_takes_the_cache_away_since_5_24_only_under_gradients():

@@ -68,7 +68,7 @@ class Probe:
         impl: str = "auto",
     ) -> None:
         family = family_of(model)
-        check_transformers(model)
+        check_transformers(model, "packed")
         if is_patched(model):
             raise StateError("the model is patched; call vtfast.unpatch(model) before scoring it")
         if model.training:
@@ -146,7 +146,9 @@ class Probe:
                 vtfast_state=run,
             )
         if run.attended != len(self._parts.layers) - layer:
-            raise names.missing("keyword argument passed on to attention", type(block).__name__)
+            raise names.unsupported(
+                f"{type(block).__name__} does not pass keywords on to attention"
+            )
         last = self._parts.text.norm(hidden[0, packing.ends])
         read = [
             _read(self._head(rows), targets)

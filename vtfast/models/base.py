@@ -30,7 +30,7 @@ TINY_TEXT: dict[str, Any] = {
     "eos_token_id": 2,
 }
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
-_SCORED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")  # text models tested with scores
+TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 
 
 class Family(ABC):
@@ -40,6 +40,7 @@ class Family(ABC):
         default_horizon: share of the layers, where nothing was measured.
         tower: name of the vision tower in the multimodal model.
         inputs: arguments of the multimodal model that `sources` reads.
+        around_picture: tokens that stand before and after a picture in a tiny model's prompt.
         position_axes: shape that the rotary module's positions have before [B, S].
     """
 
@@ -47,6 +48,7 @@ class Family(ABC):
     tower: str
     inputs: tuple[str, ...]
     position_axes: tuple[int, ...] = ()
+    around_picture: tuple[int, ...] = ()
 
     @abstractmethod
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
@@ -65,8 +67,9 @@ class Family(ABC):
         90 is the picture's."""
 
     @abstractmethod
-    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
-        """Visual tokens of three pictures for such a model, and the arguments that bring them."""
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        """Visual tokens of up to three pictures for such a model, and the arguments that bring
+        them."""
 
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
@@ -92,10 +95,11 @@ class Family(ABC):
     def check_scores(self, model: Any) -> None:
         """Raise UnsupportedModelError where `attention` would be wrong."""
         kind = model.config.get_text_config().model_type
-        if kind not in _SCORED:
+        if kind not in TESTED_TEXT_MODELS:
             raise UnsupportedModelError(
                 f"attention scores of a language model of type {kind!r} are not supported; "
-                f"use a method that needs none (diversity, random), or one of {', '.join(_SCORED)}"
+                "use a method that needs none (diversity, random), or one of "
+                f"{', '.join(TESTED_TEXT_MODELS)}"
             )
 
     def attention(

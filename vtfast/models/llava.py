@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.base import (
@@ -39,21 +39,20 @@ class Llava(Family):
         super().check(model)
 
     def tiny(self, config: Any) -> PreTrainedConfig:
-        tower = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
-        has_class_token = config.vision_config.model_type == "clip_vision_model"
-        return type(config)(
-            vision_config=type(config.vision_config)(
-                **TINY_TOWER, **tower, num_attention_heads=2, projection_dim=16
-            ),
-            text_config=type(config.get_text_config())(**TINY_TEXT, sliding_window=None),
+        text, tower = config.get_text_config().model_type, config.vision_config.model_type
+        sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2, "projection_dim": 16}
+        has_class_token = tower == "clip_vision_model"
+        return LlavaConfig(  # type: ignore[call-arg]  # an alias of image_token_index
+            vision_config=AutoConfig.for_model(tower, **TINY_TOWER, **sizes, num_attention_heads=2),
+            text_config=AutoConfig.for_model(text, **TINY_TEXT, sliding_window=None),
             image_token_id=90,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default" if has_class_token else "full",
         )
 
-    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        return (16, 16, 16), {"pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return [16] * count, {"pixel_values": pixels[:count]}
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         encoded = encoded_by_tower(kwargs, "image")

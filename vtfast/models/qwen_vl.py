@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 
 from vtfast.models.base import (
     TINY_TEXT,
@@ -30,11 +30,12 @@ class Qwen25VL(Family):
     default_horizon = 0.75  # layer 21 of 28, arXiv 2512.07580
     tower = "visual"
     inputs = ("input_ids", *(name for kind in _KINDS.values() for name in kind[:2]))
+    around_picture = (92, 93)
     position_axes = (3,)  # time, height, width
 
     def tiny(self, config: Any) -> PreTrainedConfig:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-        return type(config)(
+        return Qwen2_5_VLConfig(
             text_config={**TINY_TEXT, "rope_parameters": rope},
             vision_config={
                 **TINY_TOWER,
@@ -47,15 +48,15 @@ class Qwen25VL(Family):
             },
             image_token_id=90,
             video_token_id=91,
-            vision_start_token_id=92,
-            vision_end_token_id=93,
+            vision_start_token_id=self.around_picture[0],
+            vision_end_token_id=self.around_picture[1],
         )
 
-    def tiny_pictures(self) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
-        grid = torch.tensor([[1, 4, 6], [1, 6, 4], [1, 4, 4]])
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        grid = torch.tensor([[1, 4, 6], [1, 6, 4], [1, 4, 4]])[:count]
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 4 * 4, generator=generator)
-        return (6, 6, 4), {"pixel_values": pixels, "image_grid_thw": grid}
+        return [6, 6, 4][:count], {"pixel_values": pixels, "image_grid_thw": grid}
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         found = []

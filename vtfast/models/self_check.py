@@ -3,9 +3,13 @@
 vtfast reads and changes what transformers' models hand to their parts, which a release may rename
 or reorder. A release in `TESTED` has passed the model tests. Any other is neither trusted nor
 refused blindly: before the first patch of a kind of model in a process, a tiny random model of its
-class generates three tokens for two padded samples with one and two pictures, pruned in both
-layouts, with and without a KV cache. The logits must be those of the full sequence with the dropped
-tokens masked out, computed layer by layer without vtfast.
+class runs pruned in both layouts: two padded samples with one and two pictures, with and without a
+KV cache; one sample without padding, in plain calls of several tokens; beams, and drafts that are
+taken back. Logits must be those of the full sequence with the dropped tokens masked out, computed
+layer by layer without vtfast.
+
+Not tried are positions="renumber", static caches, videos, right padding, and other attention
+implementations than SDPA and eager.
 """
 
 import logging
@@ -19,80 +23,117 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError, UnsupportedVersionError
-from vtfast.models.base import Family
+from vtfast.models.base import TESTED_TEXT_MODELS, Family
 from vtfast.prune import Prune
 from vtfast.runtime import attention
+from vtfast.runtime.names import TESTED, cache_argument, returned_cache
 
-TESTED = ("5.17.0", "5.23.0", "5.24.0")
 VARIABLE = "VTFAST_SELF_CHECK"  # always: tested releases too; auto: others; never
 
 # Patches a model with stages and a path, and gives a handle to use in a `with` statement.
 Patch = Callable[[Any, list[Prune], str], AbstractContextManager[Any]]
 
-_PAD, _START, _IMAGE, _VOCABULARY = 0, 1, 90, 96
+_PAD, _START, _IMAGE = 0, 1, 90
 _NEW = 3  # tokens generated: a prefill and two steps
 _TOLERANCE = 1e-3  # of logits of size 10; rounding gives 1e-5, a token too many or too few 0.1
-_SELECTED_EARLY = [Prune(0, "diversity", 0.75), Prune(2, "topk", 0.5)]
-_SELECTED_LATE = [Prune(1, "random", 0.5)]
-_passed: set[tuple[str, ...]] = set()
+_BY_SCORES = [Prune(0, "diversity", 0.75), Prune(2, "topk", 0.5)]
+_LATE = [Prune(2, "random", 0.5)]
+_passed: set[tuple[object, ...]] = set()
 
 
-def check_release(family: Family, cls: type, config: PreTrainedConfig, patch: Patch) -> None:
-    """Run the self-check for models of `cls` with `config` if it is due in this process.
+def check_release(
+    family: Family,
+    cls: type,
+    config: PreTrainedConfig,
+    patch: Patch,
+    implementation: str = "sdpa",
+    path: str = "packed",
+) -> None:
+    """Run the self-check if it is due for this kind of model in this process.
 
-    Raises UnsupportedVersionError where it fails, before anything is changed.
+    A kind is a class of transformers (for a class derived from one, that one), the types of its
+    text model and vision tower, and the attention implementation. A text model vtfast was never
+    tested with is tried in the padded layout alone unless `path` is "packed".
+
+    Raises UnsupportedVersionError where the self-check fails, before anything is changed.
     """
     mode = os.environ.get(VARIABLE, "auto")
     if mode not in ("always", "auto", "never"):
         raise InputError(f"{VARIABLE}={mode!r}; set it to 'always', 'auto' or 'never'")
-    kind = (cls.__name__, config.get_text_config().model_type, config.vision_config.model_type)
-    due = mode == "always" or (mode == "auto" and transformers.__version__ not in TESTED)
-    if not due or kind in _passed:
+    if mode == "never" or (mode == "auto" and transformers.__version__ in TESTED):
         return
-    started = time.perf_counter()
-    self_check(family, cls, config, patch)
-    _passed.add(kind)
+    text = config.get_text_config().model_type
+    packed = path == "packed" or text in TESTED_TEXT_MODELS
+    kind = (cls.__name__, text, config.vision_config.model_type, implementation, packed)
+    with attention.LOCK:  # one at a time; others wait to be told
+        if kind in _passed:
+            return
+        started = time.perf_counter()
+        self_check(family, cls, config, patch, implementation, packed)
+        _passed.add(kind)
+        seconds = time.perf_counter() - started
+    note = "" if implementation in ("sdpa", "eager") else f"; {implementation!r} itself not tried"
     logging.getLogger("vtfast").info(
-        "self-check of %s on transformers %s passed in %.1f s",
-        *(cls.__name__, transformers.__version__, time.perf_counter() - started),
+        "self-check of %s on transformers %s passed in %.1f s%s",
+        *(cls.__name__, transformers.__version__, seconds, note),
     )
 
 
-def self_check(family: Family, cls: type, config: PreTrainedConfig, patch: Patch) -> None:
+def self_check(
+    family: Family,
+    cls: type,
+    config: PreTrainedConfig,
+    patch: Patch,
+    implementation: str = "sdpa",
+    packed: bool = True,
+) -> None:
     """Compare a tiny pruned model with the masked full-length truth; see the module.
 
     `config` says of what types the text model and the vision tower are, no more. Raises
     UnsupportedVersionError naming what differs. Leaves random states, defaults and transformers'
     registries as they were.
     """
-    doing = "building a tiny model"
-    try:
-        with _undisturbed():
-            trial = _Trial(family, cls, config, patch)
-            for path in ("padded", "packed"):
-                for stages, use_cache in _runs(family, trial.model):
-                    doing = f"{path} layout, {'with' if use_cache else 'without'} a KV cache"
-                    trial.run(stages, path, use_cache)
-    except Exception as error:
-        raise UnsupportedVersionError(
-            f"transformers {transformers.__version__} does not work as vtfast needs it to: in the "
-            f"self-check of {cls.__name__} ({doing}): {error}. Nothing was changed; install a "
-            f"tested release ({', '.join(TESTED)})"
-        ) from error
+    release, doing = f"transformers {transformers.__version__}", ""
+    with _undisturbed():
+        try:
+            model = _tiny_model(cls, family.tiny(config))
+            batch, alone = (_Trial(family, model, patch, pictures) for pictures in (3, 1))
+            alone.run_unpatched()
+        except Exception as error:
+            raise UnsupportedVersionError(
+                f"{release} is not a release vtfast was tested with ({', '.join(TESTED)}), and it "
+                f"could not be checked here: a tiny {cls.__name__} does not run unpatched "
+                f"({error}). Install a tested release, patch where the tiny model can run, or set "
+                f"{VARIABLE}=never to patch without a check"
+            ) from error
+        try:
+            for path in ("padded", "packed") if packed else ("padded",):
+                eager = path == "padded" and implementation == "eager"
+                model.set_attn_implementation("eager" if eager else "sdpa")
+                for doing, run in _runs(batch, alone, path):
+                    doing = f"{path} layout, {doing}"
+                    run()
+        except Exception as error:
+            raise UnsupportedVersionError(
+                f"{release} does not work as vtfast needs it to: in the self-check of "
+                f"{cls.__name__} ({doing}): {error}. Nothing was changed; install a tested release "
+                f"({', '.join(TESTED)})"
+            ) from error
 
 
-def _runs(family: Family, model: Any) -> Iterator[tuple[list[Prune], bool]]:
-    """Stages, and whether there is a cache. Without one, scores follow the newest token."""
-    try:
-        family.check_scores(model)
-        yield _SELECTED_EARLY, True
-    except UnsupportedModelError:
-        yield _SELECTED_EARLY[:1], True
-    yield _SELECTED_LATE, True
-    yield _SELECTED_LATE, False
+def _runs(batch: "_Trial", alone: "_Trial", path: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is tried in one layout, by name."""
+    # Without a cache scores would follow the newest token, so no scores there.
+    yield "with a KV cache and scores", lambda: batch.generate(_BY_SCORES, path, use_cache=True)
+    yield "with a KV cache", lambda: batch.generate(_LATE, path, use_cache=True)
+    yield "without a KV cache", lambda: batch.generate(_LATE, path, use_cache=False)
+    yield "plain calls without padding", lambda: alone.call(_LATE, path)
+    yield "beams", lambda: alone.compare_beams(_LATE, path)
+    yield "drafts", lambda: alone.compare_drafts(_LATE, path)
 
 
 @contextmanager
@@ -105,6 +146,7 @@ def _undisturbed() -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]))
         stack.callback(torch.set_default_dtype, dtype)
         if not registered:
             stack.callback(attention.unregister)
@@ -127,58 +169,121 @@ def _tiny_model(cls: type, config: PreTrainedConfig) -> Any:
     return model
 
 
-def _batch(family: Family, model: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Two samples, padded on the left, with one picture and with two; and int64 [2, n], the number
-    of the picture that each column belongs to, 0 for text."""
-    (one, two, three), pictures = family.tiny_pictures()
-    samples = [
-        [(_START, 0), (5, 0), (6, 0), *[(_IMAGE, 1)] * one, (7, 0), (8, 0)],
-        [(_START, 0), (9, 0), *[(_IMAGE, 2)] * two, (10, 0), *[(_IMAGE, 3)] * three, (11, 0)],
-    ]
+def _inputs(family: Family, model: Any, pictures: int) -> tuple[dict[str, Tensor], Tensor]:
+    """A sample with one picture, or (of three) one with one and one with two, padded on the left;
+    and int64 [B, n], the number of the picture that each column belongs to, 0 for text.
+
+    Text before the picture comes again at the end, so that drafts are made of it.
+    """
+    sizes, tensors = family.tiny_pictures(pictures)
+    before, after = ([(t, 0) for t in family.around_picture[i : i + 1]] for i in (0, 1))
+    visual = [[*before, *[(_IMAGE, number)] * size, *after] for number, size in enumerate(sizes, 1)]
+    text = [(token, 0) for token in (_START, 7, 8, 9, 10)]
+    samples = [[*text, *visual[0], *text[1:3]]]
+    if pictures > 1:
+        samples.append([*text[:2], *visual[1], text[3], *visual[2], text[4]])
     longest = max(map(len, samples))
     padded = torch.tensor([[(_PAD, 0)] * (longest - len(s)) + s for s in samples])
     ids, picture = padded.unbind(-1)
-    inputs = {"input_ids": ids, "attention_mask": (ids != _PAD).long(), **pictures}
+    inputs = {"input_ids": ids, **tensors}
+    if pictures > 1:
+        inputs["attention_mask"] = (ids != _PAD).long()
     if "mm_token_type_ids" in signature(model.forward).parameters:
         inputs["mm_token_type_ids"] = (picture > 0).int()
     return inputs, picture
 
 
-def _generate(model: Any, inputs: dict[str, Tensor], new: int, use_cache: bool) -> Any:
-    return model.generate(
-        **inputs,
-        do_sample=False,
-        max_new_tokens=new,
-        use_cache=use_cache,
-        output_logits=True,
-        return_dict_in_generate=True,
-        synced_gpus=False,  # other processes of a job do not take part
-    )
-
-
 class _Trial:
-    """One tiny model and one batch, pruned and checked in several ways."""
+    """A tiny model and one batch of so many pictures, pruned and checked in several ways."""
 
-    def __init__(self, family: Family, cls: type, config: PreTrainedConfig, patch: Patch) -> None:
-        self.family, self.patch = family, patch
-        self.model = _tiny_model(cls, family.tiny(config))
-        self.parts = family.parts(self.model)
-        self.inputs, self.picture = _batch(family, self.model)
+    def __init__(self, family: Family, model: Any, patch: Patch, pictures: int) -> None:
+        self.family, self.model, self.patch = family, model, patch
+        self.parts = family.parts(model)
+        self.inputs, self.picture = _inputs(family, model, pictures)
 
-    def run(self, stages: list[Prune], path: str, use_cache: bool) -> None:
+    def run_unpatched(self) -> None:
+        """Raise what the model itself raises."""
+        self._generate(self.inputs, 1)
+
+    def generate(self, stages: list[Prune], path: str, use_cache: bool) -> None:
         """Raise ValueError unless a pruned generation has the masked full sequence's logits."""
+        if not self._can_score():
+            stages = [stage for stage in stages if stage.method != "topk"]
         with self.patch(self.model, stages, path) as handle:
-            out = _generate(self.model, self.inputs, _NEW, use_cache)
-            report = handle.report
+            out = self._generate(self.inputs, _NEW, use_cache=use_cache)
+            report = self._report(handle, path)
+        self._check(torch.stack(out.logits, 1), out.sequences[:, :-1], stages, report)
+
+    def call(self, stages: list[Prune], path: str) -> None:
+        """The same of plain calls, one of them with several tokens on a pruned cache; the same
+        tokens must stay as in `generate`."""
+        more = torch.tensor([[13, 14]])
+        with self.patch(self.model, stages, path) as handle:
+            first = self.model(**self.inputs, use_cache=True)
+            report = self._report(handle, path)
+            cache = {cache_argument(): returned_cache(first)}
+            then = self.model(input_ids=more, use_cache=True, **cache)
+            self._generate(self.inputs, 1)
+            again = self._report(handle, path)
+        logits = torch.cat([first.logits[:, -1:], then.logits], 1)
+        self._check(logits, torch.cat([self.inputs["input_ids"], more], 1), stages, report)
+        for layer, kept in report.kept.items():
+            if not all(map(torch.equal, kept, again.kept[layer])):
+                raise ValueError("`generate` and a plain call keep other tokens of one picture")
+
+    def compare_beams(self, stages: list[Prune], path: str) -> None:
+        """Raise ValueError unless beams on a KV cache say what they say without one."""
+        with self.patch(self.model, stages, path):
+            found = [
+                self._generate(self.inputs, _NEW + 1, num_beams=2, use_cache=use_cache).sequences
+                for use_cache in (True, False)
+            ]
+        if not torch.equal(*found):
+            raise ValueError("beams on a KV cache say something else than without one")
+
+    def compare_drafts(self, stages: list[Prune], path: str) -> None:
+        """Raise ValueError unless drafts, which are cropped off the cache, change nothing."""
+        with self.patch(self.model, stages, path):
+            found = [
+                self._generate(self.inputs, 2 * _NEW, **how).sequences
+                for how in ({}, {"prompt_lookup_num_tokens": 2})
+            ]
+        if not torch.equal(*found):
+            raise ValueError("prompt lookup says something else than greedy decoding")
+
+    def _generate(self, inputs: dict[str, Tensor], new: int, **how: Any) -> Any:
+        return self.model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=new,
+            output_logits=True,
+            return_dict_in_generate=True,
+            synced_gpus=False,  # other processes of a job do not take part
+            **how,
+        )
+
+    def _can_score(self) -> bool:
+        try:
+            self.family.check_scores(self.model)
+        except UnsupportedModelError:
+            return False
+        return True
+
+    def _report(self, handle: Any, path: str) -> Any:
+        report = handle.report
         if report is None:
             raise ValueError("no visual token was found, so none was pruned")
         if report.path != path:
             raise ValueError(f"the {report.path} layout was taken ({report.path_reason})")
-        self._embed(out.sequences[:, :-1])
-        gone: dict[int, Tensor] = {}  # layer -> bool [2, n], tokens lost at its input
+        return report
+
+    def _check(self, logits: Tensor, ids: Tensor, stages: list[Prune], report: Any) -> None:
+        """logits: [B, T, vocabulary] from the prompt's last token on; ids: [B, n + T - 1]."""
+        self._embed(ids)
+        gone: dict[int, Tensor] = {}  # layer -> bool [B, n], tokens lost at its input
         for stage in stages:
             gone[stage.layer] = self._dropped(stage, report.kept.get(stage.layer), gone)
-        wrong = (torch.stack(out.logits, 1) - self._logits(gone)).abs().max().item()
+        wrong = (logits - self._logits(gone)).abs().max().item()
         if not wrong <= _TOLERANCE:
             raise ValueError(f"logits differ from those of the masked sequence by {wrong:.2g}")
 
@@ -186,7 +291,8 @@ class _Trial:
         """What enters layer 0 for the prompt and the tokens after it, as the unpatched model has
         it; checks that layers called one by one give that model's logits."""
         new = ids.shape[1] - self.picture.shape[1]
-        mask = torch.nn.functional.pad(self.inputs["attention_mask"], (0, new), value=1)
+        mask = self.inputs.get("attention_mask", torch.ones_like(self.picture))
+        mask = torch.nn.functional.pad(mask, (0, new), value=1)
         whole = {**self.inputs, "input_ids": ids, "attention_mask": mask}
         if "mm_token_type_ids" in whole:
             whole["mm_token_type_ids"] = self._columns(self.picture, new).gt(0).int()
@@ -197,7 +303,7 @@ class _Trial:
 
         hook = self.parts.layers[0].register_forward_pre_hook(note, with_kwargs=True)
         try:
-            unpruned = _generate(self.model, whole, 1, use_cache=False)
+            unpruned = self._generate(whole, 1, use_cache=False)
         finally:
             hook.remove()
         if not (self._logits({})[:, -1] - unpruned.logits[0]).abs().max() <= _TOLERANCE:
@@ -206,7 +312,7 @@ class _Trial:
     def _dropped(
         self, stage: Prune, kept: tuple[Tensor, ...] | None, gone: dict[int, Tensor]
     ) -> Tensor:
-        """bool [2, n]: tokens that are gone from this stage's layer on, `kept` being columns."""
+        """bool [B, n]: tokens that are gone from this stage's layer on, `kept` being columns."""
         before = (self.picture > 0) & ~sum(gone.values(), torch.zeros_like(self.picture)).bool()
         after = torch.zeros_like(before)
         for row, columns in zip(after, kept or (), strict=kept is not None):
@@ -226,27 +332,28 @@ class _Trial:
         return before & ~after
 
     def _scores(self, layer: int, gone: dict[int, Tensor]) -> Tensor:
-        """[2, n]: attention that the prompt's last token pays at this layer, mean over heads."""
+        """[B, n]: attention that the prompt's last token pays at this layer, mean over heads."""
         weights: list[Tensor] = []
         block: Any = self.parts.layers[layer]
         hook = block.self_attn.register_forward_hook(lambda *call: weights.append(call[2][1]))
         text: Any = self.parts.text
+        before = text.config._attn_implementation
         text.set_attn_implementation("eager")
         try:
             self._hidden(layer + 1, gone)
         finally:
             hook.remove()
-            text.set_attn_implementation("sdpa")
+            text.set_attn_implementation(before)
         prompt = self.picture.shape[1]
         return weights[0].mean(1)[:, prompt - 1, :prompt]
 
     def _logits(self, gone: dict[int, Tensor]) -> Tensor:
-        """[2, tokens generated, vocabulary]."""
+        """[B, T, vocabulary]."""
         hidden = self._hidden(len(self.parts.layers), gone)[:, self.picture.shape[1] - 1 :]
         return self.model.get_output_embeddings()(self.parts.norm(hidden))
 
     def _hidden(self, layer: int, gone: dict[int, Tensor]) -> Tensor:
-        """What enters a layer, [2, n, D]: nothing is removed, dropped tokens are masked out."""
+        """What enters a layer, [B, n, D]: nothing is removed, dropped tokens are masked out."""
         hidden, seen = self.embedded, self.valid.clone()
         n = hidden.shape[1]
         lower = torch.ones(n, n, dtype=torch.bool).tril()
@@ -265,5 +372,5 @@ class _Trial:
 
     @staticmethod
     def _columns(of_prompt: Tensor, new: int) -> Tensor:
-        """[2, prompt] → [2, prompt + new], zeros for the new tokens."""
+        """[B, prompt] → [B, prompt + new], zeros for the new tokens."""
         return torch.nn.functional.pad(of_prompt, (0, new))

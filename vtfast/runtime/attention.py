@@ -4,6 +4,7 @@ Registered once, under one name, in both of transformers' attention registries; 
 only while it is patched with the packed path.
 """
 
+from threading import RLock
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
 
 NAME = "vtfast"
+LOCK = RLock()  # held while the name comes or goes
 
 
 def register() -> None:
     """Make the name known to transformers; idempotent, without effect on unpatched models."""
-    if not is_registered():
+    with LOCK:
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
 

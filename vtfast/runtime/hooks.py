@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import StaticCache
 
-from vtfast.errors import InputError
+from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.report import Report
 from vtfast.runtime import attention, names, validation
 from vtfast.runtime.config import PatchConfig
@@ -65,9 +65,8 @@ class PatchHooks:
         names.check_arguments(parts.model, *embedded, "labels", "logits_to_keep")
         names.check_arguments(parts.multimodal, *embedded, *parts.family.inputs)
         names.check_arguments(parts.text, *embedded)
-        in_layer = (*common, "position_ids", "position_embeddings")
         for layer in parts.layers:
-            names.check_arguments(layer, *in_layer)
+            names.check_arguments(layer, *common, "position_embeddings")
 
     # -- in and out ----------------------------------------------------------------------------
 
@@ -192,7 +191,9 @@ class PatchHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
     ) -> None:
         if VISUAL in kwargs and not kwargs[VISUAL].arrived:
-            raise names.missing(f"keyword argument {VISUAL!r} passed on", type(module).__name__)
+            raise names.unsupported(
+                f"{type(module).__name__} does not pass keywords on to its language model"
+            )
 
     def _tower_pre(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
@@ -247,14 +248,22 @@ class PatchHooks:
     ) -> tuple[tuple[Any, ...], Kwargs] | None:
         forward: ForwardState | None = kwargs.get(STATE)
         if forward is None:
+            state = state_of(names.given_cache(kwargs))
+            if state is not None and state.stages:
+                raise names.unsupported(
+                    f"{type(module).__name__} goes on with a pruned cache that "
+                    f"{type(self.parts.text).__name__} was not called with"
+                )
             return None
         if not (self._always_padded or forward.given or number in self._due or module.training):
-            forward.check_rotary(module, kwargs)
+            forward.passes(module, kwargs)
             return None  # in the packed layout most layers need nothing
         if self._always_padded:  # attention functions of others need not know our keyword
             kwargs = {k: v for k, v in kwargs.items() if k != STATE}
         if not args:
-            raise names.missing("positional hidden states", type(module).__name__)
+            raise names.unsupported(
+                f"{type(module).__name__} is not handed its hidden states as the first argument"
+            )
         hidden, kwargs = forward.enter(number, module, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
 
@@ -281,4 +290,9 @@ def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs
 
 def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
     """transformers hands this same object to every layer: a packed stage rewrites it in place."""
+    if isinstance(out, Tensor) or len(out) != 2:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not return (cos, sin), which vtfast has to shorten; "
+            "call vtfast.unpatch(model): language models of this kind cannot be pruned"
+        )
     return list(out)

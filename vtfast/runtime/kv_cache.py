@@ -10,6 +10,8 @@ pickle of it would call the original's. Layers of ours alone would not do either
 which of the two questions is asked.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,23 +92,27 @@ class PrunedCacheMixin:
                     "layers hold different numbers; crop less, or start a new cache"
                 )
             state.free, state.end = state.free - into, state.end - into
-        super().crop(-remove)  # type: ignore[misc]
+        with self._announced():
+            super().crop(-remove)  # type: ignore[misc]
         for stage in state.stages.values():
             stage.crop(remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder samples (beam search: each from a copy of its own prompt)."""
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        with self._announced():
+            super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._select(beam_idx, alike=True)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
-        super().batch_select_indices(indices)  # type: ignore[misc]
+        with self._announced():
+            super().batch_select_indices(indices)  # type: ignore[misc]
         self._select(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        with self._announced():
+            super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self._select(torch.arange(self.vtfast.batch).repeat_interleave(repeats))
 
     def reset(self) -> None:
@@ -119,6 +125,18 @@ class PrunedCacheMixin:
             super().reset()  # type: ignore[misc]
         del self.vtfast
         cache.__class__ = plain
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        """Tell packed layers that what moves them is ours, whose layouts follow right after."""
+        layouts = [s for s in self.vtfast.stages.values() if isinstance(s, PackedKVLayout)]
+        for layout in layouts:
+            layout.announced = True
+        try:
+            yield
+        finally:
+            for layout in layouts:
+                layout.announced = False
 
     def _select(self, index: Tensor, *, alike: bool = False) -> None:
         state, seen = self.vtfast, self.get_seq_length()

@@ -14,19 +14,24 @@ from torch import nn
 from transformers import masking_utils
 from transformers.cache_utils import Cache
 
-from vtfast.errors import UnsupportedVersionError
+from vtfast.errors import StateError, UnsupportedVersionError
+
+# Releases that pass the model tests. Another is tried by `vtfast.models.self_check` first.
+TESTED = ("5.17.0", "5.23.0", "5.24.0")
 
 # The KV cache, as argument and in outputs: "cache" since 5.24. Until 5.40 a caller may use either;
 # a model hands its layers one of them, with None where there is no cache.
 CACHE = ("cache", "past_key_values")
+_EITHER = " or ".join(map(repr, CACHE))
 
 
-def missing(what: str, where: str) -> UnsupportedVersionError:
-    """The error for something this release of transformers does not have where vtfast needs it."""
-    return UnsupportedVersionError(
-        f"transformers {transformers.__version__}: found no {what} in {where}, on which vtfast "
-        "builds; install a tested release (`vtfast doctor` lists them)"
-    )
+def unsupported(problem: str) -> UnsupportedVersionError:
+    """The error for something that is not as vtfast needs it; `problem` is a whole clause."""
+    version = transformers.__version__
+    advice = f"install a tested release ({', '.join(TESTED)})"
+    if version in TESTED:
+        advice = "this release is a tested one, so a module of this model is not as it was there"
+    return UnsupportedVersionError(f"transformers {version}: {problem}; {advice}")
 
 
 def given_cache(call: Mapping[str, Any]) -> Cache | None:
@@ -35,10 +40,10 @@ def given_cache(call: Mapping[str, Any]) -> Cache | None:
 
 
 def handed_cache(kwargs: Mapping[str, Any], layer: nn.Module) -> Cache | None:
-    """The cache a decoder layer will write to."""
+    """The cache a decoder layer will write to, from what it is handed."""
     name = next((name for name in CACHE if name in kwargs), None)
     if name is None:
-        raise missing(f"argument {' or '.join(map(repr, CACHE))}", type(layer).__name__)
+        raise unsupported(f"{type(layer).__name__} is handed no argument {_EITHER}")
     checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
     # Checkpointing takes the cache away; since 5.24 only where there will be a backward.
     taken_away = checkpointed and (torch.is_grad_enabled() or name == "past_key_values")
@@ -50,14 +55,17 @@ def returned_cache(output: Any) -> Any:
     for name in CACHE:
         if name in output:
             return output[name]
-    raise missing(f"field {' or '.join(map(repr, CACHE))}", type(output).__name__)
+    raise StateError(
+        f"the model returned a {type(output).__name__} without a KV cache; call it with "
+        "use_cache=True (see model.generation_config.use_cache)"
+    )
 
 
-def handed(name: str, kwargs: Mapping[str, Any], module: nn.Module) -> Any:
-    """An argument that transformers always hands to this module."""
-    if name not in kwargs:
-        raise missing(f"argument {name!r}", type(module).__name__)
-    return kwargs[name]
+def rotary_of_layer(kwargs: Mapping[str, Any], layer: nn.Module) -> Any:
+    """The rotary phases a decoder layer is handed."""
+    if "position_embeddings" not in kwargs:
+        raise unsupported(f"{type(layer).__name__} is handed no argument 'position_embeddings'")
+    return kwargs["position_embeddings"]
 
 
 def cache_argument() -> str:
@@ -66,14 +74,21 @@ def cache_argument() -> str:
     for name in CACHE:
         if name in taken:
             return name
-    raise missing(f"argument {' or '.join(map(repr, CACHE))}", "create_causal_mask")
+    raise unsupported(f"create_causal_mask takes no argument {_EITHER}")
 
 
 def check_arguments(module: nn.Module, *names: str | tuple[str, ...]) -> None:
-    """Refuse a module whose forward does not take these arguments; of a tuple one will do."""
-    parameters = signature(module.forward).parameters.values()
-    taken = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    """Refuse a module of transformers that does not take these arguments; of a tuple one will do.
+
+    Asked is the class of transformers that the module is of or is derived from, so wrappers and
+    subclasses of others with a forward of their own pass.
+    """
+    classes = type(module).__mro__
+    cls: Any = next((c for c in classes if c.__module__.startswith("transformers.")), None)
+    if cls is None:
+        return
+    taken = signature(cls.forward).parameters
     for name in names:
         either = (name,) if isinstance(name, str) else name
-        if taken and not taken & set(either):  # a bare (*args, **kwargs) says nothing
-            raise missing(f"argument {' or '.join(map(repr, either))}", type(module).__name__)
+        if not any(n in taken for n in either):
+            raise unsupported(f"{cls.__name__} takes no argument {' or '.join(map(repr, either))}")

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from vtfast.errors import StateError
 from vtfast.kernels.ragged import Ragged
+from vtfast.runtime import names
 from vtfast.runtime.visual_tokens import to_device
 
 ROOM = 128
@@ -66,6 +67,7 @@ class PackedKVLayout:
         self.lengths = list(lengths)
         self.fresh = not any(lengths)
         self.turn = 0  # how often tokens were announced
+        self.announced = False  # the cache is about to move or crop what its layers hold
         self._place([n + ROOM for n in lengths])
 
     def _place(self, capacities: list[int]) -> None:
@@ -250,7 +252,10 @@ class PackedKVLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
     def _done_by_layout(self, _: object) -> None:
-        """The cache does this once for all layers of a span (see `kv_cache.PrunedCacheMixin`)."""
+        """The cache does this once for all layers of a span (see `kv_cache.PrunedCacheMixin`);
+        without it they would keep what should have moved."""
+        if not self.layout.announced:
+            raise names.unsupported("a KV cache is moved or cropped in a way vtfast does not know")
 
     crop = batch_repeat_interleave = batch_select_indices = _done_by_layout
     reorder_cache = _done_by_layout  # type: ignore[assignment]

@@ -63,9 +63,11 @@ class ForwardState:
         self.query: Query | None = None
         self.metadata: AttentionMetadata | None = None
         self.shared: list[Tensor] | None = None  # rotary rows, which a packed stage rewrites
-        self.reached: list[int] = []  # stages' layers
-        self.packed_from: int | None = None  # the first layer that attends by `metadata`
-        self.attended = 0  # how many did
+        # What `finish` checks: stages whose layer was reached, layers that were to attend by
+        # `metadata`, and those that did.
+        self.reached: list[int] = []
+        self.to_attend = 0
+        self.attended = 0
         self.given: dict[str, Any] = {}
         self.changed = False  # tokens differ from what transformers thinks they are
         self.unpads = False  # drop padding at layer 0: some stage will drop tokens
@@ -126,24 +128,34 @@ class ForwardState:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-            if self.metadata is not None and self.packed_from is None:
-                self.packed_from = number
         if number in self.config.scored_layers and self.tokens is not None:
             self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
         if module.training:
             self._ran[number] = (index, self.given)
+        self._expect_attention(module)
         return hidden, kwargs
 
-    def check_rotary(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
-        """Every layer must hold the list of rotary rows that packed stages rewrite."""
+    def passes(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
+        """A layer runs as it is: it must hold the list of rotary rows that packed stages rewrite.
+
+        Only compares objects; with packed tokens this is called in every layer of every step.
+        """
         if self.shared is not None and kwargs.get("position_embeddings") is not self.shared:
-            raise names.missing("one list of rotary rows for all layers", type(module).__name__)
+            raise _not_one_list(module)
+        self._expect_attention(module)
+
+    def _expect_attention(self, module: nn.Module) -> None:
+        """Count the layers that have to attend by `metadata`: those with attention of transformers'
+        own, for somebody may have replaced it by nothing."""
+        attends = getattr(module, "self_attn", None)
+        if self.metadata is not None and type(attends).__module__.startswith("transformers."):
+            self.to_attend += 1
 
     def _check_handed(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """A layer must get as many hidden states and rotary rows as the bookkeeping has."""
-        rotary = names.handed("position_embeddings", kwargs, module)
+        rotary = names.rotary_of_layer(kwargs, module)
         if self.layout.is_packed and not isinstance(rotary, list):
-            raise names.missing("one list of rotary rows for all layers", type(module).__name__)
+            raise _not_one_list(module)
         samples, length = self.batch, self.chunk
         if self.changed and self.layout.is_packed:
             samples, length = 1, sum(self.lengths)
@@ -152,8 +164,8 @@ class ForwardState:
         if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
             raise InputError(
                 f"{type(module).__name__} got {tuple(hidden.shape[:2])} hidden states and "
-                f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; position_ids "
-                "must be those of the tokens in this call"
+                f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; pass the "
+                "position_ids of just the tokens in this call, or none"
             )
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
@@ -304,11 +316,11 @@ class ForwardState:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
-        layers, model = self.parts.layers, type(self.parts.text).__name__
+        model = type(self.parts.text).__name__
         if self.reached != list(self.config.stages):
-            raise names.missing("keyword argument passed on to the layers", model)
-        if self.packed_from is not None and self.attended != len(layers) - self.packed_from:
-            raise names.missing("keyword argument passed on to attention", model)
+            raise names.unsupported(f"{model} does not pass keywords on to its layers")
+        if self.attended < self.to_attend:
+            raise names.unsupported(f"the layers of {model} do not pass keywords on to attention")
         self._remember(hidden.device)
         if not self.changed:
             return hidden
@@ -356,6 +368,12 @@ class ForwardState:
         for s in self.segments:
             out[s.sample] += s.left
         return out
+
+
+def _not_one_list(module: nn.Module) -> Exception:
+    return names.unsupported(
+        f"{type(module).__name__} is not handed the one list of rotary rows that all layers share"
+    )
 
 
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
