@@ -95,7 +95,7 @@ def test_reads_no_row_that_was_not_chosen(device):
 
 @KERNEL
 @given(st.data())
-def test_the_kernel_copies_what_the_twin_copies(data):
+def test_the_kernel_copies_what_the_reference_copies(data):
     number = data.draw(st.integers(1, 9))
     index = data.draw(st.lists(st.integers(0, number - 1), max_size=9))
     widths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))

@@ -7,7 +7,7 @@ import oracles
 import pytest
 import torch
 from devices import DEVICE
-from ragged_cases import cut, refusal
+from ragged_cases import ragged, refusal
 
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
@@ -60,7 +60,7 @@ def test_agrees_with_plain_attention(lengths, starts, num_heads, num_kv_heads, d
 @pytest.mark.parametrize("form", [list, on_device])
 def test_starts_default_to_back_to_back(lengths, form):
     q, (k, v) = heads(3, 4), cache()
-    starts = cut(lengths).offsets[:-1]
+    starts = ragged(lengths).offsets[:-1]
     defaulted = ragged_decode(q, k, v, form(lengths))
     assert torch.equal(defaulted, ragged_decode(q, k, v, form(lengths), starts=form(starts)))
 
@@ -70,7 +70,7 @@ def test_is_attention_with_one_query_per_sequence(lengths):
     q, (k, v) = heads(2, 4), cache(rows=sum(lengths))
     torch.testing.assert_close(
         ragged_decode(q, k, v, lengths),
-        ragged_attention(q, k, v, cut([1, 1]), cut(lengths)),
+        ragged_attention(q, k, v, ragged([1, 1]), ragged(lengths)),
         rtol=0,
         atol=1e-6,
     )

@@ -201,15 +201,15 @@ def test_lengths_on_the_device_need_no_bound():
 
 
 @pytest.mark.parametrize("bound", [0, 7, 130])
-def test_rows_beyond_the_bound_are_not_seen(bound, impl):
-    """The one thing that may be asked of lengths nobody has checked: no row beyond is read."""
+def test_rows_past_max_length_are_ignored(bound, impl):
+    """Lengths on the device are not checked, so this alone keeps reads inside the bound."""
     q, k, v = (x.to(torch.get_default_device()) for x in inputs(2, 300, 2, 1))
     ranges = {"starts": torch.tensor([0, 150], dtype=torch.int32), "impl": impl}
-    cut, whole = (torch.tensor(n, dtype=torch.int32) for n in ([bound, 5], [140, 5]))
+    shortened, whole = (torch.tensor(n, dtype=torch.int32) for n in ([bound, 5], [140, 5]))
     if bound < 5:
-        cut[1] = bound
+        shortened[1] = bound
     out = module.ragged_decode(q, k, v, whole, max_length=bound, **ranges)
-    expected = module.ragged_decode(q, k, v, cut, **ranges)
+    expected = module.ragged_decode(q, k, v, shortened, **ranges)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
@@ -232,8 +232,8 @@ def test_new_host_ints_are_refused_while_a_cuda_graph_is_captured(cuda_streams):
         _ranges.on_device((3, 4, 0, 3), torch.device("cuda", 0))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason='"auto" takes the twin there in any case')
-def test_gradients_take_the_twin(monkeypatch):
+@pytest.mark.skipif(DEVICE == "cpu", reason='"auto" never takes the kernel on a CPU')
+def test_gradients_fall_back_to_pytorch(monkeypatch):
     monkeypatch.setattr(module, "_ragged_decode", None)
     q, k, v = (x.to(DEVICE) for x in inputs(2, 12, 2, 1))
     v.requires_grad_()
@@ -241,7 +241,7 @@ def test_gradients_take_the_twin(monkeypatch):
     assert v.grad.abs().sum() > 0
 
 
-def test_agrees_with_the_twin_on_the_same_device(form):
+def test_agrees_with_the_reference_on_the_same_device(form):
     q, k, v = (x.to(DEVICE) for x in inputs(2, 300, 2, 1))
     lengths, starts = form([140, 9]), form([3, 160])
     torch.testing.assert_close(

@@ -60,18 +60,18 @@ class Llava(Family):
         pixels = kwargs.get("pixel_values")
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
-            image_keys = noted(encoded, "vtfast_keys")
+            image_hash = noted(encoded, "vtfast_keys")
             high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square, if not told
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
-            image_keys = Keys(pixels)
+            image_hash = Keys(pixels)
             high, wide = pixels.shape[-2:]
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
         # A class token is no place of the grid.
         grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
-        return [Source(where, sizes, sum(sizes), grid, image_keys)]
+        return [Source(where, sizes, sum(sizes), grid, image_hash)]
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]

@@ -68,20 +68,20 @@ class Qwen25VL(Family):
             if encoded is not None:
                 sizes = [len(f) for f in encoded.pooler_output]
                 total = sum(sizes)
-                image_keys = noted(encoded, "vtfast_keys")
+                image_hash = noted(encoded, "vtfast_keys")
                 seen_grid = noted(encoded, "vtfast_grid")
                 grid = grid if seen_grid is None else seen_grid()
             elif pixels is not None:
                 sizes = grid.prod(1) // side**2
                 total = pixels.shape[0] // side**2
-                image_keys = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
+                image_hash = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
             else:
                 continue
             merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
             if grid is not None:
                 merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-            found.append(Source(where, sizes, total, merged, image_keys))
+            found.append(Source(where, sizes, total, merged, image_hash))
         return found
 
     def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:

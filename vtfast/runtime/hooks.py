@@ -203,7 +203,7 @@ class Session:
         return None
 
     def _tower_post(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        self.family.note(args, kwargs, out, "keys" in self.needs)
+        self.family.note(args, kwargs, out, "image_hash" in self.needs)
 
     def _text_pre(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         validation.check_attention(module.config._attn_implementation, self._expected)

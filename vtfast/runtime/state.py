@@ -242,7 +242,7 @@ class Pass:
                 seed=self.settings.seed,
                 options=prune.options,
                 impl=self.impl,
-                _keys=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
+                _image_hash=lambda: self._keys(prune.options.get("per") == "frame", hidden.device),
                 _attention=self._attention,
             )
             self.segments = segments
@@ -321,7 +321,11 @@ class Pass:
         visual, state, free = self.visual, state_of(self.cache), []
         if visual is None:
             return
-        if visual.tokens is not None and self.cache is not None and "keys" in self.settings.needs:
+        if (
+            visual.tokens is not None
+            and self.cache is not None
+            and "image_hash" in self.settings.needs
+        ):
             state = adopt(self.cache, self)
         if state is None:
             return

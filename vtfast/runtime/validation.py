@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
 from vtfast.kernels._launch import use_triton
-from vtfast.kernels._online_softmax import beyond
+from vtfast.kernels._online_softmax import why_unsupported_heads
 from vtfast.runtime.kv_cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, Visual
@@ -127,11 +127,11 @@ def beyond_kernels(how: Any, weight: Tensor, head_size: int) -> str | None:
     except RuntimeError as error:
         raise StateError(str(error)) from None
     heads = weight.dtype, head_size
-    whys = [stage.method.beyond(*heads) for stage in how.stages.values()]
-    why = next(filter(None, [*whys, how.path == "packed" and beyond(*heads)]), None)
+    whys = [stage.method.why_unsupported(*heads) for stage in how.stages.values()]
+    why = next(filter(None, [*whys, how.path == "packed" and why_unsupported_heads(*heads)]), None)
     if why and how.impl == "triton":
         raise InputError(f'impl="triton": {why}; patch with impl="auto"')
-    return beyond(*heads)
+    return why_unsupported_heads(*heads)
 
 
 def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:

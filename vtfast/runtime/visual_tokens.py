@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.kernels.image_hash import image_keys
+from vtfast.kernels.image_hash import image_hash
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Visual:
 
 
 class Keys:
-    """`image_keys(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
+    """`image_hash(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
 
     def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
         self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
@@ -68,7 +68,7 @@ class Keys:
     def __call__(self) -> Tensor:
         """int64 [images]."""
         if self._seen is not None:
-            self._keys, self._seen = image_keys(*self._seen), None
+            self._keys, self._seen = image_hash(*self._seen), None
         return self._keys
 
 
