@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from vtfast.kernels.ragged import Ragged
 
 # Every selection is compared with its oracle on this many ragged batches.
-THOROUGH = examples(2_000)
+THOROUGH = examples(700)
 
 # Kernels are compared on fewer: the interpreter takes 30 to 50 ms for a batch.
-KERNEL = examples(200)
+KERNEL = examples(60)
 
 BATCHES = [
     pytest.param([], [], id="no segments"),

@@ -91,8 +91,16 @@ def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(case, da
     assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
 
 
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
-@pytest.mark.parametrize(("n", "dim", "k"), [(1, 8, 1), (63, 40, 63), (65, 129, 30), (130, 64, 58)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k", "dtype"),
+    [
+        (1, 8, 1, torch.float32),
+        (63, 40, 63, torch.float16),
+        (65, 129, 30, torch.float32),
+        (65, 129, 30, torch.bfloat16),
+        (130, 64, 58, torch.float32),
+    ],
+)
 def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
     """Its picks are those of the plain loop on its own matrix, which is right to fp32 rounding."""
     features = clusters(n, dim, dtype=dtype)
@@ -111,8 +119,15 @@ def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
     assert order_of(fenced, k, "triton") == picks[0].tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("n", "dim", "k"), [(63, 16, 30), (577, 64, 58), (64, 1024, 64)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k", "dtype"),
+    [
+        (63, 16, 30, torch.float32),
+        (577, 64, 58, torch.bfloat16),
+        (64, 1024, 64, torch.float32),
+        (64, 1024, 64, torch.float16),
+    ],
+)
 def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype):
     """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
     features = clusters(n, dim, dtype=dtype)
@@ -146,9 +161,9 @@ def test_breaks_ties_by_position(impl):
 
 
 def test_picks_distinct_rows_even_among_duplicates(impl):
-    features = clusters(400)
-    features[389:] = features[:11]
-    assert len(set(order_of(features, 400, impl))) == 400
+    features = clusters(140)
+    features[129:] = features[:11]
+    assert len(set(order_of(features, 140, impl))) == 140
 
 
 def test_copies_of_one_row_are_all_distinct_picks(impl):
@@ -186,10 +201,9 @@ def test_one_row_alone_is_picked(impl):
     assert order_of(torch.zeros(1, 4), 1, impl) == [0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("lengths", "keep"), BATCHES)
-def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep, dtype):
-    features = clusters(sum(lengths), dtype=dtype)
+@pytest.mark.parametrize(("lengths", "keep"), BATCHES[:-1])  # 577 rows are among those above
+def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep):
+    features = clusters(sum(lengths))
     check_selection(diversity_select(features, ragged(lengths), keep, impl=impl), lengths, keep)
 
 
@@ -240,8 +254,8 @@ def test_reads_features_of_no_width(impl):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_features_are_compared_in_fp32(impl, dtype):
-    features = clusters(100, 64, dtype=dtype)
-    assert order_of(features, 50, impl) == order_of(features.float(), 50, impl)
+    features = clusters(80, 64, dtype=dtype)
+    assert order_of(features, 40, impl) == order_of(features.float(), 40, impl)
 
 
 def test_autocast_does_not_lower_the_precision():

@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 from devices import DEVICE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ragged_cases import BATCHES, KERNEL, batches, fenced_rows, ragged, refusal
 from row_views import DTYPES, VIEWS, bits, rows
@@ -18,8 +18,6 @@ from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
-
-FEW = settings(KERNEL, max_examples=150)
 
 
 def random(segments, keep, **options):
@@ -64,7 +62,7 @@ def tensors_of(draw, total):
     return tensors
 
 
-@FEW
+@KERNEL
 @given(batches(max_length=45), st.data())
 def test_random_gathers_the_rows_it_draws(case, data):
     lengths, keep = case
@@ -87,7 +85,7 @@ def test_random_gathers_the_rows_it_draws(case, data):
         assert torch.equal(bits(out), bits(x[expected]))
 
 
-@FEW
+@KERNEL
 @given(batches(max_length=45), st.data())
 def test_topk_gathers_the_rows_it_picks(case, data):
     lengths, keep = case

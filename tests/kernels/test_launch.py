@@ -350,17 +350,10 @@ def test_triton_never_falls_back():
         choose("triton", "cuda", why_unsupported="too long")
 
 
-@pytest.mark.parametrize(
-    ("setting", "answer"),
-    [
-        ("sys.modules['triton'] = None; ", "RuntimeError gather_rows: triton is not installed"),
-        ("os.environ['TRITON_INTERPRET'] = '1'; ", "ran"),
-    ],
-    ids=["not installed", "interpreted"],
-)
-def test_triton_on_cpu_tensors_runs_in_the_interpreter_if_it_is_installed(setting, answer):
+def test_without_triton_only_the_kernels_are_missing():
     code = (
-        f"import os, sys; {setting}import torch; from vtfast.ops import gather_rows\n"
+        "import sys; sys.modules['triton'] = None; import torch\n"
+        "from vtfast.ops import gather_rows\n"
         "x, index = torch.zeros(3, 2), torch.tensor([0])\n"
         "assert gather_rows(index, x)[0].shape == (1, 2)\n"
         "try: gather_rows(index, x, impl='triton'); print('ran')\n"
@@ -370,4 +363,4 @@ def test_triton_on_cpu_tensors_runs_in_the_interpreter_if_it_is_installed(settin
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
     )
-    assert re.match(re.escape(answer), done.stdout), done.stdout
+    assert done.stdout.startswith("RuntimeError gather_rows: triton is not installed"), done.stdout

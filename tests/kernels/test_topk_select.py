@@ -102,7 +102,7 @@ def test_tells_float64_scores_apart_that_float32_would_merge():
     assert best([1.0, 1.0 + 2**-40], 1, "auto", torch.float64) == [1]
 
 
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("lengths", "keep"), [*BATCHES, *BLOCK_BATCHES])
 def test_the_kernel_picks_what_the_reference_picks(device, lengths, keep, dtype):
     scores = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(2)).to(dtype)
