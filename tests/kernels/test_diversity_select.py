@@ -23,6 +23,7 @@ from ragged_cases import (
 )
 
 from vtfast.kernels import _distances as distances
+from vtfast.kernels import _max_min as max_min
 from vtfast.kernels import reference
 from vtfast.kernels._checks import KERNEL_DTYPES
 from vtfast.kernels.diversity_select import diversity_select
@@ -115,7 +116,7 @@ def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
     matrix = matrix.view(n, -1)[:, :n].cpu()
     expected = oracles.cosine_distances(features.double().numpy())
     assert np.abs(matrix.double().numpy() - expected).max() < 1e-5
-    picks = reference.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
+    picks = max_min.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
     assert order_of(fenced, k, "triton") == picks[0].tolist()
 
 
@@ -270,9 +271,9 @@ def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
     features = torch.cat([clusters(n - 3), torch.zeros(1, 16), torch.full((2, 16), NAN)])
     features = features[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved, limits = reference.distances(features, ragged([n]))
-    monkeypatch.setattr(reference, "_MIN_ROWS_TO_HALVE", n + 1)
-    whole, expected = reference.distances(features, ragged([n]))
+        halved, limits = max_min.distances(features, ragged([n]))
+    monkeypatch.setattr(max_min, "_MIN_ROWS_TO_HALVE", n + 1)
+    whole, expected = max_min.distances(features, ragged([n]))
     torch.testing.assert_close(halved, whole, rtol=0, atol=1e-6)
     assert torch.equal(limits, expected)
 
@@ -287,7 +288,7 @@ def test_the_numpy_loop_of_a_cpu_agrees_with_the_general_loop(monkeypatch):
     features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
     features[70] = NAN
     on_cpu = diversity_select(features, ragged([60, 27]), [60, 20], return_order=True)[1]
-    monkeypatch.setattr(reference, "_greedy_loop_numpy", reference._greedy_loop)
+    monkeypatch.setattr(max_min, "_greedy_loop_numpy", max_min._greedy_loop)
     general = diversity_select(features, ragged([60, 27]), [60, 20], return_order=True)[1]
     assert torch.equal(on_cpu, general)
 
