@@ -134,7 +134,7 @@ def _distances_kernel(
             dots = tl.dot(a, b, dots, input_precision=PRECISION)
     if RAW:
         dots = dots * i_inverse[:, None] * j_inverse[None, :]
-    # A row that is not finite is infinitely far from all others, so it is nobody's nearest other.
+    # A row that is not finite is infinitely far from all others, so it is no row's nearest other.
     known = (i_inverse >= 0.0)[:, None] & (j_inverse >= 0.0)[None, :]
     distance = tl.where(known, 1.0 - dots, float("inf"))
 

@@ -23,7 +23,16 @@ import torch
 
 from . import reference
 from ._checks import INDEX_DTYPES, REFERENCE_DTYPES, check_heads, check_impl, check_tensor
-from ._launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from ._launch import (
+    architecture,
+    cdiv,
+    fp32_precision,
+    on_device_of,
+    register,
+    tl,
+    triton,
+    use_triton,
+)
 from ._online_softmax import (
     LOG2E,
     dot_operand,
@@ -184,13 +193,13 @@ def _settings(
     arch: str, head_size: int, itemsize: int, group: int, indexed: bool
 ) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, int]]:
     """Programs that share a group, constants of both kernels, launch options of the first."""
-    tile, parts = decode_tile(arch, head_size, itemsize), -(-group // DECODE_ROWS)
+    tile, parts = decode_tile(arch, head_size, itemsize), cdiv(group, DECODE_ROWS)
     both = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
-    own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
-    own["PRECISION"] = fp32_precision()
+    split: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
+    split["PRECISION"] = fp32_precision()
     stages = tile.stages_indexed if indexed else tile.stages
     options = {"num_warps": tile.warps, "num_stages": stages, "enable_fp_fusion": True}
-    return parts, both | own, both | {"MERGED": _MERGED}, options
+    return parts, both | split, both | {"MERGED": _MERGED}, options
 
 
 def _launch(
@@ -214,19 +223,24 @@ def _launch(
     if k_index is not None:
         k_index = k_index.contiguous()
     key_heads = k_cache.shape[1]
-    what = architecture(q.device), head_size, q.element_size(), heads // key_heads
-    parts, split, merge, options = _settings(*what, k_index is not None)
-    room = min(_SPLITS, -(-longest // _SHARE))
-    numbers = sequences * heads * room * (head_size + 2)
-    partial = torch.empty(numbers, dtype=torch.float32, device=q.device)
+    parts, split_constants, merge_constants, options = _settings(
+        architecture(q.device),
+        head_size,
+        q.element_size(),
+        heads // key_heads,
+        k_index is not None,
+    )
+    room = min(_SPLITS, cdiv(longest, _SHARE))  # splits of the longest sequence, or fewer
+    size = sequences * heads * room * (head_size + 2)
+    partial = torch.empty(size, dtype=torch.float32, device=q.device)
     tensors = (q, k_cache, v_cache, lengths, starts, k_index, partial)
     strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
     with on_device_of(q):
         if room:
             arguments = (*tensors, longest, *strides, scale * LOG2E)
-            _launch_split((sequences, key_heads * parts, room), arguments, split, options)
+            _launch_split((sequences, key_heads * parts, room), arguments, split_constants, options)
         arguments = (partial, lengths, out, longest, room)
-        _launch_merge((sequences, heads, 1), arguments, merge, _MERGE_OPTIONS)
+        _launch_merge((sequences, heads, 1), arguments, merge_constants, _MERGE_OPTIONS)
     return out
 
 

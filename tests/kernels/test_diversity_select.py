@@ -30,7 +30,7 @@ from vtfast.kernels.diversity_select import diversity_select
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
-    # NumPy says so when the interpreter multiplies rows that are not finite.
+    # NumPy warns when the interpreter multiplies rows that are not finite.
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 diversity_module = sys.modules[diversity_select.__module__]

@@ -16,7 +16,7 @@ from vtfast.kernels.last_query_scores import last_query_scores
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
-    # NumPy says so when the interpreter multiplies keys that are not finite.
+    # NumPy warns when the interpreter multiplies keys that are not finite.
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 

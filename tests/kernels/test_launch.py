@@ -255,7 +255,7 @@ def test_what_does_not_fit_a_small_gpu_falls_back_to_pytorch(small_gpu):
 
 
 def test_newer_tritons_need_no_shared_memory_to_store_picks(monkeypatch):
-    """So nobody is asked how much there is."""
+    """So the GPU is not asked how much it has."""
     monkeypatch.setattr(_threshold, "_BYTES_OUT", 0)
     monkeypatch.setattr(_threshold, "shared_memory", lambda device: 1 / 0)
     assert _threshold.why_unsupported_length(16384, torch.device("cuda", 7)) == ""

@@ -19,7 +19,7 @@ from vtfast.kernels import reference
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
-    # NumPy says so when the interpreter multiplies keys that are not finite.
+    # NumPy warns when the interpreter multiplies keys that are not finite.
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 NAN = float("nan")

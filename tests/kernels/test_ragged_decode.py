@@ -87,7 +87,7 @@ def test_is_attention_with_one_query_per_sequence(lengths):
     ("lengths", "starts"), [([5, 5], [0, 12]), ([3, 9], [1, 10]), ([5, 0], [0, 12])]
 )
 def test_rows_outside_every_sequence_may_hold_anything(lengths, starts, form):
-    """A cache has room nobody has written yet."""
+    """A cache has rows that are not written yet."""
     q, (k, v) = heads(2, 4), cache()
     clean = ragged_decode(q, k, v, form(lengths), starts=form(starts))
     used = torch.zeros(ROWS, dtype=torch.bool)

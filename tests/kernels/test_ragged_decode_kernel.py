@@ -19,7 +19,7 @@ from vtfast.kernels import ragged_decode as module
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
-    # NumPy says so when the interpreter multiplies keys that are not finite.
+    # NumPy warns when the interpreter multiplies keys that are not finite.
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 NAN = float("nan")
@@ -123,7 +123,7 @@ def test_long_sequences_have_longer_splits(four_splits):
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
 def test_rows_outside_every_sequence_may_hold_anything(value, form):
-    """A cache has room nobody has written yet, also in the block where a sequence ends."""
+    """A cache has rows that are not written yet, also in the block where a sequence ends."""
     q, k, v = inputs(2, 200, 2, 1)
     lengths, starts = [70, 5], [3, 130]
     clean = run(q, k, v, lengths, starts, form)
