@@ -103,9 +103,9 @@ def register_method(
     """
     if not isinstance(name, str) or not name:
         raise PlanError(f"a method's name must be a non-empty string, got {name!r}")
-    ours = name in {m.name for m in _BUILT_IN}
-    if ours or (name in _METHODS and not replace):
-        fix = "choose another" if ours else "choose another, or pass replace=True"
+    built_in = name in {m.name for m in _BUILT_IN}
+    if built_in or (name in _METHODS and not replace):
+        fix = "choose another" if built_in else "choose another, or pass replace=True"
         raise PlanError(f"the method name {name!r} is taken; {fix}")
 
     def register(select: Select) -> Select:
@@ -117,11 +117,12 @@ def register_method(
     return register
 
 
+@dataclass(frozen=True)
 class _Checked:
     """A user's method whose returned index is checked, and sorted."""
 
-    def __init__(self, name: str, select: Select) -> None:
-        self.name, self.select = name, select
+    name: str
+    select: Select
 
     def __call__(self, ctx: SelectionContext) -> Tensor:
         index = self.select(ctx)
