@@ -59,7 +59,11 @@ def copy_picks(
     PICKS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Copy a block of selected rows in a span of columns; the first span also stores the index."""
+    """Copy a block of selected rows in a span of columns; the first span also stores the index.
+
+    first, first_out, k, first_pick: from `block_of_program`; above, equal: masks of the selection,
+    as `store_picks` takes them.
+    """
     place = first_pick + tl.arange(0, PICKS)
     inside = place < k
     row = first + nth_picks(above, equal, k, place, ROWS, COLUMNS)

@@ -104,7 +104,11 @@ def _picks(above, equal, k):
 
 @triton.jit
 def store_picks(out_ptr, row, above, equal, k):
-    """Store the k selected rows, ascending."""
+    """Store the k selected rows, ascending.
+
+    above, equal: masks of the keys above the threshold and equal to it; of the equal ones the first
+    are selected until there are k.
+    """
     picked, place = _picks(above, equal, k)
     tl.store(out_ptr + place, row, mask=picked)
 

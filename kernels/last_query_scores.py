@@ -97,7 +97,7 @@ def _logits_kernel(
     if begin >= n:
         return
     key_head = tl.program_id(1) // PARTS
-    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)  # of the group of key_head
     head = key_head * GROUP + member
     d = tl.arange(0, BLOCK_D)
     q_offset = segment.to(tl.int64) * stride_qb + head.to(tl.int64)[:, None] * stride_qh

@@ -55,7 +55,7 @@ def _segment_of_tile(cu_ptr, num_segments, number, QUERIES: tl.constexpr):
     The tiles of segment s start at number cu[s] // QUERIES + s. These are always enough tiles for a
     segment, and at most one too many.
     """
-    low = number * 0
+    low = number * 0  # 0 as a tensor, since the loop changes it
     high = low + num_segments - 1
     while low < high:
         middle = (low + high + 1) // 2

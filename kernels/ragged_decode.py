@@ -102,7 +102,7 @@ def _split_kernel(
         return
     first = tl.load(starts_ptr + sequence)
     key_head = (tl.program_id(1) // PARTS).to(tl.int64)
-    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)  # of the group of key_head
     head = key_head * GROUP + member
     d = tl.arange(0, WIDTH)
     mask = (member < GROUP)[:, None] & (d < D)[None, :]
