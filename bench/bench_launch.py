@@ -52,7 +52,7 @@ def calls(batch: int, device: str) -> dict[str, tuple[int, Callable[[], object]]
     index = torch.zeros(KEEP * batch, dtype=torch.int32, device=device)
     words = {
         "seed": torch.zeros(1, dtype=torch.int64, device=device),
-        "keys": torch.zeros(batch, dtype=torch.int64, device=device),
+        "image_hash": torch.zeros(batch, dtype=torch.int64, device=device),
         "stream": torch.zeros(1, dtype=torch.int32, device=device),
     }
     q = torch.zeros(batch, HEADS, HEAD_SIZE, dtype=torch.bfloat16, device=device)

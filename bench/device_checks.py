@@ -55,7 +55,7 @@ def _picks(case: tuple, device: str, impl: str) -> dict:
     lengths, keep, seed, keys, stream = case
     names = None if keys is None else torch.tensor(keys, device=device)
     segments = Ragged.from_lengths(lengths, device)
-    index = random_select(segments, keep, seed=seed, keys=names, stream=stream, impl=impl)
+    index = random_select(segments, keep, seed=seed, image_hash=names, stream=stream, impl=impl)
     rows = index.tolist()
     return {"lengths": lengths, "keep": keep, "first": rows[:SHOWN], "sha256": digest(rows)}
 

@@ -37,7 +37,7 @@ OP_TESTS = (
     "ragged_attention",
     "ragged_decode",
     "launch",
-    "company",
+    "batch_composition",
     "patch_syncs",
     "patch_triton",
     "patch_memory",

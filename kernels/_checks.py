@@ -1,6 +1,7 @@
-"""The checks all ops share. Everything is read from host-known facts, before any work starts.
+"""Argument checks that all ops share.
 
-Each raises ValueError or TypeError with what it got, what it expected and what to do.
+They look at shapes, dtypes, devices and host ints, never at the values of a tensor, and run before
+any launch. Each raises ValueError or TypeError with what it got, what it expected and what to do.
 """
 
 from collections.abc import Sequence, Sized
@@ -12,7 +13,7 @@ from .ragged import Ragged, host_ints
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-TWIN_DTYPES = (*KERNEL_DTYPES, torch.float64)
+REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
 IMPLS = ("auto", "eager", "triton")
 
 
@@ -50,8 +51,8 @@ def check_floating(op: str, name: str, x: torch.Tensor) -> None:
         raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}; cast it first")
 
 
-def foreign(dtype: torch.dtype) -> str:
-    """Why the kernels cannot compute in a floating dtype, "" if they can."""
+def why_unsupported_dtype(dtype: torch.dtype) -> str:
+    """Why the kernels cannot compute in this floating dtype; "" if they can."""
     return "" if dtype in KERNEL_DTYPES else f"the kernel does not take {dtype}"
 
 
@@ -64,16 +65,16 @@ def check_segments(op: str, name: str, segments: Ragged) -> None:
 
 
 def check_covers(op: str, name: str, segments: Ragged, x_name: str, rows: int) -> None:
-    """Refuse segments that do not cut exactly the rows there are."""
+    """Refuse segments whose lengths do not sum to the rows there are."""
     if segments.total != rows:
         raise ValueError(
-            f"{op}: {name} cuts {segments.total} rows but {x_name} has {rows}; "
-            "the lengths must sum to the rows"
+            f"{op}: the lengths of {name} sum to {segments.total} but {x_name} has {rows} "
+            "rows; they must agree"
         )
 
 
 def check_has_rows(op: str, name: str, x: object, device: torch.device) -> None:
-    """Refuse what cannot be gathered from: anything but a tensor with a dimension of rows."""
+    """Refuse anything but a tensor with at least one dimension, the rows to gather from."""
     check_tensor(op, name, x, device=device)
     assert isinstance(x, torch.Tensor)
     if x.ndim == 0:
@@ -81,7 +82,7 @@ def check_has_rows(op: str, name: str, x: object, device: torch.device) -> None:
 
 
 def checked_gather(op: str, gather: object, segments: Ragged) -> tuple[torch.Tensor, ...]:
-    """The tensors to gather from along with a selection: each has the rows of the segments."""
+    """`gather=` of a selection as a tuple of tensors, each with as many rows as the segments."""
     if isinstance(gather, torch.Tensor) or not isinstance(gather, Sequence):
         raise TypeError(
             f"{op}: gather must be a sequence of tensors, got {type(gather).__name__}; pass a list"
@@ -93,7 +94,7 @@ def checked_gather(op: str, gather: object, segments: Ragged) -> tuple[torch.Ten
 
 
 def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, ...]:
-    """The rows to keep of each segment as host ints, one per segment and none beyond its length."""
+    """`keep` as a tuple of host ints: one per segment, from 0 to the length of the segment."""
     counts = checked_ints(op, "keep", keep, len(segments))
     if min(counts, default=0) < 0 or any(map(gt, counts, segments.lengths)):
         for segment, (count, length) in enumerate(zip(counts, segments.lengths, strict=True)):
@@ -110,6 +111,26 @@ def checked_ints(op: str, name: str, values: object, segments: int) -> tuple[int
     counts = host_ints(f"{op}: {name}", values)
     check_count(op, name, counts, segments)
     return counts
+
+
+def check_number(
+    op: str,
+    name: str,
+    value: int | torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    low: int,
+    high: int,
+) -> None:
+    """Refuse what is neither an int in [low, high) nor a `[1]` tensor of this dtype and device."""
+    if isinstance(value, torch.Tensor):
+        check_tensor(op, name, value, ndim=1, dtypes=(dtype,), device=device)
+        if len(value) != 1:
+            raise ValueError(f"{op}: {name} must hold one number, got shape {tuple(value.shape)}")
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int or a tensor, got {type(value).__name__}")
+    elif not low <= value < high:
+        raise ValueError(f"{op}: {name}={value} is out of range; pass {low} <= {name} < {high}")
 
 
 def check_count(op: str, name: str, values: Sized, segments: int) -> None:

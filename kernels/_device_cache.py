@@ -1,9 +1,10 @@
-"""Keep on the device what was made of host ints, for later calls with the same ones.
+"""A per-stream cache of small device tensors built from host ints, such as `cu_seqlens`.
 
-A copy that nobody waits for is there for what follows on its own CUDA stream, and its memory goes
-back to that stream; so every stream gets things of its own. A CUDA graph is captured on yet another
-stream and cannot copy from the host: it takes what any stream has (`torch.cuda.graph` waits for the
-device first), and what it took is kept for good, since replays read it.
+Such a tensor is copied to the device without waiting. Only work queued later on the same CUDA
+stream may rely on that copy, and the allocator gives the memory back to that stream, so every
+stream has its own entries. While a CUDA graph is captured nothing can be copied from the host: the
+capture uses an entry that any stream has (`torch.cuda.graph` waits for the device first), and that
+entry is then kept for ever, because every replay reads it.
 """
 
 import reprlib
@@ -15,14 +16,14 @@ import torch
 
 T = TypeVar("T")
 Build = Callable[[tuple[int, ...], torch.device], T]
-_captured: dict[int, Any] = {}
+_used_by_graphs: dict[int, Any] = {}
 
 
-def once_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
-    """Decorate `build(numbers, device)`: the last 64 results are kept, for one stream each.
+def cached_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
+    """Decorate `build(numbers, device)` to keep its last 64 results, each for one stream.
 
-    what: the numbers in words, for the error where a graph needs what is not there. The device
-    comes with its index.
+    what: what the numbers are, for the error raised where the capture of a CUDA graph needs an
+    entry that no stream has. A CUDA device must have an index.
     """
 
     def decorate(build: Build[T]) -> Build[T]:
@@ -38,7 +39,7 @@ def once_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
         def fetch(numbers: tuple[int, ...], device: torch.device) -> T:
             if device.type != "cuda":
                 return kept(numbers, device, 0)
-            # The public way makes an object, and this is in every call of an op.
+            # torch.cuda.current_stream() makes an object, and every call of an op comes by here.
             stream = torch._C._cuda_getCurrentRawStream(device.index)
             if not torch.cuda.is_current_stream_capturing():
                 return kept(numbers, device, stream)
@@ -47,7 +48,7 @@ def once_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
                     found = kept(numbers, device, known)
                 except LookupError:
                     continue
-                return _captured.setdefault(id(found), found)
+                return _used_by_graphs.setdefault(id(found), found)
             raise RuntimeError(
                 f"{what} {reprlib.repr(numbers)} are new while a CUDA graph is captured, which "
                 "cannot copy them to the device; run the same calls once before capturing"
@@ -58,9 +59,11 @@ def once_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
     return decorate
 
 
-class MadeOnce(cached_property[T]):
-    """A `cached_property`, but what is made while a CUDA graph is captured stays the graph's: it
-    has no value before a replay, and its memory is not its own after one."""
+class GraphSafeCachedProperty(cached_property[T]):
+    """A `cached_property` that does not keep a value made while a CUDA graph is captured.
+
+    Such a tensor has no value before the graph is replayed, and its memory belongs to the graph.
+    """
 
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
         value = super().__get__(instance, owner)
@@ -70,5 +73,5 @@ class MadeOnce(cached_property[T]):
 
 
 def is_captured(device: torch.device) -> bool:
-    """Whether what is done on the device now goes into a CUDA graph."""
+    """Whether work queued on the device now is captured into a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,13 +1,13 @@
-"""Gather the rows a selection picks in the launch that picks them: what random and top-k share.
+"""Select rows and gather them in one launch; `random_select` and `topk_select` share it.
 
-The programs of one launch cannot wait for one another, so each of them selects anew for its whole
-segment, in registers, and copies only its own block of picks and its own span of columns. One
-launch and one call fewer, for a selection done as often as a segment has such blocks: meant for
-small batches, where launches cost more than selecting. Not timed on a GPU yet, so nothing in vtfast
-takes it by itself.
+The programs of one launch cannot wait for one another, so each program repeats the selection for
+its whole segment, in registers, and then copies only its own block of selected rows and its own
+span of columns. This saves a launch and repeats the selection once per block, which pays for small
+batches, where launches cost more than selecting. It is not timed on a GPU yet, so nothing in vtfast
+uses it by itself.
 
-Limits: 4096 rows a segment. Beyond, selecting costs more than a launch, and the ops that take
-`gather=` launch twice; that is a choice between two forms of the kernel, not a fallback.
+Limits: 4096 rows a segment. For longer segments, where a selection costs more than a launch, the
+ops that take `gather=` select and gather in two launches; that is no fallback.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ import torch
 
 from ._launch import cdiv, on_device_of, tl, triton
 from ._threshold import COLUMNS, nth_picks, segment_bounds, tile
-from .gather import copy_rows, copying, new_rows, spans
+from .gather import copy_plan, copy_rows, empty_outputs, num_spans
 from .ragged import Ragged
 
 MAX_LENGTH = 4096
 
-# A program's share: 32 picks x 512 words, in blocks of 8 loads of 16 bytes for each thread, or of 2
-# loads of a word where rows do not come 16 bytes at a time: more row addresses would spill.
+# A program copies 32 rows x 512 words, in blocks of 8 loads of 16 bytes for each thread, or of 2
+# loads of a word where rows are not aligned to 16 bytes: more row addresses would spill.
 PICKS = 32
 SPAN = 512
-WORDS_PER_WARP, ODD_WORDS_PER_WARP = 32, 2  # of a block
+WORDS_PER_WARP, UNALIGNED_WORDS_PER_WARP = 32, 2  # of a block
 
 
 @triton.jit
-def my_share(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS: tl.constexpr):
-    """Segment of this program, its bounds, those of its picks, and the first pick to copy.
+def block_of_program(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS: tl.constexpr):
+    """This program's segment: number, first row, rows, first output row, k, first row to copy of k.
 
-    Programs 0 to blocks - 1 share the first segment, and so on, whatever that one keeps.
+    Programs 0 to blocks - 1 belong to segment 0, and so on, whatever k of a segment is.
     """
     segment = tl.program_id(0) // blocks
     first, n = segment_bounds(cu_seqlens_ptr, segment)
@@ -59,7 +59,11 @@ def copy_picks(
     PICKS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Copy a block of picks in a span of columns; the first span's program stores the index."""
+    """Copy a block of selected rows in a span of columns; the first span also stores the index.
+
+    first, first_out, k, first_pick: from `block_of_program`; above, equal: masks of the selection,
+    as `store_picks` takes them.
+    """
     place = first_pick + tl.arange(0, PICKS)
     inside = place < k
     row = first + nth_picks(above, equal, k, place, ROWS, COLUMNS)
@@ -71,7 +75,7 @@ def copy_picks(
 
 
 def fits(longest: int, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether one launch does it all. It does not where there is nothing to copy."""
+    """Whether one launch selects and gathers. It does not if there is nothing to copy."""
     return longest <= MAX_LENGTH and any(x.numel() for x in tensors)
 
 
@@ -84,17 +88,17 @@ def launch(
     tensors: Sequence[torch.Tensor],
     **meta: Any,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Run a selection kernel that ends in `copy_picks`: the index, and the rows of each tensor."""
+    """Launch a selection kernel that ends in `copy_picks`; returns the index and gathered rows."""
     kept = Ragged.from_lengths(keep, cu_seqlens.device)
     index = torch.empty(kept.total, dtype=torch.int32, device=cu_seqlens.device)
-    outputs = new_rows(kept.total, tensors)
+    outputs = empty_outputs(kept.total, tensors)
     if kept.total:
         rows, warps = tile(longest)
-        widths = WORDS_PER_WARP * warps, ODD_WORDS_PER_WARP * warps
-        sources, targets, strides, layouts = copying(tensors, outputs, *widths)
+        widths = WORDS_PER_WARP * warps, UNALIGNED_WORDS_PER_WARP * warps
+        sources, targets, strides, layouts = copy_plan(tensors, outputs, *widths)
         blocks = cdiv(kept.max_seqlen, PICKS)
         with on_device_of(cu_seqlens):
-            kernel[(len(kept) * blocks, spans(layouts, SPAN))](
+            kernel[(len(kept) * blocks, num_spans(layouts, SPAN))](
                 *arguments,
                 cu_seqlens,
                 kept.cu_seqlens,
@@ -118,6 +122,6 @@ def launch(
 def fake(
     keep: Sequence[int], cu_seqlens: torch.Tensor, tensors: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Shapes and dtypes of what `launch` returns."""
+    """Empty tensors with the shapes and dtypes that `launch` returns."""
     rows = sum(keep)
     return cu_seqlens.new_empty(rows), [x.new_empty((rows, *x.shape[1:])) for x in tensors]

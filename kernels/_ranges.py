@@ -1,4 +1,4 @@
-"""Which rows of a KV cache each sequence owns: checked on the host, and brought to the device."""
+"""Check which rows of a KV cache each sequence owns, and copy these ranges to the device."""
 
 from operator import add
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from ._checks import check_count, check_tensor, checked_ints
-from ._device_cache import once_per_stream
+from ._device_cache import cached_per_stream
 from ._sdpa import back_to_back
 
 
 def checked_bound(op: str, rows: int, max_length: object) -> int:
-    """The rows a sequence has at most: what is given, or all there are."""
+    """The most rows a sequence can have: `max_length`, or all `rows` if it is None."""
     if max_length is None:
         return rows
     (bound,) = checked_ints(op, "max_length", (max_length,), 1)
@@ -23,7 +23,7 @@ def checked_bound(op: str, rows: int, max_length: object) -> int:
 def checked_host_ranges(
     op: str, batch: int, rows: int, lengths: Any, starts: Any, longest: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and starts as Python ints, one of each per sequence, within the rows there are."""
+    """Lengths and starts as Python ints, one of each per sequence; every range lies in the rows."""
     counts = checked_ints(op, "lengths", lengths, batch)
     starts = back_to_back(counts) if starts is None else starts
     first_rows = checked_ints(op, "starts", starts, batch)
@@ -45,7 +45,7 @@ def checked_host_ranges(
 
 
 def check_device_ranges(op: str, q: torch.Tensor, lengths: torch.Tensor, starts: Any) -> None:
-    """Refuse what is not one int32 per sequence on the device of q; values are not looked at."""
+    """Refuse ranges that are not one int32 per sequence on the device of q. Values are not read."""
     given = {"lengths": lengths} if starts is None else {"lengths": lengths, "starts": starts}
     for name, x in given.items():
         check_tensor(op, name, x, ndim=1, dtypes=(torch.int32,), device=q.device)
@@ -53,23 +53,25 @@ def check_device_ranges(op: str, q: torch.Tensor, lengths: torch.Tensor, starts:
 
 
 def op_ranges(lengths: Any, starts: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """Ranges as a registered op takes them: tensors, or all host ints in one list."""
+    """Ranges as the registered op takes them: two tensors, or all host ints in one tuple."""
     if not isinstance(lengths, torch.Tensor):
         return None, None, (*lengths, *starts)
     starts = back_to_back(lengths) if starts is None else starts
     return lengths.contiguous(), starts.contiguous(), ()
 
 
-@once_per_stream("ranges of rows (lengths, then starts)")
+@cached_per_stream("ranges of rows (lengths, then starts)")
 def on_device(
     host_ranges: tuple[int, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lengths and starts (one after the other) as int32 `[B]` each, without waiting: the copy
-    starts from pinned memory, and the layers of a model share it."""
+    """Copy `host_ranges`, all lengths and then all starts, to two int32 `[B]` tensors.
+
+    Nothing waits: the copy starts from pinned memory. All layers of a model share it.
+    """
     with torch.inference_mode(False), torch.no_grad():  # cached across calls, as in `ragged`
         batch = len(host_ranges) // 2
-        room = -batch % 4  # starts, too, begin at a multiple of 16 bytes
-        numbers = (*host_ranges[:batch], *[0] * room, *host_ranges[batch:])
+        padding = -batch % 4  # so that starts, too, begin at a multiple of 16 bytes
+        numbers = (*host_ranges[:batch], *[0] * padding, *host_ranges[batch:])
         both = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
         both = both.to(device, non_blocking=True)
-        return both[:batch], both[batch + room :]
+        return both[:batch], both[batch + padding :]

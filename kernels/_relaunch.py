@@ -1,11 +1,11 @@
-"""Launch a compiled kernel again without asking Triton again which one it is.
+"""Launch a compiled kernel again without Triton's own look-up, which takes longer than the launch.
 
-Triton looks at every argument, constant and option to find what it has compiled, which takes longer
-than the launch; an op that runs in every layer for every token feels it. Here a handle is kept for
-what was launched before, found by all that Triton specialises on and more: types, the very values
-of sizes and strides, constants, options, the device. Whatever does not start at a multiple of 16
-bytes goes to Triton itself, as do interpreted kernels, which have no handle, and on AMD's GPUs what
-lies in more than 2 GiB, which is compiled apart there.
+Triton inspects every argument, constant and option to find the compiled kernel. An op that runs in
+every layer for every token cannot afford that. `Relaunch` keeps the compiled kernel of each launch
+under a key of all that Triton specialises on and more: dtypes, the values of sizes and strides,
+constants, options, the device. Triton itself still launches tensors that do not start at a multiple
+of 16 bytes, interpreted kernels (nothing is compiled), and on AMD tensors in a storage of more than
+2 GiB, for which AMD's compiler makes another kernel.
 """
 
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-_MOST = 256  # handles of a kernel; then it starts anew
+_MAX_ENTRIES = 256  # compiled kernels kept for one `Relaunch`; then all are dropped
 _INT32_MAX = 2**31 - 1
 _AMD = torch.version.hip is not None
 
 
 class Relaunch:
-    """A kernel; call it with its grid (3 numbers), arguments in order, constants and options."""
+    """Wrap a Triton kernel; call it with grid (3 ints), arguments in order, constants, options."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.handles: dict[tuple[object, ...], Any] = {}
+        self.compiled: dict[tuple[object, ...], Any] = {}
         parameters = getattr(kernel, "params", None)
-        if not isinstance(parameters, list):  # interpreted, or there is no Triton
+        if not isinstance(parameters, list):  # interpreted, or Triton is not installed
             parameters = []
         self.free = tuple(p.do_not_specialize for p in parameters if not p.is_constexpr)
         self.constants = tuple(p.name for p in parameters if p.is_constexpr)
@@ -50,13 +50,13 @@ class Relaunch:
             else:
                 key.append(type(x))
         known = tuple(key)
-        handle = self.handles.get(known) if pointers % 16 == 0 else None
-        if handle is not None:
-            compiled, values = handle
+        found = self.compiled.get(known) if pointers % 16 == 0 else None
+        if found is not None:
+            compiled, values = found
             compiled[grid](*arguments, *values)
             return
         compiled = self.kernel[grid](*arguments, **constants, **options)
         if compiled is not None and pointers % 16 == 0:
-            if len(self.handles) >= _MOST:
-                self.handles.clear()
-            self.handles[known] = compiled, tuple(constants[name] for name in self.constants)
+            if len(self.compiled) >= _MAX_ENTRIES:
+                self.compiled.clear()
+            self.compiled[known] = compiled, tuple(constants[name] for name in self.constants)

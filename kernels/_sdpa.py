@@ -1,7 +1,7 @@
-"""Attention in plain PyTorch, for batches cut in the ways the ops meet them.
+"""Attention in plain PyTorch for the reference of the attention ops.
 
 Everything ends in `scaled_dot_product_attention` over `[B, nq, H, D]` queries and `[B, nk, Hkv, D]`
-keys, token-major like the packed tensors, so that what can be a view is one.
+keys. They are token-major like the packed tensors, so that they can be views of these.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None
 ) -> torch.Tensor:
-    """Attention of `[B, nq, H, D]` to `[B, nk, Hkv, D]`, causal bottom-right."""
+    """Attention of `[B, nq, H, D]` to `[B, nk, Hkv, D]`; causal means aligned bottom-right."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     if num_keys == 0:
         return torch.zeros_like(q)
@@ -42,7 +42,7 @@ def attend_ranges(
     starts: Sequence[int],
     scale: float | None,
 ) -> torch.Tensor:
-    """Decode with ranges the host knows: one call where they are alike and evenly spaced."""
+    """Decode with host ranges: in one call if equally long and evenly spaced, else in a loop."""
     steps = {b - a for a, b in pairwise(starts)} or {0}
     if len(set(lengths)) == 1 and len(steps) == 1 and min(steps) >= 0:
         return attend_windows(q, k_cache, v_cache, (lengths[0], min(steps), starts[0]), scale)
@@ -54,7 +54,7 @@ def attend_ranges(
 
 
 def back_to_back(lengths: Sequence[int] | torch.Tensor) -> Sequence[int] | torch.Tensor:
-    """First row of each sequence when they follow one another, in the form of `lengths`."""
+    """First row of each sequence if they follow one another: ints or a tensor, as `lengths` is."""
     if isinstance(lengths, torch.Tensor):
         return lengths.cumsum(0, dtype=torch.int32) - lengths
     return tuple(accumulate(lengths, initial=0))[:-1]
@@ -69,10 +69,10 @@ def attend_unread(
     longest: int,
     scale: float | None,
 ) -> torch.Tensor:
-    """Decode with ranges that stay on the device: all sequences as long as the longest may be.
+    """Decode with ranges on the device, which are not read back: pad all sequences to `longest`.
 
-    Costs B copies of so many rows, the price of reading nothing back. Columns past a sequence's end
-    repeat its last row, so rows of others never enter its arithmetic.
+    This copies B x longest rows. Columns past the end of a sequence repeat its last row, so rows of
+    other sequences never enter its arithmetic.
     """
     if not longest:
         return torch.zeros_like(q)
@@ -92,9 +92,9 @@ def attend_windows(
     window: tuple[int, int, int],
     scale: float | None,
 ) -> torch.Tensor:
-    """Decode with ranges as long as one another and evenly spaced, in one call on views.
+    """Decode with ranges of one length that are evenly spaced, in one call on views.
 
-    `window`: rows of a range, from the start of one to the next, and before the first.
+    `window`: rows of a range, rows from one start to the next, rows before the first range.
     """
     k, v = _windows(k_cache, len(q), *window), _windows(v_cache, len(q), *window)
     return attend(q, k, v, False, scale)

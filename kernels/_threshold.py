@@ -1,30 +1,30 @@
-"""Keep the k largest keys of a segment, inside one program: what the selection kernels share.
+"""Select the k largest sort keys of a segment inside one program; the selection kernels share it.
 
-The k-th largest key is found bit by bit, from the top: a bit belongs to it if at least k keys reach
-the candidate with that bit set. No sort: a pass is one compare and one count over keys that stay in
-registers, and the search ends as soon as exactly k keys reach the candidate. Then one prefix sum
-gives each kept key its place, so rows come out ascending.
+The k-th largest key is found bit by bit, from the highest: a bit belongs to it if at least k keys
+are ≥ the candidate with that bit set. There is no sort: a pass is one compare and one count over
+keys that stay in registers, and the search ends as soon as exactly k keys are ≥ the candidate. Then
+one prefix sum gives each selected key its place, so rows come out ascending.
 
-Keys are unsigned, larger wins; what is not there has key 0 and is not live. A segment is laid out
-as [ROWS, 32]: scanning along 32 columns and then over the rows takes less than half the
-instructions of one long scan.
+Sort keys are uint32 and the larger one wins. A segment is laid out as [ROWS, 32], because a scan
+along 32 columns and then over the rows takes less than half the instructions of one long scan.
+Positions past the end of the segment have key 0 and are masked.
 """
 
 import torch
 
 from ._launch import TRITON_VERSION, shared_memory, tl, triton
 
-MAX_LENGTH = 16384  # beyond, the keys no longer fit the registers of one program
+MAX_LENGTH = 16384  # the sort keys of longer segments do not fit the registers of one program
 COLUMNS = 32
 
-# Longest segment and warps. Triton before 3.7 spills at 32 warps; AMD's have 64 lanes, and 1024
-# lanes are what a program can have.
+# Longest segment, and warps of its program. Triton before 3.7 spills at 32 warps; AMD's warps have
+# 64 threads, and a program can have 1024 threads.
 _MOST_WARPS = 32 if TRITON_VERSION >= (3, 7) and torch.version.hip is None else 16
 TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, _MOST_WARPS))
 
 
-# Shared memory in which Triton before 3.7 brings the addresses of picks into order, a row; none for
-# random's. On AMD it is half of this, which fits.
+# Triton before 3.7 takes this many bytes of shared memory a row to store the selected rows in order
+# (but none in `random_select`). On AMD it takes half of this, which fits.
 _BYTES_OUT = 8 if TRITON_VERSION < (3, 7) and torch.version.hip is None else 0
 
 
@@ -33,23 +33,23 @@ def tile(longest: int) -> tuple[int, int]:
     for length, warps in TILES:
         if longest <= length:
             return length // COLUMNS, warps
-    raise AssertionError(unable(longest))  # the ops ask before they launch
+    raise AssertionError(why_unsupported_length(longest))  # the ops ask before they launch
 
 
-def unable(longest: int, through_memory: torch.device | None = None) -> str:
-    """Why a program cannot select among so many rows, "" if it can.
+def why_unsupported_length(longest: int, device: torch.device | None = None) -> str:
+    """Why one program cannot select among `longest` rows; "" if it can.
 
-    `through_memory`: the device, where picks may go through shared memory on their way out.
+    device: given by the ops that may store their selection through shared memory, which is checked.
     """
     if longest > MAX_LENGTH:
         return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
-    if through_memory is None or through_memory.type != "cuda" or not _BYTES_OUT:
+    if device is None or device.type != "cuda" or not _BYTES_OUT:
         return ""
-    if tile(longest)[0] * COLUMNS * _BYTES_OUT <= (room := shared_memory(through_memory)):
+    if tile(longest)[0] * COLUMNS * _BYTES_OUT <= (available := shared_memory(device)):
         return ""
     return (
-        f"a segment has {longest} rows, for which this Triton takes more shared memory than the "
-        f"{room // 1024} KiB there are; from 3.7 on it does not"
+        f"a segment has {longest} rows, for which Triton before 3.7 takes more shared memory than "
+        f"the {available // 1024} KiB of this GPU"
     )
 
 
@@ -62,16 +62,16 @@ def segment_bounds(cu_ptr, segment):
 
 @triton.jit
 def positions(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS]: the position in the segment that each key stands for."""
+    """[ROWS, COLUMNS]: the position in its segment of each element of the layout."""
     return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
 def kth_largest(key, k, BITS: tl.constexpr):
-    """A bound that at least k keys reach while fewer than k are above it, and whether it is exact.
+    """A threshold with at least k keys ≥ it and fewer than k keys > it, and whether it is exact.
 
-    Exact (1): just k keys reach it. Otherwise (0) it is the k-th largest key, and not all keys
-    equal to it can stay. Bits below the top BITS must be 0 in every key.
+    Exact (1): exactly k keys are ≥ it. Otherwise (0) it is the k-th largest key, and not all keys
+    equal to it are selected. Bits below the highest BITS must be 0 in every key.
     """
     threshold = tl.full((), 0, tl.uint32)
     bit = tl.full((), 0x80000000, tl.uint32)
@@ -89,33 +89,38 @@ def kth_largest(key, k, BITS: tl.constexpr):
 
 @triton.jit
 def _picks(above, equal, k):
-    """Which k keys stay, and their places: all above the threshold, the first of those equal."""
-    # Both counts ride in one sum: at most 16384 each, they stay apart and positive.
+    """Mask of the k selected keys and their output places: all above, the first of those equal."""
+    # One sum counts both, in 16 bits each: neither count is above 16384.
     both = above.to(tl.int32) + (equal.to(tl.int32) << 16)
     line = tl.sum(both, axis=1)
     before = tl.cumsum(line, axis=0) - line
     upto = tl.cumsum(both, axis=1) + before[:, None]
     room = k - (tl.sum(line, axis=0) & 0xFFFF)
     num_above, num_equal = upto & 0xFFFF, upto >> 16
-    # Read off `both`, not the masks: these would have to stay in registers until here.
+    # From `both`, not from the masks, which would have to stay in registers until here.
     picked = (both == 1) | ((both > 1) & (num_equal <= room))
     return picked, num_above + tl.minimum(num_equal, room) - 1
 
 
 @triton.jit
 def store_picks(out_ptr, row, above, equal, k):
-    """Store k rows, ascending: all above the threshold and the first of those equal to it."""
+    """Store the k selected rows, ascending.
+
+    above, equal: masks of the keys above the threshold and equal to it; of the equal ones the first
+    are selected until there are k.
+    """
     picked, place = _picks(above, equal, k)
     tl.store(out_ptr + place, row, mask=picked)
 
 
 @triton.jit
 def nth_picks(above, equal, k, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[J]: at which position the pick of place j stands, 0 <= j < k; elsewhere nowhere.
+    """[J]: position of the selected key with output place j, for 0 ≤ j < k; else meaningless.
 
-    Counted, in registers: it stands in the line before which all lines end at a place up to j, and
-    in there behind the columns that do. That takes J x ROWS and J x 32 comparisons, not J x N, and
-    no memory through which the threads of a program would have to wait for one another.
+    The inverse of the places of `_picks`, by counting: the key is in the first row of the layout
+    whose running count of selected keys is above j, and there in the first such column. This takes
+    J x ROWS and J x 32 comparisons instead of J x N, all in registers: no shared memory, so no
+    barrier.
     """
     picked, _ = _picks(above, equal, k)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -123,7 +128,7 @@ def nth_picks(above, equal, k, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     word = tl.sum(picked.to(tl.uint32) << column.to(tl.uint32), axis=1)
 
     passed = tl.cumsum(count, axis=0)[None, :] <= j[:, None]  # [J, ROWS]
-    # Lines and picks passed ride in one sum, as above.
+    # One sum counts layout rows and selected keys that are passed, as in `_picks`.
     both = tl.sum(tl.where(passed, count[None, :] + 65536, 0), axis=1)
     line, before = both >> 16, both & 0xFFFF
     here = tl.arange(0, ROWS)[None, :] == line[:, None]

@@ -1,7 +1,7 @@
-"""How much of attention one program takes, per GPU, head size and bytes of a number.
+"""Launch settings of the attention kernels, per GPU, head size and element size.
 
-Every entry fits the shared memory and compiles in Triton 3.6 and 3.7 without spilling to memory,
-with keys through an index and in place; rows at distances that are no multiples of 16 numbers may
+Every entry fits the shared memory and compiles with Triton 3.6 and 3.7 without register spills,
+with keys in place and through an index; only rows whose stride is no multiple of 16 elements may
 spill. None has been timed yet.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """A program's queries, the keys it folds in at a time, its warps, and the loads in flight."""
+    """Queries of a program (BLOCK_M), keys of a step (BLOCK_N), warps, and pipeline stages."""
 
     queries: int
     keys: int
@@ -19,19 +19,19 @@ class Tile(NamedTuple):
 
     @property
     def stages_indexed(self) -> int:
-        """With keys through an index: loading the index takes a stage of its own."""
+        """Pipeline stages with keys through an index, whose load takes a stage of its own."""
         return self.stages + 1
 
 
-MAX_HEAD = {4: 128, 2: 256}  # by the bytes of a number; larger heads spill
+MAX_HEAD = {4: 128, 2: 256}  # by element size in bytes; larger heads spill
 
-# Of a pair the second is for short sequences, and for batches that would not fill the GPU. Its
-# blocks of keys are as wide, so that a query's result is rounded alike in any company.
+# Of a pair the second tile is for short sequences, and for batches that would not fill the GPU.
+# Both tile sizes share BLOCK_N (`keys`), so a result does not depend on the batch.
 _ATTENTION = {
     ("sm_80", 64): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
     ("sm_80", 128): (Tile(128, 32, 8, 3), Tile(64, 32, 4, 2)),  # 64 keys spill
     ("sm_80", 256): (Tile(64, 32, 8, 2),),
-    ("sm_90", 64): (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)),  # wgmma takes 64 queries at a time
+    ("sm_90", 64): (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)),  # wgmma takes 64 queries
     ("sm_90", 128): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),  # 128 queries spill in 4 warps
     ("sm_90", 256): (Tile(64, 64, 8, 2),),
     ("sm_100", 64): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
@@ -41,26 +41,26 @@ _ATTENTION = {
     ("gfx942", 128): (Tile(128, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("gfx942", 256): (Tile(64, 32, 4, 2),),
 }
-# fp32 is multiplied as three products of tf32, which takes q twice in registers: small tiles.
+# fp32 products are three of tf32, for which q is in registers twice: small tiles.
 _ATTENTION_FP32 = {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 2),)}
 
 
 def padded_head(head_size: int) -> int:
-    """Head size as programs hold it: a power of 2 that tensor cores take."""
+    """Head size as programs hold it: the next power of 2 that tensor cores take."""
     return max(16, 1 << (head_size - 1).bit_length())
 
 
 @lru_cache(maxsize=64)
-def attention_tiles(arch: str, head_size: int, size: int) -> tuple[Tile, Tile]:
-    """The tile for `ragged_attention`, and the smaller one."""
+def attention_tiles(arch: str, head_size: int, itemsize: int) -> tuple[Tile, Tile]:
+    """The tile of `ragged_attention` and the smaller one of its pair, or the same one twice."""
     width = max(64, padded_head(head_size))
-    tiles = _ATTENTION[arch, width] if size == 2 else _ATTENTION_FP32[width]
+    tiles = _ATTENTION[arch, width] if itemsize == 2 else _ATTENTION_FP32[width]
     return tiles[0], tiles[-1]
 
 
-DECODE_ROWS = 16  # query heads of a program: what a tensor core takes at least
+DECODE_ROWS = 16  # query heads of a program: the least that tensor cores take
 
-# By the bytes of a number and the padded head size.
+# By element size in bytes and padded head size.
 _DECODE = {
     (2, 64): Tile(DECODE_ROWS, 128, 4, 3),  # 64 through an index spill
     (2, 128): Tile(DECODE_ROWS, 64, 4, 3),
@@ -71,9 +71,9 @@ _DECODE = {
 
 
 @lru_cache(maxsize=64)
-def decode_tile(arch: str, head_size: int, size: int) -> Tile:
-    """The tile for `ragged_decode`."""
-    tile = _DECODE[size, max(64, padded_head(head_size))]
+def decode_tile(arch: str, head_size: int, itemsize: int) -> Tile:
+    """The tile of `ragged_decode`."""
+    tile = _DECODE[itemsize, max(64, padded_head(head_size))]
     if head_size != padded_head(head_size):  # masked columns take registers
         tile = tile._replace(keys=tile.keys // 2)
     return tile._replace(stages=2) if arch == "gfx942" else tile

@@ -1,10 +1,10 @@
 """Copy chosen rows of several packed tensors in one launch.
 
 `out_t[j] = x_t[index[j]]` for every tensor t. Not `x[index]` per tensor: hidden states, rotary rows
-and positions travel by the same index, and at our sizes the launches cost more than the bytes.
-Traffic: the chosen rows once in and once out, and the index. Bits are moved, not numbers, so the
-result is exact for every dtype. Limits: no backward in the kernel ("auto" takes the twin where a
-tensor needs a gradient), and index values are not checked on the device.
+and positions are gathered by the same index, and at our sizes a launch costs more than the bytes.
+Traffic: the chosen rows once in and once out, and the index. The kernel copies bits as integers, so
+the result is exact for every dtype. Limits: the kernel has no backward ("auto" falls back to
+PyTorch where a tensor needs a gradient), and index values are not checked on the device.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ _ROWS = 4  # a program's tile: 4 x 1024 words, 8 loads of 16 bytes for each of 1
 _SPAN = 1024
 _WARPS = 4
 
-# How rows are copied: words in a row; bytes in a word: 4, 2 or 1; words in a unit of the stride, 16
-# bytes of them if all rows start 16 bytes apart, which the compiler then knows and uses 128-bit
-# loads, else 1; words copied at a time.
+# How the rows of one tensor are copied: words in a row; bytes in a word (4, 2 or 1); words in a
+# unit of the stride; words copied at a time. The unit is 16 bytes if the stride is a multiple of
+# that, so that the compiler sees it and uses 128-bit loads; else it is one word.
 Layout = tuple[int, int, int, int]
 
 
@@ -48,7 +48,7 @@ def _copy_span(
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Copy one span of columns of one tensor: `out[j] = x[row]`."""
+    """Copy `out[j] = x[row]` of one tensor, in the span of columns of this program."""
     word = tl.pointer_type(tl.int32 if WORD == 4 else (tl.int16 if WORD == 2 else tl.int8))
     for start in range(0, SPAN if SPAN < WIDTH else WIDTH, BLOCK):
         first = tl.program_id(1) * SPAN + start
@@ -65,7 +65,8 @@ def _copy_span(
 def copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS: tl.constexpr, SPAN: tl.constexpr):
     """Copy `out_t[j] = x_t[row]` for every tensor t, in the span of columns of this program.
 
-    row, j: `[ROWS]` int64, those that are `inside`. What describes the tensors is from `copying`.
+    row, j: `[ROWS]` int64, used where the mask `inside` is true. The other arguments come from
+    `copy_plan`.
     """
     for t in tl.static_range(len(LAYOUTS)):
         _copy_span(
@@ -85,7 +86,7 @@ def copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["num_rows", "strides"])
 def _gather_rows_kernel(
-    # pointers: the index, and one of each per tensor
+    # pointers: the index; sources and outputs, one per tensor
     index_ptr,
     x_ptrs,
     out_ptrs,
@@ -98,9 +99,9 @@ def _gather_rows_kernel(
     ROWS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Grid (blocks of ROWS output rows, column spans): a program moves its block of every tensor.
+    """Grid (blocks of ROWS output rows, column spans): a program copies its block of all tensors.
 
-    Narrow tensors have one span, moved by the programs of the first.
+    The grid has the spans of the widest tensor; programs past the columns of a tensor skip it.
     """
     j = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = j < num_rows
@@ -108,19 +109,24 @@ def _gather_rows_kernel(
     copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS, SPAN)
 
 
-def copying(
-    tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], block: int, odd_block: int
+def copy_plan(
+    tensors: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    block: int,
+    unaligned_block: int,
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
-    """What `copy_rows` takes of the tensors that have something to copy.
+    """What the kernel gets of the tensors that are not empty, for `copy_rows`.
 
-    block: words of a row to copy at a time; odd_block: the same where rows do not begin, or end, at
-    multiples of 16 bytes. Returns sources, outputs, row strides in units, and the layouts.
+    block: words of a row to copy at a time; unaligned_block: the same where rows do not begin, or
+    end, at multiples of 16 bytes. Returns sources, outputs, row strides in units, and layouts.
     """
     sources = [_rows(x) for x in tensors]
     kept = [
-        (_known(x), _known(out)) for x, out in zip(sources, outputs, strict=True) if out.numel()
+        (_as_bytes(x), _as_bytes(out))
+        for x, out in zip(sources, outputs, strict=True)
+        if out.numel()
     ]
-    layouts = [_layout(x, block, odd_block) for x, _ in kept]
+    layouts = [_layout(x, block, unaligned_block) for x, _ in kept]
     return (
         tuple(x for x, _ in kept),
         tuple(out for _, out in kept),
@@ -129,32 +135,32 @@ def copying(
     )
 
 
-def unable(tensors: Sequence[torch.Tensor]) -> str:
-    """Why the kernel cannot copy rows of these, "" if it can."""
+def why_unsupported_gather(tensors: Sequence[torch.Tensor]) -> str:
+    """Why the kernel cannot gather rows of these tensors; "" if it can."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "the kernel has no backward and a tensor needs a gradient"
     if any(x.is_complex() for x in tensors):
-        return "the kernel does not know complex tensors"
+        return "the kernel does not take complex tensors"
     return ""
 
 
-def new_rows(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What is gathered into: contiguous whatever the strides of its source."""
+def empty_outputs(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """An output of `num_rows` rows for each tensor, contiguous whatever the strides of that are."""
     return [torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors]
 
 
-def spans(layouts: Sequence[Layout], span: int) -> int:
-    """Column spans that the widest tensor has."""
+def num_spans(layouts: Sequence[Layout], span: int) -> int:
+    """How many spans of columns the widest tensor has."""
     return max(cdiv(width, span) for width, *_ in layouts)
 
 
 def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     num_rows = len(index)
-    outputs = new_rows(num_rows, tensors)
-    sources, targets, strides, layouts = copying(tensors, outputs, _SPAN, _SPAN)
+    outputs = empty_outputs(num_rows, tensors)
+    sources, targets, strides, layouts = copy_plan(tensors, outputs, _SPAN, _SPAN)
     if layouts:
         with on_device_of(index):
-            _gather_rows_kernel[(cdiv(num_rows, _ROWS), spans(layouts, _SPAN))](
+            _gather_rows_kernel[(cdiv(num_rows, _ROWS), num_spans(layouts, _SPAN))](
                 index.contiguous(),
                 sources,
                 targets,
@@ -170,26 +176,26 @@ def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` as `[T, W]` with contiguous rows: a view if its rows are contiguous, else a copy."""
+    """`x` as `[T, W]` with contiguous rows: a view if they are contiguous already, else a copy."""
     if x.ndim != 2:
         x = x.flatten(1) if x.ndim > 2 else x[:, None]
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
-def _known(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself, bytes as integers: not every GPU knows every 8-bit float, nor does Triton."""
+def _as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """8-bit dtypes as int8, because neither Triton nor every GPU knows every 8-bit float."""
     return x.view(torch.int8) if x.element_size() == 1 else x
 
 
-def _layout(x: torch.Tensor, block: int, odd_block: int) -> tuple[int, Layout]:
-    """Row stride in units, and the layout of `[T, W]` with contiguous rows."""
+def _layout(x: torch.Tensor, block: int, unaligned_block: int) -> tuple[int, Layout]:
+    """Row stride in units, and the layout, of a `[T, W]` tensor with contiguous rows."""
     size = x.element_size()
     width = size * x.shape[1]
     stride = size * x.stride(0)
-    odd = (width | stride | x.data_ptr()) & 3
-    word = 4 if odd == 0 else 2 if odd == 2 else 1
+    bits = width | stride | x.data_ptr()  # its low bits tell the alignment of all three
+    word = 4 if bits % 4 == 0 else 2 if bits % 2 == 0 else 1
     unit = word if stride % 16 else 16
-    block = odd_block if (width | stride | x.data_ptr()) % 16 else block
+    block = unaligned_block if bits % 16 else block
     width //= word
     return stride // unit, (width, word, unit // word, min(block, next_power_of_2(width)))
 
@@ -210,8 +216,8 @@ def gather_rows(
         index: `[K]` int32|int64, 0 ≤ index[j] < T; order preserved, repeats allowed, K = 0 allowed.
             Values on a CUDA device are not checked.
         tensors: one or more `[T, ...]`, any dtype and strides, same T and device as `index`. The
-            kernel reads rows at any distance in place; rows that are not contiguous are copied
-            first.
+            kernel reads contiguous rows in place, whatever the stride between them; other tensors
+            are copied first.
         impl: "auto" (Triton on CUDA tensors that need no gradient and are not complex, eager
             elsewhere) | "eager" | "triton"; an explicit choice never falls back.
 
@@ -219,7 +225,8 @@ def gather_rows(
         One contiguous `[K, ...]` tensor per input (a tuple also for one input), dtype kept.
 
     Raises:
-        ValueError: a rank, row count or device that does not fit, or what the kernel cannot do.
+        ValueError: a rank, row count or device that does not fit, or impl="triton" for what the
+            kernel cannot do.
         TypeError: an index that is not int32 or int64.
         RuntimeError: impl="triton" where Triton cannot run.
 
@@ -239,6 +246,6 @@ def gather_rows(
                 f"{_OP}: {name} has shape {tuple(x.shape)} but tensor 0 has "
                 f"{tuple(tensors[0].shape)}; all need the same number of rows"
             )
-    if use_triton(_OP, impl, index.device, unable=unable(tensors)):
+    if use_triton(_OP, impl, index.device, why_unsupported=why_unsupported_gather(tensors)):
         return tuple(_gather_rows(index, tensors))
     return reference.gather_rows(index, *tensors)

@@ -1,13 +1,14 @@
-"""A 64-bit key for every picture: random picks follow the picture, not its place in a batch.
+"""A 64-bit hash of each picture, so that random picks follow the picture, not its place in a batch.
 
     mix64(a, i) = finalize(a + (i + 1) · 0x9E3779B97F4A7C15)          (splitmix64's finalizer)
-    key(image)  = Σ_i mix64(bits of bfloat16(pixel_i), i)  +  mix64(grid packed, -1)       mod 2⁶⁴
+    hash(image) = Σ_i mix64(bits of bfloat16(pixel_i), i)  +  mix64(grid packed, -1)       mod 2⁶⁴
 
 with i the number of the value inside its image, row-major, the bits as an unsigned 16-bit integer
-and the grid packed as t·2⁴⁰ + h·2²⁰ + w (0 where a family has no grid). Rounding to bfloat16 first
-makes fp32 and bf16 inputs of one picture share a key. Integers only: every device gives the same
-key, nothing is read back. Source of the finalizer: Steele, Lea, Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014 (constants of Stafford's variant 13).
+and the grid packed as t·2⁴⁰ + h·2²⁰ + w (0 where a model family has no grid). Pixels are rounded to
+bfloat16 first, so that fp32 and bf16 inputs of one picture have the same hash. The arithmetic is on
+integers only: every device gives the same hash, and nothing is read back. Source of the finalizer:
+Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (constants of
+Stafford's variant 13).
 """
 
 import torch
@@ -15,15 +16,15 @@ from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, products wrap around mod 2^64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
-# Values hashed at once: on a CPU few enough for its caches, which more than halves the time, and
-# elsewhere as many as about 32 MB of int64 scratch memory hold.
+# Pixels hashed at once: on a CPU few enough for its caches, which more than halves the time; on
+# other devices so many that the int64 scratch memory is about 32 MB.
 _CHUNK, _CHUNK_CPU = 1 << 20, 1 << 16
 
 
 def mix64(a: Tensor, i: Tensor) -> Tensor:
-    """Mix int64 values `a` with their int64 numbers `i`; broadcasts."""
+    """Hash int64 values `a`, each with its int64 number `i`, to int64; broadcasts."""
     z = ((i + 1) * _GOLDEN).add(a)
-    high = torch.empty_like(z)  # in place from here on: memory is what this takes its time for
+    high = torch.empty_like(z)  # in place from here on: memory traffic is what takes the time
     for shift, multiplier in zip((30, 27, 31), (*_MULTIPLIERS, None), strict=True):
         torch.bitwise_right_shift(z, shift, out=high)
         z ^= high.bitwise_and_((1 << (64 - shift)) - 1)  # the shift of unsigned integers
@@ -32,16 +33,16 @@ def mix64(a: Tensor, i: Tensor) -> Tensor:
     return z
 
 
-def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
-    """Keys of the images in one input of a vision tower.
+def image_hash(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
+    """Hash the images in one input of a vision tower.
 
     Args:
-        pixels: [images, ...] floating point, one picture each; or with `grid` [rows, D], the
-            patches of all images one after another.
-        grid: [images, 3] integers, patches (t, h, w) of each image, or None.
+        pixels: `[images, ...]` floating point; or, with `grid`, `[patches, D]`, the patches of all
+            images one after another.
+        grid: `[images, 3]` integers, patches (t, h, w) of each image, or None.
 
     Returns:
-        int64 [images] on the device of `pixels`.
+        `[images]` int64 on the device of `pixels`.
     """
     lines = pixels.flatten(0, -2) if pixels.ndim > 1 else pixels[:, None]
     number, width = lines.shape
@@ -65,5 +66,4 @@ def image_keys(pixels: Tensor, grid: Tensor | None = None) -> Tensor:
         bits = part.to(torch.bfloat16).contiguous().view(torch.int16).long() & 0xFFFF
         sums.append(mix64(bits, line[:, None] * width + column).sum(1))
     total = sums[0] if len(sums) == 1 else torch.cat(sums)
-    keys = mix64(packed, torch.full_like(packed, -1))
-    return keys.index_add(0, image_of_line, total)
+    return mix64(packed, torch.full_like(packed, -1)).index_add(0, image_of_line, total)

@@ -1,13 +1,14 @@
-"""Score every key by the attention it gets from its sequence's last query (FastV).
+"""Score every key by the attention that its sequence's last query pays to it (FastV).
 
 `scores[j] = mean over heads h of softmax_j(scale · q[h] · k[j, h // group])`, where the softmax
 runs over all keys of the sequence, in fp32: one row of the attention matrix, the only one built.
 
-Two launches. The first reads every key once for all queries of its group, in 16 splits a sequence,
-and keeps the logits with each split's largest and sum; the second merges the splits and averages
-over heads. No atomics, and no split depends on the batch, so the bits do not either. Traffic: the
-keys once (per 16 query heads of theirs), 4 H T bytes of logits out and in, T scores. Limits: fp32,
-fp16, bf16 and head sizes up to 256; no backward; "auto" takes the twin for what is beyond.
+Two launches. The first reads every key once for all query heads that share it, in 16 splits a
+sequence, and stores the logits and the softmax state (m_i, l_i) of each split; the second merges
+the splits and averages over heads. There are no atomics, and splits do not depend on the batch, so
+neither do the bits of the result. Traffic: the keys once (per 16 query heads that share them), 4 H
+T bytes of logits out and in, T scores. Limits: fp32, fp16, bf16 and head sizes up to 256; no
+backward; "auto" falls back to PyTorch for anything else.
 
 Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), re-derived.
 """
@@ -16,14 +17,14 @@ import torch
 
 from . import reference
 from ._checks import (
-    TWIN_DTYPES,
+    REFERENCE_DTYPES,
     check_count,
     check_covers,
     check_heads,
     check_impl,
     check_segments,
     check_tensor,
-    foreign,
+    why_unsupported_dtype,
 )
 from ._launch import (
     INTERPRET,
@@ -36,23 +37,23 @@ from ._launch import (
     triton,
     use_triton,
 )
+from ._online_softmax import LOG2E, with_contiguous_rows
 from ._threshold import segment_bounds
 from .ragged import Ragged
 
 _OP = "last_query_scores"
 _MAX_HEAD = 256
-_LOG2E = 1.4426950408889634
 
-_SPLITS = 16  # of a sequence's keys, whatever the batch: a sequence scores the same in any company
-_HEADS = 16  # query heads of a program, what a tensor core takes at least; 64 in fp32 spill
+_SPLITS = 16  # of every sequence, so that scores do not depend on the batch
+_HEADS = 16  # query heads of a program: the least that tensor cores take; 64 in fp32 spill
 _WARPS = 4
-_STAGES = {4: 2, 2: 3}  # by the size of a number: fp32 would not fit the shared memory of gfx942
+_STAGES = {4: 2, 2: 3}  # by element size: 3 in fp32 do not fit the shared memory of gfx942
 _MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 16, 128, 4
 
 
 @triton.jit
-def _share(n, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Keys of a split: whole blocks, so that the later splits of a short sequence are empty."""
+def _keys_of_split(n, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many keys a split has: whole blocks, so the last splits of a short sequence are empty."""
     return tl.cdiv(tl.cdiv(n, SPLITS), BLOCK) * BLOCK
 
 
@@ -63,8 +64,8 @@ def _logits_kernel(
     k_ptr,
     cu_seqlens_ptr,
     logits_ptr,
-    top_ptr,
-    weight_ptr,
+    top_ptr,  # m_i of each split
+    weight_ptr,  # l_i of each split
     # sizes
     total,
     # strides
@@ -72,31 +73,31 @@ def _logits_kernel(
     stride_qh,
     stride_kt,
     stride_kh,
-    # factor on the products, to the base 2
+    # factor on the logits, times log2(e)
     scale,
     # meta
     GROUP: tl.constexpr,  # query heads of a key head
-    ROWS: tl.constexpr,  # those of a program, padded to what a tensor core takes; 1 goes without it
+    ROWS: tl.constexpr,  # query heads of a program: padded for tensor cores, or 1 without them
     PARTS: tl.constexpr,  # programs that share a group
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    KEYS: tl.constexpr,
+    KEYS: tl.constexpr,  # BLOCK_N
     SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid (sequences, key heads x PARTS, splits): a program reads its keys once, for ROWS queries.
 
-    It stores their logits (base 2), the largest of them, and the sum of 2^(logit - largest).
+    It stores their logits (to the base 2), the largest of them (m_i), and Σ 2^(logit - m_i) (l_i).
     """
     segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
-    share = _share(n, SPLITS, KEYS)
+    share = _keys_of_split(n, SPLITS, KEYS)
     begin = tl.program_id(2) * share
     end = tl.minimum(begin + share, n)
     if begin >= n:
         return
     key_head = tl.program_id(1) // PARTS
-    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)  # of the group of key_head
     head = key_head * GROUP + member
     d = tl.arange(0, BLOCK_D)
     q_offset = segment.to(tl.int64) * stride_qb + head.to(tl.int64)[:, None] * stride_qh
@@ -105,8 +106,8 @@ def _logits_kernel(
     if INTERPRET or ROWS == 1:
         q = q.to(tl.float32)
 
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
+    m_i = tl.full([ROWS], float("-inf"), tl.float32)
+    l_i = tl.zeros([ROWS], tl.float32)
     for start in range(begin, end, KEYS):
         key = start + tl.arange(0, KEYS)
         live = key < end
@@ -123,22 +124,22 @@ def _logits_kernel(
         to = head.to(tl.int64)[:, None] * total + row[None, :]
         tl.store(logits_ptr + to, logits, mask=(member < GROUP)[:, None] & live[None, :])
         logits = tl.where(live[None, :], logits, float("-inf"))
-        higher = tl.maximum(top, tl.max(logits, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = weight * tl.exp2(top - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
-        top = higher
+        m_new = tl.maximum(m_i, tl.max(logits, axis=1))
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        l_i = l_i * tl.exp2(m_i - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
+        m_i = m_new
     heads = tl.num_programs(1) // PARTS * GROUP
     part = (segment * heads + head) * SPLITS + tl.program_id(2)
-    tl.store(top_ptr + part, top, mask=member < GROUP)
-    tl.store(weight_ptr + part, weight, mask=member < GROUP)
+    tl.store(top_ptr + part, m_i, mask=member < GROUP)
+    tl.store(weight_ptr + part, l_i, mask=member < GROUP)
 
 
 @triton.jit(do_not_specialize=["total"])
 def _merge_kernel(
     # pointers
     logits_ptr,
-    top_ptr,
-    weight_ptr,
+    top_ptr,  # m_i of each split
+    weight_ptr,  # l_i of each split
     cu_seqlens_ptr,
     scores_ptr,
     # sizes
@@ -148,7 +149,7 @@ def _merge_kernel(
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,  # KEYS of the kernel above
+    SPLIT_KEYS: tl.constexpr,  # KEYS of `_logits_kernel`
 ):
     """Grid (sequences, blocks of KEYS keys): softmax over all keys, then the mean over heads."""
     segment = tl.program_id(0)
@@ -158,23 +159,23 @@ def _merge_kernel(
     if tl.program_id(1) * KEYS >= n:
         return
     split = tl.arange(0, SPLITS)
-    filled = split * _share(n, SPLITS, SPLIT_KEYS) < n
+    filled = split * _keys_of_split(n, SPLITS, SPLIT_KEYS) < n
     scores = tl.zeros([KEYS], tl.float32)
     for start in range(0, H, HEADS):
         head = start + tl.arange(0, HEADS)
-        known = head < H
+        head_live = head < H
         part = (segment * H + head)[:, None] * SPLITS + split[None, :]
-        mask = known[:, None] & filled[None, :]
-        tops = tl.load(top_ptr + part, mask=mask, other=float("-inf"))
-        weights = tl.load(weight_ptr + part, mask=mask, other=0.0)
-        top = tl.max(tops, axis=1)
-        base = tl.where(top == float("-inf"), 0.0, top)
-        weight = tl.sum(weights * tl.exp2(tops - base[:, None]), axis=1)
-        weight = tl.where(known, weight, 1.0)
+        mask = head_live[:, None] & filled[None, :]
+        m_split = tl.load(top_ptr + part, mask=mask, other=float("-inf"))
+        l_split = tl.load(weight_ptr + part, mask=mask, other=0.0)
+        m_i = tl.max(m_split, axis=1)
+        base = tl.where(m_i == float("-inf"), 0.0, m_i)
+        l_i = tl.sum(l_split * tl.exp2(m_split - base[:, None]), axis=1)
+        l_i = tl.where(head_live, l_i, 1.0)
         at = head.to(tl.int64)[:, None] * total + (first + key)[None, :]
-        both = known[:, None] & live[None, :]
+        both = head_live[:, None] & live[None, :]
         logits = tl.load(logits_ptr + at, mask=both, other=float("-inf"))
-        scores += tl.sum(tl.exp2(logits - base[:, None]) / weight[:, None], axis=0)
+        scores += tl.sum(tl.exp2(logits - base[:, None]) / l_i[:, None], axis=0)
     tl.store(scores_ptr + first + key, scores / H, mask=live)
 
 
@@ -186,14 +187,14 @@ def _launch(
     scores = torch.empty(total, dtype=torch.float32, device=k.device)
     if total == 0:
         return scores
-    q = q if q.stride(2) == 1 else q.contiguous()
-    k = k if k.stride(2) == 1 else k.contiguous()
+    q, k = with_contiguous_rows(q), with_contiguous_rows(k)
     logits = torch.empty(heads, total, dtype=torch.float32, device=k.device)
-    tops = torch.empty(sequences, heads, _SPLITS, dtype=torch.float32, device=k.device)
-    weights = torch.empty_like(tops)
+    m_split = torch.empty(sequences, heads, _SPLITS, dtype=torch.float32, device=k.device)
+    l_split = torch.empty_like(m_split)
     group = heads // key_heads
     parts = cdiv(group, _HEADS)
-    keys = _keys(k)
+    # Of wide heads twice as many keys at a time spill in fp32, and overfill a gfx942.
+    keys = 32 if head_size > 128 else 64
     with on_device_of(k):
         filled = min(_SPLITS, cdiv(longest, keys))  # of the longest sequence
         _logits_kernel[(sequences, key_heads * parts, filled)](
@@ -201,14 +202,14 @@ def _launch(
             k,
             cu_seqlens,
             logits,
-            tops,
-            weights,
+            m_split,
+            l_split,
             total,
             q.stride(0),
             q.stride(1),
             k.stride(0),
             k.stride(1),
-            scale * _LOG2E,
+            scale * LOG2E,
             GROUP=group,
             ROWS=1 if group == 1 else _HEADS,
             PARTS=parts,
@@ -223,8 +224,8 @@ def _launch(
         )
         _merge_kernel[(sequences, cdiv(longest, _MERGE_KEYS))](
             logits,
-            tops,
-            weights,
+            m_split,
+            l_split,
             cu_seqlens,
             scores,
             total,
@@ -239,22 +240,20 @@ def _launch(
     return scores
 
 
-def _keys(k: torch.Tensor) -> int:
-    """Keys read at a time. Of wide heads twice as many spill in fp32, and overfill a gfx942."""
-    return 32 if k.shape[2] > 128 else 64
-
-
-def _fake(
-    q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, longest: int, scale: float
-) -> torch.Tensor:
-    return k.new_empty(k.shape[0], dtype=torch.float32)
-
-
 _last_query_scores = register(
     "last_query_scores(Tensor q, Tensor k, Tensor cu_seqlens, int longest, float scale) -> Tensor",
     _launch,
-    _fake,
+    lambda q, k, *others: k.new_empty(k.shape[0], dtype=torch.float32),
 )
+
+
+def why_unsupported_heads(dtype: torch.dtype, head_size: int) -> str:
+    """Why the kernel cannot score with heads of this dtype and size; "" if it can."""
+    if why := why_unsupported_dtype(dtype):
+        return why
+    if 0 < head_size <= _MAX_HEAD:
+        return ""
+    return f"the kernel takes head sizes 1 to {_MAX_HEAD}, got {head_size}"
 
 
 def last_query_scores(
@@ -266,7 +265,7 @@ def last_query_scores(
         q: `[B, H, D]` fp32|fp16|bf16|fp64, the last query of each sequence, rotated like the keys.
         k: `[T, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv, head h reads key head
             h // (H / Hkv).
-        segments: B sequences cutting the T rows of `k`.
+        segments: the B sequences that the T rows of `k` belong to.
         scale: factor on the logits, usually D ** -0.5.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
@@ -275,8 +274,8 @@ def last_query_scores(
         `[T]` fp32; the scores of one sequence sum to 1.
 
     Raises:
-        ValueError: a rank, row count, head layout or device that does not fit, or what the kernel
-            cannot do.
+        ValueError: a rank, row count, head layout or device that does not fit, or impl="triton" for
+            what the kernel cannot do.
         TypeError: a wrong type or dtype.
         RuntimeError: impl="triton" where Triton cannot run.
 
@@ -286,21 +285,13 @@ def last_query_scores(
     """
     check_impl(_OP, impl)
     check_segments(_OP, "segments", segments)
-    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES, device=segments.device)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=REFERENCE_DTYPES, device=segments.device)
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=segments.device)
     check_heads(_OP, q, k)
     check_covers(_OP, "segments", segments, "k", len(k))
     check_count(_OP, "q", q, len(segments))
-    if use_triton(_OP, impl, k.device, unable=beyond(k.dtype, k.shape[2])):
+    why = why_unsupported_heads(k.dtype, k.shape[2])
+    if use_triton(_OP, impl, k.device, why_unsupported=why):
         with torch.no_grad():
             return _last_query_scores(q, k, segments.cu_seqlens, segments.max_seqlen, scale)
     return reference.last_query_scores(q, k, segments, scale=scale)
-
-
-def beyond(dtype: torch.dtype, head_size: int) -> str:
-    """Why the kernel cannot score with heads of this dtype and size, "" if it can."""
-    if why := foreign(dtype):
-        return why
-    if 0 < head_size <= _MAX_HEAD:
-        return ""
-    return f"the kernel takes head sizes 1 to {_MAX_HEAD}, got {head_size}"

@@ -1,9 +1,9 @@
-"""Say how a packed batch is cut into segments, on the host and on the device at once.
+"""`Ragged`: the segment lengths of a packed batch, on the host and as prefix sums on the device.
 
-A packed batch holds its segments one after another in dimension 0: segment `s` of a `[T, ...]`
-tensor is rows `cu_seqlens[s]:cu_seqlens[s + 1]`. The lengths live on the host, so every output size
-is known without asking the device; the prefix sums live on the device for the kernels. Segments may
-be empty, and a batch may have none.
+A packed batch holds its segments one after another in dimension 0, without padding: segment `s` of
+a `[T, ...]` tensor is rows `cu_seqlens[s]:cu_seqlens[s + 1]`. The lengths are on the host, so every
+output size is known without a read from the device; the prefix sums are on the device for the
+kernels. Segments may be empty, and a batch may have none.
 """
 
 import operator
@@ -14,21 +14,22 @@ from itertools import accumulate
 
 import torch
 
-from ._device_cache import MadeOnce, once_per_stream
+from ._device_cache import GraphSafeCachedProperty, cached_per_stream
 
 _INT32_MAX = 2**31 - 1
 _INTS = frozenset((int,))
-_NO_SEQUENCES = (torch.Tensor, str)
+_REFUSED_ITERABLES = (torch.Tensor, str)
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """The cut of a packed batch. Build it with `Ragged.from_lengths`, never by hand.
+    """Which rows of a packed batch form which segment. Build it with `Ragged.from_lengths`.
 
-    lengths: B ints ≥ 0, on the host.
-    cu_seqlens: `[B + 1]` int32 on the device, prefix sums of `lengths` from 0.
-    offsets: the same prefix sums as host ints.
-    max_seqlen: rows of the longest segment, 0 without segments.
+    Attributes:
+        lengths: rows of each of the B segments, host ints ≥ 0.
+        cu_seqlens: `[B + 1]` int32 on the device, prefix sums of `lengths` from 0.
+        offsets: the same prefix sums as host ints.
+        max_seqlen: rows of the longest segment, 0 without segments.
     """
 
     lengths: tuple[int, ...]
@@ -38,11 +39,14 @@ class Ragged:
 
     @staticmethod
     def from_lengths(lengths: Sequence[int], device: torch.device | str | int) -> "Ragged":
-        """Build (or fetch: the last 64 are kept) the cut with these segment lengths.
+        """Build the `Ragged` of these segment lengths, or return it from a cache of the last 64.
 
-        Never waits for a CUDA device: the copy starts from pinned memory, and the cut is for the
-        current stream. Call once before capturing a CUDA graph of it, as ops do with what they
-        keep; the graph's cut then stays.
+        Never waits for a CUDA device: the copy starts from pinned memory, and the result is for the
+        current stream. New lengths cannot be built while a CUDA graph is captured: call this, and
+        the ops that use it, once before the capture.
+
+        Raises TypeError for lengths that are not host ints, ValueError for a negative length or
+        2^31 rows or more, RuntimeError for new lengths during a capture.
 
         >>> Ragged.from_lengths([3, 0, 2], "cpu").cu_seqlens.tolist()
         [0, 3, 3, 5]
@@ -56,7 +60,7 @@ class Ragged:
 
     @cached_property
     def uniform_length(self) -> int | None:
-        """The length all segments share, None if they differ or there are none."""
+        """The length that all segments have; None if they differ or there is no segment."""
         return self.max_seqlen if len(set(self.lengths)) == 1 else None
 
     @property
@@ -66,9 +70,9 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @MadeOnce
+    @GraphSafeCachedProperty
     def cells(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Segment number and position in its segment of every packed row, int64 `[total]` each."""
+        """Segment of every packed row, and its position in that segment: int64 `[total]` each."""
         with torch.inference_mode(False), torch.no_grad():
             starts = self.cu_seqlens[:-1].long()
             segment = torch.repeat_interleave(
@@ -79,23 +83,23 @@ class Ragged:
             position = torch.arange(self.total, device=self.device) - starts[segment]
         return segment, position
 
-    @MadeOnce
+    @GraphSafeCachedProperty
     def numbers(self) -> torch.Tensor:
-        """int64 `[B]`: the number of each segment."""
+        """int64 `[B]`: 0, 1, …, B - 1, the number of each segment."""
         with torch.inference_mode(False), torch.no_grad():
             return torch.arange(len(self), device=self.device)
 
-    @MadeOnce
+    @GraphSafeCachedProperty
     def live(self) -> torch.Tensor:
-        """bool `[B, max_seqlen]`: which cells of the padded matrix hold a row."""
+        """bool `[B, max_seqlen]`: False where the padded batch of `pad` has padding."""
         with torch.inference_mode(False), torch.no_grad():
             columns = torch.arange(self.max_seqlen, device=self.device, dtype=torch.int32)
             return columns < self.cu_seqlens.diff()[:, None]
 
     def pad(self, x: torch.Tensor, fill: float | int) -> torch.Tensor:
-        """Spread packed `[total, ...]` rows over `[B, max_seqlen, ...]`, `fill` where none is.
+        """Turn packed `[total, ...]` into `[B, max_seqlen, ...]`, padded on the right with `fill`.
 
-        A view where all lengths are equal.
+        Returns a view if all lengths are equal.
         """
         if self.uniform_length is not None:
             return x.unflatten(0, (len(self), self.uniform_length))
@@ -105,13 +109,13 @@ class Ragged:
 
 
 def host_ints(name: str, values: object) -> tuple[int, ...]:
-    """`values` as Python ints. Refuses tensors: reading a device back would stall it."""
-    if isinstance(values, _NO_SEQUENCES) or not isinstance(values, Iterable):
+    """`values` as a tuple of Python ints. Refuses tensors: reading a device would stall it."""
+    if isinstance(values, _REFUSED_ITERABLES) or not isinstance(values, Iterable):
         raise TypeError(
             f"{name} must be a sequence of host ints, got {type(values).__name__}; pass a list"
         )
     values = tuple(values)
-    if _INTS.issuperset(map(type, values)):  # as nearly always, and this is in every call of an op
+    if _INTS.issuperset(map(type, values)):  # the usual case, in every call of an op
         return values
     for value in values:
         if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
@@ -126,9 +130,9 @@ def _indexed_device(device: torch.device | str | int) -> torch.device:
     return device
 
 
-@once_per_stream("segments of lengths")
+@cached_per_stream("segments of lengths")
 def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
-    """Checked when it is built: what is refused is not kept."""
+    """Check the lengths here and not in `from_lengths`, so that a cached call need not."""
     if min(lengths, default=0) < 0:
         raise ValueError(f"lengths must be >= 0, got {min(lengths)}; pass row counts")
     if sum(lengths) > _INT32_MAX:

@@ -4,14 +4,15 @@
 Causal is aligned bottom-right: with nq queries and nk keys, query i sees keys j ≤ i + nk - nq. A
 query that sees no key gives 0.
 
-A program takes a tile of queries of one head and folds the keys in block by block, so no matrix is
-ever written: traffic is q and out once, and the keys once for every tile. No padding, and no list
-of tiles either: programs find their sequence in `cu_seqlens` by themselves. With an index of keys
-rows are read where they lie, shared or scattered. A row's arithmetic does not depend on the batch:
-the tile may, the width of a block of keys may not.
+A program takes a tile of queries of one head and folds the keys in block by block (online softmax),
+so no matrix is ever written: traffic is q and out once, and the keys and values once for every
+tile. There is no padding, and no list of tiles: each program finds its sequence in `cu_seqlens`.
+With `k_index` keys and values are read in place through it, so sequences may share rows. The tile
+size depends on the batch, but both tile sizes share BLOCK_N (here `KEYS`), so a result does not
+depend on the batch.
 
 Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128, more would spill), a scale above 0; no
-backward; "auto" takes the twin for what is beyond.
+backward; "auto" falls back to PyTorch for anything else.
 
 Source: Dao, FlashAttention-2, arXiv 2307.08691, re-derived.
 """
@@ -21,7 +22,7 @@ import torch
 from . import reference
 from ._checks import (
     INDEX_DTYPES,
-    TWIN_DTYPES,
+    REFERENCE_DTYPES,
     check_count,
     check_covers,
     check_heads,
@@ -32,28 +33,29 @@ from ._checks import (
 from ._launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
 from ._online_softmax import (
     LOG2E,
-    absorb,
-    columns_together,
-    lift,
-    lower,
-    nothing_yet,
-    unable,
+    dot_operand,
+    init_softmax_state,
+    online_softmax_step,
+    round_to,
+    why_unsupported_attention,
+    with_contiguous_rows,
 )
 from ._threshold import segment_bounds
 from ._tiles import attention_tiles, padded_head
 from .ragged import Ragged
 
 _OP = "ragged_attention"
-_WAVE = 128  # programs: about one for each multiprocessor of the GPUs we ship for
+_WAVE = 128  # programs: about one for each multiprocessor of the GPUs in `_tiles.py`
 
 
 @triton.jit
 def _segment_of_tile(cu_ptr, num_segments, number, QUERIES: tl.constexpr):
-    """The segment that owns a tile, and the tile's place in it.
+    """The segment that tile `number` belongs to, and the tile's number in it, by binary search.
 
-    Segment s owns the numbers from cu[s] // QUERIES + s on: always enough, at most one too many.
+    The tiles of segment s start at number cu[s] // QUERIES + s. These are always enough tiles for a
+    segment, and at most one too many.
     """
-    low = number * 0
+    low = number * 0  # 0 as a tensor, since the loop changes it
     high = low + num_segments - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -72,7 +74,7 @@ def _attention_kernel(
     out_ptr,
     cu_q_ptr,
     cu_k_ptr,
-    index_ptr,  # None: keys and values lie where cu_k says
+    index_ptr,  # None: cu_k gives the rows of keys and values themselves
     # sizes
     num_segments,
     # strides
@@ -82,21 +84,21 @@ def _attention_kernel(
     stride_kh,
     stride_vt,
     stride_vh,
-    # factor on the products, to the base 2
+    # factor on the logits, times log2(e)
     scale,
     # meta
     GROUP: tl.constexpr,  # query heads of a key head
     CAUSAL: tl.constexpr,
     D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,  # D padded to a power of 2
+    QUERIES: tl.constexpr,  # BLOCK_M
+    KEYS: tl.constexpr,  # BLOCK_N
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles of QUERIES queries, heads): a program reads all keys its queries see, once.
+    """Grid (tiles of QUERIES queries, heads): a program reads all keys that its queries see, once.
 
-    Blocks of keys that all its queries see come first and are not masked. Tiles are taken from the
-    end: under a causal mask those are the longest, and none should start last.
+    Blocks of keys that all its queries see come first, without a mask. The last tiles start first,
+    because under a causal mask they have the most keys and would otherwise finish last.
     """
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     segment, tile = _segment_of_tile(cu_q_ptr, num_segments, number, QUERIES)
@@ -116,22 +118,22 @@ def _attention_kernel(
     if D < WIDTH:
         q_mask = q_mask & (d < D)[None, :]
     q_at = q_ptr + q_row * stride_qt + head * stride_qh + d[None, :]
-    q = lift(tl.load(q_at, mask=q_mask, other=0.0))
+    q = dot_operand(tl.load(q_at, mask=q_mask, other=0.0))
 
-    ahead = num_k - num_q  # query i sees the keys up to i + ahead
+    offset = num_k - num_q  # causal: query i sees the keys up to i + offset
     end, seen_by_all = num_k, num_k
     if CAUSAL:
-        end = tl.maximum(tl.minimum(num_k, begin + QUERIES + ahead), 0)
-        seen_by_all = tl.maximum(tl.minimum(num_k, begin + ahead + 1), 0)
-    whole = seen_by_all // KEYS * KEYS
-    top, weight, mixed = nothing_yet(QUERIES, WIDTH)
+        end = tl.maximum(tl.minimum(num_k, begin + QUERIES + offset), 0)
+        seen_by_all = tl.maximum(tl.minimum(num_k, begin + offset + 1), 0)
+    unmasked = seen_by_all // KEYS * KEYS
+    m_i, l_i, acc = init_softmax_state(QUERIES, WIDTH)
     everything = tl.full([KEYS], True, tl.int1)
-    for start in range(0, whole, KEYS):
-        top, weight, mixed = absorb(
+    for start in range(0, unmasked, KEYS):
+        m_i, l_i, acc = online_softmax_step(
             q,
-            top,
-            weight,
-            mixed,
+            m_i,
+            l_i,
+            acc,
             k_ptr,
             v_ptr,
             index_ptr,
@@ -144,16 +146,16 @@ def _attention_kernel(
             D,
             PRECISION,
         )
-    for start in range(whole, end, KEYS):
+    for start in range(unmasked, end, KEYS):
         live = start + key < num_k
         seen = live[None, :]
         if CAUSAL:
-            seen = seen & ((start + key)[None, :] <= (query + ahead)[:, None])
-        top, weight, mixed = absorb(
+            seen = seen & ((start + key)[None, :] <= (query + offset)[:, None])
+        m_i, l_i, acc = online_softmax_step(
             q,
-            top,
-            weight,
-            mixed,
+            m_i,
+            l_i,
+            acc,
             k_ptr,
             v_ptr,
             index_ptr,
@@ -166,9 +168,9 @@ def _attention_kernel(
             D,
             PRECISION,
         )
-    out = mixed / tl.where(weight == 0.0, 1.0, weight)[:, None]
+    out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
     out_at = out_ptr + (q_row * tl.num_programs(1) + head) * D + d[None, :]
-    tl.store(out_at, lower(out, out_ptr.dtype.element_ty), mask=q_mask)
+    tl.store(out_at, round_to(out, out_ptr.dtype.element_ty), mask=q_mask)
 
 
 def _launch(
@@ -187,7 +189,7 @@ def _launch(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_queries == 0:
         return out
-    q, k, v = map(columns_together, (q, k, v))
+    q, k, v = map(with_contiguous_rows, (q, k, v))
     tile, smaller = attention_tiles(architecture(q.device), head_size, q.element_size())
     if longest <= smaller.queries or (num_queries // tile.queries + segments) * heads < _WAVE:
         tile = smaller
@@ -251,7 +253,7 @@ def ragged_attention(
         causal: bottom-right causal mask, or none.
         scale: factor on the logits; default D ** -0.5.
         k_index: `[K]` int32|int64 rows of `k` and `v`, 0 ≤ k_index[j] < Tk, not checked on a CUDA
-            device. With it `k_segments` cuts `k_index`, so sequences may share rows.
+            device. With it `k_segments` are segments of `k_index`, so sequences may share rows.
         impl: "auto" (Triton on CUDA tensors that need no gradient and are within the kernel's
             limits, eager elsewhere) | "eager" | "triton"; an explicit choice never falls back.
 
@@ -259,21 +261,21 @@ def ragged_attention(
         `[Tq, H, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: a rank, row count, head layout or device that does not fit, or what the kernel
-            cannot do.
+        ValueError: a rank, row count, head layout or device that does not fit, or impl="triton" for
+            what the kernel cannot do.
         TypeError: a wrong type or dtype.
         RuntimeError: impl="triton" where Triton cannot run.
 
     >>> q, k = torch.randn(7, 8, 64), torch.randn(9, 2, 64)
-    >>> q_cut, k_cut = Ragged.from_lengths([3, 4], "cpu"), Ragged.from_lengths([5, 4], "cpu")
-    >>> ragged_attention(q, k, k, q_cut, k_cut).shape
+    >>> of_q, of_k = Ragged.from_lengths([3, 4], "cpu"), Ragged.from_lengths([5, 4], "cpu")
+    >>> ragged_attention(q, k, k, of_q, of_k).shape
     torch.Size([7, 8, 64])
     """
     check_impl(_OP, impl)
     check_segments(_OP, "q_segments", q_segments)
     check_segments(_OP, "k_segments", k_segments)
     device = q_segments.device
-    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES, device=device)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=REFERENCE_DTYPES, device=device)
     check_tensor(_OP, "k", k, ndim=3, dtypes=(q.dtype,), device=device)
     check_tensor(_OP, "v", v, ndim=3, dtypes=(q.dtype,), device=device)
     check_heads(_OP, q, k, v)
@@ -285,9 +287,10 @@ def ragged_attention(
         check_covers(_OP, "k_segments", k_segments, "k_index", len(k_index))
     check_count(_OP, "k_segments", k_segments, len(q_segments))
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if use_triton(_OP, impl, device, unable=unable(scale, q, k, v)):
-        cuts = q_segments.cu_seqlens, k_segments.cu_seqlens
-        return _ragged_attention(q, k, v, *cuts, k_index, q_segments.max_seqlen, causal, scale)
+    why = why_unsupported_attention(scale, q, k, v)
+    if use_triton(_OP, impl, device, why_unsupported=why):
+        cu_q, cu_k = q_segments.cu_seqlens, k_segments.cu_seqlens
+        return _ragged_attention(q, k, v, cu_q, cu_k, k_index, q_segments.max_seqlen, causal, scale)
     return reference.ragged_attention(
         q, k, v, q_segments, k_segments, causal=causal, scale=scale, k_index=k_index
     )

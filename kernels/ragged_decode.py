@@ -3,13 +3,14 @@
 `out[s, h] = sum_j softmax_j(scale · q[s, h] · k[j, h // group]) v[j, h // group]`, j running over
 rows `starts[s] … starts[s] + lengths[s] - 1`. A sequence without rows gives 0.
 
-Two launches. One query cannot fill a GPU, so programs share a sequence: each reads the keys and
-values of one split, for all query heads that share them, and leaves a partial softmax; the second
-launch merges these in order. A cut depends on the sequence's own length alone, so neither the batch
-nor the cache's size changes a bit. Traffic: keys and values once (per 16 query heads of theirs),
-8 D bytes per split and query head. With lengths on the device nothing of a call depends on them: a
-CUDA graph of it may be replayed with others. Limits: fp32, fp16, bf16 and head sizes up to 256
-(fp32: 128), a scale above 0; no backward; "auto" takes the twin for what is beyond.
+Two launches. One query cannot fill a GPU, so several programs share a sequence: each reads the keys
+and values of one split, for all query heads that share them, and stores its softmax state (m_i,
+l_i, acc); the second launch merges the splits in order. Splits depend on the sequence's own length
+alone, so neither the batch nor the size of the cache changes a bit of the result. Traffic: keys and
+values once (per 16 query heads that share them), 8 D bytes per split and query head. With lengths
+on the device no launch depends on their values: a CUDA graph of the call may be replayed with
+others. Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128), a scale above 0; no backward;
+"auto" falls back to PyTorch for anything else.
 
 Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-derived.
 """
@@ -21,30 +22,39 @@ from typing import Any
 import torch
 
 from . import reference
-from ._checks import INDEX_DTYPES, TWIN_DTYPES, check_heads, check_impl, check_tensor
-from ._launch import architecture, fp32_precision, on_device_of, register, tl, triton, use_triton
+from ._checks import INDEX_DTYPES, REFERENCE_DTYPES, check_heads, check_impl, check_tensor
+from ._launch import (
+    architecture,
+    cdiv,
+    fp32_precision,
+    on_device_of,
+    register,
+    tl,
+    triton,
+    use_triton,
+)
 from ._online_softmax import (
     LOG2E,
-    absorb,
-    columns_together,
-    lift,
-    lower,
-    nothing_yet,
-    unable,
+    dot_operand,
+    init_softmax_state,
+    online_softmax_step,
+    round_to,
+    why_unsupported_attention,
+    with_contiguous_rows,
 )
 from ._ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
 from ._relaunch import Relaunch
 from ._tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
-_SPLITS = 64  # of a sequence at most: with 4 key heads, two programs for each multiprocessor
+_SPLITS = 64  # of a sequence at most: with 4 key heads, about two programs a multiprocessor
 _MERGE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-_SHARE, _MERGED = 128, 16  # keys of a split at least; splits merged at a time
+_SHARE, _MERGED = 128, 16  # keys of a split are a multiple of 128; splits merged at a time
 
 
 @triton.jit
 def _splits(n, SPLITS: tl.constexpr, SHARE: tl.constexpr):
-    """Keys of a split, and how many splits a sequence of n keys has."""
+    """How many keys a split has, and how many splits a sequence of n keys has."""
     share = tl.maximum(tl.cdiv(n, SPLITS * SHARE), 1) * SHARE
     return share, tl.cdiv(n, share)
 
@@ -57,7 +67,7 @@ def _split_kernel(
     v_ptr,
     lengths_ptr,
     starts_ptr,
-    index_ptr,  # None: sequences are ranges of the cache itself
+    index_ptr,  # None: ranges are rows of the cache itself
     partial_ptr,
     # sizes
     longest,
@@ -68,22 +78,22 @@ def _split_kernel(
     stride_kh,
     stride_vt,
     stride_vh,
-    # factor on the products, to the base 2
+    # factor on the logits, times log2(e)
     scale,
     # meta
     GROUP: tl.constexpr,  # query heads of a key head
-    ROWS: tl.constexpr,  # those of a program, padded to what a tensor core takes
+    ROWS: tl.constexpr,  # query heads of a program, padded to what tensor cores take
     PARTS: tl.constexpr,  # programs that share a group
     D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,  # D padded to a power of 2
+    KEYS: tl.constexpr,  # BLOCK_N
     SPLITS: tl.constexpr,
     SHARE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid (sequences, key heads x PARTS, splits): a program reads the keys of its split once.
 
-    It stores the values mixed, and after all of these the largest logit and the sum of the weights.
+    `partial` holds acc of all splits, then m_i of all splits, then l_i of all splits.
     """
     sequence, split = tl.program_id(0), tl.program_id(2)
     n = tl.minimum(tl.load(lengths_ptr + sequence), longest)
@@ -92,25 +102,25 @@ def _split_kernel(
         return
     first = tl.load(starts_ptr + sequence)
     key_head = (tl.program_id(1) // PARTS).to(tl.int64)
-    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)
+    member = tl.program_id(1) % PARTS * ROWS + tl.arange(0, ROWS)  # of the group of key_head
     head = key_head * GROUP + member
     d = tl.arange(0, WIDTH)
     mask = (member < GROUP)[:, None] & (d < D)[None, :]
     q_at = sequence.to(tl.int64) * stride_qb + head[:, None] * stride_qh + d[None, :]
-    q = lift(tl.load(q_ptr + q_at, mask=mask, other=0.0))
+    q = dot_operand(tl.load(q_ptr + q_at, mask=mask, other=0.0))
     k_ptr += key_head * stride_kh
     v_ptr += key_head * stride_vh
 
-    top, weight, mixed = nothing_yet(ROWS, WIDTH)
+    m_i, l_i, acc = init_softmax_state(ROWS, WIDTH)
     end = tl.minimum((split + 1) * share, n)
     for start in range(split * share, end, KEYS):
         key = start + tl.arange(0, KEYS)
         live = key < end
-        top, weight, mixed = absorb(
+        m_i, l_i, acc = online_softmax_step(
             q,
-            top,
-            weight,
-            mixed,
+            m_i,
+            l_i,
+            acc,
             k_ptr,
             v_ptr,
             index_ptr,
@@ -126,9 +136,9 @@ def _split_kernel(
     heads = (tl.num_programs(1) // PARTS * GROUP).to(tl.int64)
     part = (sequence * heads + head) * tl.num_programs(2) + split
     parts = tl.num_programs(0) * heads * tl.num_programs(2)
-    tl.store(partial_ptr + part[:, None] * D + d[None, :], mixed, mask=mask)
-    tl.store(partial_ptr + parts * D + part, top, mask=member < GROUP)
-    tl.store(partial_ptr + parts * (D + 1) + part, weight, mask=member < GROUP)
+    tl.store(partial_ptr + part[:, None] * D + d[None, :], acc, mask=mask)
+    tl.store(partial_ptr + parts * D + part, m_i, mask=member < GROUP)
+    tl.store(partial_ptr + parts * (D + 1) + part, l_i, mask=member < GROUP)
 
 
 @triton.jit(do_not_specialize=["longest", "room"])
@@ -139,7 +149,7 @@ def _merge_splits_kernel(
     out_ptr,
     # sizes
     longest,
-    room,  # splits there is memory for, per sequence and head
+    room,  # splits that `partial` has memory for, per sequence and head
     # meta
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -154,25 +164,25 @@ def _merge_splits_kernel(
     row = sequence * heads + tl.program_id(1)
     first, parts = row * room, tl.num_programs(0) * heads * room
     d = tl.arange(0, WIDTH)
-    top = tl.full((), float("-inf"), tl.float32)
-    weight = tl.zeros((), tl.float32)
-    mixed = tl.zeros([WIDTH], tl.float32)
+    m_i = tl.full((), float("-inf"), tl.float32)
+    l_i = tl.zeros((), tl.float32)
+    acc = tl.zeros([WIDTH], tl.float32)
     for start in range(0, splits, MERGED):
         split = start + tl.arange(0, MERGED)
         live = split < splits
         part = first + split
-        rows_at = partial_ptr + part[:, None] * D + d[None, :]
-        rows = tl.load(rows_at, mask=live[:, None] & (d < D)[None, :], other=0.0)
-        tops = tl.load(partial_ptr + parts * D + part, mask=live, other=float("-inf"))
-        weights = tl.load(partial_ptr + parts * (D + 1) + part, mask=live, other=0.0)
-        higher = tl.maximum(top, tl.max(tops))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        old, new = tl.exp2(top - base), tl.exp2(tops - base)
-        weight = weight * old + tl.sum(weights * new)
-        mixed = mixed * old + tl.sum(rows * new[:, None], axis=0)
-        top = higher
-    out = mixed / tl.where(weight == 0.0, 1.0, weight)
-    tl.store(out_ptr + row * D + d, lower(out, out_ptr.dtype.element_ty), mask=d < D)
+        acc_at = partial_ptr + part[:, None] * D + d[None, :]
+        acc_split = tl.load(acc_at, mask=live[:, None] & (d < D)[None, :], other=0.0)
+        m_split = tl.load(partial_ptr + parts * D + part, mask=live, other=float("-inf"))
+        l_split = tl.load(partial_ptr + parts * (D + 1) + part, mask=live, other=0.0)
+        m_new = tl.maximum(m_i, tl.max(m_split))
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        alpha, beta = tl.exp2(m_i - base), tl.exp2(m_split - base)
+        l_i = l_i * alpha + tl.sum(l_split * beta)
+        acc = acc * alpha + tl.sum(acc_split * beta[:, None], axis=0)
+        m_i = m_new
+    out = acc / tl.where(l_i == 0.0, 1.0, l_i)
+    tl.store(out_ptr + row * D + d, round_to(out, out_ptr.dtype.element_ty), mask=d < D)
 
 
 _launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_splits_kernel)
@@ -180,16 +190,16 @@ _launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_splits_k
 
 @lru_cache(maxsize=64)
 def _settings(
-    arch: str, head_size: int, size: int, group: int, indexed: bool
+    arch: str, head_size: int, itemsize: int, group: int, indexed: bool
 ) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Programs that share a group, constants of both kernels, options of the first."""
-    tile, parts = decode_tile(arch, head_size, size), -(-group // DECODE_ROWS)
+    """Programs that share a group, constants of both kernels, launch options of the first."""
+    tile, parts = decode_tile(arch, head_size, itemsize), cdiv(group, DECODE_ROWS)
     both = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
-    own: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
-    own["PRECISION"] = fp32_precision()
+    split: dict[str, Any] = {"GROUP": group, "ROWS": DECODE_ROWS, "PARTS": parts, "KEYS": tile.keys}
+    split["PRECISION"] = fp32_precision()
     stages = tile.stages_indexed if indexed else tile.stages
     options = {"num_warps": tile.warps, "num_stages": stages, "enable_fp_fusion": True}
-    return parts, both | own, both | {"MERGED": _MERGED}, options
+    return parts, both | split, both | {"MERGED": _MERGED}, options
 
 
 def _launch(
@@ -209,23 +219,28 @@ def _launch(
         return out
     if lengths is None or starts is None:
         lengths, starts = on_device(tuple(host_ranges), q.device)
-    q, k_cache, v_cache = map(columns_together, (q, k_cache, v_cache))
+    q, k_cache, v_cache = map(with_contiguous_rows, (q, k_cache, v_cache))
     if k_index is not None:
         k_index = k_index.contiguous()
     key_heads = k_cache.shape[1]
-    what = architecture(q.device), head_size, q.element_size(), heads // key_heads
-    parts, split, merge, options = _settings(*what, k_index is not None)
-    room = min(_SPLITS, -(-longest // _SHARE))
-    numbers = sequences * heads * room * (head_size + 2)
-    partial = torch.empty(numbers, dtype=torch.float32, device=q.device)
+    parts, split_constants, merge_constants, options = _settings(
+        architecture(q.device),
+        head_size,
+        q.element_size(),
+        heads // key_heads,
+        k_index is not None,
+    )
+    room = min(_SPLITS, cdiv(longest, _SHARE))  # splits of the longest sequence, or fewer
+    size = sequences * heads * room * (head_size + 2)
+    partial = torch.empty(size, dtype=torch.float32, device=q.device)
     tensors = (q, k_cache, v_cache, lengths, starts, k_index, partial)
     strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
     with on_device_of(q):
         if room:
             arguments = (*tensors, longest, *strides, scale * LOG2E)
-            _launch_split((sequences, key_heads * parts, room), arguments, split, options)
+            _launch_split((sequences, key_heads * parts, room), arguments, split_constants, options)
         arguments = (partial, lengths, out, longest, room)
-        _launch_merge((sequences, heads, 1), arguments, merge, _MERGE_OPTIONS)
+        _launch_merge((sequences, heads, 1), arguments, merge_constants, _MERGE_OPTIONS)
     return out
 
 
@@ -249,7 +264,7 @@ def ragged_decode(
     k_index: torch.Tensor | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Attend from one query per sequence to that sequence's cached rows.
+    """Attend from one query per sequence to that sequence's rows of a KV cache.
 
     Args:
         q: `[B, H, D]` fp32|fp16|bf16|fp64, one query per sequence.
@@ -259,9 +274,9 @@ def ragged_decode(
             `q`, whose values are neither read back nor checked. A CUDA graph needs tensors: host
             ints are copied to the device, without a wait, once for calls with the same ones.
         starts: first row of each sequence, in the same form; default the prefix sums of `lengths`.
-        max_length: host int ≥ 0, default the rows there are; no sequence is longer. With lengths
-            on the device it bounds the work (programs of the kernel, rows the twin works through
-            for each sequence), and rows beyond it are not seen.
+        max_length: host int ≥ 0 that no length exceeds; default the number of rows. With lengths
+            on the device it bounds the work (programs of the kernel, rows that the PyTorch fallback
+            copies for each sequence), and rows of a sequence past it are ignored.
         scale: factor on the logits; default D ** -0.5.
         k_index: `[K]` int32|int64 rows of the caches; with it sequences are ranges of `k_index`.
         impl: "auto" (Triton on CUDA tensors that need no gradient and are within the kernel's
@@ -271,15 +286,17 @@ def ragged_decode(
         `[B, H, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: a rank, range, count, head layout or device that does not fit, or what the
-            kernel cannot do. TypeError: a wrong type. RuntimeError: Triton cannot run here.
+        ValueError: a rank, range, count, head layout or device that does not fit, or impl="triton"
+            for what the kernel cannot do.
+        TypeError: a wrong type or dtype.
+        RuntimeError: impl="triton" where Triton cannot run.
 
     >>> q, cache = torch.randn(2, 8, 64), torch.randn(20, 2, 64)
     >>> ragged_decode(q, cache, cache, [5, 9], starts=[0, 10]).shape
     torch.Size([2, 8, 64])
     """
     check_impl(_OP, impl)
-    check_tensor(_OP, "q", q, ndim=3, dtypes=TWIN_DTYPES)
+    check_tensor(_OP, "q", q, ndim=3, dtypes=REFERENCE_DTYPES)
     check_tensor(_OP, "k_cache", k_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_tensor(_OP, "v_cache", v_cache, ndim=3, dtypes=(q.dtype,), device=q.device)
     check_heads(_OP, q, k_cache, v_cache)
@@ -294,7 +311,8 @@ def ragged_decode(
         lengths, starts = checked_host_ranges(_OP, len(q), rows, lengths, starts, longest)
         longest = max(lengths, default=0)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if use_triton(_OP, impl, q.device, unable=unable(scale, q, k_cache, v_cache)):
+    why = why_unsupported_attention(scale, q, k_cache, v_cache)
+    if use_triton(_OP, impl, q.device, why_unsupported=why):
         ranges = op_ranges(lengths, starts)
         return _ragged_decode(q, k_cache, v_cache, *ranges, k_index, longest, scale)
     return reference.ragged_decode(

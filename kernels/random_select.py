@@ -1,15 +1,19 @@
 """Draw exactly k rows of each segment, uniformly, and the same ones on every device.
 
-Row i of a segment draws word i % 4 of Philox-4x32-10 at counter (i // 4, key, stream), keyed by the
-seed; the k largest words win, equal ones decided by a second word, then by position. Integers only,
-so CPU, interpreter and GPU agree bit for bit, neighbours cannot matter, and the picks for k are
-among the picks for k + 1. One launch, one program per segment, words in registers. Traffic: the
-offsets in, k row numbers out. With `gather=` the picked rows of other tensors come along
-(`_gather_picks.py`). Limits: 16384 rows a segment; "auto" takes the twin beyond.
+Row i of a segment draws word i % 4 of Philox-4x32-10 at counter (i // 4, image hash, stream), under
+the seed as key. The k largest words win; equal words are ordered by a second word, then by
+position. All arithmetic is on integers, so CPU, interpreter and GPU agree bit for bit; a segment's
+picks depend on that segment alone; and the picks for k are among the picks for k + 1.
 
-Seed, stream and keys are read on the device: they may change between replays of a CUDA graph.
+One launch, one program per segment, words in registers. Traffic: the offsets in, k row numbers out.
+With `gather=` the picked rows of other tensors are gathered too (`_gather_picks.py`). Limits: 16384
+rows a segment; "auto" falls back to PyTorch for longer ones.
+
+Seed, stream and image hashes are read on the device: they may change between replays of a CUDA
+graph.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import overload
 
@@ -19,12 +23,13 @@ from . import _gather_picks, reference
 from ._checks import (
     check_count,
     check_impl,
+    check_number,
     check_segments,
     check_tensor,
     checked_gather,
     checked_keep,
 )
-from ._gather_picks import copy_picks, my_share
+from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
 from ._threshold import (
     COLUMNS,
@@ -33,30 +38,29 @@ from ._threshold import (
     segment_bounds,
     store_picks,
     tile,
-    unable,
+    why_unsupported_length,
 )
-from .gather import gather_rows
-from .gather import unable as unable_to_copy
+from .gather import gather_rows, why_unsupported_gather
 from .ragged import Ragged
 
 _OP = "random_select"
 
 
 @triton.jit
-def _words(seed, key, stream, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORD_BITS: tl.constexpr):
-    """One Philox word per position: word i % 4 of counter i // 4, its WORD_BITS top bits."""
+def _words(seed, hash, stream, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORD_BITS: tl.constexpr):
+    """The highest WORD_BITS of one Philox word per position: word i % 4 of counter i // 4."""
     counter = positions(ROWS, COLUMNS // 4).to(tl.uint32)
-    key_low, key_high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    hash_low, hash_high = hash.to(tl.uint32), (hash >> 32).to(tl.uint32)
     zero = counter * 0
-    w0, w1, w2, w3 = tl.philox(seed, counter, zero + key_low, zero + key_high, zero + stream)
+    w0, w1, w2, w3 = tl.philox(seed, counter, zero + hash_low, zero + hash_high, zero + stream)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS, COLUMNS])
     return words >> (32 - WORD_BITS) << (32 - WORD_BITS)
 
 
 @triton.jit
-def _drawn(
+def _selected(
     seed_ptr,
-    keys_ptr,
+    hash_ptr,
     stream_ptr,
     segment,
     n,
@@ -65,18 +69,18 @@ def _drawn(
     COLUMNS: tl.constexpr,
     WORD_BITS: tl.constexpr,
 ):
-    """The words of a segment above the threshold, and those equal to it in both words."""
+    """Masks of the rows of a segment with words above the threshold, and of those equal to it."""
     live = positions(ROWS, COLUMNS) < n
     seed, stream = tl.load(seed_ptr), tl.load(stream_ptr).to(tl.uint32)
-    key = tl.load(keys_ptr + segment)
+    hash = tl.load(hash_ptr + segment)
     nothing = tl.full((), 0, tl.uint32)
-    word = tl.where(live, _words(seed, key, stream, ROWS, COLUMNS, WORD_BITS), nothing)
+    word = tl.where(live, _words(seed, hash, stream, ROWS, COLUMNS, WORD_BITS), nothing)
     threshold, exact = kth_largest(word, k, 32)
     above, equal = (word > threshold) & live, (word == threshold) & live
-    if exact == 0:  # by chance n / 2^32: second words choose among the equal ones
-        # Drawn before anything else here: in another order the largest tile spills on sm_100.
+    if exact == 0:  # with probability about n / 2^32: second words order the equal ones
+        # The second words come first: in another order the largest tile spills on sm_100.
         other = stream | tl.full((), 0x80000000, tl.uint32)
-        second = _words(seed, key, other, ROWS, COLUMNS, WORD_BITS)
+        second = _words(seed, hash, other, ROWS, COLUMNS, WORD_BITS)
         room = k - tl.sum(above.to(tl.int32))
         second = tl.where(equal, second, nothing)
         bound, _ = kth_largest(second, room, 32)
@@ -91,19 +95,21 @@ def _random_select_kernel(
     cu_seqlens_ptr,
     cu_keep_ptr,
     seed_ptr,
-    keys_ptr,
+    keys_ptr,  # the image hashes
     stream_ptr,
     out_ptr,
     # meta
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WORD_BITS: tl.constexpr,  # 32; tests leave fewer, so that words tie
+    WORD_BITS: tl.constexpr,  # 32; fewer in tests, so that words tie
 ):
     """Grid (segments): a program draws the words of its segment and stores its picks."""
     segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
     first_out, k = segment_bounds(cu_keep_ptr, segment)
-    above, equal = _drawn(seed_ptr, keys_ptr, stream_ptr, segment, n, k, ROWS, COLUMNS, WORD_BITS)
+    above, equal = _selected(
+        seed_ptr, keys_ptr, stream_ptr, segment, n, k, ROWS, COLUMNS, WORD_BITS
+    )
     store_picks(out_ptr + first_out, first + positions(ROWS, COLUMNS), above, equal, k)
 
 
@@ -111,7 +117,7 @@ def _random_select_kernel(
 def _random_gather_kernel(
     # pointers
     seed_ptr,
-    keys_ptr,
+    keys_ptr,  # the image hashes
     stream_ptr,
     cu_seqlens_ptr,
     cu_keep_ptr,
@@ -119,7 +125,7 @@ def _random_gather_kernel(
     x_ptrs,
     out_ptrs,
     # sizes
-    blocks,  # of picks, of the segment that keeps most
+    blocks,  # of selected rows, in the segment that keeps most
     # strides between rows, one per tensor
     strides,
     # meta
@@ -130,11 +136,15 @@ def _random_gather_kernel(
     PICKS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Grid (segments x blocks, column spans): a program draws, and copies a block of picks."""
-    segment, first, n, first_out, k, pick = my_share(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS)
+    """Grid (segments x blocks, column spans): a program selects, and copies one block of rows."""
+    segment, first, n, first_out, k, pick = block_of_program(
+        cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS
+    )
     if pick >= k:
         return
-    above, equal = _drawn(seed_ptr, keys_ptr, stream_ptr, segment, n, k, ROWS, COLUMNS, WORD_BITS)
+    above, equal = _selected(
+        seed_ptr, keys_ptr, stream_ptr, segment, n, k, ROWS, COLUMNS, WORD_BITS
+    )
     copy_picks(
         index_ptr,
         x_ptrs,
@@ -157,7 +167,7 @@ def _random_gather_kernel(
 def _launch(
     cu_seqlens: torch.Tensor,
     seed: torch.Tensor,
-    keys: torch.Tensor | None,
+    image_hash: torch.Tensor | None,
     stream: torch.Tensor,
     keep: Sequence[int],
     longest: int,
@@ -172,7 +182,7 @@ def _launch(
                 cu_seqlens,
                 kept.cu_seqlens,
                 seed,
-                kept.numbers if keys is None else keys.contiguous(),
+                kept.numbers if image_hash is None else image_hash.contiguous(),
                 stream,
                 out,
                 ROWS=rows,
@@ -184,29 +194,18 @@ def _launch(
     return out
 
 
-def _fake(
-    cu_seqlens: torch.Tensor,
-    seed: torch.Tensor,
-    keys: torch.Tensor | None,
-    stream: torch.Tensor,
-    keep: Sequence[int],
-    longest: int,
-) -> torch.Tensor:
-    return cu_seqlens.new_empty(sum(keep))
-
-
 _random_select = register(
-    "random_select(Tensor cu_seqlens, Tensor seed, Tensor? keys, Tensor stream, int[] keep, "
+    "random_select(Tensor cu_seqlens, Tensor seed, Tensor? image_hash, Tensor stream, int[] keep, "
     "int longest) -> Tensor",
     _launch,
-    _fake,
+    lambda cu_seqlens, seed, image_hash, stream, keep, longest: cu_seqlens.new_empty(sum(keep)),
 )
 
 
 def _launch_gather(
     cu_seqlens: torch.Tensor,
     seed: torch.Tensor,
-    keys: torch.Tensor | None,
+    image_hash: torch.Tensor | None,
     stream: torch.Tensor,
     keep: Sequence[int],
     longest: int,
@@ -214,29 +213,19 @@ def _launch_gather(
     word_bits: int = 32,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     kept = Ragged.from_lengths(keep, cu_seqlens.device)
-    words = [seed, kept.numbers if keys is None else keys.contiguous(), stream]
+    words = [seed, kept.numbers if image_hash is None else image_hash.contiguous(), stream]
     return _gather_picks.launch(
         _random_gather_kernel, words, cu_seqlens, keep, longest, tensors, WORD_BITS=word_bits
     )
 
 
-def _fake_gather(
-    cu_seqlens: torch.Tensor,
-    seed: torch.Tensor,
-    keys: torch.Tensor | None,
-    stream: torch.Tensor,
-    keep: Sequence[int],
-    longest: int,
-    tensors: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return _gather_picks.fake(keep, cu_seqlens, tensors)
-
-
 _random_gather = register(
-    "random_select_gather(Tensor cu_seqlens, Tensor seed, Tensor? keys, Tensor stream, int[] keep, "
-    "int longest, Tensor[] tensors) -> (Tensor, Tensor[])",
+    "random_select_gather(Tensor cu_seqlens, Tensor seed, Tensor? image_hash, Tensor stream, "
+    "int[] keep, int longest, Tensor[] tensors) -> (Tensor, Tensor[])",
     _launch_gather,
-    _fake_gather,
+    lambda cu_seqlens, seed, image_hash, stream, keep, longest, tensors: _gather_picks.fake(
+        keep, cu_seqlens, tensors
+    ),
 )
 
 
@@ -246,7 +235,7 @@ def random_select(
     keep: Sequence[int],
     *,
     seed: int | torch.Tensor,
-    keys: torch.Tensor | None = None,
+    image_hash: torch.Tensor | None = None,
     stream: int | torch.Tensor,
     impl: str = "auto",
 ) -> torch.Tensor: ...
@@ -258,7 +247,7 @@ def random_select(
     keep: Sequence[int],
     *,
     seed: int | torch.Tensor,
-    keys: torch.Tensor | None = None,
+    image_hash: torch.Tensor | None = None,
     stream: int | torch.Tensor,
     gather: Sequence[torch.Tensor],
     impl: str = "auto",
@@ -270,58 +259,69 @@ def random_select(
     keep: Sequence[int],
     *,
     seed: int | torch.Tensor,
-    keys: torch.Tensor | None = None,
+    image_hash: torch.Tensor | None = None,
     stream: int | torch.Tensor,
     gather: Sequence[torch.Tensor] = (),
     impl: str = "auto",
+    keys: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Pick `keep[s]` rows of each segment at random, without replacement.
 
     Args:
-        segments: the cut of the packed batch; its device is where the picks are made.
+        segments: the segments of the packed batch; the picks are made on their device.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
-        seed: int in [-2^63, 2^63), or `[1]` int64 tensor. The same seed repeats the picks. Pass a
-            tensor, as for `stream`, where a fill per call matters or a graph is captured.
-        keys: `[B]` int64, what identifies each segment (say, a hash of the picture); default its
-            position in the call.
-        stream: int in [0, 2^31), or `[1]` int32 tensor: separates draws under one seed and key
-            (say, the layer).
-        gather: tensors `[T, ...]` to gather the picked rows of, as `gather_rows` does: in the same
-            launch where no segment has more than 4096 rows, else in a second one.
+        seed: int in [-2^63, 2^63), or `[1]` int64 tensor. The same seed repeats the picks. An int,
+            here and for `stream`, costs a fill per call; pass tensors if that matters, or to change
+            the value between replays of a CUDA graph.
+        image_hash: `[B]` int64 that identifies each segment, such as a hash of the picture's
+            pixels; default the number of the segment in this call.
+        stream: int in [0, 2^31), or `[1]` int32 tensor: separates draws with the same seed and
+            image hash, such as those of different layers.
+        gather: tensors `[T, ...]` whose picked rows are gathered too, as `gather_rows` does: in the
+            same launch if no segment has more than 4096 rows, else in a second one.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
+        keys: the old name of `image_hash`, deprecated and gone in 0.3.
 
     Returns:
         `[sum(keep)]` int32 row numbers of the packed batch, ascending. With `gather` a pair of
         these and a tuple of the picked rows, one contiguous `[sum(keep), ...]` per tensor.
 
     Raises:
-        ValueError: a count, range, shape or device that does not fit, or what the kernel cannot do.
-        TypeError: an argument of the wrong type or dtype.
+        ValueError: a count, range, shape or device that does not fit, or impl="triton" for what the
+            kernel cannot do.
+        TypeError: an argument of the wrong type or dtype, or both `image_hash` and `keys`.
         RuntimeError: impl="triton" where Triton cannot run.
 
     >>> random_select(Ragged.from_lengths([576, 9], "cpu"), [58, 9], seed=0, stream=0).shape
     torch.Size([67])
     """
     check_impl(_OP, impl)
+    if keys is not None:
+        if image_hash is not None:
+            raise TypeError(f"{_OP}: got image_hash and keys, its old name; pass image_hash only")
+        message = f"{_OP}(keys=...) is now image_hash=...; keys= is gone in vtfast 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        image_hash = keys
     check_segments(_OP, "segments", segments)
     keep = checked_keep(_OP, segments, keep)
-    _check_word(segments, "seed", seed, torch.int64, -(2**63), 2**63)
-    _check_word(segments, "stream", stream, torch.int32, 0, 2**31)
-    if keys is not None:
-        check_tensor(_OP, "keys", keys, ndim=1, dtypes=(torch.int64,), device=segments.device)
-        check_count(_OP, "keys", keys, len(segments))
+    check_number(_OP, "seed", seed, torch.int64, segments.device, -(2**63), 2**63)
+    check_number(_OP, "stream", stream, torch.int32, segments.device, 0, 2**31)
+    if image_hash is not None:
+        int64 = (torch.int64,)
+        check_tensor(_OP, "image_hash", image_hash, ndim=1, dtypes=int64, device=segments.device)
+        check_count(_OP, "image_hash", image_hash, len(segments))
     gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
-    too_long = unable(longest)
-    cannot = too_long or unable_to_copy(gather)
-    if not use_triton(_OP, impl, segments.device, unable=cannot, silent=not too_long):
+    too_long = why_unsupported_length(longest)
+    why = too_long or why_unsupported_gather(gather)
+    if not use_triton(_OP, impl, segments.device, why_unsupported=why, silent=not too_long):
         return reference.random_select(
-            segments, keep, seed=seed, keys=keys, stream=stream, gather=gather
+            segments, keep, seed=seed, image_hash=image_hash, stream=stream, gather=gather
         )
     seed = _as_tensor(seed, torch.int64, segments.device)
     stream = _as_tensor(stream, torch.int32, segments.device)
-    draw = (segments.cu_seqlens, seed, keys, stream, keep, longest)
+    draw = (segments.cu_seqlens, seed, image_hash, stream, keep, longest)
     if _gather_picks.fits(longest, gather):
         index, rows = _random_gather(*draw, gather)
         return index, tuple(rows)
@@ -330,20 +330,7 @@ def random_select(
 
 
 def _as_tensor(value: int | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An int is written by a fill, which never waits for the device."""
+    """`value` as a `[1]` tensor; an int is written by a fill, which never waits for the device."""
     if isinstance(value, torch.Tensor):
         return value
     return torch.full((1,), value, dtype=dtype, device=device)
-
-
-def _check_word(
-    segments: Ragged, name: str, value: int | torch.Tensor, dtype: torch.dtype, low: int, high: int
-) -> None:
-    if isinstance(value, torch.Tensor):
-        check_tensor(_OP, name, value, ndim=1, dtypes=(dtype,), device=segments.device)
-        if len(value) != 1:
-            raise ValueError(f"{_OP}: {name} must hold one number, got shape {tuple(value.shape)}")
-    elif isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{_OP}: {name} must be an int or a tensor, got {type(value).__name__}")
-    elif not low <= value < high:
-        raise ValueError(f"{_OP}: {name}={value} is out of range; pass {low} <= {name} < {high}")

@@ -4,8 +4,8 @@
 `torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and NaN
 ranks below -inf, so a broken score is never preferred. One program per segment keeps its scores in
 registers. Traffic: the scores once in, k row numbers out; the time is the launch and the search.
-With `gather=` the picked rows of other tensors come along (`_gather_picks.py`). Limits: 16384 rows
-a segment and fp32, fp16, bf16; "auto" takes the twin for what is beyond.
+With `gather=` the picked rows of other tensors are gathered too (`_gather_picks.py`). Limits: 16384
+rows a segment and fp32, fp16, bf16; "auto" falls back to PyTorch for anything else.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from ._checks import (
     check_tensor,
     checked_gather,
     checked_keep,
-    foreign,
+    why_unsupported_dtype,
 )
-from ._gather_picks import copy_picks, my_share
+from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
 from ._threshold import (
     COLUMNS,
@@ -33,15 +33,14 @@ from ._threshold import (
     segment_bounds,
     store_picks,
     tile,
-    unable,
+    why_unsupported_length,
 )
-from .gather import gather_rows
-from .gather import unable as unable_to_copy
+from .gather import gather_rows, why_unsupported_gather
 from .ragged import Ragged
 
 _OP = "topk_select"
 
-# Per dtype: bits of a key, and the bits of +infinity, both at the top of a 32-bit word.
+# Per dtype: bits of a sort key, and the bits of +infinity, both in the high bits of a 32-bit word.
 _BITS = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 16}
 _INFINITY = {
     torch.float32: 0x7F800000,
@@ -51,11 +50,11 @@ _INFINITY = {
 
 
 @triton.jit
-def _keys(bits, BITS: tl.constexpr, INFINITY: tl.constexpr):
-    """Float bits (int32, at the top) as unsigned keys that sort like the floats.
+def _sort_keys(bits, BITS: tl.constexpr, INFINITY: tl.constexpr):
+    """The bits of floats, in the high bits of int32, as uint32 keys in the order of the floats.
 
-    Positive numbers get their top bit set, negative ones all their BITS flipped. No bit below
-    them may be flipped: a key ending in ones would beat the threshold it ties with.
+    Positive numbers get their highest bit set; of negative ones all BITS are flipped, and no bit
+    below them, since a key that ends in ones would be above a threshold that it should equal.
     """
     magnitude = bits & 0x7FFFFFFF
     bits = tl.where(magnitude == 0, 0, bits)  # -0.0 is +0.0
@@ -65,7 +64,7 @@ def _keys(bits, BITS: tl.constexpr, INFINITY: tl.constexpr):
 
 
 @triton.jit
-def _best(
+def _selected(
     scores_ptr,
     first,
     n,
@@ -75,14 +74,14 @@ def _best(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The scores of a segment above the threshold, and those equal to it."""
+    """Masks of the scores of a segment above the threshold, and of those equal to it."""
     position = positions(ROWS, COLUMNS)
     live = position < n
-    # As bits: 16-bit floats sort by them too, and the interpreter converts bf16 wrongly.
+    # Read as integers: the sort keys need only bits, and the interpreter converts bf16 wrongly.
     word = tl.pointer_type(tl.int32 if BITS == 32 else tl.int16)
     source = scores_ptr.to(word, bitcast=True) + first + position
     bits = tl.load(source, mask=live, other=0).to(tl.int32)
-    key = tl.where(live, _keys(bits << (32 - BITS), BITS, INFINITY), tl.full((), 0, tl.uint32))
+    key = tl.where(live, _sort_keys(bits << (32 - BITS), BITS, INFINITY), tl.full((), 0, tl.uint32))
     threshold, _ = kth_largest(key, k, BITS)
     return (key > threshold) & live, (key == threshold) & live
 
@@ -104,7 +103,7 @@ def _topk_select_kernel(
     segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)
     first_out, k = segment_bounds(cu_keep_ptr, segment)
-    above, equal = _best(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
+    above, equal = _selected(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
     store_picks(out_ptr + first_out, first + positions(ROWS, COLUMNS), above, equal, k)
 
 
@@ -118,7 +117,7 @@ def _topk_gather_kernel(
     x_ptrs,
     out_ptrs,
     # sizes
-    blocks,  # of picks, of the segment that keeps most
+    blocks,  # of selected rows, in the segment that keeps most
     # strides between rows, one per tensor
     strides,
     # meta
@@ -130,11 +129,11 @@ def _topk_gather_kernel(
     PICKS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Grid (segments x blocks, column spans): a program selects, and copies a block of picks."""
-    _, first, n, first_out, k, pick = my_share(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS)
+    """Grid (segments x blocks, column spans): a program selects, and copies one block of rows."""
+    _, first, n, first_out, k, pick = block_of_program(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS)
     if pick >= k:
         return
-    above, equal = _best(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
+    above, equal = _selected(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
     copy_picks(
         index_ptr,
         x_ptrs,
@@ -177,16 +176,10 @@ def _launch(
     return out
 
 
-def _fake(
-    scores: torch.Tensor, cu_seqlens: torch.Tensor, keep: Sequence[int], longest: int
-) -> torch.Tensor:
-    return scores.new_empty(sum(keep), dtype=torch.int32)
-
-
 _topk_select = register(
     "topk_select(Tensor scores, Tensor cu_seqlens, int[] keep, int longest) -> Tensor",
     _launch,
-    _fake,
+    lambda scores, cu_seqlens, keep, longest: cu_seqlens.new_empty(sum(keep)),
 )
 
 
@@ -203,21 +196,13 @@ def _launch_gather(
     )
 
 
-def _fake_gather(
-    scores: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    keep: Sequence[int],
-    longest: int,
-    tensors: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return _gather_picks.fake(keep, cu_seqlens, tensors)
-
-
 _topk_gather = register(
     "topk_select_gather(Tensor scores, Tensor cu_seqlens, int[] keep, int longest, "
     "Tensor[] tensors) -> (Tensor, Tensor[])",
     _launch_gather,
-    _fake_gather,
+    lambda scores, cu_seqlens, keep, longest, tensors: _gather_picks.fake(
+        keep, cu_seqlens, tensors
+    ),
 )
 
 
@@ -250,10 +235,10 @@ def topk_select(
 
     Args:
         scores: `[T]` of any floating dtype, compared exactly.
-        segments: the cut of the T rows.
+        segments: which of the T rows form which segment.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
-        gather: tensors `[T, ...]` to gather the picked rows of, as `gather_rows` does: in the same
-            launch where no segment has more than 4096 rows, else in a second one.
+        gather: tensors `[T, ...]` whose picked rows are gathered too, as `gather_rows` does: in the
+            same launch if no segment has more than 4096 rows, else in a second one.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
 
@@ -262,8 +247,8 @@ def topk_select(
         these and a tuple of the picked rows, one contiguous `[sum(keep), ...]` per tensor.
 
     Raises:
-        ValueError: a rank, row count, keep count or device that does not fit, or what the kernel
-            cannot do.
+        ValueError: a rank, row count, keep count or device that does not fit, or impl="triton" for
+            what the kernel cannot do.
         TypeError: scores that are not floating point, or another wrong type.
         RuntimeError: impl="triton" where Triton cannot run.
 
@@ -278,9 +263,9 @@ def topk_select(
     keep = checked_keep(_OP, segments, keep)
     gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
-    too_long = unable(longest, segments.device)
-    cannot = too_long or foreign(scores.dtype) or unable_to_copy(gather)
-    if not use_triton(_OP, impl, scores.device, unable=cannot, silent=not too_long):
+    too_long = why_unsupported_length(longest, segments.device)
+    why = too_long or why_unsupported_dtype(scores.dtype) or why_unsupported_gather(gather)
+    if not use_triton(_OP, impl, scores.device, why_unsupported=why, silent=not too_long):
         return reference.topk_select(scores, segments, keep, gather=gather)
     if _gather_picks.fits(longest, gather):
         index, rows = _topk_gather(scores, segments.cu_seqlens, keep, longest, gather)

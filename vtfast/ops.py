@@ -1,4 +1,4 @@
-"""The front door of the kernels: every op by its name, loaded when it is first used.
+"""All ops by their names; an op and its Triton kernels are imported when it is first used.
 
 >>> from vtfast.ops import Ragged, topk_select
 """

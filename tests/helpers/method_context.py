@@ -1,4 +1,4 @@
-"""What a method gets to see, made by hand: random rows, and text wherever a test wants it."""
+"""Make a `SelectionContext` by hand: random hidden states, and text wherever a test wants it."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def context(
     dtype: torch.dtype = torch.float32,
     grids: Sequence[tuple[int, ...]] | None = None,
 ) -> SelectionContext:
-    """A context of samples given by their parts: a number of text rows, or `(n,)`, a picture of n.
+    """A context whose samples are given by their parts: n text tokens as `n`, a picture as `(n,)`.
 
-    Hidden states and keys are drawn; the norm doubles every second channel.
+    Hidden states and keys are random; the norm doubles every second channel.
     """
     rows, visual, lengths, owners = 0, [], [], []
     for number, parts in enumerate(samples):
@@ -49,18 +49,18 @@ def context(
         seed=0,
         options={},
         impl="auto",
-        _keys=lambda: torch.arange(len(sizes)),
+        _image_hash=lambda: torch.arange(len(sizes)),
         _attention=lambda last: Attention(keys[last], keys, 1.0),
     )
 
 
 def doubled(x: torch.Tensor) -> torch.Tensor:
-    """Stands for the final norm: no rotation and no scaling, so that leaving it out shows."""
+    """Stands for the final norm. It changes directions, so that a method without it fails."""
     return x * torch.tensor([1.0, 2.0]).repeat(D // 2).to(x.dtype)
 
 
 def picks(index: torch.Tensor, ctx: SelectionContext) -> list[list[int]]:
-    """Ranks picked of every segment."""
+    """Positions picked in each segment, counted from its first token."""
     offsets = ctx.segments.offsets
     return [
         [row - a for row in index.tolist() if a <= row < b] for a, b in itertools.pairwise(offsets)

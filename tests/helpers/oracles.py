@@ -1,7 +1,7 @@
-"""What the ops mean, a second time: plain loops over NumPy fp64 and Python integers.
+"""Oracles: every op a second time, as plain loops over NumPy fp64 and Python integers.
 
-Nothing here is fast and nothing is shared with `kernels/`, so a misreading would have to be made
-twice to go unnoticed. Segments are host lengths; indices come back as lists of packed rows.
+Nothing here is fast, and nothing is shared with `kernels/`, so that a mistake there cannot go
+unnoticed by being made here too. Segments are host lengths; selections return lists of packed rows.
 """
 
 import math
@@ -28,19 +28,19 @@ def philox_4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tup
     return c0, c1, c2, c3
 
 
-def random_words(row: int, seed: int, key: int, stream: int) -> tuple[int, int]:
+def random_words(row: int, seed: int, image_hash: int, stream: int) -> tuple[int, int]:
     """The first and the second word of one row."""
     pair = []
     for c3 in (stream, stream | 0x80000000):
-        counter = (row // 4, key & MASK, (key >> 32) & MASK, c3)
+        counter = (row // 4, image_hash & MASK, (image_hash >> 32) & MASK, c3)
         pair.append(philox_4x32(counter, (seed & MASK, (seed >> 32) & MASK))[row % 4])
     return pair[0], pair[1]
 
 
-def random_select(lengths, keep, seed, keys, stream) -> list[int]:
+def random_select(lengths, keep, seed, hashes, stream) -> list[int]:
     picks = []
-    for start, n, k, key in zip(accumulate(lengths, initial=0), lengths, keep, keys, strict=False):
-        words = [random_words(row, seed, key, stream) for row in range(n)]
+    for start, n, k, h in zip(accumulate(lengths, initial=0), lengths, keep, hashes, strict=False):
+        words = [random_words(row, seed, h, stream) for row in range(n)]
         best = sorted(range(n), key=lambda row: (-words[row][0], -words[row][1], row))
         picks += sorted(start + row for row in best[:k])
     return picks

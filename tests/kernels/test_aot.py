@@ -94,7 +94,7 @@ def test_a_program_fits_its_processor(of, arch):
 
 
 def test_a_program_fits_smaller_gpus_or_is_not_launched_there(of):
-    """`threshold.unable` keeps away what stores picks through shared memory, 8 bytes a row."""
+    """`why_unsupported_length` keeps away what stores through shared memory, 8 bytes a row."""
     for row in of("sm_80"):
         if row["shared"] > SMALLEST:
             constants = row["setting"]["constants"]

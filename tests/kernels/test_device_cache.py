@@ -1,4 +1,4 @@
-"""What is kept on the device is kept for the CUDA stream it was made on, and for graphs."""
+"""The cache of device tensors has entries per CUDA stream, and keeps those that graphs use."""
 
 import gc
 import re
@@ -7,12 +7,12 @@ import weakref
 import pytest
 import torch
 
-from vtfast.kernels._device_cache import once_per_stream
+from vtfast.kernels._device_cache import cached_per_stream
 
 GPU = torch.device("cuda", 0)
 
 
-class Made:
+class Built:
     """Stands for tensors on a device."""
 
     def __init__(self, numbers):
@@ -21,11 +21,11 @@ class Made:
 
 @pytest.fixture
 def fetch():
-    """A cache of its own, for things that need no GPU."""
-    return once_per_stream("numbers")(lambda numbers, device: Made(numbers))
+    """A cache of things that need no GPU, empty at the start of a test."""
+    return cached_per_stream("numbers")(lambda numbers, device: Built(numbers))
 
 
-def test_every_stream_has_its_own(fetch, cuda_streams):
+def test_every_stream_has_its_own_entry(fetch, cuda_streams):
     """Nothing makes one stream wait for what another copies."""
     first = fetch((1, 2), GPU)
     cuda_streams.current = 7
@@ -34,29 +34,29 @@ def test_every_stream_has_its_own(fetch, cuda_streams):
     assert fetch((1, 2), GPU) is first
 
 
-def test_devices_without_streams_share_nothing_with_one_another(fetch):
+def test_devices_without_streams_have_entries_of_their_own(fetch):
     kept = fetch((1,), torch.device("cpu"))
     assert fetch((1,), torch.device("cpu")) is kept
     assert fetch((1,), torch.device("meta")) is not kept
 
 
-def test_a_graph_takes_what_any_stream_has(fetch, cuda_streams):
-    """It is captured on a stream of its own, after the device has done everything."""
+def test_a_capture_uses_the_entry_of_any_stream(fetch, cuda_streams):
+    """It runs on a stream of its own, after the device has finished all work."""
     cuda_streams.current = 3
     warm = fetch((1, 2), GPU)
     cuda_streams.current, cuda_streams.captured = 9, True
     assert fetch((1, 2), GPU) is warm
 
 
-def test_a_graph_prefers_what_its_stream_has(fetch, cuda_streams):
+def test_a_capture_prefers_the_entry_of_its_own_stream(fetch, cuda_streams):
     for cuda_streams.current in (3, 9, 5):
         kept = fetch((1, 2), GPU)
     cuda_streams.captured = True
     assert fetch((1, 2), GPU) is kept
 
 
-def test_a_graph_refuses_what_nobody_has(fetch, cuda_streams):
-    """And does not leave behind that it was asked for."""
+def test_a_capture_refuses_what_no_stream_has(fetch, cuda_streams):
+    """The refused request leaves no entry behind."""
     fetch((1, 2), GPU)
     cuda_streams.captured = True
     message = "numbers (1, 3) are new while a CUDA graph is captured, which cannot copy them to "
@@ -67,8 +67,8 @@ def test_a_graph_refuses_what_nobody_has(fetch, cuda_streams):
     assert fetch((1, 3), GPU).numbers == (1, 3)
 
 
-def test_what_a_graph_took_outlives_the_cache(fetch, cuda_streams):
-    """Replays read its memory, and nobody else may hold it."""
+def test_an_entry_used_by_a_graph_is_never_dropped(fetch, cuda_streams):
+    """Replays read its memory, and nothing else may keep it alive."""
     taken, left = (weakref.ref(fetch((number,), GPU)) for number in (1, 2))
     cuda_streams.captured = True
     fetch((1,), GPU)

@@ -12,23 +12,25 @@ from devices import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged_cases import (
-    CUTS,
+    BATCHES,
     KERNEL,
     THOROUGH,
+    batches,
     check_selection,
-    cut,
-    cuts,
     fenced_rows,
+    ragged,
     refusal,
 )
 
+from vtfast.kernels import _distances as distances
+from vtfast.kernels import _max_min as max_min
 from vtfast.kernels import reference
 from vtfast.kernels._checks import KERNEL_DTYPES
 from vtfast.kernels.diversity_select import diversity_select
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "fenced_memory"),
-    # NumPy says so when the interpreter multiplies rows that are not finite.
+    # NumPy warns when the interpreter multiplies rows that are not finite.
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 diversity_module = sys.modules[diversity_select.__module__]
@@ -55,18 +57,18 @@ def clusters(n, dim=16, seed=0, dtype=torch.float32):
 
 
 def order_of(features, k, impl="auto"):
-    segments = cut([len(features)], features.device)
+    segments = ragged([len(features)], features.device)
     return diversity_select(features, segments, [k], return_order=True, impl=impl)[1].tolist()
 
 
 @THOROUGH
-@given(cuts(max_length=7), st.data(), DTYPES)
+@given(batches(max_length=7), st.data(), DTYPES)
 def test_agrees_with_the_plain_greedy(case, data, dtype):
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
     features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
-    index, order = diversity_select(features, cut(lengths), keep, return_order=True)
+    index, order = diversity_select(features, ragged(lengths), keep, return_order=True)
     expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
     assert order.tolist() == expected
     check_selection(index, lengths, keep)
@@ -74,14 +76,14 @@ def test_agrees_with_the_plain_greedy(case, data, dtype):
 
 
 @KERNEL
-@given(cuts(max_length=7), st.data(), st.sampled_from(KERNEL_DTYPES))
-def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_twin(case, data, dtype):
+@given(batches(max_length=7), st.data(), st.sampled_from(KERNEL_DTYPES))
+def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(case, data, dtype):
     """Between fences of NaN rows."""
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
     features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
-    segments, fenced = cut(lengths, DEVICE), fenced_rows(features, NAN, DEVICE)
+    segments, fenced = ragged(lengths, DEVICE), fenced_rows(features, NAN, DEVICE)
     index, order = diversity_select(fenced, segments, keep, return_order=True, impl="triton")
     expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
     assert order.tolist() == expected
@@ -90,28 +92,43 @@ def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_twin(case, data, d
     assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
 
 
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
-@pytest.mark.parametrize(("n", "dim", "k"), [(1, 8, 1), (63, 40, 63), (65, 129, 30), (130, 64, 58)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k", "dtype"),
+    [
+        (1, 8, 1, torch.float32),
+        (63, 40, 63, torch.float16),
+        (65, 129, 30, torch.float32),
+        (65, 129, 30, torch.bfloat16),
+        (130, 64, 58, torch.float32),
+    ],
+)
 def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
     """Its picks are those of the plain loop on its own matrix, which is right to fp32 rounding."""
     features = clusters(n, dim, dtype=dtype)
     features[n // 2] = features[0]
-    fenced, segments = fenced_rows(features, NAN, device), cut([n], device)
-    x, inverse, nearest = diversity_module._norms(fenced)
-    kept = cut([k], device).cu_seqlens
-    matrix, starts = diversity_module._distances(
+    fenced, segments = fenced_rows(features, NAN, device), ragged([n], device)
+    x, inverse, nearest = distances.norms(fenced)
+    kept = ragged([k], device).cu_seqlens
+    matrix, starts = distances.distance_matrices(
         x, inverse, nearest, segments.cu_seqlens, kept, [n]
     )
     assert starts.tolist() == [0, len(matrix)]
     matrix = matrix.view(n, -1)[:, :n].cpu()
     expected = oracles.cosine_distances(features.double().numpy())
     assert np.abs(matrix.double().numpy() - expected).max() < 1e-5
-    picks = reference.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
+    picks = max_min.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
     assert order_of(fenced, k, "triton") == picks[0].tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("n", "dim", "k"), [(63, 16, 30), (577, 64, 58), (64, 1024, 64)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k", "dtype"),
+    [
+        (63, 16, 30, torch.float32),
+        (577, 64, 58, torch.bfloat16),
+        (64, 1024, 64, torch.float32),
+        (64, 1024, 64, torch.float16),
+    ],
+)
 def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype):
     """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
     features = clusters(n, dim, dtype=dtype)
@@ -145,9 +162,9 @@ def test_breaks_ties_by_position(impl):
 
 
 def test_picks_distinct_rows_even_among_duplicates(impl):
-    features = clusters(400)
-    features[389:] = features[:11]
-    assert len(set(order_of(features, 400, impl))) == 400
+    features = clusters(140)
+    features[129:] = features[:11]
+    assert len(set(order_of(features, 140, impl))) == 140
 
 
 def test_copies_of_one_row_are_all_distinct_picks(impl):
@@ -163,7 +180,7 @@ def test_a_zero_row_is_at_distance_one_from_all(impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("power", [-110, -75, -68, -56, 50])
 def test_tiny_rows_count_as_zero_and_others_as_their_directions(impl, dtype, power):
-    """Squares that fp32 cannot hold had given the twin rows of infinity, and repeated picks."""
+    """Squares too small for fp32 once gave the reference rows of infinity, and repeated picks."""
     rows = torch.nn.functional.normalize(clusters(20)).to(dtype)
     scaled = rows * 2.0**power  # powers of 2: no bit of a row changes
     alike = rows if power > -63 else torch.zeros_like(rows)
@@ -185,27 +202,26 @@ def test_one_row_alone_is_picked(impl):
     assert order_of(torch.zeros(1, 4), 1, impl) == [0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("lengths", "keep"), CUTS)
-def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep, dtype):
-    features = clusters(sum(lengths), dtype=dtype)
-    check_selection(diversity_select(features, cut(lengths), keep, impl=impl), lengths, keep)
+@pytest.mark.parametrize(("lengths", "keep"), BATCHES[:-1])  # 577 rows are among those above
+def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep):
+    features = clusters(sum(lengths))
+    check_selection(diversity_select(features, ragged(lengths), keep, impl=impl), lengths, keep)
 
 
 @pytest.mark.parametrize("lengths", [[30, 20, 50], [0, 50, 0, 50, 0]])
-def test_segments_too_large_for_one_turn_are_picked_in_several(impl, monkeypatch, lengths):
-    features, segments = clusters(100), cut(lengths)
+def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatch, lengths):
+    features, segments = clusters(100), ragged(lengths)
     keep = [n // 3 for n in lengths]
-    in_one = diversity_select(features, segments, keep, return_order=True, impl=impl)
+    in_one_group = diversity_select(features, segments, keep, return_order=True, impl=impl)
     module = diversity_module if impl == "triton" else reference
     monkeypatch.setattr(module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
-    in_two = diversity_select(features, segments, keep, return_order=True, impl=impl)
-    assert all(map(torch.equal, in_one, in_two))
+    in_several = diversity_select(features, segments, keep, return_order=True, impl=impl)
+    assert all(map(torch.equal, in_one_group, in_several))
 
 
-def test_the_matrices_of_a_turn_are_freed_before_the_next_are_made(monkeypatch, device):
-    """Else the cap on one turn would not cap the call."""
-    make, made = diversity_module._distances, []
+def test_the_matrices_of_a_group_are_freed_before_the_next_are_made(monkeypatch, device):
+    """Otherwise the cap on a group would not cap the whole call."""
+    make, made = diversity_module.distance_matrices, []
 
     def make_one(*arguments):
         assert [matrix() for matrix in made] == [None] * len(made)
@@ -213,18 +229,18 @@ def test_the_matrices_of_a_turn_are_freed_before_the_next_are_made(monkeypatch, 
         made.append(weakref.ref(matrix))
         return matrix, starts
 
-    monkeypatch.setattr(diversity_module, "_distances", make_one)
+    monkeypatch.setattr(diversity_module, "distance_matrices", make_one)
     monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 1)
-    segments, features = cut([9, 5, 7], device), clusters(21).to(device)
+    segments, features = ragged([9, 5, 7], device), clusters(21).to(device)
     diversity_select(features, segments, [3, 2, 2], impl="triton")
     assert len(made) == 3
 
 
-def test_one_turn_of_the_kernel_never_holds_more_than_its_cap():
+def test_one_group_of_the_kernel_never_needs_more_than_its_cap():
     lengths = [16384, 0, 16384, 576, 576, 8000, 16000, 1]
-    turns = list(diversity_module._turns(lengths))
-    assert [n for turn in turns for n in lengths[turn]] == lengths
-    assert max(sum(4 * n * (n + 15) for n in lengths[turn]) for turn in turns) < 2**30 + 2**20
+    groups = list(diversity_module._groups(lengths))
+    assert [n for group in groups for n in lengths[group]] == lengths
+    assert max(sum(4 * n * (n + 15) for n in lengths[group]) for group in groups) < 2**30 + 2**20
 
 
 def test_reads_strided_features(impl):
@@ -239,8 +255,8 @@ def test_reads_features_of_no_width(impl):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_features_are_compared_in_fp32(impl, dtype):
-    features = clusters(100, 64, dtype=dtype)
-    assert order_of(features, 50, impl) == order_of(features.float(), 50, impl)
+    features = clusters(80, 64, dtype=dtype)
+    assert order_of(features, 40, impl) == order_of(features.float(), 40, impl)
 
 
 def test_autocast_does_not_lower_the_precision():
@@ -255,25 +271,25 @@ def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
     features = torch.cat([clusters(n - 3), torch.zeros(1, 16), torch.full((2, 16), NAN)])
     features = features[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved, limits = reference.distances(features, cut([n]))
-    monkeypatch.setattr(reference, "_WORTH_HALVING", n + 1)
-    whole, expected = reference.distances(features, cut([n]))
+        halved, limits = max_min.distances(features, ragged([n]))
+    monkeypatch.setattr(max_min, "_MIN_ROWS_TO_HALVE", n + 1)
+    whole, expected = max_min.distances(features, ragged([n]))
     torch.testing.assert_close(halved, whole, rtol=0, atol=1e-6)
     assert torch.equal(limits, expected)
 
 
 def test_features_in_training_are_accepted(impl):
     features = clusters(20).requires_grad_()
-    assert not diversity_select(features, cut([20]), [5], impl=impl).requires_grad
+    assert not diversity_select(features, ragged([20]), [5], impl=impl).requires_grad
 
 
-def test_the_cpu_loop_agrees_with_the_general_one(monkeypatch):
+def test_the_numpy_loop_of_a_cpu_agrees_with_the_general_loop(monkeypatch):
     """CPU tensors take a NumPy loop; what other devices run must give the same picks."""
     features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
     features[70] = NAN
-    on_cpu = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
-    monkeypatch.setattr(reference, "_pursue_numpy", reference._pursue)
-    general = diversity_select(features, cut([60, 27]), [60, 20], return_order=True)[1]
+    on_cpu = diversity_select(features, ragged([60, 27]), [60, 20], return_order=True)[1]
+    monkeypatch.setattr(max_min, "_greedy_loop_numpy", max_min._greedy_loop)
+    general = diversity_select(features, ragged([60, 27]), [60, 20], return_order=True)[1]
     assert torch.equal(on_cpu, general)
 
 
@@ -281,13 +297,15 @@ def test_needs_no_value_from_the_device():
     """Meta tensors have no values: whatever would read one back raises."""
     for lengths in ([9, 4], [5, 5]):
         features = torch.empty(sum(lengths), 3, device="meta")
-        index, order = diversity_select(features, cut(lengths, "meta"), [3, 2], return_order=True)
+        index, order = diversity_select(
+            features, ragged(lengths, "meta"), [3, 2], return_order=True
+        )
         assert index.shape == order.shape == (5,)
 
 
 def select(features=None, keep=(1,), **options):
     features = torch.ones(3, 2) if features is None else features
-    return diversity_select(features, cut([3]), keep, **options)
+    return diversity_select(features, ragged([3]), keep, **options)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +318,7 @@ def select(features=None, keep=(1,), **options):
             'the kernel does not take torch.float64; pass impl="auto"',
             lambda: diversity_select(
                 torch.ones(3, 2, dtype=torch.float64, device=DEVICE),
-                cut([3], DEVICE),
+                ragged([3], DEVICE),
                 [1],
                 impl="triton",
             ),
@@ -310,7 +328,7 @@ def select(features=None, keep=(1,), **options):
             ValueError,
             "a segment has 16385 rows and the kernel takes 16384; pass impl=",
             lambda: diversity_select(
-                torch.ones(16385, 1, device=DEVICE), cut([16385], DEVICE), [1], impl="triton"
+                torch.ones(16385, 1, device=DEVICE), ragged([16385], DEVICE), [1], impl="triton"
             ),
         ),
         refusal(
@@ -334,7 +352,7 @@ def select(features=None, keep=(1,), **options):
         refusal(
             "rows",
             ValueError,
-            "segments cuts 3 rows but features has 4",
+            "the lengths of segments sum to 3 but features has 4 rows",
             lambda: select(torch.ones(4, 2)),
         ),
         refusal(

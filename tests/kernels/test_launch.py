@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from devices import DEVICE
-from ragged_cases import cut
+from ragged_cases import ragged
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtfast.kernels import _launch, _threshold
+from vtfast.kernels import _distances, _launch, _threshold
 from vtfast.kernels._relaunch import Relaunch
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
@@ -24,8 +24,8 @@ from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
 
 # Each op: how it is called, and which tensors of that call the registered op takes.
-SEGMENTS = cut([4, 2], DEVICE)
-CUTS = cut([1, 1], DEVICE), SEGMENTS  # of queries and keys
+SEGMENTS = ragged([4, 2], DEVICE)
+Q_AND_K = ragged([1, 1], DEVICE), SEGMENTS
 X, INDEX = torch.arange(30.0).view(6, 5), torch.tensor([2, 0, 5])
 WORDS = torch.tensor([3]), torch.tensor([7, 9]), torch.tensor([1], dtype=torch.int32)
 
@@ -51,9 +51,9 @@ CALLS = {
         lambda q, k: (q, k, SEGMENTS.cu_seqlens, 4, 0.5),
     ),
     "ragged_attention": (
-        lambda q, k: ragged_attention(q, k, k, *CUTS, impl="triton"),
+        lambda q, k: ragged_attention(q, k, k, *Q_AND_K, impl="triton"),
         lambda: (X.half()[:2, :4, None].expand(2, 4, 8), X.half()[:, :2, None].expand(6, 2, 8)),
-        lambda q, k: (q, k, k, *(cut.cu_seqlens for cut in CUTS), None, 1, True, 0.5),
+        lambda q, k: (q, k, k, *(segments.cu_seqlens for segments in Q_AND_K), None, 1, True, 0.5),
     ),
     "ragged_decode": (
         lambda q, k, lengths, starts: ragged_decode(q, k, k, lengths, starts=starts, impl="triton"),
@@ -66,18 +66,18 @@ CALLS = {
         lambda q, k, *_: (q, k, k, None, None, [4, 2, 0, 4], None, 4, 0.5),
     ),
     "random_select": (
-        lambda seed, keys, stream: random_select(
-            SEGMENTS, [2, 1], seed=seed, keys=keys, stream=stream, impl="triton"
+        lambda seed, image_hash, stream: random_select(
+            SEGMENTS, [2, 1], seed=seed, image_hash=image_hash, stream=stream, impl="triton"
         ),
         lambda: WORDS,
         lambda *words: (SEGMENTS.cu_seqlens, *words, [2, 1], 4),
     ),
     "random_select_gather": (
-        lambda seed, keys, stream, x: random_select(
+        lambda seed, image_hash, stream, x: random_select(
             SEGMENTS,
             [2, 1],
             seed=seed,
-            keys=keys,
+            image_hash=image_hash,
             stream=stream,
             gather=[x, x[:, 1]],
             impl="triton",
@@ -169,16 +169,18 @@ class Idle:
 def idle(call, monkeypatch):
     """The launcher of the op, and its kernels by name, which run nothing."""
     name, *_ = call
-    op_file = {"gather_rows": "gather", "last_query_scores": "query_scores"}.get(
-        name, name.removesuffix("_gather")
-    )
+    op_file = "gather" if name == "gather_rows" else name.removesuffix("_gather")
     module = sys.modules[f"vtfast.kernels.{op_file}"]
+    files = [module, _distances] if name == "diversity_select" else [module]
     launch_op = module._launch_gather if name.endswith("_gather") else module._launch
-    kernels = [n for n, x in vars(module).items() if n.endswith("_kernel") or type(x) is Relaunch]
+    kernels = {}
+    for file in files:
+        for n, x in list(vars(file).items()):
+            if n.endswith("_kernel") or type(x) is Relaunch:
+                kernels[n] = Idle()
+                monkeypatch.setattr(file, n, kernels[n])
     assert kernels
-    for kernel in kernels:
-        monkeypatch.setattr(module, kernel, Idle())
-    return launch_op, {kernel: vars(module)[kernel] for kernel in kernels}
+    return launch_op, kernels
 
 
 def test_a_launch_says_whether_products_are_fused_into_sums(call, idle):
@@ -194,7 +196,7 @@ def test_distances_are_made_without_fusing_products_into_sums(monkeypatch):
     """1 - dots * a * b is then the same wherever it is computed, and so is a tie."""
     module, kernels = sys.modules["vtfast.kernels.diversity_select"], (Idle(), Idle())
     for name, kernel in zip(("_norms_kernel", "_distances_kernel"), kernels, strict=True):
-        monkeypatch.setattr(module, name, kernel)
+        monkeypatch.setattr(_distances, name, kernel)
     monkeypatch.setattr(module, "_greedy_kernel", Idle())
     module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
     assert [options["enable_fp_fusion"] for k in kernels for options in k.options] == [False] * 2
@@ -208,22 +210,22 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idl
         op(*tensors)
         launch_op(*arguments)
 
-    both_ways()  # fills the caches of cuts and ranges
+    both_ways()  # fills the caches of segments and ranges
     with Made() as made:
         both_ways()
     assert made.names <= {"empty", "empty_like", "clone"}
 
 
-def test_an_older_gpu_takes_the_twins(monkeypatch):
+def test_an_older_gpu_falls_back_to_pytorch(monkeypatch):
     """Its shared memory is too small for the settings of newer ones."""
-    _launch._lacking.cache_clear()
+    _launch._why_gpu_unsupported.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     gpu = torch.device("cuda", 7)
     assert not _launch.use_triton("topk_select", "auto", gpu)
-    with pytest.raises(ValueError, match=r"8\.0, this GPU has 7\.5; pass impl"):
+    with pytest.raises(ValueError, match=r"8\.0 and this GPU has 7\.5; pass impl"):
         _launch.use_triton("topk_select", "triton", gpu)
-    _launch._lacking.cache_clear()
+    _launch._why_gpu_unsupported.cache_clear()
 
 
 @pytest.fixture
@@ -239,24 +241,31 @@ def small_gpu(monkeypatch):
     _launch.shared_memory.cache_clear()
 
 
-def test_what_does_not_fit_a_small_gpu_is_left_to_the_twin(small_gpu):
-    assert _threshold.unable(4096, small_gpu) == ""
-    assert "4097 rows, for which this Triton" in _threshold.unable(4097, small_gpu)
-    assert "than the 99 KiB there are" in _threshold.unable(16384, small_gpu)
-    assert _threshold.unable(16384) == _threshold.unable(16384, torch.device("cpu")) == ""
+def test_what_does_not_fit_a_small_gpu_falls_back_to_pytorch(small_gpu):
+    assert _threshold.why_unsupported_length(4096, small_gpu) == ""
+    assert "4097 rows, for which Triton before 3.7" in _threshold.why_unsupported_length(
+        4097, small_gpu
+    )
+    assert "than the 99 KiB of this GPU" in _threshold.why_unsupported_length(16384, small_gpu)
+    assert (
+        _threshold.why_unsupported_length(16384)
+        == _threshold.why_unsupported_length(16384, torch.device("cpu"))
+        == ""
+    )
 
 
 def test_newer_tritons_need_no_shared_memory_to_store_picks(monkeypatch):
-    """So nobody is asked how much there is."""
+    """So the GPU is not asked how much it has."""
     monkeypatch.setattr(_threshold, "_BYTES_OUT", 0)
     monkeypatch.setattr(_threshold, "shared_memory", lambda device: 1 / 0)
-    assert _threshold.unable(16384, torch.device("cuda", 7)) == ""
+    assert _threshold.why_unsupported_length(16384, torch.device("cuda", 7)) == ""
 
 
 @pytest.mark.parametrize("op", ["topk_select", "diversity_select"])
 def test_selections_that_store_through_shared_memory_ask_for_their_gpu(op, monkeypatch):
     module = sys.modules[f"vtfast.kernels.{op}"]
-    monkeypatch.setattr(module, "unable", lambda longest, device: f"{longest} on {device.type}")
+    why = "why_unsupported_length"
+    monkeypatch.setattr(module, why, lambda longest, device: f"{longest} on {device.type}")
     x = X[:, 1] if op == "topk_select" else X
     with pytest.raises(ValueError, match=f"4 on {DEVICE}"):
         getattr(module, op)(x.to(DEVICE), SEGMENTS, [2, 1], impl="triton")
@@ -265,17 +274,18 @@ def test_selections_that_store_through_shared_memory_ask_for_their_gpu(op, monke
 OUTSIDE = """
 import torch
 from vtfast.ops import *
-x, index, cut = torch.zeros(3, 2), torch.tensor([0]), Ragged.from_lengths([3], "cpu")
+x, index, segments = torch.zeros(3, 2), torch.tensor([0]), Ragged.from_lengths([3], "cpu")
+q, k = x[:1, None], x[:, None]
 for op, call in {
     "gather_rows": lambda **o: gather_rows(index, x, **o),
-    "random_select": lambda **o: random_select(cut, [1], seed=0, stream=0, **o),
-    "random_select ": lambda **o: random_select(cut, [1], seed=0, stream=0, gather=[x], **o),
-    "topk_select": lambda **o: topk_select(x[:, 0], cut, [1], **o),
-    "topk_select ": lambda **o: topk_select(x[:, 0], cut, [1], gather=[x], **o),
-    "diversity_select": lambda **o: diversity_select(x, cut, [1], **o),
-    "last_query_scores": lambda **o: last_query_scores(x[:1, None], x[:, None], cut, scale=1, **o),
-    "ragged_attention": lambda **o: ragged_attention(*[x[:, None]] * 3, cut, cut, **o),
-    "ragged_decode": lambda **o: ragged_decode(x[:1, None], *[x[:, None]] * 2, [3], **o),
+    "random_select": lambda **o: random_select(segments, [1], seed=0, stream=0, **o),
+    "random_select ": lambda **o: random_select(segments, [1], seed=0, stream=0, gather=[x], **o),
+    "topk_select": lambda **o: topk_select(x[:, 0], segments, [1], **o),
+    "topk_select ": lambda **o: topk_select(x[:, 0], segments, [1], gather=[x], **o),
+    "diversity_select": lambda **o: diversity_select(x, segments, [1], **o),
+    "last_query_scores": lambda **o: last_query_scores(q, k, segments, scale=1, **o),
+    "ragged_attention": lambda **o: ragged_attention(k, k, k, segments, segments, **o),
+    "ragged_decode": lambda **o: ragged_decode(q, k, k, [3], **o),
 }.items():
     call(), call(impl="eager")
     try:
@@ -307,21 +317,21 @@ def choose(impl="auto", device="cpu", **options):
     return _launch.use_triton("gather_rows", impl, torch.device(device), **options)
 
 
-def test_auto_takes_the_kernel_on_cuda_and_the_twin_elsewhere():
+def test_auto_takes_the_kernel_on_cuda_and_pytorch_elsewhere():
     assert choose(device="cuda")
     assert not choose(device="cpu")
     assert not choose(device="meta")
 
 
-def test_auto_takes_the_twin_where_the_kernel_is_unable():
-    assert not choose(device="cuda", unable="too long")
+def test_auto_falls_back_where_the_kernel_is_unsupported():
+    assert not choose(device="cuda", why_unsupported="too long")
 
 
-def test_auto_says_once_that_it_takes_the_twin(monkeypatch, recwarn):
-    monkeypatch.setattr(_launch, "_said", set())
-    with pytest.warns(RuntimeWarning, match="^gather_rows: too long; the eager twin does it"):
-        choose(device="cuda", unable="too long", silent=False)
-    choose(device="cuda", unable="too long", silent=False)
+def test_auto_warns_once_that_it_falls_back(monkeypatch, recwarn):
+    monkeypatch.setattr(_launch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="^gather_rows: too long; falling back to PyTorch"):
+        choose(device="cuda", why_unsupported="too long", silent=False)
+    choose(device="cuda", why_unsupported="too long", silent=False)
     assert not recwarn.list
 
 
@@ -337,20 +347,13 @@ def test_triton_is_refused_on_devices_it_does_not_know(device):
 
 def test_triton_never_falls_back():
     with pytest.raises(ValueError, match='too long; pass impl="auto" or "eager"'):
-        choose("triton", "cuda", unable="too long")
+        choose("triton", "cuda", why_unsupported="too long")
 
 
-@pytest.mark.parametrize(
-    ("setting", "answer"),
-    [
-        ("sys.modules['triton'] = None; ", "RuntimeError gather_rows: triton is not installed"),
-        ("os.environ['TRITON_INTERPRET'] = '1'; ", "ran"),
-    ],
-    ids=["not installed", "interpreted"],
-)
-def test_triton_on_cpu_tensors_runs_in_the_interpreter_if_it_is_installed(setting, answer):
+def test_without_triton_only_the_kernels_are_missing():
     code = (
-        f"import os, sys; {setting}import torch; from vtfast.ops import gather_rows\n"
+        "import sys; sys.modules['triton'] = None; import torch\n"
+        "from vtfast.ops import gather_rows\n"
         "x, index = torch.zeros(3, 2), torch.tensor([0])\n"
         "assert gather_rows(index, x)[0].shape == (1, 2)\n"
         "try: gather_rows(index, x, impl='triton'); print('ran')\n"
@@ -360,4 +363,4 @@ def test_triton_on_cpu_tensors_runs_in_the_interpreter_if_it_is_installed(settin
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
     )
-    assert re.match(re.escape(answer), done.stdout), done.stdout
+    assert done.stdout.startswith("RuntimeError gather_rows: triton is not installed"), done.stdout

@@ -12,14 +12,14 @@ from devices import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged_cases import (
-    BLOCK_CUTS,
-    CUTS,
+    BATCHES,
+    BLOCK_BATCHES,
     KERNEL,
     THOROUGH,
+    batches,
     check_selection,
-    cut,
-    cuts,
     fenced_rows,
+    ragged,
     refusal,
 )
 
@@ -61,30 +61,30 @@ def test_philox_gives_the_known_answers(counter, seed, words):
 
 
 @THOROUGH
-@given(cuts(), INT64, st.lists(INT64, min_size=4, max_size=4), STREAM)
-def test_agrees_with_python_integers(case, seed, keys, stream):
+@given(batches(), INT64, st.lists(INT64, min_size=4, max_size=4), STREAM)
+def test_agrees_with_python_integers(case, seed, hashes, stream):
     lengths, keep = case
-    keys = keys[: len(lengths)]
+    hashes = hashes[: len(lengths)]
     index = random_select(
-        cut(lengths), keep, seed=seed, keys=torch.tensor(keys).long(), stream=stream
+        ragged(lengths), keep, seed=seed, image_hash=torch.tensor(hashes).long(), stream=stream
     )
-    assert index.tolist() == oracles.random_select(lengths, keep, seed, keys, stream)
+    assert index.tolist() == oracles.random_select(lengths, keep, seed, hashes, stream)
 
 
 @KERNEL
-@given(cuts(max_length=70), INT64, st.lists(INT64, min_size=4, max_size=4), STREAM)
-def test_the_kernel_agrees_with_python_integers_and_with_the_twin(case, seed, keys, stream):
+@given(batches(max_length=70), INT64, st.lists(INT64, min_size=4, max_size=4), STREAM)
+def test_the_kernel_agrees_with_python_integers_and_with_the_reference(case, seed, hashes, stream):
     lengths, keep = case
-    segments = cut(lengths, DEVICE)
-    keys = fenced_rows(torch.tensor(keys[: len(lengths)]).long(), -1, DEVICE)
-    names = {"seed": seed, "keys": keys, "stream": stream}
+    segments = ragged(lengths, DEVICE)
+    hashes = fenced_rows(torch.tensor(hashes[: len(lengths)]).long(), -1, DEVICE)
+    names = {"seed": seed, "image_hash": hashes, "stream": stream}
     index = random_select(segments, keep, **names, impl="triton")
-    assert index.tolist() == oracles.random_select(lengths, keep, seed, keys.tolist(), stream)
+    assert index.tolist() == oracles.random_select(lengths, keep, seed, hashes.tolist(), stream)
     assert torch.equal(index, reference.random_select(segments, keep, **names))
 
 
 @KERNEL
-@given(cuts(max_length=40), INT64, STREAM, st.integers(1, 4))
+@given(batches(max_length=40), INT64, STREAM, st.integers(1, 4))
 def test_the_kernel_orders_equal_words_by_the_second_word_then_by_position(
     case, seed, stream, word_bits
 ):
@@ -95,7 +95,7 @@ def test_the_kernel_orders_equal_words_by_the_second_word_then_by_position(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracles, "philox_4x32", lambda *x: tuple(w & mask for w in words(*x)))
         expected = oracles.random_select(lengths, keep, seed, range(len(lengths)), stream)
-    segments = cut(lengths, DEVICE)
+    segments = ragged(lengths, DEVICE)
     index = random_module._launch(
         segments.cu_seqlens,
         torch.tensor([seed], device=DEVICE),
@@ -108,9 +108,9 @@ def test_the_kernel_orders_equal_words_by_the_second_word_then_by_position(
     assert index.tolist() == expected
 
 
-@pytest.mark.parametrize(("lengths", "keep"), [*CUTS, *BLOCK_CUTS])
-def test_the_kernel_picks_what_the_twin_picks(device, lengths, keep):
-    segments = cut(lengths, device)
+@pytest.mark.parametrize(("lengths", "keep"), [*BATCHES, *BLOCK_BATCHES])
+def test_the_kernel_picks_what_the_reference_picks(device, lengths, keep):
+    segments = ragged(lengths, device)
     index = random_select(segments, keep, seed=6, stream=7, impl="triton")
     assert torch.equal(index, reference.random_select(segments, keep, seed=6, stream=7))
 
@@ -134,57 +134,55 @@ def test_equal_words_are_ordered_by_the_second_word_then_by_position(
     monkeypatch.setattr(reference, "philox_4x32", few_words)
     monkeypatch.setattr(oracles, "philox_4x32", few_words_oracle)
     lengths, keep = [40, 0, 33], [17, 0, 8]
-    index = random_select(cut(lengths), keep, seed=5, stream=2)
+    index = random_select(ragged(lengths), keep, seed=5, stream=2)
     assert index.tolist() == oracles.random_select(lengths, keep, 5, [0, 1, 2], 2)
 
 
-@pytest.mark.parametrize(("lengths", "keep"), CUTS)
+@pytest.mark.parametrize(("lengths", "keep"), BATCHES)
 def test_picks_are_exact_distinct_ascending_rows(lengths, keep):
-    check_selection(random_select(cut(lengths), keep, seed=1, stream=0), lengths, keep)
+    check_selection(random_select(ragged(lengths), keep, seed=1, stream=0), lengths, keep)
 
 
-def test_keys_default_to_the_position_in_the_call(impl):
-    segments, names = cut([20, 20, 13]), {"seed": 3, "stream": 1, "impl": impl}
+def test_image_hashes_default_to_the_position_in_the_call(impl):
+    segments, names = ragged([20, 20, 13]), {"seed": 3, "stream": 1, "impl": impl}
     by_position = random_select(segments, [5, 5, 5], **names)
-    keyed = random_select(segments, [5, 5, 5], keys=torch.arange(3), **names)
-    assert torch.equal(by_position, keyed)
+    by_hash = random_select(segments, [5, 5, 5], image_hash=torch.arange(3), **names)
+    assert torch.equal(by_position, by_hash)
 
 
 def test_picks_for_k_are_among_those_for_k_plus_one():
-    picks = [set(random_select(cut([25]), [k], seed=2, stream=4).tolist()) for k in range(26)]
+    picks = [set(random_select(ragged([25]), [k], seed=2, stream=4).tolist()) for k in range(26)]
     assert all(fewer < more for fewer, more in pairwise(picks))
 
 
-@pytest.mark.parametrize("changed", ["seed", "stream", "key"])
+@pytest.mark.parametrize("changed", ["seed", "stream", "image_hash"])
 def test_draws_anew_when_any_of_its_names_changes(changed):
     def draw(number):
-        names = {"seed": 1, "stream": 1, "key": 1, changed: number}
-        keys = torch.tensor([names["key"]])
-        picks = random_select(
-            cut([64]), [32], seed=names["seed"], keys=keys, stream=names["stream"]
-        )
+        names = {"seed": 1, "stream": 1, "image_hash": 1, changed: number}
+        names["image_hash"] = torch.tensor([names["image_hash"]])
+        picks = random_select(ragged([64]), [32], **names)
         return tuple(picks.tolist())
 
     assert len({draw(number) for number in range(20)}) == 20
 
 
 def test_seed_and_stream_may_be_tensors(impl):
-    segments = cut([50, 7])
+    segments = ragged([50, 7])
     ints = random_select(segments, [9, 3], seed=-4, stream=21, impl=impl)
     names = {"seed": torch.tensor([-4]), "stream": torch.tensor([21], dtype=torch.int32)}
     assert torch.equal(random_select(segments, [9, 3], **names, impl=impl), ints)
 
 
-def test_reads_strided_keys(impl):
-    segments, keys = cut([20, 20]), torch.tensor([[5, 0], [6, 0]])[:, 0]
+def test_reads_strided_image_hashes(impl):
+    segments, hashes = ragged([20, 20]), torch.tensor([[5, 0], [6, 0]])[:, 0]
     names = {"seed": 1, "stream": 2, "impl": impl}
-    index = random_select(segments, [4, 4], keys=keys, **names)
-    assert torch.equal(index, random_select(segments, [4, 4], keys=keys.clone(), **names))
+    index = random_select(segments, [4, 4], image_hash=hashes, **names)
+    assert torch.equal(index, random_select(segments, [4, 4], image_hash=hashes.clone(), **names))
 
 
 def test_every_row_is_picked_equally_often():
     draws, n, k = 4_000, 12, 5
-    index = random_select(cut([n] * draws), [k] * draws, seed=11, stream=0)
+    index = random_select(ragged([n] * draws), [k] * draws, seed=11, stream=0)
     counts = np.bincount(index.numpy() % n, minlength=n)
     rate = k / n
     statistic = ((counts - draws * rate) ** 2).sum() / (draws * rate * (1 - rate)) * (n - 1) / n
@@ -193,7 +191,7 @@ def test_every_row_is_picked_equally_often():
 
 def test_every_subset_is_drawn_equally_often():
     draws, n, k, subsets = 5_000, 5, 2, 10
-    pairs = random_select(cut([n] * draws), [k] * draws, seed=12, stream=0).view(draws, k) % n
+    pairs = random_select(ragged([n] * draws), [k] * draws, seed=12, stream=0).view(draws, k) % n
     counts = np.unique(pairs.numpy(), axis=0, return_counts=True)[1]
     assert len(counts) == subsets
     statistic = ((counts - draws / subsets) ** 2).sum() / (draws / subsets)
@@ -202,12 +200,12 @@ def test_every_subset_is_drawn_equally_often():
 
 def test_needs_no_value_from_the_device():
     """Meta tensors have no values: whatever would read one back raises."""
-    picks = random_select(cut([9, 4], "meta"), [3, 2], seed=0, stream=0)
+    picks = random_select(ragged([9, 4], "meta"), [3, 2], seed=0, stream=0)
     assert (picks.shape, picks.device.type) == ((5,), "meta")
 
 
 def select(keep=(1,), **names):
-    return random_select(cut([3]), keep, **{"seed": 0, "stream": 0, **names})
+    return random_select(ragged([3]), keep, **{"seed": 0, "stream": 0, **names})
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ def select(keep=(1,), **names):
             "too long",
             ValueError,
             "a segment has 16385 rows and the kernel takes 16384; pass impl=",
-            lambda: random_select(cut([16385], DEVICE), [1], seed=0, stream=0, impl="triton"),
+            lambda: random_select(ragged([16385], DEVICE), [1], seed=0, stream=0, impl="triton"),
         ),
         refusal(
             "segments",
@@ -266,27 +264,48 @@ def select(keep=(1,), **names):
             lambda: select(stream=torch.zeros(1, dtype=torch.int64)),
         ),
         refusal(
-            "key rank",
+            "hash rank",
             ValueError,
-            "keys must have 1 dimensions, got shape (1, 1)",
-            lambda: select(keys=torch.zeros(1, 1, dtype=torch.int64)),
+            "image_hash must have 1 dimensions, got shape (1, 1)",
+            lambda: select(image_hash=torch.zeros(1, 1, dtype=torch.int64)),
         ),
         refusal("stream", ValueError, "stream=-1 is out of range", lambda: select(stream=-1)),
-        refusal("key dtype", TypeError, "keys must be int64", lambda: select(keys=torch.zeros(1))),
         refusal(
-            "keys",
+            "hash dtype",
+            TypeError,
+            "image_hash must be int64",
+            lambda: select(image_hash=torch.zeros(1)),
+        ),
+        refusal(
+            "hash count",
             ValueError,
-            "keys has 2 entries for 1 segments",
-            lambda: select(keys=torch.zeros(2, dtype=torch.int64)),
+            "image_hash has 2 entries for 1 segments",
+            lambda: select(image_hash=torch.zeros(2, dtype=torch.int64)),
         ),
         refusal(
             "device",
             ValueError,
-            "keys is on meta but the other arguments are on cpu",
-            lambda: select(keys=torch.zeros(1, dtype=torch.int64, device="meta")),
+            "image_hash is on meta but the other arguments are on cpu",
+            lambda: select(image_hash=torch.zeros(1, dtype=torch.int64, device="meta")),
         ),
     ],
 )
 def test_refuses(error, message, call):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def test_the_old_keyword_keys_warns_once_and_names_the_new_one(impl):
+    segments, hashes = ragged([20, 20]), torch.tensor([5, 6])
+    names = {"seed": 1, "stream": 2, "impl": impl}
+    with pytest.warns(DeprecationWarning, match=r"keys=\.\.\.\) is now image_hash=") as warned:
+        index = random_select(segments, [4, 4], keys=hashes, **names)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert torch.equal(index, random_select(segments, [4, 4], image_hash=hashes, **names))
+
+
+def test_the_old_keyword_keys_is_refused_beside_the_new_one():
+    hashes = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(TypeError, match="got image_hash and keys, its old name; pass image_hash"):
+        select(keys=hashes, image_hash=hashes)

@@ -1,4 +1,4 @@
-"""`Relaunch` asks Triton only about launches that Triton might compile anew."""
+"""`Relaunch` calls Triton only for launches that Triton might compile anew."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from vtfast.kernels._relaunch import Relaunch
 
 
 class Kernel:
-    """Stands for Triton: notes what it is asked, and what its handles are launched with."""
+    """Stands for Triton: counts look-ups and records what compiled kernels are launched with."""
 
     def __init__(self):
         names = {"x_ptr": False, "index_ptr": False, "n": True, "stride": False, "scale": False}
@@ -31,11 +31,11 @@ class Kernel:
     def __getitem__(self, grid):
         def ask(*arguments, **named):
             self.asked += 1
-            return self.Handle(self)
+            return self.Compiled(self)
 
         return ask
 
-    class Handle:
+    class Compiled:
         def __init__(self, kernel):
             self.kernel = kernel
 
@@ -49,7 +49,7 @@ CONSTANTS, OPTIONS = {"KEYS": 32, "D": 64}, {"num_warps": 4}
 
 
 def asked(*calls):
-    """How often Triton is asked in these calls of one kernel; each changes some of its inputs."""
+    """How often Triton is asked in these calls of one kernel, each with some inputs changed."""
     kernel = Kernel()
     launch = Relaunch(kernel)
     for change in calls:
@@ -62,7 +62,7 @@ def asked(*calls):
     return kernel.asked, kernel.launched
 
 
-def test_the_second_launch_takes_the_handle_with_all_parameters_in_order():
+def test_the_second_launch_uses_the_compiled_kernel_with_all_parameters_in_order():
     assert asked({}, {}) == (1, [(GRID, (*ARGUMENTS, 64, 32))])
 
 
@@ -109,7 +109,7 @@ def test_what_lies_in_more_than_2_gib_is_always_asked_about_on_amd(monkeypatch):
     assert asked({}, large, {}, large)[0] == 3
 
 
-def test_interpreted_kernels_have_no_handle():
+def test_interpreted_kernels_are_always_launched_by_triton():
     calls = []
     kernel = {GRID: lambda *arguments, **named: calls.append(arguments)}
     launch = Relaunch(kernel)
@@ -118,8 +118,8 @@ def test_interpreted_kernels_have_no_handle():
     assert calls == [ARGUMENTS] * 2
 
 
-def test_handles_are_bounded(monkeypatch):
-    monkeypatch.setattr(_relaunch, "_MOST", 2)
+def test_the_number_of_kept_kernels_is_bounded(monkeypatch):
+    monkeypatch.setattr(_relaunch, "_MAX_ENTRIES", 2)
     calls = [{"arguments": (X, None, 5, stride, 0.5)} for stride in (1, 2, 3, 3, 1)]
     assert asked(*calls)[0] == 4
 
@@ -154,7 +154,7 @@ for _ in range(2):
 known = [[x if isinstance(x, (int, float, str)) else type(x) for x in args] for args in launches]
 assert [name for name, *_ in known] == ["_split_kernel", "_merge_splits_kernel"] * 2, known
 assert known[:2] == known[2:], known
-assert all(len(_relaunch.handles) == 1 for relaunch in (_launch_split, _launch_merge))
+assert all(len(relaunch.compiled) == 1 for relaunch in (_launch_split, _launch_merge))
 """
 
 

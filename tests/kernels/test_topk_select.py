@@ -10,14 +10,14 @@ from devices import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged_cases import (
-    BLOCK_CUTS,
-    CUTS,
+    BATCHES,
+    BLOCK_BATCHES,
     KERNEL,
     THOROUGH,
+    batches,
     check_selection,
-    cut,
-    cuts,
     fenced_rows,
+    ragged,
     refusal,
 )
 
@@ -36,23 +36,23 @@ SCORE = st.one_of(st.sampled_from(SPECIAL), st.floats(-4, 4, width=16))
 
 
 @THOROUGH
-@given(cuts(), st.data(), st.sampled_from(DTYPES))
+@given(batches(), st.data(), st.sampled_from(DTYPES))
 def test_agrees_with_a_plain_sort(case, data, dtype):
     lengths, keep = case
     values = data.draw(st.lists(SCORE, min_size=sum(lengths), max_size=sum(lengths)))
     scores = torch.tensor(values, dtype=dtype)
-    index = topk_select(scores, cut(lengths), keep)
+    index = topk_select(scores, ragged(lengths), keep)
     assert index.tolist() == oracles.topk_select(scores.tolist(), lengths, keep)
 
 
 @KERNEL
-@given(cuts(max_length=70), st.data(), st.sampled_from(KERNEL_DTYPES))
-def test_the_kernel_agrees_with_a_plain_sort_and_with_the_twin(case, data, dtype):
+@given(batches(max_length=70), st.data(), st.sampled_from(KERNEL_DTYPES))
+def test_the_kernel_agrees_with_a_plain_sort_and_with_the_reference(case, data, dtype):
     """Between fences of +infinity, which would win if they were read."""
     lengths, keep = case
     values = data.draw(st.lists(SCORE, min_size=sum(lengths), max_size=sum(lengths)))
     scores = torch.tensor(values, dtype=dtype)
-    segments = cut(lengths, DEVICE)
+    segments = ragged(lengths, DEVICE)
     index = topk_select(fenced_rows(scores, INF, DEVICE), segments, keep, impl="triton")
     assert index.tolist() == oracles.topk_select(scores.tolist(), lengths, keep)
     assert torch.equal(index, reference.topk_select(scores.to(DEVICE), segments, keep))
@@ -60,7 +60,7 @@ def test_the_kernel_agrees_with_a_plain_sort_and_with_the_twin(case, data, dtype
 
 def best(values, k, impl, dtype=torch.float32):
     return topk_select(
-        torch.tensor(values, dtype=dtype), cut([len(values)]), [k], impl=impl
+        torch.tensor(values, dtype=dtype), ragged([len(values)]), [k], impl=impl
     ).tolist()
 
 
@@ -102,31 +102,31 @@ def test_tells_float64_scores_apart_that_float32_would_merge():
     assert best([1.0, 1.0 + 2**-40], 1, "auto", torch.float64) == [1]
 
 
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
-@pytest.mark.parametrize(("lengths", "keep"), [*CUTS, *BLOCK_CUTS])
-def test_the_kernel_picks_what_the_twin_picks(device, lengths, keep, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "keep"), [*BATCHES, *BLOCK_BATCHES])
+def test_the_kernel_picks_what_the_reference_picks(device, lengths, keep, dtype):
     scores = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(2)).to(dtype)
-    segments = cut(lengths, device)
+    segments = ragged(lengths, device)
     index = topk_select(fenced_rows(scores, NAN, device), segments, keep, impl="triton")
     assert torch.equal(index, reference.topk_select(scores.to(device), segments, keep))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lengths", "keep"), CUTS)
+@pytest.mark.parametrize(("lengths", "keep"), BATCHES)
 def test_picks_are_exact_distinct_ascending_rows(lengths, keep, dtype):
     scores = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(0)).to(dtype)
-    check_selection(topk_select(scores, cut(lengths), keep), lengths, keep)
+    check_selection(topk_select(scores, ragged(lengths), keep), lengths, keep)
 
 
 def test_reads_strided_scores(impl):
     scores = torch.arange(10.0).view(5, 2)[:, 1]
-    assert topk_select(scores, cut([5]), [2], impl=impl).tolist() == [3, 4]
-    assert topk_select(scores[:1].expand(5), cut([5]), [2], impl=impl).tolist() == [0, 1]
+    assert topk_select(scores, ragged([5]), [2], impl=impl).tolist() == [3, 4]
+    assert topk_select(scores[:1].expand(5), ragged([5]), [2], impl=impl).tolist() == [0, 1]
 
 
 def test_leaves_the_scores_alone(impl):
     scores = torch.tensor([NAN, -0.0, 3.0])
-    topk_select(scores, cut([3]), [2], impl=impl)
+    topk_select(scores, ragged([3]), [2], impl=impl)
     assert torch.equal(scores.view(torch.int32), torch.tensor([NAN, -0.0, 3.0]).view(torch.int32))
 
 
@@ -134,15 +134,15 @@ def test_needs_no_value_from_the_device():
     """Meta tensors have no values: whatever would read one back raises."""
     for lengths in ([9, 4], [5, 5]):
         scores = torch.empty(sum(lengths), device="meta")
-        assert topk_select(scores, cut(lengths, "meta"), [3, 2]).shape == (5,)
+        assert topk_select(scores, ragged(lengths, "meta"), [3, 2]).shape == (5,)
 
 
 def test_scores_in_training_are_accepted(impl):
     scores = torch.arange(3.0).requires_grad_()
-    assert topk_select(scores, cut([3]), [1], impl=impl).tolist() == [2]
+    assert topk_select(scores, ragged([3]), [1], impl=impl).tolist() == [2]
 
 
-def test_segments_beyond_the_kernel_go_to_the_twin_which_is_said(monkeypatch):
+def test_segments_too_long_for_the_kernel_fall_back_with_a_warning(monkeypatch):
     """What "auto" does on CUDA tensors, seen on the CPU."""
     choices = []
 
@@ -151,17 +151,17 @@ def test_segments_beyond_the_kernel_go_to_the_twin_which_is_said(monkeypatch):
         return choices[-1]
 
     monkeypatch.setattr(topk_module, "use_triton", choose)
-    monkeypatch.setattr(_launch, "_said", set())
+    monkeypatch.setattr(_launch, "_warned", set())
     scores = torch.arange(16385.0)
     with pytest.warns(RuntimeWarning, match="a segment has 16385 rows and the kernel takes 16384"):
-        assert topk_select(scores, cut([16385]), [1]).tolist() == [16384]
-    assert topk_select(scores[:3].double(), cut([3]), [1]).tolist() == [2]
+        assert topk_select(scores, ragged([16385]), [1]).tolist() == [16384]
+    assert topk_select(scores[:3].double(), ragged([3]), [1]).tolist() == [2]
     assert choices == [False, False]
 
 
 def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu", **options):
     scores = torch.tensor(scores, dtype=dtype, device=device)
-    return topk_select(scores, cut([3], device), keep, **options)
+    return topk_select(scores, ragged([3], device), keep, **options)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu",
             ValueError,
             "a segment has 16385 rows and the kernel takes 16384; pass impl=",
             lambda: topk_select(
-                torch.zeros(16385, device=DEVICE), cut([16385], DEVICE), [1], impl="triton"
+                torch.zeros(16385, device=DEVICE), ragged([16385], DEVICE), [1], impl="triton"
             ),
         ),
         refusal(
@@ -192,7 +192,7 @@ def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu",
             "no tensor",
             TypeError,
             "scores must be a tensor",
-            lambda: topk_select([1.0], cut([1]), [1]),
+            lambda: topk_select([1.0], ragged([1]), [1]),
         ),
         refusal(
             "rank",
@@ -204,7 +204,10 @@ def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu",
             "dtype", TypeError, "scores must be floating point", lambda: select(dtype=torch.int64)
         ),
         refusal(
-            "rows", ValueError, "segments cuts 3 rows but scores has 2", lambda: select([1.0, 2.0])
+            "rows",
+            ValueError,
+            "the lengths of segments sum to 3 but scores has 2 rows",
+            lambda: select([1.0, 2.0]),
         ),
         refusal(
             "too many",
@@ -220,7 +223,7 @@ def select(scores=(1.0, 2.0, 3.0), keep=(1,), dtype=torch.float32, device="cpu",
             "device",
             ValueError,
             "scores is on meta but the other arguments are on cpu",
-            lambda: topk_select(torch.zeros(3, device="meta"), cut([3]), [1]),
+            lambda: topk_select(torch.zeros(3, device="meta"), ragged([3]), [1]),
         ),
     ],
 )

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, IMAGE, Picture, image_columns
 
 import vtfast
 from vtfast import Prune
-from vtfast.kernels.image_hash import _CHUNK_CPU, image_keys
+from vtfast.kernels.image_hash import _CHUNK_CPU, image_hash
 from vtfast.models.llava import FAMILY
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
@@ -47,31 +47,31 @@ def generating(family, model, inputs):
 def test_llava_keys_are_the_sums_of_mixed_bfloat16_bits():
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = [picture_key(p) for p in pixels]
-    assert [k % 2**64 for k in image_keys(pixels).tolist()] == expected
+    assert [k % 2**64 for k in image_hash(pixels).tolist()] == expected
 
 
 def test_qwen_keys_have_the_grid_mixed_in():
     grids = [(1, 4, 4), (2, 2, 6)]
     pixels = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
     expected = [picture_key(pixels[:16], grids[0]), picture_key(pixels[16:], grids[1])]
-    assert [k % 2**64 for k in image_keys(pixels, torch.tensor(grids)).tolist()] == expected
+    assert [k % 2**64 for k in image_hash(pixels, torch.tensor(grids)).tolist()] == expected
 
 
 def test_a_key_depends_on_the_grid_and_not_on_the_values_alone():
     pixels = torch.zeros(24, 8)
-    tall, wide = (image_keys(pixels, torch.tensor([g])) for g in ((1, 6, 4), (1, 4, 6)))
+    tall, wide = (image_hash(pixels, torch.tensor([g])) for g in ((1, 6, 4), (1, 4, 6)))
     assert tall.item() != wide.item()
 
 
 def test_a_key_depends_on_the_order_of_the_values():
     pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert image_keys(pixels).item() != image_keys(pixels.flip(-1)).item()
+    assert image_hash(pixels).item() != image_hash(pixels.flip(-1)).item()
 
 
 def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
     pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
     assert pixels[0].numel() > _CHUNK_CPU
-    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
+    assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
 def test_inputs_of_any_shape_have_keys(shape):
     """Features may come instead of pixels, and of some kinds none at all."""
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert [k % 2**64 for k in image_keys(pixels).tolist()] == [picture_key(p) for p in pixels]
+    assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
 
 
 def test_large_pictures_have_the_same_key_alone_and_together():
     pixels = torch.randn(5, 3, 640, 640, generator=torch.Generator().manual_seed(0))
-    together = image_keys(pixels)
-    assert torch.equal(together, torch.cat([image_keys(p[None]) for p in pixels]))
+    together = image_hash(pixels)
+    assert torch.equal(together, torch.cat([image_hash(p[None]) for p in pixels]))
 
 
 @families
@@ -95,7 +95,7 @@ def test_methods_see_the_key_of_every_picture(family):
     inputs, keys = family.batch(samples), []
 
     def look(context):
-        keys.extend(context.keys.tolist())
+        keys.extend(context.image_hash.tolist())
         return first_rows(context)
 
     model = family.build()
@@ -114,7 +114,7 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
     """A plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
-        "vtfast.runtime.visual_tokens.image_keys", lambda *x: hashed.append(x) or image_keys(*x)
+        "vtfast.runtime.visual_tokens.image_hash", lambda *x: hashed.append(x) or image_hash(*x)
     )
     model = family.build()
     with vtfast.patch(model, plan):
@@ -136,7 +136,7 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
     inputs["position_ids"] = positions.expand(3, -1, -1) if family.name == "qwen" else positions
 
     def look(context):
-        keys.append(context.keys.tolist())
+        keys.append(context.image_hash.tolist())
         return first_rows(context)
 
     def turn(**more):

@@ -141,7 +141,7 @@ def test_pictures_that_lose_nothing_are_counted_too():
     model = family.build()
 
     def look(context):
-        keys.append(context.keys.tolist())
+        keys.append(context.image_hash.tolist())
         return first_rows(context)
 
     def turn(keep, inputs, **more):
@@ -165,7 +165,7 @@ def test_a_picture_of_half_precision_has_one_key(monkeypatch):
     seen = []
 
     def look(context):
-        seen.append(context.keys.tolist())
+        seen.append(context.image_hash.tolist())
         return first_rows(context)
 
     with probing(look), vtfast.patch(model, [Prune(2, "test-probe", 0.5)]):

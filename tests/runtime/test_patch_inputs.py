@@ -66,7 +66,7 @@ def test_a_method_sees_what_is_there(family, path):
     assert context.segments.lengths == tuple(plan[0].count(n, n) for n in sizes)
     assert context.keep == tuple(plan[1].count(n, n) for n in sizes)
     assert (context.layer, context.seed, context.options["flavour"]) == (3, 5, "sweet")
-    assert context.keys.shape == (3,)
+    assert context.image_hash.shape == (3,)
     kept = handle.report.kept[0]
     lost = gone(inputs, {0: kept})
     oracle = Oracle(family.build(attention="eager"), inputs)

@@ -186,7 +186,7 @@ def test_a_picture_beyond_a_kernel_is_refused_at_the_layer_it_reaches(monkeypatc
     model, inputs = family.build(), family.inputs("single")
     tokens = family.tokens_of(family.named("single")[0].pictures[0])
     short = methods.Method("random", lambda context: 1 / 0, kernel_limit=tokens // 2)
-    monkeypatch.setitem(methods._METHODS, "random", short)
+    monkeypatch.setitem(methods.registry._METHODS, "random", short)
 
     def never(context):
         raise AssertionError("a layer has run")

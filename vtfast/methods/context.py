@@ -1,9 +1,10 @@
-"""What a pruning method may look at: packed rows and host counts.
+"""`SelectionContext`, what a pruning method sees: packed tensors and host ints.
 
-Never a batch, a mask or a cache; batching, generation, positions and the KV cache are the runtime's
-business.
+Never a batch, a mask or a cache: batching, generation, positions and the KV cache are handled by
+the runtime.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,14 +17,14 @@ from vtfast.kernels.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """The whole sequences that the visual tokens are part of, packed: padding has no row.
+    """The whole sequences, text and visual tokens, packed: padding is left out.
 
     Attributes:
-        hidden: [rows, D] hidden states entering the layer, un-normed, sample after sample.
-        visual: int64 [n], the row of each visual token still there, ascending.
-        lengths: rows of each sample, host ints.
+        hidden: `[tokens, D]` hidden states entering the layer, un-normed, sample after sample.
+        visual: int64 `[n]`, which of these tokens are the visual tokens still there, ascending.
+        lengths: tokens of each sample, host ints.
         samples: for each segment of the visual tokens, the sample it belongs to; host ints.
-        norm: the text model's final norm, [..., D] → [..., D].
+        norm: the text model's final norm, `[..., D]` → `[..., D]`.
     """
 
     hidden: Tensor
@@ -33,19 +34,25 @@ class Sequences:
     norm: Callable[[Tensor], Tensor] = field(repr=False)
 
     @property
-    def cut(self) -> Ragged:
-        """How the rows are cut into samples."""
+    def segments(self) -> Ragged:
+        """Which tokens belong to which sample; `segments.lengths` is `lengths`."""
         return Ragged.from_lengths(self.lengths, self.hidden.device)
+
+    @property
+    def cut(self) -> Ragged:
+        """The old name of `segments`, deprecated and gone in 0.3."""
+        _warn_renamed("ctx.sequences.cut", "ctx.sequences.segments")
+        return self.segments
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """What the score layer attends with; H query heads, G key heads, d channels, rotated.
+    """Queries and keys of the score layer, after rotation, with H query heads and G key heads.
 
     Attributes:
-        query: [samples, H, d], of each sample's last token.
-        keys: [rows, G, d], of every row of the sequences.
-        scale: of the logits before softmax.
+        query: `[samples, H, d]`, of each sample's last token.
+        keys: `[tokens, G, d]`, of every token of the sequences.
+        scale: factor on the logits before the softmax.
     """
 
     query: Tensor
@@ -59,11 +66,11 @@ class SelectionContext:
 
     Attributes:
         layer: decoder layer whose input is pruned.
-        segments: how the visual tokens still there are cut into images, clips or frames;
+        segments: which of the visual tokens still there belong to which image, clip or frame;
             `segments.lengths` are host ints.
         keep: tokens to keep of each segment, host ints, 0 ≤ keep ≤ length.
-        grids: (frames, rows, columns) each segment began with, host ints; 0 where nobody knows.
-        sequences: the sequences the visual tokens are part of, text included.
+        grids: (frames, rows, columns) of each segment before any pruning, host ints; 0 if unknown.
+        sequences: the sequences that the visual tokens are part of, text included.
         seed: the seed given to `patch`.
         options: the options of the stage, `Prune(..., name=value)`.
         impl: "auto" | "eager" | "triton", for the ops of `vtfast.ops`.
@@ -77,34 +84,50 @@ class SelectionContext:
     seed: int
     options: Mapping[str, object]
     impl: str
-    _keys: Callable[[], Tensor] = field(repr=False)
+    _image_hash: Callable[[], Tensor] = field(repr=False)
     _attention: Callable[[Tensor], Attention] = field(repr=False)
 
     @cached_property
     def features(self) -> Tensor:
-        """[n, D] hidden states entering the layer, un-normed (at layer 0 the projected embeddings),
-        of the visual tokens still there, image after image."""
+        """`[n, D]` hidden states of the visual tokens still there, image after image.
+
+        They are what enters the layer, un-normed; at layer 0 the projected embeddings.
+        """
         return self.sequences.hidden[self.sequences.visual]
 
     @cached_property
+    def image_hash(self) -> Tensor:
+        """int64 `[segments]`, a hash of each picture's pixels: equal pictures have equal hashes."""
+        return self._image_hash()
+
+    @property
     def keys(self) -> Tensor:
-        """int64 [segments], made from the pixels: equal pictures have equal keys."""
-        return self._keys()
+        """The old name of `image_hash`, deprecated and gone in 0.3."""
+        _warn_renamed("ctx.keys", "ctx.image_hash")
+        return self.image_hash
 
     @cached_property
     def attention(self) -> Attention:
-        """Queries and keys of the layer before (at layer 0, and with `score_layer="this"`, of the
-        layer itself), recomputed from its input: every attention implementation will do."""
-        return self._attention((self.sequences.cut.cu_seqlens[1:] - 1).long())
+        """Queries and keys of the layer before; of this one at layer 0 or `score_layer="this"`.
+
+        They are recomputed from that layer's input, so any attention implementation will do.
+        """
+        return self._attention((self.sequences.segments.cu_seqlens[1:] - 1).long())
 
     @cached_property
     def scores(self) -> Tensor:
-        """fp32 [n]: attention of each sample's last token, softmax over its keys, mean of heads.
+        """fp32 `[n]`: attention that each visual token gets from the last token of its sample.
 
-        Source: FastV (arXiv 2403.06764), with the last token's row as its code reads.
+        The softmax is over all keys of the sample, the mean over heads. Source: FastV (arXiv
+        2403.06764), with the row of the last token, as its code computes.
         """
         seen = self.attention
         scores = last_query_scores(
-            seen.query, seen.keys, self.sequences.cut, scale=seen.scale, impl=self.impl
+            seen.query, seen.keys, self.sequences.segments, scale=seen.scale, impl=self.impl
         )
         return scores[self.sequences.visual]
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    message = f"{old} is now {new}; {old} is gone in vtfast 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)

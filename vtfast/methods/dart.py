@@ -1,20 +1,21 @@
-"""DART: keep what is least like a few pivots, so that duplicates go first.
+"""DART: keep the tokens least similar to a few pivot tokens, so that duplicates go first.
 
-Pivots are tokens with large keys, by L1 norm: four of the picture and four of the text after it.
-Pivot after pivot takes its share of the picture's tokens not yet taken, those of the lowest cosine
-to it. Text pivots only steer the choice. Norms are of the keys of the layer before, after rotation,
-over all key heads; cosines are of the hidden states entering the layer under the final norm, fp32.
+Pivots are tokens whose keys have a large L1 norm: four of the picture and four of the text after
+it. One pivot after the other takes an equal share of the tokens to keep: those of the picture, not
+taken yet, with the lowest cosine to the pivot. Text pivots themselves are not counted. Norms are of
+the keys of the layer before, after rotation, over all key heads; cosines are of the hidden states
+entering the layer, under the model's final norm, in fp32.
 
 Source: DART (arXiv 2502.11494) and what its code computes. Different here:
 
-- k tokens are kept, whatever k is: the picture's min(4, k) pivots, and the rest in equal shares
-  over all pivots, one more for each of the first (rest mod pivots). For k = 4 + 8q that is the
-  official share, q for each. `official_budget=True` makes k such a number: 4 + 8·floor(k/8).
-- pivots take their turns in reading order, the picture's first. The official order is that of a
+- Exactly k tokens are kept, for every k: the picture's min(4, k) pivots, and the rest in equal
+  shares over all pivots, where the first (rest mod pivots) take one more. For k = 4 + 8q each share
+  is q, as in the official code. `official_budget=True` rounds k to such a number: 4 + 8·floor(k/8).
+- Pivots take their shares in reading order, the picture's first. The official order is that of a
   Python set.
-- text means the sample's tokens outside any picture. Where fewer than four follow the picture, the
-  first text before it makes up the number.
-- ties go to the lowest position; a cosine that is not a number ranks last.
+- Text means the sample's tokens outside any picture. If fewer than four follow the picture, the
+  first text tokens before it are used too.
+- Ties go to the lowest position; a cosine that is NaN ranks last.
 """
 
 from itertools import accumulate
@@ -41,8 +42,8 @@ def dart(ctx: SelectionContext) -> Tensor:
     rows = torch.cat((own.pad(sequences.visual[own_pivots], 0), text.pad(text_pivots, 0)), 1)
     pivots = normalize(sequences.norm(sequences.hidden[rows]).float(), dim=-1)  # [segments, P, D]
     tokens = normalize(sequences.norm(ctx.features).float(), dim=-1)
-    likeness = (segments.pad(tokens, 0) @ pivots.mT)[segments.cells]  # [n, P]
-    distance = torch.nan_to_num(-likeness, nan=-torch.inf)
+    cosine = (segments.pad(tokens, 0) @ pivots.mT)[segments.cells]  # [n, P]
+    distance = torch.nan_to_num(-cosine, nan=-torch.inf)
 
     taken = torch.zeros(segments.total, dtype=torch.bool, device=segments.device)
     taken[own_pivots] = True
@@ -56,14 +57,14 @@ def dart(ctx: SelectionContext) -> Tensor:
 
 
 def _shares(keep: int, own: int, text: int) -> list[int]:
-    """Tokens each pivot takes; with fewer than four pivots of its own a picture has no rest."""
+    """How many tokens each pivot takes; the rest is 0 if the picture has fewer than four pivots."""
     each, more = divmod(keep - own, max(1, own + text))
     shares = [each + (i < more) for i in range(own + text)]
     return shares + [0] * (2 * _PIVOTS - len(shares))
 
 
 def _text_pivots(ctx: SelectionContext, norms: Tensor) -> tuple[Ragged, Tensor]:
-    """Rows of each segment's text pivots, ascending, and how they are cut into segments."""
+    """How many text pivots each segment has, and their rows in the sequences, ascending."""
     segments, sequences = ctx.segments, ctx.sequences
     counts = list(sequences.lengths)  # of text, in each sample
     for sample, length in zip(sequences.samples, segments.lengths, strict=True):
@@ -74,11 +75,9 @@ def _text_pivots(ctx: SelectionContext, norms: Tensor) -> tuple[Ragged, Tensor]:
 
     ends = list(accumulate(counts))
     candidates = torch.cat([text[ends[b] - counts[b] : ends[b]] for b in sequences.samples])
-    cut = Ragged.from_lengths([counts[b] for b in sequences.samples], segments.device)
+    of_segment = Ragged.from_lengths([counts[b] for b in sequences.samples], segments.device)
     first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # of an empty one: any
-    before = candidates < sequences.visual[first][cut.cells[0]]
-    chosen = Ragged.from_lengths([min(_PIVOTS, n) for n in cut.lengths], segments.device)
-    index = topk_select(
-        norms[candidates].masked_fill(before, torch.nan), cut, chosen.lengths, impl=ctx.impl
-    )
-    return chosen, candidates[index]
+    before = candidates < sequences.visual[first][of_segment.cells[0]]
+    chosen = Ragged.from_lengths([min(_PIVOTS, n) for n in of_segment.lengths], segments.device)
+    scores = norms[candidates].masked_fill(before, torch.nan)  # so that text before ranks last
+    return chosen, candidates[topk_select(scores, of_segment, chosen.lengths, impl=ctx.impl)]

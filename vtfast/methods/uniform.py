@@ -1,16 +1,17 @@
-"""Evenly spaced tokens of the picture's grid: the baseline that looks at nothing.
+"""Uniform: evenly spaced tokens of the picture's grid, a baseline that sees no feature or score.
 
 Of a grid of t frames, h rows and w columns, k tokens are kept:
 
-    over frames     the k tokens are shared out as evenly as whole numbers allow; k < t frames get
-                    one each
+    over frames     the k tokens are shared as evenly as whole numbers allow; if k < t, k frames get
+                    one token each
     in a frame      r = round(sqrt(k·h/w)) rows, so that steps down and across are about equal (at
-                    least ceil(k/w), at most h and k rows), and the k tokens shared out over them
+                    least ceil(k/w), at most h and k rows), and the k tokens shared over them
     places          part i of m equal parts of a side of n is kept at its middle, floor((2i+1)n/2m);
-                    share i of k things over m is floor((i+1)k/m) - floor(ik/m)
+                    share i of k tokens over m is floor((i+1)k/m) - floor(ik/m)
 
-A segment that is no full grid any more (an earlier stage took some of it), or whose grid nobody
-knows, is one row in reading order. Own definition; exact for every k. Host arithmetic alone.
+A segment that is no full grid any more (an earlier stage dropped some of it), or whose grid is
+unknown, counts as one row in reading order. Exactly k tokens for every k, by host arithmetic alone.
+The definition is our own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,18 +27,18 @@ from vtfast.methods.context import SelectionContext
 def uniform(ctx: SelectionContext) -> Tensor:
     """Row numbers of evenly spaced tokens, int64 ascending."""
     rows: list[int] = []
-    cut = zip(ctx.segments.offsets[:-1], ctx.segments.lengths, ctx.keep, ctx.grids, strict=True)
-    for offset, length, keep, grid in cut:
+    of_segments = ctx.segments.offsets[:-1], ctx.segments.lengths, ctx.keep, ctx.grids
+    for offset, length, keep, grid in zip(*of_segments, strict=True):
         whole = grid if prod(grid) == length else (1, 1, length)
         rows.extend(offset + place for place in evenly(whole, keep))
     device = ctx.segments.device
-    # A copy from pageable memory would wait for a GPU.
+    # From pinned memory: a copy from pageable memory would wait for the GPU.
     return torch.tensor(rows, pin_memory=device.type == "cuda").long().to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)
 def evenly(grid: Sequence[int], keep: int) -> tuple[int, ...]:
-    """Numbers of `keep` places of a (frames, rows, columns) grid, in reading order.
+    """Numbers of `keep` evenly spaced places of a (frames, rows, columns) grid, in reading order.
 
     >>> evenly((1, 4, 4), 4)
     (5, 7, 13, 15)

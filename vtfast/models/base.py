@@ -58,8 +58,11 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
-        """Leave image keys, if wanted, on a tower's output, where generate pre-encodes pictures."""
+    def note(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
+    ) -> None:
+        """Leave what image hashes are made from, if wanted, on a tower's output, for `generate`
+        encodes pictures before the forward."""
 
     @abstractmethod
     def tiny(self, config: Any) -> PreTrainedConfig:

@@ -17,7 +17,7 @@ from vtfast.models.base import (
     noted,
     placeholders,
 )
-from vtfast.runtime.visual_tokens import Keys, Source
+from vtfast.runtime.visual_tokens import LazyImageHash, Source
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -59,26 +59,28 @@ class Llava(Family):
         pixels = kwargs.get("pixel_values")
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
-            image_keys = noted(encoded, "vtfast_keys")
+            image_hash = noted(encoded, "vtfast_image_hash")
             high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square, if not told
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
-            image_keys = Keys(pixels)
+            image_hash = LazyImageHash(pixels)
             high, wide = pixels.shape[-2:]
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
         # A class token is no place of the grid.
         grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
-        return [Source(where, sizes, sum(sizes), grid, image_keys)]
+        return [Source(where, sizes, sum(sizes), grid, image_hash)]
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+    def note(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
+    ) -> None:
         pixels = args[0] if args else kwargs["pixel_values"]
         if not isinstance(out, tuple):
             sides = pixels.shape[-2:]
             out.vtfast_sides = lambda: sides
-            if keys:
-                out.vtfast_keys = Keys(pixels)
+            if hashed:
+                out.vtfast_image_hash = LazyImageHash(pixels)
 
     @staticmethod
     def _tokens(multimodal: Any, kwargs: Mapping[str, Any], pixels: Any) -> int:

@@ -15,7 +15,7 @@ from vtfast.models.base import (
     noted,
     placeholders,
 )
-from vtfast.runtime.visual_tokens import Keys, Source
+from vtfast.runtime.visual_tokens import LazyImageHash, Source
 
 # kind -> (pixels, grid, placeholder id in the config)
 _KINDS = {
@@ -69,29 +69,33 @@ class Qwen25VL(Family):
             if encoded is not None:
                 sizes = [len(f) for f in encoded.pooler_output]
                 total = sum(sizes)
-                image_keys = noted(encoded, "vtfast_keys")
+                image_hash = noted(encoded, "vtfast_image_hash")
                 seen_grid = noted(encoded, "vtfast_grid")
                 grid = grid if seen_grid is None else seen_grid()
             elif pixels is not None:
                 sizes = grid.prod(1) // side**2
                 total = pixels.shape[0] // side**2
-                image_keys = Keys(pixels.type(multimodal.visual.dtype), grid)  # as the tower does
+                image_hash = LazyImageHash(
+                    pixels.type(multimodal.visual.dtype), grid
+                )  # as the tower does
             else:
                 continue
             merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
             if grid is not None:
                 merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-            found.append(Source(where, sizes, total, merged, image_keys))
+            found.append(Source(where, sizes, total, merged, image_hash))
         return found
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+    def note(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
+    ) -> None:
         pixels = args[0] if args else kwargs["hidden_states"]
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         if not isinstance(out, tuple):
             out.vtfast_grid = lambda: grid
-            if keys:
-                out.vtfast_keys = Keys(pixels, grid)
+            if hashed:
+                out.vtfast_image_hash = LazyImageHash(pixels, grid)
 
 
 FAMILY = Qwen25VL()

@@ -36,5 +36,5 @@ class PatchConfig:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """What the methods want prepared: "scores", "keys"."""
+        """What the methods want prepared: "scores", "image_hash"."""
         return frozenset().union(*(stage.method.needs for stage in self.stages.values()))

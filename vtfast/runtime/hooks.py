@@ -205,7 +205,7 @@ class PatchHooks:
     def _tower_post(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
     ) -> None:
-        self.parts.family.note(args, kwargs, out, "keys" in self.config.needs)
+        self.parts.family.note(args, kwargs, out, "image_hash" in self.config.needs)
 
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs

@@ -25,7 +25,9 @@ class Family(Protocol):
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding."""
 
-    def note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, keys: bool) -> None:
+    def note(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
+    ) -> None:
         """Leave what image hashes are made from on a vision tower's output."""
 
     def attention(

@@ -82,8 +82,8 @@ def image_hashes(
     Made from the pixels; without any it is the number of the picture in its sample, counted on from
     the pictures its cache has `seen`, int64 [samples].
     """
-    if visual.keys is not None:
-        hashes = visual.keys().to(device)
+    if visual.image_hash is not None:
+        hashes = visual.image_hash().to(device)
     else:
         hashes = to_device([i for n in visual.images for i in range(n)], device)
         if seen is not None:

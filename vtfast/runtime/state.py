@@ -269,6 +269,7 @@ class ForwardState:
         """Tokens that stay, int64 ascending; None if all do."""
         assert self.tokens is not None
         segments, options = stage.budgeted(self.segments), stage.prune.options
+        per_frame = options.get("per") == "frame"
         left = [s.left for s in segments]
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
         if sum(keep) == sum(left):
@@ -285,7 +286,7 @@ class ForwardState:
                 seed=self.config.seed,
                 options=options,
                 impl=self.impl,
-                _keys=lambda: self._hashes(segments, options.get("per") == "frame", hidden.device),
+                _image_hash=lambda: self._hashes(segments, per_frame, hidden.device),
                 _attention=self._attention,
             )
             if self.config.record:
@@ -349,7 +350,8 @@ class ForwardState:
         visual, state, free = self.visual, state_of(self.cache), []
         if visual is None:
             return
-        if visual.tokens is not None and self.cache is not None and "keys" in self.config.needs:
+        counted = visual.tokens is not None and "image_hash" in self.config.needs
+        if counted and self.cache is not None:
             state = self._adopt(self.cache)
         if state is None:
             return

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
 from vtfast.kernels._launch import use_triton
-from vtfast.kernels._online_softmax import beyond
+from vtfast.kernels._online_softmax import why_unsupported_heads
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
@@ -129,11 +129,12 @@ def why_kernels_unsupported(config: PatchConfig, weight: Tensor, head_size: int)
     except RuntimeError as error:
         raise StateError(str(error)) from None
     heads = weight.dtype, head_size
-    whys = [stage.method.beyond(*heads) for stage in config.stages.values()]
-    why = next(filter(None, [*whys, config.path == "packed" and beyond(*heads)]), None)
+    whys = [stage.method.why_unsupported(*heads) for stage in config.stages.values()]
+    in_attention = why_unsupported_heads(*heads)
+    why = next(filter(None, [*whys, config.path == "packed" and in_attention]), None)
     if why and config.impl == "triton":
         raise InputError(f'impl="triton": {why}; patch with impl="auto"')
-    return beyond(*heads)
+    return in_attention
 
 
 def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.kernels.image_hash import image_keys
+from vtfast.kernels.image_hash import image_hash
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Segment:
     sample: int
     left: int  # tokens still in the sequence
     original: int
-    image: int  # number of the image in the chunk, in reading order: the row of `VisualTokens.keys`
+    image: (
+        int  # number of the image in the chunk, in reading order, as in `VisualTokens.image_hash`
+    )
     grid: tuple[int, ...]  # frames, rows, columns it began with; 0 when nobody knows
     frame: int = 0
 
@@ -37,7 +39,7 @@ class Source:
     sizes: list[int] | Tensor  # tokens of each image, int64 [images] when only the device knows
     total: int  # sum of sizes
     grid: list[int] | Tensor  # frames, rows, columns of each image, one after another
-    keys: Callable[[], Tensor] | None = None  # int64 [images], made when asked for
+    image_hash: Callable[[], Tensor] | None = None  # int64 [images], made when asked for
 
 
 @dataclass
@@ -46,21 +48,22 @@ class VisualTokens:
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `keys`: makes int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or None.
+    `image_hash`: makes int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or
+    None.
     """
 
     tokens: Tensor | None
     segments: list[Segment]
     lengths: list[int]
     past: list[int] | None = None
-    keys: Callable[[], Tensor] | None = None
+    image_hash: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
     arrived: bool = False  # at the text model
 
 
-class Keys:
-    """`image_keys(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
+class LazyImageHash:
+    """`image_hash(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
 
     def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
         self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
@@ -68,8 +71,8 @@ class Keys:
     def __call__(self) -> Tensor:
         """int64 [images]."""
         if self._seen is not None:
-            self._keys, self._seen = image_keys(*self._seen), None
-        return self._keys
+            self._hash, self._seen = image_hash(*self._seen), None
+        return self._hash
 
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
@@ -129,7 +132,7 @@ def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
             "picture, so mask padding only and leave unwanted pictures out"
         )
 
-    # (first token, size, grid, row of the keys of all sources joined)
+    # (first token, size, grid, row of the image hashes of all sources joined)
     found: list[tuple[int, int, tuple[int, ...], int]] = []
     for i in range(len(sources)):
         sizes_, starts, grid = answer[3 * i : 3 * i + 3]
@@ -141,14 +144,14 @@ def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
     found.sort()
     segments = [Segment(s // chunk, n, n, i, g) for i, (s, n, g, _) in enumerate(found)]
     images = [sum(s.sample == b for s in segments) for b in range(batch)]
-    keyed = [s.keys for s in sources if s.keys is not None]
+    hashed = [s.image_hash for s in sources if s.image_hash is not None]
 
-    def keys() -> Tensor:
-        joined = torch.cat([made() for made in keyed])
+    def joined_hash() -> Tensor:
+        joined = torch.cat([made() for made in hashed])
         return joined[to_device([row for *_, row in found], joined.device)]
 
     flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
-    known = keys if len(keyed) == len(sources) else None
+    known = joined_hash if len(hashed) == len(sources) else None
     return VisualTokens(flat, segments, lengths, past, known, images, mask)
 
 

@@ -1,0 +1,214 @@
+"""Cosine distances between the rows of each segment, for `diversity_select`.
+
+Two launches: the norms of all rows; then the distances, by tensor cores from the raw features. Each
+program makes one tile of a matrix and folds the minima of that tile into `nearest`, the distance of
+each row to its nearest other row. Distances are fp32: 16-bit features are multiplied as they are
+and scaled afterwards; fp32 features are normalised first and multiplied as three tf32 products.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ._launch import INTERPRET, cdiv, fp32_precision, tl, triton
+from ._threshold import segment_bounds
+from .ragged import Ragged
+
+_TILE = 64  # a program makes 64 x 64 distances
+_WARPS, _STAGES = 4, 3
+_NORM_ROWS, _NORM_BLOCK = 8, 512
+
+_MIN_SQUARE = tl.constexpr(2.0**-126)  # squared norms below it lose bits in fp32
+
+# Values of `nearest`, which holds distances as `ordered_bits`; all finite rows lie between them.
+PICKED = tl.constexpr(-(2**31))
+NOT_FINITE = tl.constexpr(-(2**31) + 1)
+FARTHEST = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def ordered_bits(x):
+    """fp32 as int32 with the same order, so that an atomic minimum is exact in any order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def padded_columns(n):
+    """Columns of a matrix of n rows, padded: each line starts at a multiple of 64 bytes."""
+    return (n + 15) // 16 * 16
+
+
+def padded_columns_on_host(n: int) -> int:
+    """The same as `padded_columns`, outside kernels."""
+    return (n + 15) // 16 * 16
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _norms_kernel(
+    # pointers
+    x_ptr,
+    inverse_ptr,
+    nearest_ptr,
+    # sizes
+    num_rows,
+    # strides
+    stride_x,
+    # meta
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (blocks of ROWS rows): store 1 / norm of each row, and initialise `nearest`.
+
+    1 / norm is 0 for a (nearly) zero row, and -1 where the squared norm is not finite.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < num_rows
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, D, BLOCK):
+        d = start + tl.arange(0, BLOCK)
+        source = x_ptr + (row * stride_x)[:, None] + d[None, :]
+        x = tl.load(source, mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        squares += x * x
+    square = tl.sum(squares, axis=1)
+    finite = square < float("inf")  # false for NaN too
+    directed = finite & (square >= _MIN_SQUARE)
+    norm = tl.sqrt_rn(tl.where(directed, square, 1.0))
+    inverse = tl.where(directed, tl.div_rn(tl.full([ROWS], 1.0, tl.float32), norm), 0.0)
+    tl.store(inverse_ptr + row, tl.where(finite, inverse, -1.0), mask=inside)
+    tl.store(nearest_ptr + row, tl.where(finite, FARTHEST, NOT_FINITE), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def _distances_kernel(
+    # pointers
+    x_ptr,
+    inverse_ptr,
+    cu_seqlens_ptr,
+    cu_keep_ptr,
+    cu_matrix_ptr,
+    matrix_ptr,
+    nearest_ptr,
+    # sizes
+    tiles,  # along one side of the largest matrix
+    # strides
+    stride_x,
+    # meta
+    D: tl.constexpr,
+    RAW: tl.constexpr,  # 16-bit features are multiplied as they are and scaled afterwards
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Grid (segments x tiles of the largest matrix): a program makes one tile of one matrix.
+
+    It also folds the minimum of each row into `nearest`, by atomics on integers, whose result does
+    not depend on their order. Columns n to `padded_columns(n)` of a matrix are not written.
+    """
+    segment = tl.program_id(0) // (tiles * tiles)
+    number = tl.program_id(0) % (tiles * tiles)
+    first, n = segment_bounds(cu_seqlens_ptr, segment)
+    _, k = segment_bounds(cu_keep_ptr, segment)
+    i_first, j_first = number // tiles * TILE, number % tiles * TILE
+    if (k == 0) | (i_first >= n) | (j_first >= n):
+        return
+    i, j = i_first + tl.arange(0, TILE), j_first + tl.arange(0, TILE)
+    i_live, j_live = i < n, j < n
+    i_inverse = tl.load(inverse_ptr + first + i, mask=i_live, other=0.0)
+    j_inverse = tl.load(inverse_ptr + first + j, mask=j_live, other=0.0)
+    i_rows = x_ptr + (first + i).to(tl.int64)[:, None] * stride_x
+    j_rows = x_ptr + (first + j).to(tl.int64)[None, :] * stride_x
+
+    dots = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(0, D, DEPTH):
+        d = start + tl.arange(0, DEPTH)
+        a = tl.load(i_rows + d[None, :], mask=i_live[:, None] & (d < D)[None, :], other=0.0)
+        b = tl.load(j_rows + d[:, None], mask=j_live[None, :] & (d < D)[:, None], other=0.0)
+        if RAW:
+            if INTERPRET:
+                a, b = a.to(tl.float32), b.to(tl.float32)
+            dots = tl.dot(a, b, dots)
+        else:
+            a, b = a * i_inverse[:, None], b * j_inverse[None, :]
+            dots = tl.dot(a, b, dots, input_precision=PRECISION)
+    if RAW:
+        dots = dots * i_inverse[:, None] * j_inverse[None, :]
+    # A row that is not finite is infinitely far from all others, so it is no row's nearest other.
+    known = (i_inverse >= 0.0)[:, None] & (j_inverse >= 0.0)[None, :]
+    distance = tl.where(known, 1.0 - dots, float("inf"))
+
+    both_live = i_live[:, None] & j_live[None, :]
+    matrix = matrix_ptr + tl.load(cu_matrix_ptr + segment).to(tl.int64)
+    to = i.to(tl.int64)[:, None] * padded_columns(n) + j[None, :]
+    tl.store(matrix + to, distance, mask=both_live)
+    others = tl.where(both_live & (i[:, None] != j[None, :]), distance, float("inf"))
+    tl.atomic_min(
+        nearest_ptr + first + i, ordered_bits(tl.min(others, axis=1)), mask=i_live, sem="relaxed"
+    )
+
+
+def norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features with contiguous rows, 1 / norm of each row, and `nearest` before any distance."""
+    x = features if features.stride(1) == 1 else features.contiguous()
+    num_rows, width = x.shape
+    inverse = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    nearest = torch.empty(num_rows, dtype=torch.int32, device=x.device)
+    _norms_kernel[(cdiv(num_rows, _NORM_ROWS),)](
+        x,
+        inverse,
+        nearest,
+        num_rows,
+        x.stride(0),
+        D=width,
+        ROWS=_NORM_ROWS,
+        BLOCK=_NORM_BLOCK,
+        enable_fp_fusion=False,
+    )
+    return x, inverse, nearest
+
+
+def distance_matrices(
+    x: torch.Tensor,
+    inverse: torch.Tensor,
+    nearest: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    cu_keep: torch.Tensor,
+    lengths: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distances of these segments, one matrix after another, and the offset of each matrix.
+
+    Lowers `nearest` in place to each row's distance to its nearest other row, as `ordered_bits`.
+    """
+    matrices = Ragged.from_lengths([n * padded_columns_on_host(n) for n in lengths], x.device)
+    matrix = torch.empty(matrices.total, dtype=torch.float32, device=x.device)
+    tiles = cdiv(max(lengths), _TILE)
+    _distances_kernel[(len(lengths) * tiles * tiles,)](
+        x,
+        inverse,
+        cu_seqlens,
+        cu_keep,
+        matrices.cu_seqlens,
+        matrix,
+        nearest,
+        tiles,
+        x.stride(0),
+        D=x.shape[1],
+        RAW=x.element_size() == 2,
+        PRECISION=fp32_precision(),
+        TILE=_TILE,
+        DEPTH=_depth(x),
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+        enable_fp_fusion=False,  # 1 - dots * a * b rounds alike wherever it is computed
+    )
+    return matrix, matrices.cu_seqlens
+
+
+def _depth(x: torch.Tensor) -> int:
+    """Features read at a time. Twice as many spill in fp32 on sm_80, and nearly everywhere for rows
+    that the compiler does not know to start at multiples of 16 bytes.
+    """
+    if x.element_size() == 4:
+        return 16
+    return 64 if (x.stride(0) | x.data_ptr()) % 16 == 0 else 32
