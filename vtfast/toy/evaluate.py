@@ -11,9 +11,10 @@ from transformers.utils.logging import tqdm
 
 from vtfast import information
 from vtfast.information import Dataset, Example, Horizon
-from vtfast.toy import TASKS, prompt, scenes
+from vtfast.toy import prompt, scenes
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import SQUARE, Size
+from vtfast.toy.tasks import TASKS
 from vtfast.toy.words import LONGEST_ANSWER
 
 MAPS = 48  # of the scenes of a task, how many have their tokens scored

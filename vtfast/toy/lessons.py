@@ -14,9 +14,9 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from vtfast.toy import TASKS
 from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
 from vtfast.toy.scene import GRID, SIDE, SQUARE, Scene, Size
+from vtfast.toy.tasks import TASKS
 from vtfast.toy.words import EOS, WORD_IDS
 
 TURNS = ("code", "digit", "digit", "background", "shape_colour", "shape", "count")
