@@ -14,7 +14,6 @@ import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
 from vtfast.evaluation import Comparison, wilson
 from vtfast.evaluation.compare import begins, exact, resolve
-from vtfast.evaluation.figure import pareto
 from vtfast.evaluation.results import Row, tabulate
 from vtfast.toy.evaluate import dataset
 
@@ -299,7 +298,7 @@ def test_a_comparison_is_saved_and_drawn(found, tmp_path):
 def test_points_that_lie_on_one_another_are_told_apart():
     """Filled circles hid all plans but one wherever several had the same tokens and accuracy."""
     rows = tuple(Row(f"plan {i}", None, 10, 9, 0, 0, 32.0, *[1.0] * 4) for i in range(20))
-    axes, *_ = pareto(Comparison(rows, "task", "llava", 8, 10, {})).axes
+    axes, *_ = Comparison(rows, "task", "llava", 8, 10, {}).figure().axes
     points = [line for line in axes.lines if str(line.get_marker()) in "osD^vPX*"]
     assert len(points) == 20
     assert len({(point.get_marker(), point.get_color()) for point in points}) == 20

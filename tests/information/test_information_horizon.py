@@ -13,8 +13,7 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import estimate, resample
-from vtfast.information.horizons import summarize
-from vtfast.information.rule import first_from_which_on
+from vtfast.information.horizons import first_from_which_on, summarize
 
 MODELS: dict = {}
 
