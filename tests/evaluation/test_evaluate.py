@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command import answered, call, refused
@@ -284,6 +286,30 @@ def test_a_log_of_another_comparison_is_refused(asked, found):
     _, log = found
     with pytest.raises(InputError, match="run with seed=0, and this one has 1"):
         vtfast.evaluate(*asked, PLANS, log=log, seed=1, **HOW)
+
+
+SAMPLES = Path(__file__).parent / "samples_0_1"  # written by that release, the log half-way
+
+
+def test_a_log_of_0_1_is_gone_on_with(asked, tmp_path):
+    model, questions = asked[0], dataset(asked[1].processor, "shape_colour", 4, 0)
+    two_stages = [Prune(0, "diversity", 0.5), Prune(4, "random", 5)]
+    plans, batches, batch = {"random": "random", "two stages": two_stages}, [], questions.batch
+    questions.batch = lambda block, device: batches.append(list(block)) or batch(block, device)
+    log = shutil.copy(SAMPLES / "evaluate.jsonl", tmp_path)
+    how = {"keep": 0.5, "batch": 2, "log": log, "progress": False}
+    told = vtfast.evaluate(model, questions, plans, **how)
+    assert batches == [[2, 3]]
+    saved = Comparison.load(SAMPLES / "comparison.json")
+    assert without_times(told) == without_times(saved)
+
+
+def test_a_comparison_of_0_1_is_read_and_saved_as_it_was(tmp_path):
+    saved = Comparison.load(SAMPLES / "comparison.json")
+    assert isinstance(saved.rows[2], Row)
+    saved.save(tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again == json.loads((SAMPLES / "comparison.json").read_text())
 
 
 def test_a_comparison_is_saved_and_drawn(found, tmp_path):
