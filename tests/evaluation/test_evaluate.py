@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,11 @@ from repository import ROOT
 
 import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
+from vtfast.distributed import this_process
 from vtfast.evaluation import Comparison, wilson
 from vtfast.evaluation.compare import begins, exact, resolve
 from vtfast.evaluation.results import Row, tabulate
+from vtfast.evaluation.shards import Shards
 from vtfast.toy.evaluate import dataset
 
 PLANS = {
@@ -333,16 +334,6 @@ def test_points_that_lie_on_one_another_are_told_apart():
 
 # -- several processes -----------------------------------------------------------------------------
 
-# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several
-# under --cpu. Of MPI, which is not here, there is what it leaves in the environment.
-LAUNCHERS = {
-    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-    "accelerate": (
-        "accelerate.commands.launch",
-        *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
-        *("--mixed_precision=no", "--dynamo_backend=no"),
-    ),
-}
 CODE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -358,36 +349,41 @@ with open(f"{sys.argv[1]}.table.{this_process().rank}", "w") as file:
 """
 
 
-def environments(launcher):
-    """Of the processes to start: one, which starts two, or by hand the two that MPI would."""
-    folders = (ROOT / "tests" / name for name in ("evaluation", "helpers"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
-    if launcher != "mpi":
-        return [env]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    mpi = {"OMPI_COMM_WORLD_SIZE": "2"}
-    return [{**env, **mpi, "OMPI_COMM_WORLD_RANK": str(rank)} for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("launcher", [*LAUNCHERS, "mpi"])
-def test_two_processes_share_the_questions_and_give_the_same_table(launcher, found, tmp_path):
+def test_two_processes_share_the_questions_and_give_the_same_table(found, tmp_path):
     comparison, _ = found
     script = tmp_path / "compare.py"
     script.write_text(CODE)
-    started = ["-m", *LAUNCHERS[launcher]] if launcher in LAUNCHERS else []
-    command = [sys.executable, *started, str(script), str(tmp_path / "log")]
-    how = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command, env=env, **how) for env in environments(launcher)]
-    for one in runs:
-        _, said = one.communicate(timeout=120)
-        assert one.returncode == 0, said[-2000:]
+    folders = (ROOT / "tests" / name for name in ("evaluation", "helpers"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launcher, str(script), str(tmp_path / "log")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     expected = json.loads(json.dumps(without_times(comparison)))
     for rank in (0, 1):
         assert json.loads((tmp_path / f"log.table.{rank}").read_text()) == expected
     shares = [(tmp_path / f"log.{rank}").read_text().splitlines()[1:] for rank in (0, 1)]
     assert [len(share) for share in shares] == [4, 3]  # batches 0 and 2, and 1, of three
+
+
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+LAUNCHED = {
+    "torchrun and accelerate": {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", **PLACE},
+    "MPI": {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3", **PLACE},
+}
+
+
+@pytest.mark.parametrize("variables", LAUNCHED.values(), ids=LAUNCHED)
+def test_a_process_knows_its_number_from_what_launchers_leave_in_the_environment(
+    variables, monkeypatch
+):
+    """accelerate starts several processes under --cpu by MPI alone, else as torchrun does."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    here, shards = this_process(), Shards()
+    assert (here.rank, here.size) == (shards.rank, shards.size) == (1, 3)
 
 
 # -- the command -----------------------------------------------------------------------------------
