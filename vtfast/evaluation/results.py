@@ -1,4 +1,4 @@
-"""The table that a comparison of plans ends in: arithmetic on what was noted of each question."""
+"""The result of comparing plans: a table, computed from the records of the questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Row:
-    """What one plan came to; the first row of a comparison is the unpruned model.
+    """Accuracy and cost of one plan; the first row of a comparison is the unpruned model.
 
     Attributes:
         plan: stage by stage, in words; None for the unpruned model.
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """A row for the unpruned model and one for every plan, on the same questions."""
+    """Plans on the same questions: a row for the unpruned model, then one for each plan."""
 
     rows: tuple[Row, ...]
     task: str
@@ -174,7 +174,7 @@ def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
 def tabulate(
     records: Sequence[Mapping[str, Any]], plans: Mapping[str, str | None]
 ) -> tuple[Row, ...]:
-    """Rows from what was noted of each question; the first plan is the unpruned model.
+    """Compute the rows from the records of the questions; the first plan is the unpruned model.
 
     A record has the `block` its question ran in, and in `runs`, by name, an answer's `right`,
     `tokens`, `flops`, `seconds` (of the block) and `kv_bytes`.

@@ -1,4 +1,4 @@
-"""Put true answers behind their prompts, so that one forward predicts every token of them."""
+"""Append true answers to their prompts, so that one forward predicts every token of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,8 +70,8 @@ def with_answers(
             given, start = call[name][b, place], length - len(place) - len(answer) + 1
             fresh[b, start : start + len(place)] = given
             if name != "mm_token_type_ids":
-                told = torch.tensor(answer[:-1], device=device).long()
-                fresh[b, start + len(place) :] = told if name == "input_ids" else 1
+                tokens = torch.tensor(answer[:-1], device=device).long()
+                fresh[b, start + len(place) :] = tokens if name == "input_ids" else 1
         call[name] = fresh
     original = []
     for place, answer in zip(columns, answers, strict=True):

@@ -1,4 +1,4 @@
-"""Means over samples with their uncertainty: the bootstrap, seeded."""
+"""Means over samples with bootstrap intervals, reproducible by a seed."""
 
 from dataclasses import dataclass
 

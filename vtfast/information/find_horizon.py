@@ -77,9 +77,9 @@ def horizon(
     }
 
     def measure(block: list[int]) -> list[dict[str, Any]]:
-        told = dataset.batch(block, model.device)
-        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=block[0] < maps)
+        encoded = dataset.batch(block, model.device)
+        probe = Probe(model, encoded.inputs, encoded.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=block[0] < maps)
         return [_sample_record(found, b) for b in range(len(block))]
 
     records = Records(log, settings)

@@ -37,7 +37,9 @@ _RULED = ("absolute", "p_loss", "accuracy_loss")
 
 @dataclass(frozen=True)
 class Horizon(Result):
-    """A measured horizon; `vtfast.patch(model, …, horizon=this)` and `Plan.from_horizon` take it.
+    """From which decoder layer on visual tokens no longer matter to a model on a task, as measured.
+
+    `vtfast.patch(model, …, horizon=this)` and `Plan.from_horizon` take it.
 
     Attributes:
         layer: 0-based, visual tokens do not matter from its input on; None where there is none.
@@ -81,7 +83,7 @@ class Horizon(Result):
 
     @property
     def notes(self) -> list[str]:
-        """What the numbers do not say by themselves."""
+        """Cautions about the numbers, such as few samples or layers that were not measured."""
         needed = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.tolerance))
         notes = []
         if len(self.layers) < self.num_layers:
@@ -133,7 +135,7 @@ class Horizon(Result):
 def summarize(
     records: Sequence[Mapping[str, Any]], *, layers: tuple[int, ...], maps: int, **about: Any
 ) -> Horizon:
-    """Curves and horizon from what was noted of each sample; pure arithmetic.
+    """Compute curves and horizon from the records of the samples; no model is run.
 
     `about` are the other fields of a `Horizon`.
     """
@@ -179,8 +181,8 @@ def summarize(
 
 def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None:
     """The first of some layers from which on all are `within`, bool [layers]; None without one."""
-    beyond = np.flatnonzero(~within)
-    first = beyond[-1] + 1 if len(beyond) else 0
+    outside = np.flatnonzero(~within)
+    first = outside[-1] + 1 if len(outside) else 0
     return layers[first] if first < len(layers) else None
 
 

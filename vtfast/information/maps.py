@@ -28,14 +28,14 @@ _MOST_LAYERS, _MOST_PICTURES = 6, 8  # of a figure
 
 @dataclass(frozen=True, eq=False)
 class PictureScores:
-    """The scores of one image or clip.
+    """Information scores of one image or clip.
 
     Attributes:
-        sample: its row in the batch. `number`: which picture of that row, from 0.
+        sample: which of the batch. `number`: which picture of that sample, from 0.
         scores: fp64 [layers, units], units in raster order.
         grid: of units, as steps in time (1 for an image), rows, columns.
         token_grid: of visual tokens, likewise.
-        columns: of each unit, where its tokens stand in the input row.
+        columns: of each unit, where its tokens stand in the input sequence.
     """
 
     sample: int
@@ -60,7 +60,7 @@ class PictureScores:
 
 @dataclass(frozen=True, eq=False)
 class InformationMap(Result):
-    """Scores of a batch.
+    """Information scores of the visual tokens of a batch, by decoder layer.
 
     Attributes:
         layers: scored ones, ascending; `num_layers` the model has.

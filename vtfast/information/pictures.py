@@ -1,4 +1,4 @@
-"""Where the pictures of a batch stand in its rows, and how they are cut into units to be scored."""
+"""Where the pictures of a batch stand in its sequences, and their division into units to score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Picture:
     """An image or a clip in a batch.
 
     Attributes:
-        sample: the row of the batch.
-        columns: int64 [tokens], where its visual tokens stand in that row, ascending, in raster
+        sample: which of the batch.
+        columns: int64 [tokens], places of its visual tokens in that sequence, ascending, in raster
             order; tokens that are no patch (a class token) are left out.
         grid: of its tokens.
     """
@@ -32,7 +32,7 @@ class Picture:
     grid: Grid
 
     def units(self, window: Window | None) -> tuple[list[np.ndarray], Grid]:
-        """Columns of each unit's tokens, units in raster order, and the grid of units.
+        """Divide the picture into units; columns of each, in raster order, and the grid of units.
 
         window: tokens of a unit, rows and columns; smaller at the edges of a grid it does not
             divide. None: 2 x 2 where both sides of the grid are at least 24, else one token.
@@ -65,8 +65,10 @@ def check_window(window: Any) -> Window | None:
 def find_pictures(
     family: Any, multimodal: Any, inputs: Mapping[str, Any]
 ) -> tuple[list[Picture], np.ndarray]:
-    """The pictures of a call of the multimodal model, by sample and place in it, and where all
-    visual tokens are, also those that are no patch: bool [B, S]."""
+    """Find the pictures in the inputs of the multimodal model, by sample and place in it.
+
+    Returns them, and where all visual tokens are, also those that are no patch: bool [B, S].
+    """
     found, (samples, length) = [], inputs["input_ids"].shape
     visual = np.zeros((samples, length), dtype=bool)
     for source in family.sources(multimodal, inputs):

@@ -34,7 +34,7 @@ class Result:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Self:
-        """The result that `record` was made of, also after a way through JSON.
+        """The result that a dict of `record` was made of, also after it was written as JSON.
 
         Fields that this class does not have are ignored. Raises KeyError where one is missing.
         """

@@ -29,10 +29,11 @@ def score(
     impl: str = "auto",
     progress: bool | Callable[[], object] = True,
 ) -> InformationMap:
-    """The information score of every visual unit of every picture, at every layer asked for.
+    """Compute the information score of every visual unit of every picture, by decoder layer.
 
-    All units of a layer run as one packed batch that shares the rows before the first of them; see
-    `vtfast.information.probe`. Nothing of the model is changed.
+    A unit is a visual token or a window of them. All units of a layer run as one packed batch that
+    shares the tokens before the first of them; see `vtfast.information.probe`. The model is left as
+    it was.
 
     Args:
         model: a supported model, unpatched, in eval mode.
@@ -76,17 +77,20 @@ def score_probe(
     maps: bool = True,
     progress: bool | Callable[[], object] = False,
 ) -> InformationMap:
-    """`score` on a batch that has been run.
+    """`score` on a batch that has been run in full.
 
-    lengths: tokens of each answer that `per="mean_token"` averages; the rest counts for being right
-    only. maps: without, no unit is scored, and what is told is what the text alone knows.
+    Args:
+        lengths: tokens of each answer that `per="mean_token"` averages; those after them, such as
+            an end mark, only count for whether the answer is right.
+        maps: whether to score units; without, the result holds only p with and without all visual
+            tokens.
     """
     lengths = [len(answer) for answer in probe.answers] if lengths is None else lengths
     counts = [1 if per == "first_token" else n for n in lengths]
-    nothing = np.zeros(0, dtype=np.int64)
-    kept = [Kept(b, nothing, len(answer)) for b, answer in enumerate(probe.answers)]
-    cuts = [picture.units(window) for picture in probe.pictures] if maps else []
-    for picture, (units, _) in zip(probe.pictures, cuts, strict=False):
+    none = np.zeros(0, dtype=np.int64)
+    kept = [Kept(b, none, len(answer)) for b, answer in enumerate(probe.answers)]
+    windows = [picture.units(window) for picture in probe.pictures] if maps else []
+    for picture, (units, _) in zip(probe.pictures, windows, strict=False):
         kept += [Kept(picture.sample, np.sort(unit), counts[picture.sample]) for unit in units]
     with steps(progress, "scoring", len(layers), "layer") as tick:
         readings = probe.follow(layers, kept, tick)
@@ -98,7 +102,7 @@ def score_probe(
     p_without = np.array([[value(line[b], b) for b in samples] for line in readings])
     pictures, start = [], probe.samples
     seen = [0] * probe.samples
-    for picture, (units, grid) in zip(probe.pictures, cuts, strict=False):
+    for picture, (units, grid) in zip(probe.pictures, windows, strict=False):
         b, stop = picture.sample, start + len(units)
         p = np.array([[value(r, b) for r in line[start:stop]] for line in readings])
         columns = tuple(tuple(probe.original[b][unit].tolist()) for unit in units)

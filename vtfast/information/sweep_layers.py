@@ -1,11 +1,11 @@
-"""Measure how accuracy depends on the layer that is pruned, for every method, and for an oracle.
+"""Measure accuracy by pruning method and by the layer that is pruned, on a data set.
 
-A method picks on the prompt alone, in a patched model as in use; what the picks are worth is then
-read from one run with the true answer behind the prompt (`vtfast.information.probe`), so a method
-that looks at the last token never sees the answer. `"information"` keeps the tokens of the highest
-score instead: no method to prune with, as it needs the answer, but a bound to compare with
-(arXiv 2512.07580). Where scores are there, each method is also told how much information is in what
-it retained.
+A method selects tokens in a patched model that sees the prompt alone. What the selection is worth
+is then read from a second run with the true answer behind the prompt (`vtfast.information.probe`),
+so a method that looks at the last token never sees the answer. The method `"information"` keeps the
+tokens of the highest score: an oracle to compare with (arXiv 2512.07580), not a method to prune
+with, as it needs the answer. With scores, the table also says how much of the information each
+method retains.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def sweep(
     log: Path | str | None = None,
     progress: bool | Callable[[], object] = True,
 ) -> Sweep:
-    """Accuracy of a model pruned once, by method, layer and budget.
+    """Measure the accuracy of a model with one pruning stage, by method, layer and budget.
 
     An answer is right if greedy decoding says it. Deterministic, also in several runs with a `log`.
 
@@ -90,10 +90,10 @@ def sweep(
     }
 
     def measure(block: list[int]) -> list[dict[str, Any]]:
-        told = dataset.batch(block, model.device)
-        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=retained)
-        return _measure(model, told, probe, found, cells, per, impl)
+        encoded = dataset.batch(block, model.device)
+        probe = Probe(model, encoded.inputs, encoded.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=retained)
+        return _measure(model, encoded, probe, found, cells, per, impl)
 
     records, n = Records(log, settings), len(dataset)
     blocks = (list(range(start, min(start + batch, n))) for start in range(0, n, batch))
@@ -111,16 +111,16 @@ def sweep(
 
 def _measure(
     model: Any,
-    told: Batch,
+    batch: Batch,
     probe: Probe,
     found: InformationMap,
     cells: Sequence[Cell],
     per: str,
     impl: str,
 ) -> list[dict[str, Any]]:
-    """What is noted of each sample of a batch."""
+    """The record of each sample of a batch, as `tabulate` takes it."""
     samples = range(probe.samples)
-    counts = [1 if per == "first_token" else n for n in told.lengths]
+    counts = [1 if per == "first_token" else n for n in batch.lengths]
     notes: list[dict[str, Any]] = [
         {
             "right_full": bool(found.right_full[b]),
@@ -136,7 +136,7 @@ def _measure(
         here = [cell for cell in cells if cell.layer == layer]
         row = found.layers.index(layer)
         scores = [token_scores(found, b, row) for b in samples]
-        chosen = [picks(model, told, probe, found, cell, impl) for cell in here]
+        chosen = [picks(model, batch, probe, found, cell, impl) for cell in here]
         kept = [
             Kept(b, np.flatnonzero(np.isin(probe.original[b], columns)), len(probe.answers[b]))
             for columns_by_sample in chosen

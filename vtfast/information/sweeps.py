@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """What one method makes of one layer at one budget.
+    """Accuracy of one pruning method at one layer and one budget.
 
     Attributes:
         accuracy: over samples, mean of the seeds; with an interval over samples.
@@ -124,7 +124,7 @@ def tabulate(
     confidence: float,
     about: Mapping[str, Any],
 ) -> Sweep:
-    """The table from what was noted of each sample; pure arithmetic."""
+    """Compute the table from the records of the samples; no model is run."""
     weights = resample(len(notes), 0)
     by_layer = [n for layer in layers for n, cell in enumerate(cells) if cell.layer == layer]
     right, p, held = (

@@ -1,4 +1,4 @@
-"""Tiny trained vision-language models, bundled, and endless pictures to ask them about.
+"""Tiny trained vision-language models, bundled, and drawn pictures with questions for them.
 
 The models are of the real classes (`LlavaForConditionalGeneration`,
 `Qwen2_5_VLForConditionalGeneration`) at 2 to 3 million parameters, trained from scratch on drawn

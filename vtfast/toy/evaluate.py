@@ -1,4 +1,4 @@
-"""How good a toy model is, and from which layer on it no longer needs its visual tokens.
+"""Measure a toy model: its accuracy, and the layer from which on it needs no visual tokens.
 
 Everything is measured on scenes drawn from a seed, which are never training pictures.
 """
@@ -112,7 +112,7 @@ def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
 
 
 def table(card: Mapping[str, Any]) -> str:
-    """What `measure` returned as text, a task a line, in percent."""
+    """The dict of `measure` as a table of text, one line for each task, in percent."""
     curves = card["accuracy_without_visual_tokens_from_layer"]
     layers = len(curves[TASKS[0]]) - 1
     rows = [["task", "exact", "horizon", *(f"L{layer}" for layer in range(layers))]]

@@ -1,9 +1,9 @@
-"""What the toy models are trained on: fresh scenes, seven questions packed behind each picture.
+"""Training batches of the toy models: fresh scenes, seven questions packed behind each picture.
 
-A training row is a prefix, `<s> USER:` and the visual tokens, then seven turns of question and
+A training sequence is a prefix, `<s> USER:` and the visual tokens, then seven turns of question and
 answer. The mask lets each turn see the prefix and itself only, and its positions go on from the
-prefix, so every turn is distributed as if it were alone in its row; seven answers cost about 1.6
-times one.
+prefix, so every turn is distributed as if it were alone in its sequence. Seven answers cost about
+1.6 times one.
 """
 
 from collections.abc import Generator, Sequence
@@ -41,8 +41,8 @@ def turn(scene: Scene, task: str, cell: int | None = None) -> tuple[list[int], l
     """Token ids of one question and answer, and at each the token that comes next or -100."""
     question, answer = scene.question(task, cell)
     asked = [WORD_IDS[word] for word in (*question.split(), "ASSISTANT:")]
-    told = [WORD_IDS[word] for word in answer.split()] + [EOS]
-    return asked + told[:-1], [IGNORED] * (len(asked) - 1) + told
+    answered = [WORD_IDS[word] for word in answer.split()] + [EOS]
+    return asked + answered[:-1], [IGNORED] * (len(asked) - 1) + answered
 
 
 def turn_lengths() -> list[int]:
