@@ -145,7 +145,7 @@ def test_wilson_intervals_stay_within_what_a_share_can_be():
     )
 
 
-def test_pareto_rows_are_those_no_other_beats():
+def test_pareto_rows_are_those_that_no_other_dominates():
     points = {"a": (9, 64), "b": (9, 32), "c": (8, 16), "d": (7, 16), "e": (8, 40), "f": (9, 32)}
     rows = tuple(
         Row(name, None, 10, correct, 0, 0, tokens, 1, 1, 1, 1)
@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_refused(asked, options, error, says):
     assert not vtfast.is_patched(asked[0])
 
 
-def test_questions_that_are_no_dataset_are_refused(asked):
+def test_questions_without_a_dataset_are_refused(asked):
     with pytest.raises(InputError, match=r"a list; pass a vtfast\.information\.Dataset"):
         vtfast.evaluate(asked[0], [], "random")
 
