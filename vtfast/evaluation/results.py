@@ -50,7 +50,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 % (Wilson)."""
+        """95 % Wilson score interval of the accuracy."""
         return wilson(self.accuracy, self.samples)
 
 

@@ -17,7 +17,7 @@ _REFUSED = ("inputs_embeds", "labels", *CACHE, "position_ids")
 def check_answers(
     answers: Sequence[Sequence[int]], inputs: Mapping[str, Any], vocabulary: int
 ) -> list[list[int]]:
-    """Token ids as lists, one for each sample. Raises InputError for them, and for the inputs."""
+    """Check answers and inputs; return token ids, a list for each sample. Raises InputError."""
     ids = inputs.get("input_ids")
     if ids is None or getattr(ids, "ndim", 0) != 2:
         raise InputError(

@@ -189,7 +189,10 @@ def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None
 def interval(
     resampled: np.ndarray, layers: tuple[int, ...], confidence: float
 ) -> tuple[int | None, int | None]:
-    """Where the horizon lies in `confidence` of the resampled data sets, bool [rounds, layers]."""
+    """Between which layers the horizon lies in a share `confidence` of the resampled data sets.
+
+    `resampled`: bool [rounds, layers], whether a layer is within tolerance. None stands for "none".
+    """
     backwards = np.cumprod(resampled[:, ::-1], axis=1).sum(1)  # layers within, from the last one
     outside = (1 - confidence) / 2
     places = len(layers) - backwards

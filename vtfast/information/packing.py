@@ -61,7 +61,7 @@ class TextOfBatch:
     length: int
 
     def pack(self, kept: Sequence[Kept], device: torch.device) -> Packing:
-        """The text of every sample, then the sequences that keep something, by shape."""
+        """Pack the text of every sample, then the sequences that keep visual tokens, by shape."""
         rows, keys, lengths, total = [], [], [], 0
         bare: dict[int, int] = {}  # sample -> the first packed row of its text
         for sample in sorted({k.sample for k in kept}):
@@ -110,7 +110,7 @@ class TextOfBatch:
         return np.arange(first, first + k.tokens)
 
     def _own(self, k: Kept) -> np.ndarray:
-        """Columns of a sequence that the text alone has other states for; none without tokens."""
+        """Columns whose hidden states differ from those of the text alone; none without tokens."""
         if not len(k.columns):
             return k.columns
         text = self.text[k.sample]

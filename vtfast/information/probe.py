@@ -132,7 +132,7 @@ class Probe:
         return readings
 
     def _run(self, layer: int, packing: Packing) -> list[Reading]:
-        """One packed batch from one layer on."""
+        """Run a packed batch from a layer to the end, and read its predictions."""
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
@@ -159,7 +159,7 @@ class Probe:
         return [found[place] for place in packing.order]
 
     def _room(self, kept: Sequence[Kept]) -> int:
-        """Sequences whose activations and gathered keys fit a share of the device's memory."""
+        """How many sequences fit a share of the device's memory, with activations and keys."""
         config, device = self._parts.text.config, self._head.weight.device
         size = self._head.weight.element_size()
         width = getattr(config, "head_dim", None) or (
@@ -176,7 +176,7 @@ class Probe:
 
     @contextmanager
     def _capturing(self, layers: Sequence[int]) -> Iterator[None]:
-        """Note what enters some layers while the block runs, and the rotary phases."""
+        """Record the states entering some layers, and the rotary phases, while the block runs."""
         handles = []
 
         def note(number: int, args: Any, kwargs: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ class Probe:
 
     @contextmanager
     def _packed_attention(self) -> Iterator[None]:
-        """The attention function of the packed layout, while the block runs."""
+        """Use the attention function of the packed layout while the block runs."""
         text = self._parts.text
         before = text.config._attn_implementation
         attention.register()

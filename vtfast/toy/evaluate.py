@@ -136,7 +136,7 @@ def _inputs(model: Any, processor: Any, pictures: list, questions: list[str]) ->
 def _batches(
     task: str, n: int, seed: int, progress: bool, sizes: Sequence[Size]
 ) -> Iterator[tuple[list, list, list]]:
-    """The scenes in batches of one size each, so that rows are of one length."""
+    """The scenes in batches of one size each, so that sequences are of one length."""
     alike: dict[Size, list[tuple]] = {}
     for scene in zip(*scenes(n, seed, task, sizes), strict=True):
         alike.setdefault(scene[0].size, []).append(scene)

@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Some scenes of one size with their packed turns; T counts the tokens of all turns of a row.
+    """Some scenes of one size with their packed turns; T counts the tokens of a scene's turns.
 
     `pixels`: fp32 [B, 3, height, width], normalised. `ids`, `labels`: int64 [B, T], labels already
     shifted and -100 inside questions. `glyphs`: int64 [B, visual tokens], see `Scene.glyph_labels`.
@@ -46,13 +46,13 @@ def turn(scene: Scene, task: str, cell: int | None = None) -> tuple[list[int], l
 
 
 def turn_lengths() -> list[int]:
-    """Tokens of each turn; the same for every scene, so rows need no padding."""
+    """Tokens of each turn; the same for every scene, so sequences need no padding."""
     scene = Scene.from_seed(0)
     return [len(turn(scene, task)[0]) for task in TURNS]
 
 
 def layout(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and mask of a row, from the positions of its prefix, int64 [axes, P].
+    """Positions and mask of a sequence, from the positions of its prefix, int64 [axes, P].
 
     Returns int64 [axes, P + T] and an additive mask [1, 1, P + T, P + T].
     """
