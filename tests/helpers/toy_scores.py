@@ -53,8 +53,8 @@ def scored(name: str):
 def score(task: str, stage: Stage | None = None, name: str = "llava") -> float:
     """Exact match by greedy `generate`, with one prune stage or none, on the model's own sizes.
 
-    On at least `SCENES` scenes, equally many of each size; pruned, every second size is enough for
-    the bounds in use (an eye on Qwen, whose tower takes most of the time).
+    On at least `SCENES` scenes, equally many of each size. Pruned, Qwen sees every second of its
+    sizes, so half as many scenes, which is enough for the bounds in use.
     """
     sizes = family_of(scored(name)[0]).SIZES[:: 1 if stage is None else 2]
     return fmean(score_at(size, task, stage, name) for size in sizes)
