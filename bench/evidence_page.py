@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vtfast import information, toy
-from vtfast.information import Horizon, Sweep, figures
+from vtfast.information import Horizon, Sweep
 from vtfast.information.bootstrap import Estimate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -33,7 +33,7 @@ def write(result: dict[str, Any]) -> None:
     PAGE.write_text(page(result, PAGE.read_text()))
     horizons_figure(result).savefig(DOCS / "evidence-horizons.png", dpi=110)
     for task, record in result["sweeps"].items():
-        figure = figures.accuracy(Sweep.of_record(record))
+        figure = Sweep.of_record(record).figure()
         figure.savefig(DOCS / f"evidence-sweep-{task}.png", dpi=90)
     model, processor = toy.load("llava")
     pictures, questions, answers = toy.scenes(1, 3, "code")
@@ -41,7 +41,7 @@ def write(result: dict[str, Any]) -> None:
     inputs = processor(images=pictures, text=text, return_tensors="pt")
     ids = information.answer_ids(processor.tokenizer, answers[0])
     found = information.score(model, inputs, ids, per="mean_token", progress=False)
-    figures.heat(found, pictures, (0, 4, 7, 8, 9, 11)).savefig(DOCS / "evidence-scores.png", dpi=90)
+    found.figure(pictures, (0, 4, 7, 8, 9, 11)).savefig(DOCS / "evidence-scores.png", dpi=90)
 
 
 def check(result: dict[str, Any]) -> int:

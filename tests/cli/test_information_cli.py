@@ -176,7 +176,7 @@ def test_help_breaks_no_line_of_its_own_at_80_columns(command):
         ("horizon", ["--task", "code", "--tolerance", "2"], "tolerance=2.0: expected a number"),
         ("horizon", ["--task", "code", "--per", "joint"], "--per joint: pass one of mean_token"),
         ("horizon", ["--task", "code", "--out", "a.jpg"], "pass a name that ends in .png"),
-        ("horizon", ["--task", "code", "--log", "a.png"], "holds something else than an earlier"),
+        ("horizon", ["--task", "code", "--log", "a.png"], "is not a vtfast log"),
         ("score", ["--image", "a.png"], "--image, --prompt and --answer go together"),
         ("score", ["--task", "code", "--sample", "100"], "--sample 100: there are 100; count from"),
         ("sweep", ["--task", "code", "--keep", "half"], "--keep half: expected shares such as"),

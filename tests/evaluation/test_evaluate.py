@@ -2,20 +2,20 @@
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from command import answered, call, refused
 from repository import ROOT
 
 import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
-from vtfast.evaluation import Comparison, wilson
-from vtfast.evaluation.compare import begins, exact, resolve
-from vtfast.evaluation.figure import pareto
-from vtfast.evaluation.results import Row, tabulate
+from vtfast.distributed import this_process
+from vtfast.evaluation import Comparison
+from vtfast.evaluation.compare import resolve
+from vtfast.evaluation.shards import Shards
 from vtfast.toy.evaluate import dataset
 
 PLANS = {
@@ -106,67 +106,6 @@ def test_times_are_shares_of_the_unpruned_models(found):
     assert all(row.time_ratio > 0 and row.seconds > 0 for row in comparison.rows)
 
 
-def run(right, seconds, tokens=1.0):
-    return {"right": right, "tokens": tokens, "flops": 2, "seconds": seconds, "kv_bytes": 3}
-
-
-def test_the_table_is_its_arithmetic():
-    """Times by batch: two questions that ran together count once."""
-    records = [
-        {"block": 0, "runs": {"unpruned": run(True, 2.0), "a": run(False, 1.0)}},
-        {"block": 0, "runs": {"unpruned": run(True, 2.0), "a": run(True, 1.0)}},
-        {"block": 2, "runs": {"unpruned": run(False, 1.0), "a": run(True, 0.1)}},
-        {"block": 3, "runs": {"unpruned": run(True, 4.0), "a": run(True, 1.2)}},
-    ]
-    full, row = tabulate(records, {"unpruned": None, "a": "plan a"})
-    assert (row.correct, row.lost, row.gained, row.accuracy) == (3, 1, 1, 0.75)
-    assert row.time_ratio == pytest.approx(0.3)
-    assert row.seconds == pytest.approx(2.3 / 4)
-    assert (full.correct, full.time_ratio) == (3, 1)
-
-
-@pytest.mark.parametrize(
-    ("share", "n", "low", "high"),
-    [(0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0), (0.5, 100, 0.4038, 0.5962)],
-)
-def test_wilson_intervals(share, n, low, high):
-    assert wilson(share, n) == pytest.approx((low, high), abs=5e-4)
-
-
-def test_wilson_intervals_stay_within_what_a_share_can_be():
-    """Rounding made the low end of 0 of 10 a little negative, and the table said "-0 to 28"."""
-    for n in range(1, 200):
-        assert 0 <= wilson(0.0, n)[0] < 1e-9
-        assert 1 - 1e-9 < wilson(1.0, n)[1] <= 1
-    assert "(0 to 28)" in str(
-        Comparison((Row("a", None, 10, 0, 0, 0, *[1.0] * 5),), "", "", 1, 10, {})
-    )
-
-
-def test_pareto_rows_are_those_no_other_beats():
-    points = {"a": (9, 64), "b": (9, 32), "c": (8, 16), "d": (7, 16), "e": (8, 40), "f": (9, 32)}
-    rows = tuple(
-        Row(name, None, 10, correct, 0, 0, tokens, 1, 1, 1, 1)
-        for name, (correct, tokens) in points.items()
-    )
-    assert Comparison(rows, "task", "llava", 8, 10, {}).pareto == ("b", "c", "f")
-
-
-@pytest.mark.parametrize(
-    ("said", "answer", "is_exact", "does_begin"),
-    [
-        ("Yes.", "yes", True, True),
-        (" K  1 M ", "K 1 M", True, True),
-        ("yes, it is", "yes", False, True),
-        ("yesterday", "yes", False, False),
-        ("no", "yes", False, False),
-        ("", "yes", False, False),
-    ],
-)
-def test_answers_are_compared_as_documented(said, answer, is_exact, does_begin):
-    assert (exact(said, answer), begins(said, answer)) == (is_exact, does_begin)
-
-
 def test_a_match_of_ones_own_and_longer_answers_are_taken(asked):
     heard = []
 
@@ -242,7 +181,7 @@ def test_what_cannot_be_compared_is_refused(asked, options, error, says):
     assert not vtfast.is_patched(asked[0])
 
 
-def test_questions_that_are_no_dataset_are_refused(asked):
+def test_questions_without_a_dataset_are_refused(asked):
     with pytest.raises(InputError, match=r"a list; pass a vtfast\.information\.Dataset"):
         vtfast.evaluate(asked[0], [], "random")
 
@@ -287,6 +226,22 @@ def test_a_log_of_another_comparison_is_refused(asked, found):
         vtfast.evaluate(*asked, PLANS, log=log, seed=1, **HOW)
 
 
+SAMPLES = Path(__file__).parent / "samples_0_1"  # written by that release, the log half-way
+
+
+def test_a_log_of_0_1_is_gone_on_with(asked, tmp_path):
+    model, questions = asked[0], dataset(asked[1].processor, "shape_colour", 4, 0)
+    two_stages = [Prune(0, "diversity", 0.5), Prune(4, "random", 5)]
+    plans, batches, batch = {"random": "random", "two stages": two_stages}, [], questions.batch
+    questions.batch = lambda block, device: batches.append(list(block)) or batch(block, device)
+    log = shutil.copy(SAMPLES / "evaluate.jsonl", tmp_path)
+    how = {"keep": 0.5, "batch": 2, "log": log, "progress": False}
+    told = vtfast.evaluate(model, questions, plans, **how)
+    assert batches == [[2, 3]]
+    saved = Comparison.load(SAMPLES / "comparison.json")
+    assert without_times(told) == without_times(saved)
+
+
 def test_a_comparison_is_saved_and_drawn(found, tmp_path):
     comparison, _ = found
     comparison.draw(tmp_path / "plans.png")
@@ -296,28 +251,8 @@ def test_a_comparison_is_saved_and_drawn(found, tmp_path):
     assert (tmp_path / "plans.png").stat().st_size > 10_000
 
 
-def test_points_that_lie_on_one_another_are_told_apart():
-    """Filled circles hid all plans but one wherever several had the same tokens and accuracy."""
-    rows = tuple(Row(f"plan {i}", None, 10, 9, 0, 0, 32.0, *[1.0] * 4) for i in range(20))
-    axes, *_ = pareto(Comparison(rows, "task", "llava", 8, 10, {})).axes
-    points = [line for line in axes.lines if str(line.get_marker()) in "osD^vPX*"]
-    assert len(points) == 20
-    assert len({(point.get_marker(), point.get_color()) for point in points}) == 20
-    assert {point.get_markerfacecolor() for point in points} == {"none"}
-
-
 # -- several processes -----------------------------------------------------------------------------
 
-# Launchers of two processes: torchrun, accelerate, and MPI, by which accelerate starts several
-# under --cpu. Of MPI, which is not here, there is what it leaves in the environment.
-LAUNCHERS = {
-    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-    "accelerate": (
-        "accelerate.commands.launch",
-        *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
-        *("--mixed_precision=no", "--dynamo_backend=no"),
-    ),
-}
 CODE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -333,31 +268,18 @@ with open(f"{sys.argv[1]}.table.{this_process().rank}", "w") as file:
 """
 
 
-def environments(launcher):
-    """Of the processes to start: one, which starts two, or by hand the two that MPI would."""
-    folders = (ROOT / "tests" / name for name in ("evaluation", "helpers"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
-    if launcher != "mpi":
-        return [env]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    mpi = {"OMPI_COMM_WORLD_SIZE": "2"}
-    return [{**env, **mpi, "OMPI_COMM_WORLD_RANK": str(rank)} for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("launcher", [*LAUNCHERS, "mpi"])
-def test_two_processes_share_the_questions_and_give_the_same_table(launcher, found, tmp_path):
+def test_two_processes_share_the_questions_and_give_the_same_table(found, tmp_path):
     comparison, _ = found
     script = tmp_path / "compare.py"
     script.write_text(CODE)
-    started = ["-m", *LAUNCHERS[launcher]] if launcher in LAUNCHERS else []
-    command = [sys.executable, *started, str(script), str(tmp_path / "log")]
-    how = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command, env=env, **how) for env in environments(launcher)]
-    for one in runs:
-        _, said = one.communicate(timeout=120)
-        assert one.returncode == 0, said[-2000:]
+    folders = (ROOT / "tests" / name for name in ("evaluation", "helpers"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launcher, str(script), str(tmp_path / "log")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     expected = json.loads(json.dumps(without_times(comparison)))
     for rank in (0, 1):
         assert json.loads((tmp_path / f"log.table.{rank}").read_text()) == expected
@@ -365,40 +287,19 @@ def test_two_processes_share_the_questions_and_give_the_same_table(launcher, fou
     assert [len(share) for share in shares] == [4, 3]  # batches 0 and 2, and 1, of three
 
 
-# -- the command -----------------------------------------------------------------------------------
-
-MODEL = ("--model", "toy-llava-small", "--device", "cpu")
-ASKED = ("evaluate", *MODEL, "--task", "background", "--samples", "3")
-
-
-def test_the_command_prints_draws_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    plans = ("--plan", "uniform", "--plan", "vtw", "--keep", "0.5,0.25")
-    options = ("--log", "run.jsonl", "--out", "plans.png")
-    shown = answered(*ASKED, *plans, *options, columns=80).stdout
-    assert "toy-llava-small on background, 3 questions" in shown
-    rows = [line for line in shown.splitlines() if line.strip().startswith(("unpr", "unif", "vtw"))]
-    assert len(rows) == 5
-    assert all(len(line) <= 80 for line in shown.splitlines())
-    printed = json.loads(answered(*ASKED, *plans, *options, "--json").stdout)
-    assert printed.pop("model") == "toy-llava-small"
-    assert printed == json.loads((tmp_path / "plans.json").read_text())
-    assert [row["name"] for row in printed["rows"][1:3]] == ["uniform 0.5", "uniform 0.25"]
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+LAUNCHED = {
+    "torchrun and accelerate": {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", **PLACE},
+    "MPI": {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3", **PLACE},
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((*ASKED, "--plan", "nonesuch"), "unknown preset 'nonesuch'"),
-        ((*ASKED, "--keep", "1.5"), "--keep 1.5: expected shares above 0"),
-        ((*ASKED, "--keep", "half"), "--keep half: expected shares"),
-        ((*ASKED, "--match", "close"), "--match close: pass one of exact, begins"),
-        ((*ASKED, "--positions", "odd"), "--positions odd"),
-        ((*ASKED, "--plan", "paper:divprune"), "plan paper:divprune: expected one such as"),
-        ((*ASKED, "--plan", "paper:vtw:7"), "no released setting"),
-        ((*ASKED, "--plan", "paper:dart+vtw:64"), "the model has 8 decoder layers"),
-        (("evaluate", *MODEL), "pass one of --task and --data"),
-    ],
-)
-def test_the_command_refuses_in_one_line(arguments, says):
-    assert says in refused(call(*arguments))
+@pytest.mark.parametrize("variables", LAUNCHED.values(), ids=LAUNCHED)
+def test_a_process_knows_its_number_from_what_launchers_leave_in_the_environment(
+    variables, monkeypatch
+):
+    """accelerate starts several processes under --cpu by MPI alone, else as torchrun does."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    here, shards = this_process(), Shards()
+    assert (here.rank, here.size) == (shards.rank, shards.size) == (1, 3)

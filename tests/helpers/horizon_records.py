@@ -1,4 +1,4 @@
-"""What a horizon is summarised from, made by hand: samples that are alike, and how some differ."""
+"""Hand-made records of samples that a horizon is computed from: all alike, but for some changes."""
 
 from vtfast.information.horizons import summarize
 

@@ -8,7 +8,7 @@ A new module needs a place in `LAYERS`; that is the moment to think about where 
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 # Layer -> the modules it consists of, each with everything below it.
@@ -216,3 +216,39 @@ def _holds_text(node: ast.expr) -> bool:
         case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts):
             return any(map(_holds_text, parts))
     return False
+
+
+def circles(sources: Mapping[str, str]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or through others.
+
+    Every import counts, those inside functions and under TYPE_CHECKING too. `sources` maps paths
+    (posix, from the repository root) to the text of the files.
+    """
+    paths = {_module(path): path for path in sources}
+    imported: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        tree, is_package = ast.parse(sources[path]), path.endswith("/__init__.py")
+        names = (_longest(item.name, paths) for item in _imports(tree, module, is_package))
+        imported[module] = {name for name in names if name is not None} - {module}
+    reached = {module: _reached(module, imported) for module in imported}
+    groups = {frozenset(o for o in reached[m] if m in reached[o]) for m in reached}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def _longest(name: str, modules: Container[str]) -> str | None:
+    """The module that an imported name is of: `a.b.c` may be `c` of the module `a.b`."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def _reached(start: str, imported: Mapping[str, set[str]]) -> set[str]:
+    """What a module imports, and what that imports, and so on."""
+    found: set[str] = set()
+    open_ends = list(imported[start])
+    while open_ends:
+        module = open_ends.pop()
+        if module not in found:
+            found.add(module)
+            open_ends += imported[module]
+    return found

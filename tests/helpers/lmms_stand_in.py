@@ -1,4 +1,4 @@
-"""What lmms-eval (0.7.3) has of use to a subclass of its models, without lmms-eval."""
+"""Stand-ins for the model classes of lmms-eval (0.7.3), for where it is not installed."""
 
 import sys
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""The information score, read off its definition: one shortened forward for every unit.
+"""A slow reference for the information score, from its definition: one forward for every unit.
 
-Each sample alone, unpadded. The full sequence runs up to a layer, rows of removed tokens are cut
-out of the hidden states and of the rotary phases, and the rest runs to the end, under a plain
-causal mask. Shared with transformers: the decoder layers, norms and head, the rotary module, the
+Each sample runs alone, unpadded. The full sequence runs up to a layer, removed tokens are taken out
+of the hidden states and of the rotary phases, and the rest runs to the end under a plain causal
+mask. Shared with transformers: the decoder layers, norms and head, the rotary module, the
 positions of a multimodal prompt, and the image features. Shared with vtfast: nothing.
 """
 

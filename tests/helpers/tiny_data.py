@@ -1,4 +1,4 @@
-"""Datasets of the tiny models: what `vtfast.information` asks of one, without a processor."""
+"""Data sets for the tiny models, with what `vtfast.information` needs of one, and no processor."""
 
 from dataclasses import dataclass
 

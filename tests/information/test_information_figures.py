@@ -9,7 +9,7 @@ from horizon_records import GOOD, summary
 from PIL import Image
 
 from vtfast.errors import InputError
-from vtfast.information import InformationMap, PictureScores, Sweep, figures
+from vtfast.information import InformationMap, PictureScores, Sweep
 from vtfast.information.bootstrap import Estimate
 from vtfast.information.horizons import CURVES
 from vtfast.information.sweeps import Row
@@ -21,7 +21,7 @@ def lines(ax):
 
 def test_curves_are_drawn_by_layer_with_bands_and_the_horizon_marked():
     found = summary((30, "right", 1, False))
-    information, losses = figures.curves(found).axes
+    information, losses = found.figure().axes
     drawn = lines(losses)
     loss = 100 * np.array(found.curves["accuracy_loss"].mean)
     assert drawn["accuracy"].get_ydata().tolist() == pytest.approx(loss.tolist())
@@ -33,7 +33,7 @@ def test_curves_are_drawn_by_layer_with_bands_and_the_horizon_marked():
 
 
 def test_no_horizon_is_said_and_not_marked():
-    figure = figures.curves(summary((300, "p", 3, 0.1)))
+    figure = summary((300, "p", 3, 0.1)).figure()
     assert "no horizon" in figure.get_suptitle()
     assert not any("horizon" in label for ax in figure.axes for label in lines(ax))
 
@@ -47,7 +47,7 @@ def test_layers_are_whole_numbers(layers):
     found = replace(
         summary(), layer=layers[0], layers=layers, curves=curve, spread=(0.1,) * len(layers)
     )
-    for ax in figures.curves(found).axes:
+    for ax in found.figure().axes:
         ticks = [tick for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
         assert ticks == list(layers)
 
@@ -64,7 +64,7 @@ def scores():
 
 def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
     picture = Image.new("RGB", (30, 20), "red")
-    full, *panels = figures.heat(scores(), [picture], (2, 6)).axes
+    full, *panels = scores().figure([picture], (2, 6)).axes
     assert np.asarray(full.images[0].get_array()).shape == (20, 30, 3)
     shown = [np.asarray(ax.images[1].get_array()) for ax in panels]
     assert np.array_equal(shown, scores().pictures[0].raster()[[1, 3], 0])
@@ -76,7 +76,7 @@ def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
 def test_scores_want_a_picture_each():
     picture = Image.new("RGB", (30, 20))
     with pytest.raises(InputError, match="2 pictures for scores of 1; pass one for each"):
-        figures.heat(scores(), [picture, picture])
+        scores().figure([picture, picture])
 
 
 def swept(*methods, layers=(0, 3)):
@@ -93,14 +93,14 @@ def swept(*methods, layers=(0, 3)):
 
 def test_no_method_is_left_out_of_the_figure():
     names = [f"method {i}" for i in range(10)]
-    for ax in figures.accuracy(swept(*((name, (0.5,)) for name in names))).axes:
+    for ax in swept(*((name, (0.5,)) for name in names)).figure().axes:
         assert set(names) <= set(lines(ax))
         assert ax.get_xlabel() == "decoder layer"
 
 
 def test_accuracies_are_a_line_for_every_method_and_a_panel_for_every_budget(tmp_path):
     found = swept(("random", (0.4, 0.5, 0.6)), ("topk", (0.5,)))
-    first, second, below, _ = figures.accuracy(found).axes
+    first, second, below, _ = found.figure().axes
     assert lines(first)["random"].get_ydata().tolist() == pytest.approx([50, 80])
     (whiskers,) = first.containers  # of the one that ran with several seeds
     low, high = whiskers.lines[2][0].get_segments()[0][:, 1]

@@ -13,8 +13,7 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import estimate, resample
-from vtfast.information.horizons import summarize
-from vtfast.information.rule import first_from_which_on
+from vtfast.information.horizons import first_from_which_on, summarize
 
 MODELS: dict = {}
 
@@ -241,12 +240,12 @@ def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ('{"settings": {"measures": "sweep"}}\n', "is of a run with measures='sweep', and this"),
-        ("a shopping list\n", "holds something else than an earlier run; pass another name"),
-        ('{"a": 1}\n', "holds something else than an earlier run"),
-        ('{"settings": [1]}\n', "holds something else than an earlier run"),
-        ("one line that has no end", "holds something else than an earlier run"),
-        ('{"settings": {"measures": "swe', "holds something else than an earlier run"),
+        ('{"settings": {"measures": "sweep"}}\n', "is the log of a run with measures='sweep', and"),
+        ("a shopping list\n", "is not a vtfast log; pass another name"),
+        ('{"a": 1}\n', "is not a vtfast log"),
+        ('{"settings": [1]}\n', "is not a vtfast log"),
+        ("one line that has no end", "is not a vtfast log"),
+        ('{"settings": {"measures": "swe', "is not a vtfast log"),
         (json.dumps({"settings": {"measures": ["x"] * 99}}) + "\n", r"measures=.{59}…, and this"),
     ],
     ids=["sweep", "text", "other JSON", "list", "no line", "cut off", "long"],
@@ -262,7 +261,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, written, s
 def test_a_run_of_another_model_is_not_gone_on_with(tmp_path):
     log = tmp_path / "run.jsonl"
     measured(log=log, layers=[2])
-    with pytest.raises(InputError, match="is of a run with model="):
+    with pytest.raises(InputError, match="is the log of a run with model="):
         measured("qwen", log=log, layers=[2])
 
 

@@ -1,6 +1,6 @@
-"""The bundled models: they load as promised, answer as promised, and horizons are measured.
+"""The bundled models: they load as promised, and their recorded horizons are the measured ones.
 
-Accuracies are exact matches of greedy generation on scenes whose seed training never saw.
+How well they answer is tested in tests/evaluation/test_accuracy.py.
 """
 
 import copy
@@ -9,19 +9,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
 from toy_scores import SCENES as N
 from toy_scores import SEED as FRESH_SEED
 from toy_scores import bundled as loaded_once
-from toy_scores import score, score_at
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vtfast import toy
+from vtfast import information, toy
 from vtfast.errors import VTFastError
-from vtfast.toy import evaluate, qwen
+from vtfast.toy import evaluate
 from vtfast.toy.model import family_of
 from vtfast.toy.words import EOS
 
@@ -50,8 +48,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@each_model
-def test_loading_needs_neither_network_nor_torchvision(name):
+def test_loading_needs_neither_network_nor_torchvision():
     code = """
 import socket, sys
 
@@ -62,23 +59,22 @@ sys.modules["torchvision"] = None
 socket.socket.connect = socket.getaddrinfo = refuse
 import vtfast.toy
 
-model, processor = vtfast.toy.load(sys.argv[1])
 pictures, questions, answers = vtfast.toy.scenes(1, 0, "background")
-inputs = processor(
-    images=pictures, text=vtfast.toy.prompt(processor, questions[0]), return_tensors="pt"
-)
-said = model.generate(**inputs, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-print(processor.decode(said, skip_special_tokens=True) == answers[0])
+for name in sys.argv[1:]:
+    model, processor = vtfast.toy.load(name)
+    text = vtfast.toy.prompt(processor, questions[0])
+    inputs = processor(images=pictures, text=text, return_tensors="pt")
+    said = model.generate(**inputs, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    print(name, processor.decode(said, skip_special_tokens=True) == answers[0])
 """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, name],
-        env=environment,
+        [sys.executable, "-c", code, *NAMES],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+    assert done.stdout.splitlines() == [f"{name} True" for name in NAMES], done.stderr
 
 
 def test_stock_auto_classes_load_the_folder_and_give_the_same_logits(bundled):
@@ -105,29 +101,22 @@ def test_the_prompt_is_llavas_and_an_image_is_64_tokens(bundled):
     assert int((inputs["input_ids"] == bundled[0].config.image_token_id).sum()) == 64
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("llava", 0.97), ("llava-small", 0.97), ("qwen", 0.95)]
-)
-@pytest.mark.parametrize("task", toy.TASKS)
-def test_fresh_scenes_are_answered_exactly(task, name, least):
-    assert score(task, name=name) >= least
-
-
-@pytest.mark.parametrize("size", qwen.SIZES, ids=lambda size: "x".join(map(str, size)))
-def test_qwen_answers_95_percent_at_every_size(size):
-    assert fmean(score_at(size, task, None, "qwen") for task in toy.TASKS) >= 0.95
-
-
 @each_model
 def test_the_recorded_horizon_is_the_measured_one(name):
-    """By the losses alone, which decide in these tasks: scoring every token takes much longer."""
+    """The layer before it is not within tolerance, and it and all after it are.
+
+    By the losses alone, which decide in these tasks: scoring every token takes much longer.
+    """
     loaded, processor = loaded_once(name)
     recorded = card(name)
     hardest = max(reversed(toy.TASKS), key=lambda task: recorded["horizon"][task] or 0)
-    asked = {"n": N, "seed": recorded["settings"]["seed"], "sizes": family_of(loaded).SIZES}
-    found = evaluate.horizon(loaded, processor, hardest, maps=0, **asked)
+    seed, sizes = recorded["settings"]["seed"], family_of(loaded).SIZES
+    scenes = evaluate.dataset(processor, hardest, N, seed, sizes)
+    layer = recorded["horizon"][hardest]
+    layers = range(layer - 1, loaded.config.text_config.num_hidden_layers)
+    found = information.horizon(loaded, scenes, layers=layers, maps=0, batch=50, progress=False)
     assert isinstance(loaded.config.vtfast_horizon, int)
-    assert loaded.config.vtfast_horizon == recorded["horizon"][hardest] == found.layer
+    assert loaded.config.vtfast_horizon == layer == found.layer
 
 
 @each_model
@@ -159,10 +148,8 @@ def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_
     assert measured.accuracy_full.mean == (exact,)
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), [("llava", 0), ("llava", 5), ("llava", 9), ("qwen", 0), ("qwen", 5)]
-)
-def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(name, layer):
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(name):
     loaded, processor = loaded_once(name)
     n, task = 40, "digit"
     pictures, questions, answers = toy.scenes(n, FRESH_SEED, task)
@@ -176,18 +163,18 @@ def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(
     def hide(_, args, kwargs):
         return args, {**kwargs, "attention_mask": mask}
 
-    layers = loaded.model.language_model.layers[layer:]
-    hooks = [one.register_forward_pre_hook(hide, with_kwargs=True) for one in layers]
-    with torch.inference_mode():
-        said = loaded(**inputs, use_cache=False).logits.argmax(-1)
-    for hook in hooks:
-        hook.remove()
-    ends = torch.full((n,), EOS)
-    right = (said[:, -2] == ids[:, -1]) & (said[:, -1] == ends)
     measured = evaluate.horizon(loaded, processor, task, n=n, seed=FRESH_SEED, maps=0)
     (full,) = measured.accuracy_full.mean
-    lost = measured.curves["accuracy_loss"].mean[layer]
-    assert full - lost == pytest.approx(right.sum().item() / n)
+    for layer in (0, 5, 7):
+        layers = loaded.model.language_model.layers[layer:]
+        hooks = [one.register_forward_pre_hook(hide, with_kwargs=True) for one in layers]
+        with torch.inference_mode():
+            said = loaded(**inputs, use_cache=False).logits.argmax(-1)
+        for hook in hooks:
+            hook.remove()
+        right = (said[:, -2] == ids[:, -1]) & (said[:, -1] == EOS)
+        lost = measured.curves["accuracy_loss"].mean[layer]
+        assert full - lost == pytest.approx(right.sum().item() / n)
 
 
 def test_the_hardest_task_with_a_horizon_decides():

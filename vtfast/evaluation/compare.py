@@ -1,8 +1,8 @@
-"""Ask a model the same questions under several plans, unpruned first.
+"""Compare plans: ask a model the same questions unpruned and under each of them.
 
 Batch after batch every plan answers, in alternating order, so that times are compared on the same
-pictures at about the same moment. Each finished batch is noted in a file, if one is given, and a
-run that was stopped goes on there.
+pictures at about the same moment. Each finished batch is written to a log, if one is given, and a
+run that was stopped goes on from there.
 """
 
 import string
@@ -31,12 +31,12 @@ Match = Callable[[str, str], bool]
 
 
 def exact(said: str, answer: str) -> bool:
-    """Equal, but for case, spacing and punctuation around."""
+    """Whether two texts are equal, up to case, spacing and surrounding punctuation."""
     return _plain(said) == _plain(answer)
 
 
 def begins(said: str, answer: str) -> bool:
-    """Begins with the answer, as `exact` reads it, and goes on with a new word or not at all."""
+    """Whether a text begins with the answer, as `exact` reads it, at the end of a word."""
     said, answer = _plain(said), _plain(answer)
     return said.startswith(answer) and not said[len(answer) : len(answer) + 1].isalnum()
 
@@ -61,7 +61,7 @@ def evaluate(
     log: Path | str | None = None,
     progress: bool | Callable[[], object] = True,
 ) -> Comparison:
-    """Accuracy, tokens, arithmetic, time and memory of plans beside the unpruned model.
+    """Measure accuracy, tokens, arithmetic, time and memory of plans, beside the unpruned model.
 
     Decoding is greedy. But for times the result depends on the arguments alone, also in several
     runs with a `log` and in several processes: under torchrun or `accelerate launch` each takes
@@ -149,7 +149,7 @@ def resolve(
     horizon: Any,
     how: Mapping[str, Any],
 ) -> dict[str, Plan]:
-    """Every plan as this model runs it, by a name of its own; raises what `patch` raises."""
+    """Resolve every plan for this model, under a unique name; raises what `patch` raises."""
     named: list[tuple[str | None, Any]]
     if isinstance(plans, Mapping):
         named = list(plans.items())
@@ -165,7 +165,7 @@ def resolve(
     several = isinstance(keep, Sequence) and not isinstance(keep, str)
     budgets: list[Any] = list(keep) if several else [keep]  # type: ignore[arg-type]
     if not named or not budgets:
-        raise InputError("there is nothing to compare; pass at least one plan, and one keep")
+        raise InputError("there is nothing to compare; pass at least one plan and one keep")
     found: dict[str, Plan] = {}
     for own, asked in named:
         preset = isinstance(asked, str)
@@ -191,7 +191,7 @@ def _takes_horizon(preset: str, keep: float | None) -> bool:
 
 
 def named_plan(name: str) -> str | Plan:
-    """What a command line calls a plan: a preset, or a released setting, `paper:NAME:TOKENS`."""
+    """The plan of a command-line name: a preset, or a released setting `paper:NAME:TOKENS`."""
     kind, _, setting = name.partition(":")
     if kind != "paper":
         return name
@@ -202,7 +202,7 @@ def named_plan(name: str) -> str | Plan:
 
 
 class _Asker:
-    """One model, some plans, and questions: makes the records of a block of them."""
+    """Runs one model under some plans on blocks of questions, and returns their records."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class _Asker:
         return records
 
     def _run(self, inputs: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:
-        """One answer to every question of a batch, and what it took."""
+        """Answer every question of a batch under one plan; what was said and what it cost."""
         model = self._model
         with nullcontext() if plan is None else patch(model, plan, **self._how) as handle:
             self._wait()

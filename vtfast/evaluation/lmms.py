@@ -13,7 +13,7 @@ _CLASSES = {"llava_hf_vtfast": "LlavaHf", "qwen2_5_vl_vtfast": "Qwen25VL"}
 
 
 def manifests() -> list[Any]:
-    """What lmms-eval registers; called by it."""
+    """The models for lmms-eval to register; lmms-eval calls this."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [

@@ -14,7 +14,7 @@ from vtfast.presets import check_name
 
 
 class _Pruned:
-    """Takes the arguments of `vtfast.patch` from `--model_args`, all others go to lmms-eval.
+    """A mixin that patches the model with the arguments in `--model_args`; others go to lmms-eval.
 
     plan: a preset, or a released setting such as paper:divprune+random:192. keep, horizon, seed,
     positions: as in `vtfast.patch`.
@@ -41,9 +41,10 @@ class _Pruned:
 
 
 class _OnOneDevice(_Pruned):
-    """lmms-eval's LLaVA classes go to their device by `device_map=""`, refused by transformers 5.
+    """Puts lmms-eval's LLaVA classes on one device.
 
-    Several processes have devices of their own, which they find out by that empty text.
+    They ask for `device_map=""`, which transformers 5 refuses. With several processes it stays: it
+    tells their classes to use a device for each process.
     """
 
     def __init__(

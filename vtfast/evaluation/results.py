@@ -1,18 +1,22 @@
-"""The table that a comparison of plans ends in: arithmetic on what was noted of each question."""
+"""The result of comparing plans: a table, computed from the records of the questions."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from vtfast.information.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Z = 1.96  # of two-sided 95 % intervals
+_MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one plan came to; the first row of a comparison is the unpruned model.
+    """Accuracy and cost of one plan; the first row of a comparison is the unpruned model.
 
     Attributes:
         plan: stage by stage, in words; None for the unpruned model.
@@ -46,13 +50,13 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 % (Wilson)."""
+        """95 % Wilson score interval of the accuracy."""
         return wilson(self.accuracy, self.samples)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A row for the unpruned model and one for every plan, on the same questions."""
+class Comparison(Result):
+    """Plans on the same questions: a row for the unpruned model, then one for each plan."""
 
     rows: tuple[Row, ...]
     task: str
@@ -67,37 +71,71 @@ class Comparison:
 
     @property
     def pareto(self) -> tuple[str, ...]:
-        """Names of the rows that no other beats: none is as good with fewer tokens, or better with
-        no more."""
+        """Names of the Pareto-optimal rows, accuracy against tokens: no other row is as accurate
+        with fewer tokens, or more accurate with no more."""
 
-        def beaten(row: Row) -> bool:
+        def dominated(row: Row) -> bool:
             return any(
                 (o.correct >= row.correct and o.average_tokens < row.average_tokens)
                 or (o.correct > row.correct and o.average_tokens <= row.average_tokens)
                 for o in self.rows
             )
 
-        return tuple(row.name for row in self.rows if not beaten(row))
+        return tuple(row.name for row in self.rows if not dominated(row))
 
     def record(self) -> dict[str, Any]:
-        """Everything, as what JSON can hold."""
-        rows = []
-        for row in self.rows:
+        """Everything, as a dict that JSON can hold; each row with its accuracy and interval too."""
+        found = super().record()
+        for row, written in zip(self.rows, found["rows"], strict=True):
             low, high = row.interval
-            told = {"accuracy": row.accuracy, "low": low, "high": high}
-            rows.append({**asdict(row), **told, "pareto": row.name in self.pareto})
-        return {**asdict(self), "settings": dict(self.settings), "rows": rows}
+            written |= {"accuracy": row.accuracy, "low": low, "high": high}
+            written["pareto"] = row.name in self.pareto
+        return found
 
-    def save(self, path: Path | str) -> None:
-        """Write `record` as JSON."""
-        Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
+    def figure(self) -> "Figure":
+        """Accuracy against average visual tokens: a point with its interval for every row.
 
-    def draw(self, path: Path | str) -> None:
-        """Draw accuracy against average tokens as a PNG, with the JSON beside it."""
-        from vtfast.evaluation.figure import pareto
-        from vtfast.information.figures import save
+        A line joins the Pareto-optimal rows. Points are hollow and of several shapes, as plans of
+        one budget lie on top of one another.
+        """
+        from matplotlib import colormaps
 
-        save(pareto(self), path, self.record())
+        from vtfast.information import plotting as plot
+
+        figure, (axes,) = plot.panels(1, 1, 8.2, 4.1)
+        best = sorted((self.of(name) for name in self.pareto), key=lambda row: row.average_tokens)
+        axes.plot(
+            [row.average_tokens for row in best],
+            [100 * row.accuracy for row in best],
+            color=plot.PALE,
+            lw=1.2,
+            zorder=1,
+            label="Pareto-optimal",
+        )
+        colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+        for number, row in enumerate(self.rows):
+            low, high = (100 * end for end in row.interval)
+            accuracy = 100 * row.accuracy
+            axes.errorbar(
+                row.average_tokens,
+                accuracy,
+                yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]],
+                fmt=_MARKERS[number % len(_MARKERS)],
+                markersize=8,
+                markerfacecolor="none",
+                markeredgewidth=1.4,
+                color=colours[number % len(colours)],
+                elinewidth=0.8,
+                capsize=2,
+                zorder=2,
+                label=row.name,
+            )
+        axes.set_xlabel("visual tokens of a question, average over layers", color=plot.INK)
+        axes.set_ylabel("accuracy, % (95 % intervals)", color=plot.INK)
+        axes.set_xlim(left=0)
+        figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+        plot.set_title(axes, f"{self.task}, {self.samples} questions")
+        return figure
 
     def __str__(self) -> str:
         cells = [self.HEAD, *(self.cells(row) for row in self.rows)]
@@ -136,7 +174,7 @@ def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
 def tabulate(
     records: Sequence[Mapping[str, Any]], plans: Mapping[str, str | None]
 ) -> tuple[Row, ...]:
-    """Rows from what was noted of each question; the first plan is the unpruned model.
+    """Compute the rows from the records of the questions; the first plan is the unpruned model.
 
     A record has the `block` its question ran in, and in `runs`, by name, an answer's `right`,
     `tokens`, `flops`, `seconds` (of the block) and `kv_bytes`.

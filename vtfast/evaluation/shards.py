@@ -1,4 +1,4 @@
-"""Share work out over the processes of torchrun or `accelerate launch`, if there are several."""
+"""Divide work among the processes of torchrun or `accelerate launch`, if there are several."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,9 +11,10 @@ _PATIENCE = timedelta(days=2)  # the first process to finish waits for the last
 
 
 class Shards:
-    """This process among those that were launched together; alone without a launcher.
+    """The number of this process among those launched together, and the gathering of their results.
 
-    Use it as a context: it joins the others, where nothing has yet, and leaves them again.
+    A context manager: on entry it initialises a process group, unless there is one, and destroys
+    its own on exit. Without a launcher this is the only process.
 
     Attributes:
         rank: 0 ≤ rank < size, number of this process.
@@ -39,7 +40,7 @@ class Shards:
             dist.destroy_process_group()
 
     def joined(self, found: dict[int, Any]) -> dict[int, Any]:
-        """What all processes found, the same in each."""
+        """Merge the results of all processes; each returns the same dict."""
         if self.size == 1:
             return found
         parts: list[Any] = [None] * self.size

@@ -10,9 +10,12 @@
 Definitions after arXiv 2512.07580; the rule for the horizon is ours, as the paper gives none.
 """
 
-from vtfast.information.horizons import Horizon, horizon
-from vtfast.information.maps import InformationMap, PictureScores, score
-from vtfast.information.sweeps import Sweep, sweep
+from vtfast.information.find_horizon import horizon
+from vtfast.information.horizons import Horizon
+from vtfast.information.maps import InformationMap, PictureScores
+from vtfast.information.score_units import score
+from vtfast.information.sweep_layers import sweep
+from vtfast.information.sweeps import Sweep
 from vtfast.inputs.data import Dataset, Example, answer_ids, read_examples
 
 __all__ = [

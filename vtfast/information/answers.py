@@ -1,4 +1,4 @@
-"""Put true answers behind their prompts, so that one forward predicts every token of them."""
+"""Append true answers to their prompts, so that one forward predicts every token of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _REFUSED = ("inputs_embeds", "labels", *CACHE, "position_ids")
 def check_answers(
     answers: Sequence[Sequence[int]], inputs: Mapping[str, Any], vocabulary: int
 ) -> list[list[int]]:
-    """Token ids as lists, one for each sample. Raises InputError for them, and for the inputs."""
+    """Check answers and inputs; return token ids, a list for each sample. Raises InputError."""
     ids = inputs.get("input_ids")
     if ids is None or getattr(ids, "ndim", 0) != 2:
         raise InputError(
@@ -70,8 +70,8 @@ def with_answers(
             given, start = call[name][b, place], length - len(place) - len(answer) + 1
             fresh[b, start : start + len(place)] = given
             if name != "mm_token_type_ids":
-                told = torch.tensor(answer[:-1], device=device).long()
-                fresh[b, start + len(place) :] = told if name == "input_ids" else 1
+                tokens = torch.tensor(answer[:-1], device=device).long()
+                fresh[b, start + len(place) :] = tokens if name == "input_ids" else 1
         call[name] = fresh
     original = []
     for place, answer in zip(columns, answers, strict=True):

@@ -1,6 +1,5 @@
-"""Means over samples with their uncertainty: the bootstrap, seeded."""
+"""Means over samples with bootstrap intervals, reproducible by a seed."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,6 @@ class Estimate:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-
-    @staticmethod
-    def of_record(record: Mapping[str, Sequence[float]]) -> "Estimate":
-        """From what JSON made of one."""
-        return Estimate(*(tuple(record[name]) for name in ("mean", "low", "high")))
 
 
 def resample(n: int, seed: int, rounds: int = ROUNDS) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every measurement refuses of its arguments, before anything runs. All raise InputError."""
+"""Checks of the arguments that all measurements share; all raise InputError."""
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
@@ -12,7 +12,7 @@ PER = ("first_token", "mean_token")
 
 
 def check_layers(layers: Sequence[int] | None, model: Any) -> tuple[int, ...]:
-    """Layers of a model, ascending, all of them by default."""
+    """Decoder layers to measure, ascending, each once; all of the model's by default."""
     total = len(family_of(model).parts(model).layers)
     if layers is None:
         return tuple(range(total))
@@ -27,7 +27,7 @@ def check_layers(layers: Sequence[int] | None, model: Any) -> tuple[int, ...]:
 
 
 def check_options(*, per: str, chunk: int | None, impl: str, **counts: int) -> None:
-    """What no measurement takes; `counts` are ints >= 1."""
+    """Check options by name; `counts` must be ints >= 1."""
     for name, value, known in (("per", per, PER), ("impl", impl, IMPLS)):
         if value not in known:
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, known))}")
@@ -39,6 +39,6 @@ def check_options(*, per: str, chunk: int | None, impl: str, **counts: int) -> N
 
 
 def check_share(name: str, value: Any, least: float) -> None:
-    """What is no number between `least` and 1."""
+    """Check that a value is a number between `least` and 1, both excluded."""
     if not isinstance(value, int | float) or not least < value < 1:
         raise InputError(f"{name}={value!r}: expected a number in ({least:g}, 1)")

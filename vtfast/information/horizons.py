@@ -1,8 +1,8 @@
-"""From which layer on visual tokens no longer matter to a model and a task: the horizon.
+"""The information horizon of a model on a task: what was measured, and the rule it follows from.
 
-Two things are measured at the input of every layer, on samples with known answers: information, the
-scores of all units, and loss, how much probability and accuracy the answer loses when all visual
-tokens are dropped.
+Two things are measured at the input of every decoder layer, on samples with known answers: the
+information scores of all visual units, and how much probability and accuracy the answer loses when
+all visual tokens are dropped.
 
 The rule is ours; arXiv 2512.07580 reads its horizon off plots. The horizon is the first layer from
 which on the mean absolute score, the lost probability and the lost accuracy all stay within
@@ -14,32 +14,32 @@ uninformative. The loss is taken because single tokens may each carry almost not
 that takes many of them.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vtfast.errors import InputError
 from vtfast.information.bootstrap import Estimate, estimate, resample, upper
-from vtfast.information.checks import check_layers, check_options, check_share
-from vtfast.information.maps import score_probe
-from vtfast.information.pictures import Window, check_window
-from vtfast.information.probe import Probe
-from vtfast.information.records import Records, fingerprint
-from vtfast.information.rule import first_from_which_on, interval
-from vtfast.inputs.data import Dataset
+from vtfast.information.pictures import Window
+from vtfast.information.results import Result
 
-CURVES = ("information", "absolute", "p_loss", "accuracy_loss")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Names of the curves, and what a figure calls them.
+_SCORES = {"information": "mean", "absolute": "mean absolute"}
+_LOSSES = {"p_loss": "probability of the answer", "accuracy_loss": "accuracy"}
+CURVES = (*_SCORES, *_LOSSES)
 _RULED = ("absolute", "p_loss", "accuracy_loss")
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """A measured horizon; `vtfast.patch(model, …, horizon=this)` and `Plan.from_horizon` take it.
+class Horizon(Result):
+    """From which decoder layer on visual tokens no longer matter to a model on a task, as measured.
+
+    `vtfast.patch(model, …, horizon=this)` and `Plan.from_horizon` take it.
 
     Attributes:
         layer: 0-based, visual tokens do not matter from its input on; None where there is none.
@@ -83,7 +83,7 @@ class Horizon:
 
     @property
     def notes(self) -> list[str]:
-        """What the numbers do not say by themselves."""
+        """Cautions about the numbers, such as few samples or layers that were not measured."""
         needed = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.tolerance))
         notes = []
         if len(self.layers) < self.num_layers:
@@ -103,125 +103,39 @@ class Horizon:
             notes.append("No unit was scored; the rule looks at the losses alone.")
         return notes
 
-    def record(self) -> dict[str, Any]:
-        """Everything, as what JSON can hold."""
-        return asdict(self)
+    def figure(self) -> "Figure":
+        """Information, and what is lost without visual tokens, by layer; the horizon marked."""
+        from vtfast.information import plotting as plot
 
-    def save(self, path: Path | str) -> None:
-        """Write `record` as JSON."""
-        Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
-
-    def draw(self, path: Path | str) -> None:
-        """Write the curves as PNG, and `record` as JSON beside it. Needs matplotlib."""
-        from vtfast.information import figures
-
-        figures.save(figures.curves(self), path, self.record())
-
-    @staticmethod
-    def load(path: Path | str) -> "Horizon":
-        """What `save` wrote."""
-        return Horizon.of_record(json.loads(Path(path).read_text()))
-
-    @staticmethod
-    def of_record(record: Mapping[str, Any]) -> "Horizon":
-        """From what `record` returned, also after a way through JSON."""
-        tuples = ("interval", "layers", "spread")
-        read: dict[str, Any] = {name: tuple(record[name]) for name in tuples}
-        read["window"] = record["window"] and tuple(record["window"])
-        for name in ("p_full", "accuracy_full"):
-            read[name] = Estimate.of_record(record[name])
-        read["curves"] = {
-            name: Estimate.of_record(curve) for name, curve in record["curves"].items()
-        }
-        return Horizon(**{**record, **read})
-
-
-def horizon(
-    model: Any,
-    dataset: Dataset,
-    *,
-    layers: Sequence[int] | None = None,
-    window: int | Window | None = None,
-    per: str = "mean_token",
-    maps: int = 64,
-    tolerance: float = 0.01,
-    confidence: float = 0.95,
-    seed: int = 0,
-    batch: int = 8,
-    chunk: int | None = None,
-    impl: str = "auto",
-    log: Path | str | None = None,
-    progress: bool | Callable[[], object] = True,
-) -> Horizon:
-    """Measure the information horizon of a model on a task.
-
-    Deterministic: the same arguments give the same result, also in several runs with a `log`.
-
-    Args:
-        model, layers, window, chunk, impl: as in `score`.
-        dataset: samples with their answers.
-        per: "mean_token" (all tokens of the answer) or "first_token" (the paper's).
-        maps: score the units of that many samples, the first ones; the losses, which cost a small
-            part of that, are measured on all. 0: losses only.
-        tolerance: in (0, 1), a share of the full model's probability and accuracy.
-        confidence: in (0.5, 1).
-        seed: of the bootstrap.
-        batch: samples run together.
-        log: a file for finished samples (JSON lines); a run that finds one goes on with it.
-        progress: a bar after two seconds; or a function that is called after every sample.
-
-    Raises InputError for what cannot be measured, and what `score` raises.
-
-    Example:
-        >>> h = information.horizon(model, dataset)
-        >>> vtfast.patch(model, "divprune+random", keep=0.5, horizon=h)
-    """
-    check_options(per=per, chunk=chunk, impl=impl, batch=batch)
-    check_share("tolerance", tolerance, 0.0)
-    check_share("confidence", confidence, 0.5)
-    for name, count in (("maps", maps), ("seed", seed)):
-        if type(count) is not int or count < 0:
-            raise InputError(f"{name}={count!r}: expected an int >= 0")
-    wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
-    settings = {
-        "measures": "horizon",
-        "model": fingerprint(model),
-        "data": dataset.fingerprint(),
-        "samples": len(dataset),
-        "layers": wanted,
-        "window": size,
-        "per": per,
-        "maps": maps,
-        "batch": batch,
-    }
-
-    def measure(block: list[int]) -> list[dict[str, Any]]:
-        told = dataset.batch(block, model.device)
-        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=block[0] < maps)
-        return [_sample_record(found, b) for b in range(len(block))]
-
-    records = Records(log, settings)
-    records.fill(_blocks(maps, len(dataset), batch), measure, progress, dataset.task)
-    return summarize(
-        [records.done[i] for i in range(len(dataset))],
-        layers=wanted,
-        num_layers=len(check_layers(None, model)),
-        model_type=model.config.model_type,
-        task=dataset.task,
-        maps=maps,
-        per=per,
-        window=size,
-        tolerance=tolerance,
-        confidence=confidence,
-        seed=seed,
-    )
+        panels = {"Lost without visual tokens from the layer on, points": _LOSSES}
+        if self.maps:
+            panels = {"Information of a unit, points of probability": _SCORES, **panels}
+        figure, axes = plot.panels(len(panels), 1, 6.2, 3.6)
+        limit = 100 * self.tolerance * self.p_full.mean[0]
+        for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+            for (name, label), colour in zip(curves.items(), plot.COLOURS, strict=False):
+                curve = self.curves[name]
+                plot.draw_curve(ax, self.layers, curve.mean, curve.low, curve.high, colour, label)
+            if curves is _SCORES:
+                spread = 100 * np.array(self.spread)
+                ax.plot(
+                    self.layers, spread, ":", color=plot.PALE, label="spread over units", lw=1.2
+                )
+            ax.axhline(0, color=plot.PALE, lw=0.6)
+            ax.axhline(limit, color=plot.PALE, lw=0.8, ls="--", label="tolerance")
+            if self.layer is not None:
+                label = f"horizon, layer {self.layer}"
+                ax.axvline(self.layer, color=plot.RED, lw=1.4, label=label)
+            plot.set_title(ax, title)
+            ax.legend(fontsize=8, frameon=False)
+        plot.set_heading(figure, f"{self.task}: {self.verdict}, {self.samples} samples")
+        return figure
 
 
 def summarize(
     records: Sequence[Mapping[str, Any]], *, layers: tuple[int, ...], maps: int, **about: Any
 ) -> Horizon:
-    """Curves and horizon from what was noted of each sample; pure arithmetic.
+    """Compute curves and horizon from the records of the samples; no model is run.
 
     `about` are the other fields of a `Horizon`.
     """
@@ -265,25 +179,23 @@ def summarize(
     )
 
 
-def _sample_record(found: Any, b: int) -> dict[str, Any]:
-    record = {
-        "p_full": float(found.p_full[b]),
-        "right_full": bool(found.right_full[b]),
-        "p_without": found.p_without[:, b].tolist(),
-        "right_without": found.right_without[:, b].tolist(),
-    }
-    if found.pictures:
-        scores = found.of(b)
-        record["information"] = scores.mean(1).tolist()
-        record["absolute"] = np.abs(scores).mean(1).tolist()
-        record["spread"] = scores.std(1).tolist()
-    return record
+def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None:
+    """The first of some layers from which on all are `within`, bool [layers]; None without one."""
+    outside = np.flatnonzero(~within)
+    first = outside[-1] + 1 if len(outside) else 0
+    return layers[first] if first < len(layers) else None
 
 
-def _blocks(maps: int, total: int, batch: int) -> list[list[int]]:
-    """Sample numbers run together: those with maps, then the others. The same in every run."""
-    return [
-        list(range(start, min(start + batch, stop)))
-        for first, stop in ((0, maps), (maps, total))
-        for start in range(first, stop, batch)
-    ]
+def interval(
+    resampled: np.ndarray, layers: tuple[int, ...], confidence: float
+) -> tuple[int | None, int | None]:
+    """Between which layers the horizon lies in a share `confidence` of the resampled data sets.
+
+    `resampled`: bool [rounds, layers], whether a layer is within tolerance. None stands for "none".
+    """
+    backwards = np.cumprod(resampled[:, ::-1], axis=1).sum(1)  # layers within, from the last one
+    outside = (1 - confidence) / 2
+    places = len(layers) - backwards
+    low, high = np.quantile(places, [outside, 1 - outside], method="nearest").astype(int).tolist()
+    at = (*layers, None)
+    return at[low], at[high]

@@ -8,36 +8,34 @@ p an fp32 softmax over the vocabulary. Source: arXiv 2512.07580, section on the 
 as its released code computes it. It needs the answer: a tool to look with, not to prune with.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from PIL.Image import Image
-from torch import Tensor
+from PIL import Image
 
 from vtfast.errors import InputError
-from vtfast.information.checks import check_layers, check_options
-from vtfast.information.packing import Kept
-from vtfast.information.pictures import Grid, Window, check_window
-from vtfast.information.probe import Probe, Reading
-from vtfast.information.progress import steps
+from vtfast.information.pictures import Grid
+from vtfast.information.results import Result
 
-Answers = Sequence[int] | Sequence[Sequence[int]] | Tensor
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LAYERS, _MOST_PICTURES = 6, 8  # of a figure
 
 
 @dataclass(frozen=True, eq=False)
 class PictureScores:
-    """The scores of one image or clip.
+    """Information scores of one image or clip.
 
     Attributes:
-        sample: its row in the batch. `number`: which picture of that row, from 0.
+        sample: which of the batch. `number`: which picture of that sample, from 0.
         scores: fp64 [layers, units], units in raster order.
         grid: of units, as steps in time (1 for an image), rows, columns.
         token_grid: of visual tokens, likewise.
-        columns: of each unit, where its tokens stand in the input row.
+        columns: of each unit, where its tokens stand in the input sequence.
     """
 
     sample: int
@@ -61,8 +59,8 @@ class PictureScores:
 
 
 @dataclass(frozen=True, eq=False)
-class InformationMap:
-    """Scores of a batch.
+class InformationMap(Result):
+    """Information scores of the visual tokens of a batch, by decoder layer.
 
     Attributes:
         layers: scored ones, ascending; `num_layers` the model has.
@@ -74,6 +72,8 @@ class InformationMap:
             answer is the likeliest after the true ones before it, so that greedy decoding says it.
         model_type: in the model's configuration.
     """
+
+    _INDENT: ClassVar[int | None] = None  # a line for every score would be long
 
     layers: tuple[int, ...]
     num_layers: int
@@ -89,184 +89,54 @@ class InformationMap:
         """Scores of all units of a sample, fp64 [layers, units], its pictures side by side."""
         return np.concatenate([p.scores for p in self.pictures if p.sample == sample], axis=1)
 
-    def record(self) -> dict[str, Any]:
-        """Everything, as what JSON can hold."""
-        return {
-            "layers": list(self.layers),
-            "num_layers": self.num_layers,
-            "model_type": self.model_type,
-            "per": self.per,
-            "p_full": self.p_full.tolist(),
-            "p_without": self.p_without.tolist(),
-            "right_full": self.right_full.tolist(),
-            "right_without": self.right_without.tolist(),
-            "pictures": [
-                {
-                    "sample": p.sample,
-                    "number": p.number,
-                    "grid": list(p.grid),
-                    "token_grid": list(p.token_grid),
-                    "columns": [list(unit) for unit in p.columns],
-                    "scores": p.scores.tolist(),
-                }
-                for p in self.pictures
-            ],
-        }
+    def figure(
+        self, pictures: Sequence[Image.Image], layers: Sequence[int] | None = None
+    ) -> "Figure":
+        """Scores over the pictures: a row for each picture, a panel for each layer.
 
-    def save(self, path: Path | str) -> None:
-        """Write `record` as JSON."""
-        Path(path).write_text(json.dumps(self.record()) + "\n")
+        Args:
+            pictures: as many as the map has, in its order; of a clip the first frame.
+            layers: which to show; by default up to 6 of those scored, evenly.
+        """
+        from vtfast.information import plotting as plot
 
-    def draw(self, path: Path | str, pictures: Sequence[Image]) -> None:
-        """Write the scores over the pictures, in the order of `self.pictures`, as PNG, and
-        `record` as JSON beside it. Needs matplotlib."""
-        from vtfast.information import figures
-
-        figures.save(figures.heat(self, pictures), path, self.record())
-
-    @staticmethod
-    def load(path: Path | str) -> "InformationMap":
-        """What `save` wrote, every number as it was."""
-        r = json.loads(Path(path).read_text())
-        pictures = tuple(
-            PictureScores(
-                p["sample"],
-                p["number"],
-                np.array(p["scores"]),
-                tuple(p["grid"]),
-                tuple(p["token_grid"]),
-                tuple(map(tuple, p["columns"])),
+        if len(pictures) != len(self.pictures):
+            raise InputError(
+                f"{len(pictures)} pictures for scores of {len(self.pictures)}; pass one for each"
             )
-            for p in r["pictures"]
-        )
-        arrays = ("p_full", "p_without", "right_full", "right_without")
-        return InformationMap(
-            layers=tuple(r["layers"]),
-            num_layers=r["num_layers"],
-            per=r["per"],
-            pictures=pictures,
-            model_type=r["model_type"],
-            **{name: np.array(r[name]) for name in arrays},
-        )
+        shown = list(zip(self.pictures, pictures, strict=True))[:_MOST_PICTURES]
+        some = np.linspace(0, len(self.layers) - 1, min(_MOST_LAYERS, len(self.layers)))
+        wanted = [self.layers[i] for i in some.round().astype(int)] if layers is None else layers
+        most = max(float(np.abs(p.scores).max()) for p, _ in shown) or 1.0
+        figure, axes = plot.panels(1 + len(wanted), len(shown), 2.1, 2.5)
+        remaining = iter(axes)
+        for scores, picture in shown:
+            ax, full = next(remaining), self.p_full[scores.sample]
+            _show(ax, scores, picture)
+            ax.set_title(f"p = {full:.2f} in full", size=9, color=plot.INK)
+            for layer in wanted:
+                ax, i = next(remaining), self.layers.index(layer)
+                _show(ax, scores, picture.convert("L"), scores.raster()[i, 0], most)
+                without = self.p_without[i, scores.sample]
+                ax.set_title(f"layer {layer}\np without = {without:.2f}", size=9, color=plot.INK)
+        colours = f"red adds to p, blue takes away, full at ±{most:.2f}"
+        plot.set_heading(figure, f"Information of each unit: {colours}")
+        return figure
 
 
-def score(
-    model: Any,
-    inputs: Mapping[str, Any],
-    answer: Answers,
-    *,
-    layers: Sequence[int] | None = None,
-    window: int | Window | None = None,
-    per: str = "first_token",
-    chunk: int | None = None,
-    impl: str = "auto",
-    progress: bool | Callable[[], object] = True,
-) -> InformationMap:
-    """The information score of every visual unit of every picture, at every layer asked for.
-
-    All units of a layer run as one packed batch that shares the rows before the first of them; see
-    `vtfast.information.probe`. Nothing of the model is changed.
-
-    Args:
-        model: a supported model, unpatched, in eval mode.
-        inputs: a batch as a processor returns it, prompts ending where the answer begins.
-        answer: token ids of the true answer, without special tokens: one list for a batch of one,
-            else a list for each sample (`answer_ids` makes one from text).
-        layers: 0-based; those whose input is scored. Default: all.
-        window: tokens of a unit: n for n x n, or (rows, columns). Default: 2 x 2, as in the paper,
-            where both sides of a picture's grid are at least 24; one token below.
-        per: "first_token": p of the first token of the answer, the paper's. "mean_token": the mean
-            over all its tokens, each after the true ones before it. (The probability of a whole
-            answer of several would hide what single tokens still carry.)
-        chunk: units in a packed batch at most. Default: as fit a share of the memory. Halved, if
-            need be to 1, when memory runs out.
-        impl: "auto" | "eager" | "triton", of the ops.
-        progress: a bar after two seconds; or a function that is called after every layer.
-
-    Raises:
-        InputError: an answer without tokens, a sample without a picture, a layer out of range, a
-            bad window; UnsupportedModelError: another model; StateError: a patched one.
-
-    Example:
-        >>> scores = information.score(model, inputs, [319]).pictures[0]
-        >>> scores.raster()[0, 0].shape      # layer 0 of a 24 x 24 picture in windows of 2 x 2
-        (12, 12)
-    """
-    check_options(per=per, chunk=chunk, impl=impl)
-    size, answers = check_window(window), _as_lists(answer)
-    wanted = check_layers(layers, model)
-    probe = Probe(model, inputs, answers, wanted, chunk=chunk, impl=impl)
-    return score_probe(probe, wanted, size, per, progress=progress)
-
-
-def score_probe(
-    probe: Probe,
-    layers: Sequence[int],
-    window: Window | None,
-    per: str,
-    *,
-    lengths: Sequence[int] | None = None,
-    maps: bool = True,
-    progress: bool | Callable[[], object] = False,
-) -> InformationMap:
-    """`score` on a batch that has been run.
-
-    lengths: tokens of each answer that `per="mean_token"` averages; the rest counts for being right
-    only. maps: without, no unit is scored, and what is told is what the text alone knows.
-    """
-    lengths = [len(answer) for answer in probe.answers] if lengths is None else lengths
-    counts = [1 if per == "first_token" else n for n in lengths]
-    nothing = np.zeros(0, dtype=np.int64)
-    kept = [Kept(b, nothing, len(answer)) for b, answer in enumerate(probe.answers)]
-    cuts = [picture.units(window) for picture in probe.pictures] if maps else []
-    for picture, (units, _) in zip(probe.pictures, cuts, strict=False):
-        kept += [Kept(picture.sample, np.sort(unit), counts[picture.sample]) for unit in units]
-    with steps(progress, "scoring", len(layers), "layer") as tick:
-        readings = probe.follow(layers, kept, tick)
-
-    def value(reading: Reading, sample: int) -> float:
-        return sum(reading.p[: counts[sample]]) / counts[sample]
-
-    samples = range(probe.samples)
-    p_without = np.array([[value(line[b], b) for b in samples] for line in readings])
-    pictures, start = [], probe.samples
-    seen = [0] * probe.samples
-    for picture, (units, grid) in zip(probe.pictures, cuts, strict=False):
-        b, stop = picture.sample, start + len(units)
-        p = np.array([[value(r, b) for r in line[start:stop]] for line in readings])
-        columns = tuple(tuple(probe.original[b][unit].tolist()) for unit in units)
-        found = p - p_without[:, b, None]
-        pictures.append(PictureScores(b, seen[b], found, grid, picture.grid, columns))
-        seen[b] += 1
-        start = stop
-    return InformationMap(
-        layers=tuple(layers),
-        num_layers=probe.num_layers,
-        per=per,
-        pictures=tuple(pictures),
-        p_full=np.array([value(reading, b) for b, reading in enumerate(probe.full)]),
-        p_without=p_without,
-        right_full=np.array([all(reading.best) for reading in probe.full]),
-        right_without=np.array([[all(line[b].best) for b in samples] for line in readings]),
-        model_type=probe.model_type,
-    )
-
-
-def _as_lists(answer: Any) -> list[list[int]]:
-    """Token ids, a list for each sample."""
-    rows = _plain(answer)
-    if isinstance(rows, list):
-        rows = [_plain(row) for row in rows]
-        rows = rows if rows and isinstance(rows[0], list) else [rows]
-    if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(type(_plain(token)) is int for token in row) for row in rows
-    ):
-        raise InputError(f"answer={answer!r}: pass token ids; information.answer_ids makes them")
-    return [[int(token) for token in row] for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    """Arrays, tensors and tuples as lists, and their numbers as Python's."""
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+def _show(
+    ax: "Axes",
+    scores: PictureScores,
+    picture: Image.Image,
+    raster: np.ndarray | None = None,
+    most: float = 1.0,
+) -> None:
+    """Draw the picture, and over it the scores of a layer, coloured from -most to most."""
+    _, rows, columns = scores.grid
+    extent = (0, columns, rows, 0)
+    ax.imshow(np.asarray(picture), extent=extent, cmap="gray", vmin=0, vmax=255, aspect="equal")
+    if raster is not None:
+        strength = 0.25 + 0.65 * np.abs(raster) / most
+        ax.imshow(raster, extent=extent, cmap="RdBu_r", vmin=-most, vmax=most, alpha=strength)
+    ax.set_xticks([])
+    ax.set_yticks([])

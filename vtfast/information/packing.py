@@ -1,8 +1,8 @@
-"""Lay out sequences that start from the same layer as one packed batch without repeated rows.
+"""Pack sequences that start from the same decoder layer into one batch without repeated tokens.
 
-- The text of a sample alone is a sequence. A causal model gives the rows before a kept visual token
-  the same states with and without it, so a sequence that keeps some owns only the rows from the
-  first of them on, and reads the keys and values of the rows before through an index into the text.
+- The text of a sample alone is a sequence. A causal model gives the tokens before a kept visual
+  token the same states with and without it. So a sequence that keeps some owns only the tokens from
+  the first of them on, and reads keys and values of those before through an index into the text.
 - Sequences of equal shape stand side by side, so that attention in plain PyTorch is one call for
   them.
 """
@@ -22,8 +22,8 @@ from vtfast.runtime.packed_kv_cache import AttentionMetadata
 class Kept:
     """A sequence to run: the text of a sample and some of its visual tokens.
 
-    `columns` of the sample's row, int64 ascending, may be empty; of the answer, the first `tokens`
-    are predicted.
+    `columns` are the places of these tokens in the sample's sequence, int64 ascending, maybe none;
+    the first `tokens` tokens of the answer are predicted.
     """
 
     sample: int
@@ -33,9 +33,12 @@ class Kept:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """A packed batch. `rows`, `ends`: int64, rows of the batch it is made of, and packed rows that
-    predict `targets`, `tokens[i]` of them for the i-th sequence; `order[n]` is the place of the
-    n-th sequence asked for."""
+    """A packed batch.
+
+    `rows`: int64, rows of the flattened batch [B * S] it is made of. `ends`: int64, packed rows
+    that predict `targets`, `tokens[i]` of them for the i-th sequence. `order[n]` is the place of
+    the n-th sequence asked for.
+    """
 
     rows: Tensor
     metadata: AttentionMetadata
@@ -47,7 +50,7 @@ class Packing:
 
 @dataclass(frozen=True, eq=False)
 class TextOfBatch:
-    """What is not visual in a batch [B, S].
+    """The text of a batch [B, S]: what remains without its visual tokens.
 
     `text`: int64 per sample, columns of its text, the answer's but for its last token too.
     `answers`: token ids per sample; the last len(answer) columns predict them. `length`: S.
@@ -58,7 +61,7 @@ class TextOfBatch:
     length: int
 
     def pack(self, kept: Sequence[Kept], device: torch.device) -> Packing:
-        """The text of every sample, then the sequences that keep something, by shape."""
+        """Pack the text of every sample, then the sequences that keep visual tokens, by shape."""
         rows, keys, lengths, total = [], [], [], 0
         bare: dict[int, int] = {}  # sample -> the first packed row of its text
         for sample in sorted({k.sample for k in kept}):
@@ -88,13 +91,13 @@ class TextOfBatch:
             lengths.append(len(mine))
             total += len(mine)
 
-        queries, key_cut = (
+        queries, key_segments = (
             Ragged.from_lengths(n, device) for n in (lengths, [len(k) for k in keys])
         )
         targets = [t for i in order for t in self.answers[kept[i].sample][: kept[i].tokens]]
         return Packing(
             _ints(rows, device),
-            AttentionMetadata(queries=queries, keys=key_cut, index=_ints(keys, device)),
+            AttentionMetadata(queries=queries, keys=key_segments, index=_ints(keys, device)),
             _ints(ends, device),
             torch.tensor(targets, device=device),
             [kept[i].tokens for i in order],
@@ -107,7 +110,7 @@ class TextOfBatch:
         return np.arange(first, first + k.tokens)
 
     def _own(self, k: Kept) -> np.ndarray:
-        """Columns of a sequence that the text alone has other states for; none without tokens."""
+        """Columns whose hidden states differ from those of the text alone; none without tokens."""
         if not len(k.columns):
             return k.columns
         text = self.text[k.sample]

@@ -1,4 +1,4 @@
-"""Which visual tokens a method keeps of each sample: asked of a patched model, or of the scores."""
+"""Which visual tokens a method keeps: found by a patched model, or from information scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ORACLE = "information"
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to prune: a method with a seed, at a layer, at a budget."""
+    """One variant of a sweep: a method with a seed, at a layer, keeping a share of the tokens."""
 
     method: str
     layer: int
@@ -31,7 +31,7 @@ class Cell:
 def choices(
     methods: Sequence[str], keep: float | Sequence[float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Methods and budgets, each once. Raises InputError and PlanError."""
+    """Check methods and budgets and return each once. Raises InputError and PlanError."""
     budgets = tuple(dict.fromkeys(keep)) if isinstance(keep, list | tuple) else (keep,)
     if isinstance(methods, str) or not methods or not budgets:
         raise InputError("methods and keep: pass at least one of each, methods as a list of names")
@@ -51,14 +51,14 @@ def choices(
 
 
 def picks(
-    model: Any, told: Batch, probe: Probe, found: InformationMap, cell: Cell, impl: str
+    model: Any, batch: Batch, probe: Probe, found: InformationMap, cell: Cell, impl: str
 ) -> list[np.ndarray]:
-    """Columns of `told.inputs` that a cell keeps of each sample's visual tokens."""
+    """Columns of `batch.inputs` of the visual tokens that a variant keeps, int64 per sample."""
     if cell.method == ORACLE:
         return _most_informative(found, cell, probe.samples)
     stage = Prune(cell.layer, cell.method, cell.keep)
     with torch.no_grad(), patch(model, [stage], seed=cell.seed, impl=impl, record=True) as handle:
-        model(**told.inputs, use_cache=False, logits_to_keep=1)
+        model(**batch.inputs, use_cache=False, logits_to_keep=1)
         assert handle.report is not None
         kept = handle.report.kept.get(cell.layer)
     if kept is None:  # nothing was dropped
@@ -67,7 +67,7 @@ def picks(
 
 
 def _most_informative(found: InformationMap, cell: Cell, samples: int) -> list[np.ndarray]:
-    """The highest scores of each picture; ties go to the first."""
+    """Columns of the highest scores of each picture, per sample; ties go to the first."""
     kept: list[list[np.ndarray]] = [[np.zeros(0, dtype=np.int64)] for _ in range(samples)]
     row = found.layers.index(cell.layer)
     for picture in found.pictures:

@@ -1,13 +1,11 @@
-"""Where the pictures of a batch stand in its rows, and how they are cut into units to be scored."""
+"""Where the pictures of a batch stand in its sequences, and their division into units to score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vtfast.errors import InputError
 
@@ -23,8 +21,8 @@ class Picture:
     """An image or a clip in a batch.
 
     Attributes:
-        sample: the row of the batch.
-        columns: int64 [tokens], where its visual tokens stand in that row, ascending, in raster
+        sample: which of the batch.
+        columns: int64 [tokens], places of its visual tokens in that sequence, ascending, in raster
             order; tokens that are no patch (a class token) are left out.
         grid: of its tokens.
     """
@@ -34,7 +32,7 @@ class Picture:
     grid: Grid
 
     def units(self, window: Window | None) -> tuple[list[np.ndarray], Grid]:
-        """Columns of each unit's tokens, units in raster order, and the grid of units.
+        """Divide the picture into units; columns of each, in raster order, and the grid of units.
 
         window: tokens of a unit, rows and columns; smaller at the edges of a grid it does not
             divide. None: 2 x 2 where both sides of the grid are at least 24, else one token.
@@ -67,8 +65,10 @@ def check_window(window: Any) -> Window | None:
 def find_pictures(
     family: Any, multimodal: Any, inputs: Mapping[str, Any]
 ) -> tuple[list[Picture], np.ndarray]:
-    """The pictures of a call of the multimodal model, by sample and place in it, and where all
-    visual tokens are, also those that are no patch: bool [B, S]."""
+    """Find the pictures in the inputs of the multimodal model, by sample and place in it.
+
+    Returns them, and where all visual tokens are, also those that are no patch: bool [B, S].
+    """
     found, (samples, length) = [], inputs["input_ids"].shape
     visual = np.zeros((samples, length), dtype=bool)
     for source in family.sources(multimodal, inputs):
@@ -86,24 +86,3 @@ def find_pictures(
             columns = rows[len(rows) - steps * high * wide :] % length  # a class token comes first
             found.append(Picture(int(rows[0]) // length, columns, (steps, high, wide)))
     return sorted(found, key=lambda picture: (picture.sample, picture.columns[0])), visual
-
-
-def merged_grids(
-    patches: Tensor | None, pixels: Tensor | None, tokens: int
-) -> list[tuple[int, int, int, int]]:
-    """Of each picture: steps in time, rows and columns of visual tokens, tokens before these.
-
-    Args:
-        patches: int [pictures, 3], time, height and width before merging; None where pictures are
-            of one size.
-        pixels: [pictures, 3, height, width], read without `patches` only.
-        tokens: visual tokens of all pictures together.
-    """
-    if patches is not None:
-        side = isqrt(int(patches.prod(1).sum()) // tokens)  # patches along a token's side
-        return [(int(t), int(h) // side, int(w) // side, 0) for t, h, w in patches]
-    assert pixels is not None
-    number, _, high, wide = pixels.shape
-    each = tokens // number
-    rows, columns = isqrt(each * high // wide), isqrt(each * wide // high)
-    return [(1, rows, columns, each - rows * columns)] * number  # a class token may come first

@@ -1,4 +1,4 @@
-"""Run a batch once, then go on from any layer with the text and a few chosen visual tokens.
+"""Run a batch once, then continue from any decoder layer with the text and some visual tokens.
 
 The engine behind scores, horizons and the oracle experiment. Tokens are removed physically and keep
 their positions. Everything that is asked of one layer runs as one packed batch through the model's
@@ -30,18 +30,18 @@ _CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took e
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sequence predicts: p of each true token given those before, and if it is the best."""
+    """Probability of each token of the true answer after those before, and if it is the largest."""
 
     p: tuple[float, ...]
     best: tuple[bool, ...]
 
 
 class Probe:
-    """A batch that was run in full, with the states entering some layers.
+    """A batch that was run in full, and the hidden states that entered some layers.
 
     Args:
         model: an unpatched one in eval mode.
-        inputs: what it would be called with to predict the first token of the answers.
+        inputs: a batch whose last tokens predict the first token of the answers.
         answers: token ids of each sample's answer, at least one.
         layers: those to go on from.
         chunk: sequences in a packed batch at most; None: as many as fit a share of the memory.
@@ -52,7 +52,7 @@ class Probe:
         pictures: in reading order.
         full: a `Reading` per sample of the whole answer with every token there.
         original: int64 per sample, the column in `inputs` of every column here (answers go after
-            the prompt, and rows of several lengths are padded anew).
+            the prompt, and prompts of several lengths are padded anew).
         visual: int64 per sample, columns in `inputs` of its visual tokens.
     """
 
@@ -105,7 +105,7 @@ class Probe:
         kept: Sequence[Kept],
         tick: Callable[[], object] = lambda: None,
     ) -> list[list[Reading]]:
-        """What is predicted when from a layer on only `kept` is there: by layer, by sequence.
+        """Predictions when from a layer on only `kept` remains: by layer, then by sequence.
 
         `tick` is called after every layer.
         """
@@ -132,7 +132,7 @@ class Probe:
         return readings
 
     def _run(self, layer: int, packing: Packing) -> list[Reading]:
-        """One packed batch from one layer on."""
+        """Run a packed batch from a layer to the end, and read its predictions."""
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
@@ -161,7 +161,7 @@ class Probe:
         return [found[place] for place in packing.order]
 
     def _room(self, kept: Sequence[Kept]) -> int:
-        """Sequences whose activations and gathered keys fit a share of the device's memory."""
+        """How many sequences fit a share of the device's memory, with activations and keys."""
         config, device = self._parts.text.config, self._head.weight.device
         size = self._head.weight.element_size()
         width = getattr(config, "head_dim", None) or (
@@ -178,7 +178,7 @@ class Probe:
 
     @contextmanager
     def _capturing(self, layers: Sequence[int]) -> Iterator[None]:
-        """Note what enters some layers while the block runs, and the rotary phases."""
+        """Record the states entering some layers, and the rotary phases, while the block runs."""
         handles = []
 
         def note(number: int, args: Any, kwargs: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class Probe:
 
     @contextmanager
     def _packed_attention(self) -> Iterator[None]:
-        """The attention function of the packed layout, while the block runs."""
+        """Use the attention function of the packed layout while the block runs."""
         text = self._parts.text
         before = text.config._attn_implementation
         attention.register()

@@ -1,4 +1,4 @@
-"""A progress bar where something takes longer than two seconds, or somebody else's."""
+"""A progress bar for what takes longer than two seconds, or a caller's own function instead."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from tqdm import tqdm
 def steps(
     progress: bool | Callable[[], object], what: str, total: int, unit: str
 ) -> Iterator[Callable[[], object]]:
-    """Yields what to call after each of `total` steps: a bar's update, or `progress` itself."""
+    """Yield what to call after each of `total` steps: a bar's update, or `progress` itself."""
     if callable(progress):
         yield progress
         return

@@ -1,8 +1,9 @@
-"""Finished samples of a long run in a file, so that a run that was killed goes on where it was.
+"""The log of a long run: its finished samples in a file, so that a run that was killed goes on.
 
-One JSON object a line. The first says what is run; only a run of the same goes on with the file.
+One JSON object a line. The first holds the settings; only a run with the same goes on with the
+file.
 A sample is written as a whole line once it is finished and reaches the disk before the next one
-begins. A last line that was cut off is removed and its sample run again.
+begins. A last line that was cut off is removed and its sample is run again.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from vtfast.information.progress import steps
 
 
 class Records:
-    """What is known of each sample by its number, in memory and, with a path, in a file.
+    """The finished samples of a run by their numbers, in memory and, with a path, in a file.
 
     Args:
         path: of the file, new or from an earlier run; None keeps nothing.
@@ -26,7 +27,7 @@ class Records:
     Attributes:
         done: sample → its record. The first record of a sample counts.
 
-    Raises InputError where the file is of another run or of something else.
+    Raises InputError where the file is the log of another run, or no log.
     """
 
     def __init__(self, path: Path | str | None, settings: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ class Records:
             raise self._cannot_write(error) from None
 
     def add(self, records: Mapping[int, Mapping[str, Any]]) -> None:
-        """Note finished samples; those known already stay as they are."""
+        """Append finished samples; those that are there already stay as they are."""
         fresh = {n: dict(record) for n, record in records.items() if n not in self.done}
         if self.path is not None:
             self._append([{"sample": n, **record} for n, record in fresh.items()])
@@ -59,7 +60,7 @@ class Records:
         task: str,
         unit: str = "sample",
     ) -> None:
-        """Note what is not known yet, block by block; a step of `progress` for every sample.
+        """Measure what is missing, block by block; `progress` steps once for every sample.
 
         `measure`: the numbers of a block's samples to their records.
         """
@@ -85,7 +86,7 @@ class Records:
         return InputError(f"cannot write {self.path}: {error.strerror}; pass another name")
 
     def _read(self, settings: dict[str, Any]) -> int:
-        """Take over what an earlier run finished; returns how many bytes of it are whole lines."""
+        """Read what an earlier run finished; return how many bytes of the file are whole lines."""
         assert self.path is not None
         found = self.path.read_bytes()
         whole = found[: found.rfind(b"\n") + 1]
@@ -101,14 +102,13 @@ class Records:
         except (ValueError, KeyError, TypeError, AttributeError):
             ours = False
         if not ours:
-            raise InputError(
-                f"{self.path} holds something else than an earlier run; pass another name"
-            )
+            raise InputError(f"{self.path} is not a vtfast log; pass another name")
         for name in {**before, **settings}:
             if before.get(name) != settings.get(name):
                 raise InputError(
-                    f"{self.path} is of a run with {name}={_short(before.get(name))}, and this one "
-                    f"has {_short(settings.get(name))}; pass another name, or delete the file"
+                    f"{self.path} is the log of a run with {name}={_short(before.get(name))}, and "
+                    f"this one has {_short(settings.get(name))}; pass another name, or delete the "
+                    "file"
                 )
         return len(whole)
 
@@ -123,7 +123,7 @@ def _short(value: Any) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """Changes with the weights: made of the first numbers of every parameter."""
+    """A short hash of a model's weights, made of the first numbers of every parameter."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         head = weight.detach().flatten()[:8].float().cpu().numpy()

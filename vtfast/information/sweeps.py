@@ -1,37 +1,24 @@
-"""How accuracy depends on the layer that is pruned, for every method, and for an oracle.
+"""How accuracy depends on the layer that is pruned, by method: the table of a sweep."""
 
-A method picks on the prompt alone, in a patched model as in use; what the picks are worth is then
-read from one run with the true answer behind the prompt (`vtfast.information.probe`), so a method
-that looks at the last token never sees the answer. `"information"` keeps the tokens of the highest
-score instead: no method to prune with, as it needs the answer, but a bound to compare with
-(arXiv 2512.07580). Where scores are there, each method is also told how much information is in what
-it retained.
-"""
-
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vtfast.information.bootstrap import Estimate, estimate, resample
-from vtfast.information.checks import check_layers, check_options, check_share
-from vtfast.information.maps import InformationMap, score_probe
-from vtfast.information.packing import Kept
-from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
-from vtfast.information.pictures import Window, check_window
-from vtfast.information.probe import Probe
-from vtfast.information.records import Records, fingerprint
-from vtfast.inputs.data import Batch, Dataset
+from vtfast.information.picks import Cell
+from vtfast.information.pictures import Window
+from vtfast.information.results import Result
 
-SEEDED = ("random",)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one method makes of one layer at one budget.
+    """Accuracy of one pruning method at one layer and one budget.
 
     Attributes:
         accuracy: over samples, mean of the seeds; with an interval over samples.
@@ -57,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Result):
     """A table of accuracies, a `Row` for every method, layer and budget, in this order.
 
     Attributes:
@@ -84,171 +71,60 @@ class Sweep:
         return [row for row in self.rows if (row.method, row.keep) == (method, keep)]
 
     def record(self) -> dict[str, Any]:
-        """Everything, as what JSON can hold."""
-        rows = [{**asdict(row), "spread": row.spread} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+        """Everything, as a dict that JSON can hold; each row with its `spread` too."""
+        found = super().record()
+        for row, written in zip(self.rows, found["rows"], strict=True):
+            written["spread"] = row.spread
+        return found
 
-    def save(self, path: Path | str) -> None:
-        """Write `record` as JSON."""
-        Path(path).write_text(json.dumps(self.record(), indent=1) + "\n")
+    def figure(self) -> "Figure":
+        """Accuracy by layer, and below it what information the methods retain.
 
-    @staticmethod
-    def load(path: Path | str) -> "Sweep":
-        """What `save` wrote."""
-        return Sweep.of_record(json.loads(Path(path).read_text()))
+        Accuracies have a line for every method in its interval over samples, with whiskers of one
+        standard deviation over its seeds.
+        """
+        from vtfast.information import plotting as plot
 
-    @staticmethod
-    def of_record(record: Mapping[str, Any]) -> "Sweep":
-        """From what `record` returned, also after a way through JSON."""
-        rows = ({k: v for k, v in row.items() if k != "spread"} for row in record["rows"])
-        read: dict[str, Any] = {name: tuple(record[name]) for name in ("layers", "total")}
-        read["rows"] = tuple(Row(**{**row, "seeds": tuple(row["seeds"])}) for row in rows)
-        read["window"] = record["window"] and tuple(record["window"])
-        for name in ("accuracy_full", "without"):
-            read[name] = Estimate.of_record(record[name])
-        return Sweep(**{**record, **read})
-
-    def draw(self, path: Path | str) -> None:
-        """Write the accuracies as PNG, and `record` as JSON beside it. Needs matplotlib."""
-        from vtfast.information import figures
-
-        figures.save(figures.accuracy(self), path, self.record())
-
-
-def sweep(
-    model: Any,
-    dataset: Dataset,
-    methods: Sequence[str] = ("random", "diversity", "topk", ORACLE),
-    layers: Sequence[int] | None = None,
-    keep: float | Sequence[float] = 0.2,
-    *,
-    seeds: int = 3,
-    retained: bool = True,
-    window: int | Window | None = None,
-    per: str = "mean_token",
-    confidence: float = 0.95,
-    batch: int = 8,
-    chunk: int | None = None,
-    impl: str = "auto",
-    log: Path | str | None = None,
-    progress: bool | Callable[[], object] = True,
-) -> Sweep:
-    """Accuracy of a model pruned once, by method, layer and budget.
-
-    An answer is right if greedy decoding says it. Deterministic, also in several runs with a `log`.
-
-    Args:
-        model, layers, window, per, chunk, impl: as in `score`.
-        dataset, batch, log, progress: as in `horizon`.
-        methods: names of registered methods, and "information".
-        keep: shares of an image's visual tokens in [0, 1].
-        seeds: of "random", at least one: 0, 1, ….
-        retained: score all units, for the information in what methods keep ("information" needs
-            that anyway). It is most of the work.
-        confidence: of the intervals.
-
-    Raises InputError and PlanError for what cannot be swept, and what `score` raises.
-    """
-    check_options(per=per, chunk=chunk, impl=impl, batch=batch, seeds=seeds)
-    check_share("confidence", confidence, 0.0)
-    wanted, size = check_layers(layers, model), check_window(window)
-    names, budgets = choices(methods, keep)
-    retained = retained or ORACLE in names
-    cells = [
-        Cell(method, layer, share, seed)
-        for method in names
-        for layer in wanted
-        for share in budgets
-        for seed in range(seeds if method in SEEDED else 1)
-    ]
-    settings = {
-        "measures": "sweep",
-        "model": fingerprint(model),
-        "data": dataset.fingerprint(),
-        "samples": len(dataset),
-        "methods": names,
-        "layers": wanted,
-        "keep": budgets,
-        "seeds": seeds,
-        "window": size,
-        "per": per,
-        "retained": retained,
-        "batch": batch,
-    }
-
-    def measure(block: list[int]) -> list[dict[str, Any]]:
-        told = dataset.batch(block, model.device)
-        probe = Probe(model, told.inputs, told.answers, wanted, chunk=chunk, impl=impl)
-        found = score_probe(probe, wanted, size, per, lengths=told.lengths, maps=retained)
-        return _measure(model, told, probe, found, cells, per, impl)
-
-    records, n = Records(log, settings), len(dataset)
-    blocks = (list(range(start, min(start + batch, n))) for start in range(0, n, batch))
-    records.fill(blocks, measure, progress, dataset.task)
-    ordered = [records.done[i] for i in range(len(dataset))]
-    about = {
-        "task": dataset.task,
-        "model_type": model.config.model_type,
-        "num_layers": len(check_layers(None, model)),
-        "per": per,
-        "window": size,
-    }
-    return _tabulate(ordered, cells, wanted, confidence, about)
+        budgets = list(dict.fromkeys(row.keep for row in self.rows))
+        methods = list(dict.fromkeys(row.method for row in self.rows))
+        figure, axes = plot.panels(len(budgets), 2 if self.total else 1, 5.2, 3.4)
+        full, without = 100 * self.accuracy_full.mean[0], 100 * np.array(self.without.mean)
+        for column, keep in enumerate(budgets):
+            ax = axes[column]
+            plot.set_title(ax, f"{100 * keep:g} % kept from the layer on: accuracy, %")
+            ax.axhline(full, color=plot.PALE, lw=0.8, ls="--", label="every token")
+            ax.plot(self.layers, without, ":", color=plot.PALE, lw=1.4, label="none")
+            for method, colour in zip(methods, cycle(plot.COLOURS), strict=False):
+                rows = self.of(method, keep)
+                mean, low, high = zip(*((r.accuracy, r.low, r.high) for r in rows), strict=True)
+                plot.draw_curve(ax, self.layers, mean, low, high, colour, method)
+                if any(len(row.seeds) > 1 for row in rows):
+                    points, spread = 100 * np.array(mean), [100 * row.spread for row in rows]
+                    ax.errorbar(self.layers, points, spread, fmt="none", ecolor=colour, capsize=2)
+            ax.legend(fontsize=8, frameon=False)
+            if self.total:
+                below = axes[len(budgets) + column]
+                plot.set_title(below, "information in what is kept, summed")
+                below.plot(
+                    self.layers, self.total, "--", color=plot.PALE, lw=0.8, label="every token"
+                )
+                for method, colour in zip(methods, cycle(plot.COLOURS), strict=False):
+                    held = [row.retained or 0.0 for row in self.of(method, keep)]
+                    below.plot(self.layers, held, "o-", ms=3, lw=1.4, color=colour, label=method)
+                plot.label_layers(below)
+        about = f"{self.task}, {self.samples} samples, {self.num_layers} layers"
+        plot.set_heading(figure, about)
+        return figure
 
 
-def _measure(
-    model: Any,
-    told: Batch,
-    probe: Probe,
-    found: InformationMap,
-    cells: Sequence[Cell],
-    per: str,
-    impl: str,
-) -> list[dict[str, Any]]:
-    """What is noted of each sample of a batch."""
-    samples = range(probe.samples)
-    counts = [1 if per == "first_token" else n for n in told.lengths]
-    notes: list[dict[str, Any]] = [
-        {
-            "right_full": bool(found.right_full[b]),
-            "right_without": found.right_without[:, b].tolist(),
-            "total": found.of(b).sum(1).tolist() if found.pictures else [],
-            "right": [],
-            "p": [],
-            "retained": [],
-        }
-        for b in samples
-    ]
-    for layer in found.layers:
-        here = [cell for cell in cells if cell.layer == layer]
-        row = found.layers.index(layer)
-        scores = [token_scores(found, b, row) for b in samples]
-        chosen = [picks(model, told, probe, found, cell, impl) for cell in here]
-        kept = [
-            Kept(b, np.flatnonzero(np.isin(probe.original[b], columns)), len(probe.answers[b]))
-            for columns_by_sample in chosen
-            for b, columns in zip(samples, columns_by_sample, strict=True)
-        ]
-        (readings,) = probe.follow([layer], kept)
-        for number, columns_by_sample in enumerate(chosen):
-            for b in samples:
-                reading = readings[number * probe.samples + b]
-                notes[b]["right"].append(all(reading.best))
-                notes[b]["p"].append(sum(reading.p[: counts[b]]) / counts[b])
-                if found.pictures:
-                    held = sum(scores[b].get(int(c), 0.0) for c in columns_by_sample[b])
-                    notes[b]["retained"].append(held)
-    return notes
-
-
-def _tabulate(
+def tabulate(
     notes: Sequence[Mapping[str, Any]],
     cells: Sequence[Cell],
     layers: tuple[int, ...],
     confidence: float,
     about: Mapping[str, Any],
 ) -> Sweep:
-    """The table from what was noted of each sample; pure arithmetic."""
+    """Compute the table from the records of the samples; no model is run."""
     weights = resample(len(notes), 0)
     by_layer = [n for layer in layers for n, cell in enumerate(cells) if cell.layer == layer]
     right, p, held = (

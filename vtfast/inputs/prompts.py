@@ -5,6 +5,7 @@ processor without one gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTAN
 """
 
 from collections.abc import Sequence
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.information.pictures import merged_grids
 from vtfast.inputs.checkpoints import Checkpoint, short
 from vtfast.inputs.data import chat
 from vtfast.inputs.pictures import Clip
@@ -143,3 +143,24 @@ class Prompt:
         if how.do_normalize:
             raster = raster * np.array(how.image_std) + np.array(how.image_mean)
         return Image.fromarray((raster.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def merged_grids(
+    patches: Tensor | None, pixels: Tensor | None, tokens: int
+) -> list[tuple[int, int, int, int]]:
+    """Of each picture: steps in time, rows and columns of visual tokens, tokens before these.
+
+    Args:
+        patches: int [pictures, 3], time, height and width before merging; None where pictures are
+            of one size.
+        pixels: [pictures, 3, height, width], read without `patches` only.
+        tokens: visual tokens of all pictures together.
+    """
+    if patches is not None:
+        side = isqrt(int(patches.prod(1).sum()) // tokens)  # patches along a token's side
+        return [(int(t), int(h) // side, int(w) // side, 0) for t, h, w in patches]
+    assert pixels is not None
+    number, _, high, wide = pixels.shape
+    each = tokens // number
+    rows, columns = isqrt(each * high // wide), isqrt(each * wide // high)
+    return [(1, rows, columns, each - rows * columns)] * number  # a class token may come first

@@ -1,4 +1,4 @@
-"""Tiny trained vision-language models, bundled, and endless pictures to ask them about.
+"""Tiny trained vision-language models, bundled, and drawn pictures with questions for them.
 
 The models are of the real classes (`LlavaForConditionalGeneration`,
 `Qwen2_5_VLForConditionalGeneration`) at 2 to 3 million parameters, trained from scratch on drawn
@@ -15,6 +15,8 @@ only when first used.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vtfast.toy.tasks import TASKS
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from vtfast.toy.scene import Size
 
 __all__ = ["TASKS", "load", "prompt", "scenes"]
-
-# From low to high visual complexity: from one colour to three characters in reading order.
-TASKS = ("background", "shape_colour", "shape", "count", "digit", "code")
 
 
 def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, Any]:

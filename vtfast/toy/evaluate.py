@@ -1,4 +1,4 @@
-"""How good a toy model is, and from which layer on it no longer needs its visual tokens.
+"""Measure a toy model: its accuracy, and the layer from which on it needs no visual tokens.
 
 Everything is measured on scenes drawn from a seed, which are never training pictures.
 """
@@ -11,9 +11,10 @@ from transformers.utils.logging import tqdm
 
 from vtfast import information
 from vtfast.information import Dataset, Example, Horizon
-from vtfast.toy import TASKS, prompt, scenes
+from vtfast.toy import prompt, scenes
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import SQUARE, Size
+from vtfast.toy.tasks import TASKS
 from vtfast.toy.words import LONGEST_ANSWER
 
 MAPS = 48  # of the scenes of a task, how many have their tokens scored
@@ -111,7 +112,7 @@ def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
 
 
 def table(card: Mapping[str, Any]) -> str:
-    """What `measure` returned as text, a task a line, in percent."""
+    """The dict of `measure` as a table of text, one line for each task, in percent."""
     curves = card["accuracy_without_visual_tokens_from_layer"]
     layers = len(curves[TASKS[0]]) - 1
     rows = [["task", "exact", "horizon", *(f"L{layer}" for layer in range(layers))]]
@@ -135,7 +136,7 @@ def _inputs(model: Any, processor: Any, pictures: list, questions: list[str]) ->
 def _batches(
     task: str, n: int, seed: int, progress: bool, sizes: Sequence[Size]
 ) -> Iterator[tuple[list, list, list]]:
-    """The scenes in batches of one size each, so that rows are of one length."""
+    """The scenes in batches of one size each, so that sequences are of one length."""
     alike: dict[Size, list[tuple]] = {}
     for scene in zip(*scenes(n, seed, task, sizes), strict=True):
         alike.setdefault(scene[0].size, []).append(scene)

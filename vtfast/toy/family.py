@@ -1,4 +1,4 @@
-"""What training and evaluation must know about a model class; a module per class answers."""
+"""What training and evaluation need of a model class; one module for each class provides it."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -13,10 +13,10 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 
 class Family(Protocol):
-    """`vtfast.toy.llava` and `vtfast.toy.qwen` are of this shape.
+    """A model class as training and evaluation see it: `vtfast.toy.llava` or `vtfast.toy.qwen`.
 
-    A row of the decoder is BEFORE, the visual tokens in raster order, AFTER, then text; P counts
-    all but the text, and V the visual tokens: one per 12 x 12 pixels.
+    A sequence of the decoder is BEFORE, the visual tokens in raster order, AFTER, then text. P
+    counts all but the text, and V the visual tokens: one per 12 x 12 pixels.
     """
 
     MODEL_TYPE: str  # in its configuration
@@ -28,13 +28,13 @@ class Family(Protocol):
         """An untrained float32 model with `layers` decoder layers."""
 
     def build_processor(self) -> Any:
-        """What turns pictures and texts into this model's inputs."""
+        """The processor that turns pictures and texts into this model's inputs."""
 
     def load_processor(self, folder: Path | str) -> Any:
         """The processor that was saved to `folder`, without a network."""
 
     def positions(self, size: Size) -> torch.Tensor:
-        """Positions of the first P tokens of a row, int64 [axes, P]; text goes on after those."""
+        """Positions of the first P tokens of a sequence, int64 [axes, P]; text follows."""
 
     def see(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From normalised pixels [B, 3, height, width] what the glyph head reads and what the
@@ -47,7 +47,7 @@ class Family(Protocol):
         positions [axes, S]."""
 
     def prepare_training(self, model: Any) -> None:
-        """Exchange what is slow in training, on this instance alone."""
+        """Replace parts of this instance that are slow in training."""
 
 
 def draw_weights(model: Any, seed: int, summed: Sequence[tuple[str, int]]) -> None:

@@ -1,9 +1,9 @@
-"""What the toy models are trained on: fresh scenes, seven questions packed behind each picture.
+"""Training batches of the toy models: fresh scenes, seven questions packed behind each picture.
 
-A training row is a prefix, `<s> USER:` and the visual tokens, then seven turns of question and
+A training sequence is a prefix, `<s> USER:` and the visual tokens, then seven turns of question and
 answer. The mask lets each turn see the prefix and itself only, and its positions go on from the
-prefix, so every turn is distributed as if it were alone in its row; seven answers cost about 1.6
-times one.
+prefix, so every turn is distributed as if it were alone in its sequence. Seven answers cost about
+1.6 times one.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,9 +14,9 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from vtfast.toy import TASKS
 from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
 from vtfast.toy.scene import GRID, SIDE, SQUARE, Scene, Size
+from vtfast.toy.tasks import TASKS
 from vtfast.toy.words import EOS, WORD_IDS
 
 TURNS = ("code", "digit", "digit", "background", "shape_colour", "shape", "count")
@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Some scenes of one size with their packed turns; T counts the tokens of all turns of a row.
+    """Some scenes of one size with their packed turns; T counts the tokens of a scene's turns.
 
     `pixels`: fp32 [B, 3, height, width], normalised. `ids`, `labels`: int64 [B, T], labels already
     shifted and -100 inside questions. `glyphs`: int64 [B, visual tokens], see `Scene.glyph_labels`.
@@ -41,18 +41,18 @@ def turn(scene: Scene, task: str, cell: int | None = None) -> tuple[list[int], l
     """Token ids of one question and answer, and at each the token that comes next or -100."""
     question, answer = scene.question(task, cell)
     asked = [WORD_IDS[word] for word in (*question.split(), "ASSISTANT:")]
-    told = [WORD_IDS[word] for word in answer.split()] + [EOS]
-    return asked + told[:-1], [IGNORED] * (len(asked) - 1) + told
+    answered = [WORD_IDS[word] for word in answer.split()] + [EOS]
+    return asked + answered[:-1], [IGNORED] * (len(asked) - 1) + answered
 
 
 def turn_lengths() -> list[int]:
-    """Tokens of each turn; the same for every scene, so rows need no padding."""
+    """Tokens of each turn; the same for every scene, so sequences need no padding."""
     scene = Scene.from_seed(0)
     return [len(turn(scene, task)[0]) for task in TURNS]
 
 
 def layout(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and mask of a row, from the positions of its prefix, int64 [axes, P].
+    """Positions and mask of a sequence, from the positions of its prefix, int64 [axes, P].
 
     Returns int64 [axes, P + T] and an additive mask [1, 1, P + T, P + T].
     """

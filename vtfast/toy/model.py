@@ -31,7 +31,7 @@ def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, An
 
 
 def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """The same from a folder that `save` wrote."""
+    """The model and the processor of a folder that `save` wrote."""
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype or torch.float32, local_files_only=True
     )
@@ -39,7 +39,7 @@ def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[A
 
 
 def family_of(model: Any) -> Family:
-    """Who knows the class of `model`, one of those that `build_model` of a family returns."""
+    """The family module of `model`, one of those that `build_model` of a family returns."""
     return next(one for one in FAMILIES.values() if model.config.model_type == one.MODEL_TYPE)
 
 

@@ -126,7 +126,7 @@ def load_processor(folder: Path | str) -> Qwen25VLProcessor:
 
 
 def positions(size: Size) -> torch.Tensor:
-    """Time, height and width: int64 [3, P]."""
+    """Positions of the prefix in time, height and width: int64 [3, P]."""
     columns, rows = (side // GRID for side in size)
     before, first_after = len(BEFORE), len(BEFORE) + max(rows, columns)
     visual = torch.stack(

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vtfast.errors import InputError
-from vtfast.toy import TASKS
+from vtfast.toy.tasks import TASKS
 
 SIDE = 96  # of the smallest picture, and the default
 GRID = 12  # sides are multiples of this: one visual token of the bundled models

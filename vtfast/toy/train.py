@@ -31,12 +31,12 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import tqdm
 
 from vtfast.errors import InputError
-from vtfast.toy import TASKS
 from vtfast.toy.evaluate import hardest_horizon, measure, table
 from vtfast.toy.lessons import IGNORED, Batch, batches, exact_per_task, layout
 from vtfast.toy.llava import LAYERS
 from vtfast.toy.model import FAMILIES, load_folder, save
 from vtfast.toy.scene import GLYPHS
+from vtfast.toy.tasks import TASKS
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.5e-3
 WARM_UP, FLAT, FLOOR = 80, 0.5, 0.02

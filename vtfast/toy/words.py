@@ -1,4 +1,4 @@
-"""The words that scenes are asked and answered with, and a tokenizer that knows just those."""
+"""The vocabulary of questions and answers about scenes, and a word-level tokenizer for it."""
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

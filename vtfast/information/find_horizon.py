@@ -1,0 +1,123 @@
+"""Measure the information horizon of a model on a task, sample by sample."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtfast.errors import InputError
+from vtfast.information.checks import check_layers, check_options, check_share
+from vtfast.information.horizons import Horizon, summarize
+from vtfast.information.maps import InformationMap
+from vtfast.information.pictures import Window, check_window
+from vtfast.information.probe import Probe
+from vtfast.information.records import Records, fingerprint
+from vtfast.information.score_units import score_probe
+from vtfast.inputs.data import Dataset
+
+
+def horizon(
+    model: Any,
+    dataset: Dataset,
+    *,
+    layers: Sequence[int] | None = None,
+    window: int | Window | None = None,
+    per: str = "mean_token",
+    maps: int = 64,
+    tolerance: float = 0.01,
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch: int = 8,
+    chunk: int | None = None,
+    impl: str = "auto",
+    log: Path | str | None = None,
+    progress: bool | Callable[[], object] = True,
+) -> Horizon:
+    """Measure the information horizon of a model on a task.
+
+    Deterministic: the same arguments give the same result, also in several runs with a `log`.
+
+    Args:
+        model, layers, window, chunk, impl: as in `score`.
+        dataset: samples with their answers.
+        per: "mean_token" (all tokens of the answer) or "first_token" (the paper's).
+        maps: score the units of that many samples, the first ones; the losses, which cost a small
+            part of that, are measured on all. 0: losses only.
+        tolerance: in (0, 1), a share of the full model's probability and accuracy.
+        confidence: in (0.5, 1).
+        seed: of the bootstrap.
+        batch: samples run together.
+        log: a file for finished samples (JSON lines); a run that finds one goes on with it.
+        progress: a bar after two seconds; or a function that is called after every sample.
+
+    Raises InputError for what cannot be measured, and what `score` raises.
+
+    Example:
+        >>> h = information.horizon(model, dataset)
+        >>> vtfast.patch(model, "divprune+random", keep=0.5, horizon=h)
+    """
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch)
+    check_share("tolerance", tolerance, 0.0)
+    check_share("confidence", confidence, 0.5)
+    for name, count in (("maps", maps), ("seed", seed)):
+        if type(count) is not int or count < 0:
+            raise InputError(f"{name}={count!r}: expected an int >= 0")
+    wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
+    settings = {
+        "measures": "horizon",
+        "model": fingerprint(model),
+        "data": dataset.fingerprint(),
+        "samples": len(dataset),
+        "layers": wanted,
+        "window": size,
+        "per": per,
+        "maps": maps,
+        "batch": batch,
+    }
+
+    def measure(block: list[int]) -> list[dict[str, Any]]:
+        encoded = dataset.batch(block, model.device)
+        probe = Probe(model, encoded.inputs, encoded.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=block[0] < maps)
+        return [_sample_record(found, b) for b in range(len(block))]
+
+    records = Records(log, settings)
+    records.fill(_blocks(maps, len(dataset), batch), measure, progress, dataset.task)
+    return summarize(
+        [records.done[i] for i in range(len(dataset))],
+        layers=wanted,
+        num_layers=len(check_layers(None, model)),
+        model_type=model.config.model_type,
+        task=dataset.task,
+        maps=maps,
+        per=per,
+        window=size,
+        tolerance=tolerance,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def _sample_record(found: InformationMap, b: int) -> dict[str, Any]:
+    record = {
+        "p_full": float(found.p_full[b]),
+        "right_full": bool(found.right_full[b]),
+        "p_without": found.p_without[:, b].tolist(),
+        "right_without": found.right_without[:, b].tolist(),
+    }
+    if found.pictures:
+        scores = found.of(b)
+        record["information"] = scores.mean(1).tolist()
+        record["absolute"] = np.abs(scores).mean(1).tolist()
+        record["spread"] = scores.std(1).tolist()
+    return record
+
+
+def _blocks(maps: int, total: int, batch: int) -> list[list[int]]:
+    """Sample numbers run together: those with maps, then the others. The same in every run."""
+    return [
+        list(range(start, min(start + batch, stop)))
+        for first, stop in ((0, maps), (maps, total))
+        for start in range(first, stop, batch)
+    ]

@@ -1,0 +1,154 @@
+"""Measure accuracy by pruning method and by the layer that is pruned, on a data set.
+
+A method selects tokens in a patched model that sees the prompt alone. What the selection is worth
+is then read from a second run with the true answer behind the prompt (`vtfast.information.probe`),
+so a method that looks at the last token never sees the answer. The method `"information"` keeps the
+tokens of the highest score: an oracle to compare with (arXiv 2512.07580), not a method to prune
+with, as it needs the answer. With scores, the table also says how much of the information each
+method retains.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtfast.information.checks import check_layers, check_options, check_share
+from vtfast.information.maps import InformationMap
+from vtfast.information.packing import Kept
+from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
+from vtfast.information.pictures import Window, check_window
+from vtfast.information.probe import Probe
+from vtfast.information.records import Records, fingerprint
+from vtfast.information.score_units import score_probe
+from vtfast.information.sweeps import Sweep, tabulate
+from vtfast.inputs.data import Batch, Dataset
+
+SEEDED = ("random",)
+
+
+def sweep(
+    model: Any,
+    dataset: Dataset,
+    methods: Sequence[str] = ("random", "diversity", "topk", ORACLE),
+    layers: Sequence[int] | None = None,
+    keep: float | Sequence[float] = 0.2,
+    *,
+    seeds: int = 3,
+    retained: bool = True,
+    window: int | Window | None = None,
+    per: str = "mean_token",
+    confidence: float = 0.95,
+    batch: int = 8,
+    chunk: int | None = None,
+    impl: str = "auto",
+    log: Path | str | None = None,
+    progress: bool | Callable[[], object] = True,
+) -> Sweep:
+    """Measure the accuracy of a model with one pruning stage, by method, layer and budget.
+
+    An answer is right if greedy decoding says it. Deterministic, also in several runs with a `log`.
+
+    Args:
+        model, layers, window, per, chunk, impl: as in `score`.
+        dataset, batch, log, progress: as in `horizon`.
+        methods: names of registered methods, and "information".
+        keep: shares of an image's visual tokens in [0, 1].
+        seeds: of "random", at least one: 0, 1, ….
+        retained: score all units, for the information in what methods keep ("information" needs
+            that anyway). It is most of the work.
+        confidence: of the intervals.
+
+    Raises InputError and PlanError for what cannot be swept, and what `score` raises.
+    """
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch, seeds=seeds)
+    check_share("confidence", confidence, 0.0)
+    wanted, size = check_layers(layers, model), check_window(window)
+    names, budgets = choices(methods, keep)
+    retained = retained or ORACLE in names
+    cells = [
+        Cell(method, layer, share, seed)
+        for method in names
+        for layer in wanted
+        for share in budgets
+        for seed in range(seeds if method in SEEDED else 1)
+    ]
+    settings = {
+        "measures": "sweep",
+        "model": fingerprint(model),
+        "data": dataset.fingerprint(),
+        "samples": len(dataset),
+        "methods": names,
+        "layers": wanted,
+        "keep": budgets,
+        "seeds": seeds,
+        "window": size,
+        "per": per,
+        "retained": retained,
+        "batch": batch,
+    }
+
+    def measure(block: list[int]) -> list[dict[str, Any]]:
+        encoded = dataset.batch(block, model.device)
+        probe = Probe(model, encoded.inputs, encoded.answers, wanted, chunk=chunk, impl=impl)
+        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=retained)
+        return _measure(model, encoded, probe, found, cells, per, impl)
+
+    records, n = Records(log, settings), len(dataset)
+    blocks = (list(range(start, min(start + batch, n))) for start in range(0, n, batch))
+    records.fill(blocks, measure, progress, dataset.task)
+    ordered = [records.done[i] for i in range(len(dataset))]
+    about = {
+        "task": dataset.task,
+        "model_type": model.config.model_type,
+        "num_layers": len(check_layers(None, model)),
+        "per": per,
+        "window": size,
+    }
+    return tabulate(ordered, cells, wanted, confidence, about)
+
+
+def _measure(
+    model: Any,
+    batch: Batch,
+    probe: Probe,
+    found: InformationMap,
+    cells: Sequence[Cell],
+    per: str,
+    impl: str,
+) -> list[dict[str, Any]]:
+    """The record of each sample of a batch, as `tabulate` takes it."""
+    samples = range(probe.samples)
+    counts = [1 if per == "first_token" else n for n in batch.lengths]
+    notes: list[dict[str, Any]] = [
+        {
+            "right_full": bool(found.right_full[b]),
+            "right_without": found.right_without[:, b].tolist(),
+            "total": found.of(b).sum(1).tolist() if found.pictures else [],
+            "right": [],
+            "p": [],
+            "retained": [],
+        }
+        for b in samples
+    ]
+    for layer in found.layers:
+        here = [cell for cell in cells if cell.layer == layer]
+        row = found.layers.index(layer)
+        scores = [token_scores(found, b, row) for b in samples]
+        chosen = [picks(model, batch, probe, found, cell, impl) for cell in here]
+        kept = [
+            Kept(b, np.flatnonzero(np.isin(probe.original[b], columns)), len(probe.answers[b]))
+            for columns_by_sample in chosen
+            for b, columns in zip(samples, columns_by_sample, strict=True)
+        ]
+        (readings,) = probe.follow([layer], kept)
+        for number, columns_by_sample in enumerate(chosen):
+            for b in samples:
+                reading = readings[number * probe.samples + b]
+                notes[b]["right"].append(all(reading.best))
+                notes[b]["p"].append(sum(reading.p[: counts[b]]) / counts[b])
+                if found.pictures:
+                    held = sum(scores[b].get(int(c), 0.0) for c in columns_by_sample[b])
+                    notes[b]["retained"].append(held)
+    return notes
