@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vtfast.errors import InputError
 
@@ -86,24 +84,3 @@ def find_pictures(
             columns = rows[len(rows) - steps * high * wide :] % length  # a class token comes first
             found.append(Picture(int(rows[0]) // length, columns, (steps, high, wide)))
     return sorted(found, key=lambda picture: (picture.sample, picture.columns[0])), visual
-
-
-def merged_grids(
-    patches: Tensor | None, pixels: Tensor | None, tokens: int
-) -> list[tuple[int, int, int, int]]:
-    """Of each picture: steps in time, rows and columns of visual tokens, tokens before these.
-
-    Args:
-        patches: int [pictures, 3], time, height and width before merging; None where pictures are
-            of one size.
-        pixels: [pictures, 3, height, width], read without `patches` only.
-        tokens: visual tokens of all pictures together.
-    """
-    if patches is not None:
-        side = isqrt(int(patches.prod(1).sum()) // tokens)  # patches along a token's side
-        return [(int(t), int(h) // side, int(w) // side, 0) for t, h, w in patches]
-    assert pixels is not None
-    number, _, high, wide = pixels.shape
-    each = tokens // number
-    rows, columns = isqrt(each * high // wide), isqrt(each * wide // high)
-    return [(1, rows, columns, each - rows * columns)] * number  # a class token may come first

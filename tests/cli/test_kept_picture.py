@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtfast.cli._picture import MOST_ROWS, draw
-from vtfast.inputs.views import StageView, View
+from vtfast.cli._kept_picture import MOST_ROWS, draw
+from vtfast.cli._kept_views import StageView, View
 from vtfast.toy.scene import Scene
 
 
