@@ -128,7 +128,7 @@ def test_no_number_is_cut_off_at_80_columns(folder):
     [
         ("horizon", [], "pass exactly one of --task and --data"),
         ("sweep", ["--task", "code", "--data", "a.jsonl"], "pass exactly one of --task and --data"),
-        ("score", [*ASKED, "--task", "code"], "pass exactly one of --task and --data"),
+        ("score", [*ASKED, "--task", "code"], "pass exactly one of --task, --data, and --image"),
         ("horizon", ["--task", "poetry"], "--task poetry: pass one of background, shape_colour"),
         ("horizon", ["--data", "none.jsonl"], "cannot read none.jsonl: No such file"),
         ("horizon", ["--data", "empty.jsonl"], "empty.jsonl is empty; a line is like"),

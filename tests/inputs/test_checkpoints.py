@@ -131,6 +131,18 @@ def test_without_the_network_the_cache_is_named_and_what_to_do() -> None:
         find("owner/name")
 
 
+def test_a_cache_that_cannot_be_written_is_no_missing_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str, file: str) -> None:
+        raise PermissionError(13, "Permission denied", "cache")
+
+    monkeypatch.setattr("vtfast.inputs.checkpoints.HfApi.model_info", lambda *_, **__: None)
+    monkeypatch.setattr("vtfast.inputs.checkpoints.hf_hub_download", refuse)
+    with pytest.raises(InputError, match=r"cannot be kept in .*Permission denied.*set HF_HOME to"):
+        find("owner/name")
+
+
 def _break_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 

@@ -224,10 +224,13 @@ def shares(keep: str) -> list[float]:
     return found
 
 
-def check_questions(task: str | None, data: Path | None, own: bool = False) -> None:
-    """Refuse a command line without questions, or with several sources of them."""
-    if (task is not None) + (data is not None) + own != 1:
-        raise InputError("pass exactly one of --task and --data")
+def source_of_questions(task: str | None, data: Path | None) -> str | Path:
+    """The task whose scenes are asked about, or the data file; InputError unless it is one."""
+    if task is not None and data is None:
+        return task
+    if data is not None and task is None:
+        return data
+    raise InputError("pass exactly one of --task and --data")
 
 
 def check_not_read(out: Path | None, read: Iterable[Path | None]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vtfast import __version__
-from vtfast.cli._options import AsJson, Keep, Out, Plan, SceneSeed, Seed
+from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, loading_libraries, table, working, writing
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ _NATIVE = (
 
 
 def demo(
-    plan: Plan = "divprune+random",
-    keep: Keep = None,
-    scene_seed: SceneSeed = DEFAULT_SCENE,
-    seed: Seed = 0,
-    out: Out = Path("vtfast-demo.png"),
-    as_json: AsJson = False,
+    plan: options.Plan = "divprune+random",
+    keep: options.Keep = None,
+    scene_seed: options.SceneSeed = DEFAULT_SCENE,
+    seed: options.Seed = 0,
+    out: options.Out = Path("vtfast-demo.png"),
+    as_json: options.AsJson = False,
     no_timing: Annotated[
         bool,
         typer.Option(

@@ -1,7 +1,6 @@
 """`vtfast doctor`: versions, devices, which implementation each op takes, a trial, and what to fix.
 
-Importing this module loads neither torch nor transformers, so that it can say what is wrong with
-them. What needs them is in `vtfast/cli/_trial.py`.
+Importing this module loads neither torch nor transformers, so it can say what is wrong with them.
 """
 
 import json
@@ -17,11 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from vtfast import __version__
-from vtfast.cli._options import AsJson
+from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, table, working
 
-# Package: the versions supported, whether nothing works without it, and what it is for. A test
-# compares the ranges with those of pyproject.toml.
+# Package: the versions supported (as in pyproject.toml), whether it is needed, what it is for.
 PACKAGES = {
     "torch": (">=2.9", True, "everything"),
     "transformers": (">=5.17,<6", True, "the models"),
@@ -37,7 +35,7 @@ PACKAGES = {
 _STYLES = {"ok": "green", "broken": "bold red", "warning": "yellow", "missing": "yellow"}
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(as_json: options.AsJson = False) -> None:
     """Say what vtfast finds on this machine, and what to fix.
 
     Versions and whether they are supported, devices, which implementation each op
@@ -63,21 +61,18 @@ def examine() -> dict[str, Any]:
     """The object that --json prints. What fails is noted in it as broken, never raised."""
     system = f"vtfast {__version__}, Python {platform.python_version()}, {platform.platform()}"
     advice: list[str] = []
-    packages = [_package(name, *about, advice) for name, about in PACKAGES.items()]
+    packages = [_package(name, advice) for name in PACKAGES]
     found: dict[str, Any] = {"runtime": "", "devices": [], "ops": [], "checks": []}
-    if all(package["status"] != "broken" for package in packages):  # else nothing else would run
+    if all(x["status"] != "broken" for x in packages):  # else the rest would fail for that only
         from vtfast.cli import _trial
 
         found = _trial.run(advice)
-    tried = [*packages, *found["ops"], *found["checks"]]
-    usable = all(one["status"] != "broken" for one in tried)
+    usable = all(x["status"] != "broken" for x in (*packages, *found["ops"], *found["checks"]))
     return {"system": system, "packages": packages, **found, "advice": advice, "usable": usable}
 
 
-def _package(
-    name: str, supported: str, needed: bool, purpose: str, advice: list[str]
-) -> dict[str, Any]:
-    found, fix = None, ""
+def _package(name: str, advice: list[str]) -> dict[str, Any]:
+    (supported, needed, purpose), found, fix = PACKAGES[name], None, ""
     try:
         from packaging.specifiers import SpecifierSet  # comes with transformers
 
@@ -98,21 +93,15 @@ def _package(
 
 def _show(stdout: Console, found: Mapping[str, Any]) -> None:
     stdout.print(found["system"], style="bold", soft_wrap=True)
-    for items, head in (
-        (found["packages"], ("package", "found", "supported", "for", "status")),
-        (found["ops"], ("op", "auto takes", "why", "status")),
-    ):
-        shown = table(*head, wraps=[len(head) - 2])
+    for items in filter(None, (found["packages"], found["ops"], found["checks"])):
+        shown = table(*items[0], wraps=range(len(items[0]) - 1))
         for item in items:
             shown.add_row(*(Text(cell or "-", _STYLES.get(cell, "")) for cell in item.values()))
-        stdout.print(shown if items else "")
-    for check in found["checks"]:
-        status = Text(check["status"], _STYLES[check["status"]])
-        stdout.print(Text(f"{check['name']}: ") + status + Text(f", {check['result']}"))
+        stdout.print(shown)
     for device in found["devices"]:
         stdout.print(", ".join(f"{key} {value}" for key, value in device.items()), soft_wrap=True)
-    stdout.print(found["runtime"] + "\n")
+    stdout.print(found["runtime"])
     for number, advice in enumerate(found["advice"], 1):
         stdout.print(f"What to do, {number}. {advice}")
     verdict = "can be used here" if found["usable"] else "cannot be used like this"
-    stdout.print(f"vtfast {verdict}.", style="bold")
+    stdout.print(f"\nvtfast {verdict}.", style="bold")

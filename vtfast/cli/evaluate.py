@@ -5,26 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vtfast.cli._options import (
-    AsJson,
-    Data,
-    Device,
-    DType,
-    HorizonLayer,
-    Layout,
-    Log,
-    Model,
-    Out,
-    Samples,
-    SceneSeed,
-    Seed,
-    SkipBad,
-    Task,
-    check_questions,
-    one_of,
-    shares,
-)
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table, working
+from vtfast.cli import _options as options
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
 from vtfast.presets import PRESETS, check_name
 
 if TYPE_CHECKING:
@@ -42,7 +24,7 @@ def _check_plans(plans: list[str] | None) -> list[str] | None:
 
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     plan: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,16 +42,16 @@ def evaluate(
             "a row each. Default: 0.5 (pyramiddrop: as released).",
         ),
     ] = None,
-    horizon: HorizonLayer = None,
-    task: Task = None,
-    data: Data = None,
-    samples: Samples = None,
-    skip_bad: SkipBad = False,
-    scene_seed: SceneSeed = 0,
-    seed: Seed = 0,
+    horizon: options.HorizonLayer = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    samples: options.Samples = None,
+    skip_bad: options.SkipBad = False,
+    scene_seed: options.SceneSeed = 0,
+    seed: options.Seed = 0,
     match: Annotated[
         str,
-        one_of(
+        options.one_of(
             "--match",
             "When an answer is right. exact: it equals the true answer but for case and "
             "punctuation; begins: it begins with the true answer.",
@@ -85,18 +67,18 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, metavar="INT", help="Questions asked together.")] = 8,
     positions: Annotated[
         str,
-        one_of(
+        options.one_of(
             "--positions",
             "keep the original positions, or renumber as the papers' code does.",
             *("keep", "renumber"),
         ),
     ] = "keep",
-    path: Layout = "auto",
-    log: Log = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    path: options.Layout = "auto",
+    log: options.Log = None,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
 ) -> None:
     """Compare plans on questions with known answers, beside the unpruned model.
 
@@ -118,15 +100,15 @@ def evaluate(
     In the JSON object: settings, and rows, each with name, accuracy, low, high,
     lost, gained, average_tokens, flops_ratio, time_ratio, kv_bytes and pareto.
     """
-    check_questions(task, data)
-    budgets = None if keep is None else shares(keep)
+    source = options.source_of_questions(task, data)
+    budgets = None if keep is None else options.shares(keep)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         import torch
 
         from vtfast import evaluation
-        from vtfast.cli._checkpoints import find, loaded
-        from vtfast.cli._questions import protect, questions
+        from vtfast.cli._checkpoints import find
+        from vtfast.cli._questions import measured, protect, questions
         from vtfast.distributed import this_process
 
     plans = [evaluation.named_plan(name) for name in plan or DEFAULT_PLANS]
@@ -134,20 +116,9 @@ def evaluate(
     if here.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{here.local}"
     checkpoint = find(model, stderr)
-    asked = questions(
-        checkpoint,
-        stderr,
-        task=task,
-        data=data,
-        samples=samples,
-        seed=scene_seed,
-        skip_bad=skip_bad,
-    )
+    asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr)
     protect(asked, out, data, log)
-    with (
-        loaded(checkpoint, device, dtype, stderr) as network,
-        working(stderr, asked.task, len(asked)) as tick,
-    ):
+    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = evaluation.evaluate(
             network,
             asked,

@@ -5,37 +5,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vtfast.cli._options import (
-    AsJson,
-    Data,
-    Device,
-    DType,
-    Layers,
-    Log,
-    Model,
-    Out,
-    Per,
-    Samples,
-    SceneSeed,
-    SkipBad,
-    Task,
-    Window,
-    check_questions,
-    layer_numbers,
-)
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table, working
+from vtfast.cli import _options as options
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
 
 if TYPE_CHECKING:
     from vtfast.information import Horizon
 
 
 def horizon(
-    model: Model,
-    task: Task = None,
-    data: Data = None,
-    samples: Samples = None,
-    skip_bad: SkipBad = False,
-    seed: SceneSeed = 0,
+    model: options.Model,
+    task: options.Task = None,
+    data: options.Data = None,
+    samples: options.Samples = None,
+    skip_bad: options.SkipBad = False,
+    seed: options.SceneSeed = 0,
     maps: Annotated[
         int,
         typer.Option(
@@ -48,14 +31,14 @@ def horizon(
         float,
         typer.Option(metavar="SHARE", help="What may be lost, as a share of the full model's."),
     ] = 0.01,
-    layers: Layers = None,
-    window: Window = None,
-    per: Per = "mean_token",
-    log: Log = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    layers: options.Layers = None,
+    window: options.Window = None,
+    per: options.Per = "mean_token",
+    log: options.Log = None,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
 ) -> None:
     """Measure from which layer on a model needs no visual tokens for a task.
 
@@ -76,23 +59,18 @@ def horizon(
     In the JSON object: layer, interval, layers, and curves (information,
     absolute, p_loss, accuracy_loss), each with mean, low and high by layer.
     """
-    check_questions(task, data)
-    chosen = layer_numbers(layers)
+    source = options.source_of_questions(task, data)
+    chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
-        from vtfast.cli._checkpoints import find, loaded
-        from vtfast.cli._questions import protect, questions
+        from vtfast.cli._checkpoints import find
+        from vtfast.cli._questions import measured, protect, questions
 
     checkpoint = find(model, stderr)
-    asked = questions(
-        checkpoint, stderr, task=task, data=data, samples=samples, seed=seed, skip_bad=skip_bad
-    )
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
     protect(asked, out, data, log)
-    with (
-        loaded(checkpoint, device, dtype, stderr) as network,
-        working(stderr, asked.task, len(asked)) as tick,
-    ):
+    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.horizon(
             network,
             asked,

@@ -12,21 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vtfast import __version__
-from vtfast.cli._options import (
-    AsJson,
-    Device,
-    DType,
-    HorizonLayer,
-    Images,
-    Keep,
-    Layout,
-    Model,
-    Out,
-    Plan,
-    Seed,
-    check_not_read,
-    one_of,
-)
+from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, loading_libraries, table, working, writing
 from vtfast.errors import InputError
 
@@ -39,9 +25,9 @@ _PLAN_FIELDS = ("name", "keep", "horizon", "horizon_source")
 
 
 def run(
-    model: Model,
+    model: options.Model,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")],
-    image: Images = None,
+    image: options.Images = None,
     video: Annotated[
         list[Path] | None,
         typer.Option(
@@ -50,9 +36,9 @@ def run(
             "models that take video (Qwen2.5-VL).",
         ),
     ] = None,
-    plan: Plan = "divprune+random",
-    keep: Keep = None,
-    horizon: HorizonLayer = None,
+    plan: options.Plan = "divprune+random",
+    keep: options.Keep = None,
+    horizon: options.HorizonLayer = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -62,8 +48,8 @@ def run(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="INT", help="Longest answer, in tokens.")
     ] = 64,
-    out: Out = None,
-    as_json: AsJson = False,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
     max_frames: Annotated[
         int,
         typer.Option(min=1, metavar="INT", help="Take at most so many frames, evenly spaced."),
@@ -72,13 +58,13 @@ def run(
         float | None,
         typer.Option(metavar="NUMBER", help="Frames per second. Default: the GIF's own, else 2."),
     ] = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
-    seed: Seed = 0,
-    path: Layout = "auto",
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    seed: options.Seed = 0,
+    path: options.Layout = "auto",
     impl: Annotated[
         str,
-        one_of(
+        options.one_of(
             "--impl",
             "Implementation of the ops: auto, eager, triton.",
             *("auto", "eager", "triton"),
@@ -115,7 +101,7 @@ def run(
     if fps is not None and not 0 < fps < 1000:
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     read = [*(image or ()), *(video or ())]
-    check_not_read(
+    options.check_not_read(
         out, [*read, *(file for path in read if path.is_dir() for file in path.iterdir())]
     )
     stdout, stderr = consoles()

@@ -5,23 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vtfast.cli._options import (
-    AsJson,
-    Data,
-    Device,
-    DType,
-    Images,
-    Layers,
-    Model,
-    Out,
-    Per,
-    SceneSeed,
-    SkipBad,
-    Task,
-    Window,
-    check_questions,
-    layer_numbers,
-)
+from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, table, working
 from vtfast.errors import InputError
 
@@ -30,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def score(
-    model: Model,
-    image: Images = None,
+    model: options.Model,
+    image: options.Images = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question.")] = None,
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The true answer.")] = None,
-    task: Task = None,
-    data: Data = None,
-    skip_bad: SkipBad = False,
+    task: options.Task = None,
+    data: options.Data = None,
+    skip_bad: options.SkipBad = False,
     sample: Annotated[
         int, typer.Option(min=0, metavar="INT", help="Which scene or good line, from 0.")
     ] = 0,
-    seed: SceneSeed = 0,
-    layers: Layers = None,
-    window: Window = None,
-    per: Per = "mean_token",
-    out: Out = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    seed: options.SceneSeed = 0,
+    layers: options.Layers = None,
+    window: options.Window = None,
+    per: options.Per = "mean_token",
+    out: options.Out = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
 ) -> None:
     """Score how much of an answer each visual token still carries, layer by layer.
 
@@ -68,13 +52,13 @@ def score(
     In the JSON object: layers, per, p_full, p_without (by layer), and pictures,
     each with scores (by layer and unit), grid, and columns of its units.
     """
-    own = None
-    if image or prompt or answer:
-        if not (image and prompt and answer):
-            raise InputError("--image, --prompt and --answer go together; pass all three")
-        own = image, prompt, answer
-    check_questions(task, data, own=own is not None)
-    chosen = layer_numbers(layers)
+    own = (image, prompt, answer)
+    if any(own) and not all(own):
+        raise InputError("--image, --prompt and --answer go together; pass all three")
+    if any(own) and (task or data):
+        raise InputError("pass exactly one of --task, --data, and --image")
+    source = None if any(own) else options.source_of_questions(task, data)
+    chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
@@ -84,14 +68,12 @@ def score(
         from vtfast.inputs.pictures import open_picture
 
     checkpoint = find(model, stderr)
-    if own:
-        pictures = tuple(open_picture(path) for path in own[0])
-        example = Example(pictures, own[1], own[2], "--image")
-        asked = Dataset(checkpoint.processor, [example], "your question")
+    if source is not None:
+        asked = questions(checkpoint, source, None, seed, skip_bad, stderr)
     else:
-        asked = questions(
-            checkpoint, stderr, task=task, data=data, samples=None, seed=seed, skip_bad=skip_bad
-        )
+        pictures = tuple(open_picture(path) for path in image or ())
+        example = Example(pictures, str(prompt), str(answer), "--image")
+        asked = Dataset(checkpoint.processor, [example], "your question")
     protect(asked, out, data, *(image or ()))
     if sample >= len(asked):
         raise InputError(f"--sample {sample}: there are {len(asked)}; count from 0")

@@ -5,26 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vtfast.cli._options import (
-    AsJson,
-    Data,
-    Device,
-    DType,
-    Layers,
-    Log,
-    Model,
-    Out,
-    Per,
-    Samples,
-    SceneSeed,
-    SkipBad,
-    Task,
-    Window,
-    check_questions,
-    layer_numbers,
-    shares,
-)
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table, working
+from vtfast.cli import _options as options
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
 from vtfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,12 +16,12 @@ _METHODS_SHOWN = 4  # side by side, in 80 columns
 
 
 def sweep(
-    model: Model,
-    task: Task = None,
-    data: Data = None,
-    samples: Samples = None,
-    skip_bad: SkipBad = False,
-    seed: SceneSeed = 0,
+    model: options.Model,
+    task: options.Task = None,
+    data: options.Data = None,
+    samples: options.Samples = None,
+    skip_bad: options.SkipBad = False,
+    seed: options.SceneSeed = 0,
     methods: Annotated[
         str,
         typer.Option(
@@ -61,14 +43,14 @@ def sweep(
             "information needs it.",
         ),
     ] = False,
-    layers: Layers = None,
-    window: Window = None,
-    per: Per = "mean_token",
-    log: Log = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    layers: options.Layers = None,
+    window: options.Window = None,
+    per: options.Per = "mean_token",
+    log: options.Log = None,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
 ) -> None:
     """Prune at every layer with every method, and see what accuracy is left.
 
@@ -89,26 +71,21 @@ def sweep(
     In the JSON object: accuracy_full, without (all dropped, by layer), and rows,
     each with method, layer, keep, accuracy, low, high, seeds, p and retained.
     """
-    check_questions(task, data)
+    source = options.source_of_questions(task, data)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if no_scores and "information" in names:
         raise InputError("--no-scores leaves nothing to choose by for the method information")
-    budgets, chosen = shares(keep), layer_numbers(layers)
+    budgets, chosen = options.shares(keep), options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
-        from vtfast.cli._checkpoints import find, loaded
-        from vtfast.cli._questions import protect, questions
+        from vtfast.cli._checkpoints import find
+        from vtfast.cli._questions import measured, protect, questions
 
     checkpoint = find(model, stderr)
-    asked = questions(
-        checkpoint, stderr, task=task, data=data, samples=samples, seed=seed, skip_bad=skip_bad
-    )
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
     protect(asked, out, data, log)
-    with (
-        loaded(checkpoint, device, dtype, stderr) as network,
-        working(stderr, asked.task, len(asked)) as tick,
-    ):
+    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.sweep(
             network,
             asked,

@@ -4,6 +4,8 @@ Small files come first: the configuration decides whether vtfast can prune the m
 whether the plan fits it, and the processor whether the prompt can be encoded. Weights come last.
 """
 
+import os
+import shutil
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ from vtfast.patching import patch
 from vtfast.processors import Qwen25VLProcessor
 
 _LOGS = (logging, hub_logging)
+_LARGE_MODEL = 20e9  # bytes of the weights of a 7B model, and room to spare
 _HUB_SECONDS = 10  # the hub has to answer; transformers itself would retry for half a minute
 
 
@@ -187,6 +190,9 @@ def _find_on_hub(name: str) -> bool:
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason, fix = f"{constants.ENDPOINT} answers with status {status}", "try again later"
+    except PermissionError as error:
+        reason = f"it cannot be kept in {constants.HF_HUB_CACHE} ({short(error)})"
+        fix = "set HF_HOME to a folder of yours"
     except (HTTPError, OSError) as error:
         reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "connect"
     else:
@@ -194,6 +200,24 @@ def _find_on_hub(name: str) -> bool:
     if cached:
         return True
     raise InputError(f"{start}not in the local cache; {reason}; {fix}, or pass a local folder")
+
+
+def hub_cache() -> str:
+    """The folder in which models from the hub are kept, and its free space.
+
+    Raises UserWarning, with what to do, if it has no room for a model of 7B or is not writable.
+    """
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free, fix = shutil.disk_usage(there).free, "set HF_HOME to a folder of yours with room"
+    about = f"{folder}, {free / 1e9:.0f} GB free"
+    if constants.HF_HUB_OFFLINE:
+        about += ", offline (HF_HUB_OFFLINE)"
+    if not os.access(there, os.W_OK):
+        raise UserWarning(f"{about}, is not writable: {fix}")
+    if free < _LARGE_MODEL:
+        raise UserWarning(f"{about}, does not hold a model of 7B: {fix}")
+    return about
 
 
 @contextmanager
