@@ -73,7 +73,7 @@ def test_no_progress_where_stderr_is_no_terminal(shown: SimpleNamespace) -> None
     assert shown.stderr == ""
 
 
-def test_json_has_a_column_per_way_to_run(record: dict) -> None:
+def test_json_has_a_column_for_the_full_model_and_every_keep(record: dict) -> None:
     assert [column["name"] for column in record["columns"]] == COLUMNS
     assert [column["keep"] for column in record["columns"]] == [None, 0.75, 0.5]
     full, *pruned = record["columns"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 
 import vtfast
 from vtfast import toy
+from vtfast.cli import _answering
 from vtfast.cli._answering import ask
 from vtfast.cli._kept_views import kept_views
 from vtfast.errors import InputError
@@ -43,7 +45,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*options: object) -> dict:
     """`vtfast run --json` of the bundled Qwen2.5-VL."""
     ask = ("run", "--model", "toy-qwen", "--prompt", QUESTION, "--json", *options)
-    return json.loads(answered(*ask).stdout)
+    with mock.patch.object(_answering, "ROUNDS", 1):
+        return json.loads(answered(*ask).stdout)
 
 
 def test_pictures_of_several_sizes_are_read_right(pictures: list[Path]) -> None:

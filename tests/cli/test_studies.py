@@ -75,7 +75,7 @@ def test_data_is_read_from_a_file_and_bad_lines_are_reported(folder):
     asked = ("--data", "mine.jsonl", "--maps", "0", "--layers", "7")
     line = refused(call("horizon", *MODEL, *asked))
     assert "--data mine.jsonl, line 2: picture gone.png: there is no such file" in line
-    assert 'line 3: "answer" is no text; correct them or pass --skip-bad' in line
+    assert 'line 3: "answer" is not text; correct them or pass --skip-bad' in line
     result = answered("horizon", *MODEL, *asked, "--skip-bad")
     assert "on mine: " in result.stdout
     assert "skipped line 2" in result.stderr
@@ -86,7 +86,7 @@ def test_score_leaves_out_bad_lines_as_the_others_do(folder):
     good = {"image": "a.png", "question": "read the code .", "answer": "K 1 M"}
     (folder / "mine.jsonl").write_text(f"{{\n{json.dumps(good)}\n")
     asked = ("--data", "mine.jsonl", "--layers", "7", "--window", "8")
-    assert "line 1: no JSON" in refused(call("score", *MODEL, *asked))
+    assert "line 1: it is not JSON" in refused(call("score", *MODEL, *asked))
     result = answered("score", *MODEL, *asked, "--skip-bad")
     assert "answer 'K 1 M'" in result.stdout
     assert "skipped line 1" in result.stderr
