@@ -162,9 +162,7 @@ def test_a_folder_without_pictures_says_how_to_split_a_film(tmp_path: Path) -> N
 
 def test_a_film_says_how_to_split_it(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
-    with pytest.raises(
-        InputError, match=r"^--video \S+film.mp4 is not .*; split a film into"
-    ):
+    with pytest.raises(InputError, match=r"^--video \S+film.mp4 is not .*; split a film into"):
         read_clip([tmp_path / "film.mp4"], 16)
 
 

@@ -1,6 +1,7 @@
 """What commands print, and where: progress on stderr; tables, text or JSON on stdout; pictures."""
 
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from vtfast.errors import InputError
 
 def consoles() -> tuple[Console, Console]:
     """stdout, on which nothing is read as markup, and stderr."""
+    if hasattr(sys.stdout, "reconfigure"):  # a model may say what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, markup=False, emoji=False), Console(stderr=True)
 
 

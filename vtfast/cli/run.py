@@ -1,9 +1,9 @@
 """`vtfast run`: ask a model about pictures with fewer visual tokens, and see what that saves."""
 
 import json
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vtfast.cli._answering import Answer
     from vtfast.inputs.prompts import Prompt
     from vtfast.patching import Handle
-
-_PLAN_FIELDS = ("name", "keep", "horizon", "horizon_source")
 
 
 def run(
@@ -105,8 +103,6 @@ def run(
         out, [*read, *(file for path in read if path.is_dir() for file in path.iterdir())]
     )
     stdout, stderr = consoles()
-    if hasattr(sys.stdout, "reconfigure"):  # a model may say what a terminal cannot show
-        sys.stdout.reconfigure(errors="replace")
     from vtfast.inputs.pictures import open_picture, read_clip
 
     images = [(file.name, open_picture(file)) for file in image or ()]
@@ -114,6 +110,7 @@ def run(
     with loading_libraries(stderr):
         from vtfast.cli._answering import alternate, ask, ask_on_terminal, with_median_times
         from vtfast.cli._checkpoints import find, loaded
+        from vtfast.inputs.checkpoints import quiet
         from vtfast.inputs.prompts import Prompt
         from vtfast.patching import patch
 
@@ -121,37 +118,35 @@ def run(
     how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     how |= {"plan": plan, "seed": seed, "path": path, "impl": impl}
     checkpoint = find(model, stderr)
-    checkpoint.check_plan(**how)
-    asked = Prompt(checkpoint, prompt, images, clip)
+    with quiet(), working(stderr, "checking the plan and the prompt"):
+        checkpoint.check_plan(**how)
+        asked = Prompt(checkpoint, prompt, images, clip)
     with loaded(checkpoint, device, dtype, stderr) as network:
+        answer_of = partial(ask, network, asked, max_new_tokens)
         with patch(network, **how, record=out is not None) as handle:
             if as_json:
                 with working(stderr, "the pruned model answers", max_new_tokens) as tick:
-                    answer = ask(network, asked, max_new_tokens, on_token=tick)
+                    answer = answer_of(on_token=tick)
             else:
                 answer = ask_on_terminal(network, asked, max_new_tokens, stdout, stderr)
         answers, rounds = {"pruned": answer}, 0
         if compare:
             with working(stderr, "the unpruned model answers", max_new_tokens) as tick:
-                unpruned = ask(network, asked, max_new_tokens, on_token=tick)
-            answers = {"unpruned": unpruned, "pruned": answer}
+                answers = {"unpruned": answer_of(on_token=tick), **answers}
 
-            def ask_pruned() -> "Answer":
+            def pruned() -> "Answer":
                 with patch(network, **how):
-                    return ask(network, asked, max_new_tokens)
+                    return answer_of()
 
-            variants = {
-                "unpruned": lambda: ask(network, asked, max_new_tokens),
-                "pruned": ask_pruned,
-            }
             with working(stderr, "timing both in turn") as tick:
-                timed = alternate(variants, tick)
+                timed = alternate({"unpruned": answer_of, "pruned": pruned}, tick)
             rounds = len(timed["pruned"])
             answers = {name: with_median_times(answers[name], timed[name]) for name in answers}
     num_layers: int = network.config.get_text_config().num_hidden_layers
     assert handle.report is not None
     seen = {"unpruned": [len(asked.columns)] * num_layers, "pruned": [*handle.report.tokens[0]]}
     flops = handle.plan.flops_ratio(network.config, asked.pictures, asked.text_tokens)
+    fields = ("name", "keep", "horizon", "horizon_source")
     record = {
         "version": __version__,
         "model": model,
@@ -166,7 +161,7 @@ def run(
         "visual_tokens_per_picture": asked.pictures,
         "text_tokens": asked.text_tokens,
         "plan": {
-            **{name: getattr(handle.plan, name) for name in _PLAN_FIELDS},
+            **{name: getattr(handle.plan, name) for name in fields},
             "seed": seed,
             "stages": [
                 {"layer": s.layer, "method": s.method, "keep": s.keep} for s in handle.plan.stages
@@ -208,7 +203,7 @@ def _notes(record: Mapping[str, Any], unknown: Sequence[str], most: int, toy: bo
     """What the numbers do not say by themselves."""
     rounds, pruned = record["timed_rounds"], record["runs"][-1]
     if rounds:
-        times = f"Times: median of {rounds} round{'s' * (rounds != 1)}, one after the other in "
+        times = f"Times: median of {rounds} round{'s' * (rounds != 1)}, one after the other, in "
         times += "changing order, both warmed up."
     else:
         times = "Times of a first run, with all that is done once; --compare warms up and takes "
