@@ -239,7 +239,6 @@ def _draw(out: Path, record: Mapping[str, Any], asked: "Prompt", handle: "Handle
 
 
 def _show(stdout: Console, record: Mapping[str, Any], plan: str) -> None:
-    """Print what `record` holds as tables."""
     from vtfast.cli._answering import printable
 
     runs, where = record["runs"], record["device"]
