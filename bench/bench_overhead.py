@@ -46,7 +46,7 @@ from timing import summary
 
 import vtfast
 from vtfast import Plan, Prune
-from vtfast.cli._prefill import TINY, MidSize
+from vtfast.cli._prefill_race import TINY, MidSize
 from vtfast.runtime.names import cache_argument, returned_cache
 
 OP = "overhead"

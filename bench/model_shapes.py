@@ -2,7 +2,7 @@
 
 LLaVA-1.5-7B and Qwen2.5-VL-7B have the shapes that their checkpoints' configurations give, and are
 made on the device itself: nothing is downloaded and nothing is read from a disk. What the weights
-are does not decide how long a prefill takes. For a CPU there is the model of `vtfast.cli._prefill`.
+are does not decide how long a prefill takes. For a CPU there is the model that `vtfast demo` times.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from transformers import (
     Qwen2_5_VLConfig,
 )
 
-from vtfast.cli._prefill import MidSize
+from vtfast.cli._prefill_race import MidSize
 
 PATCH = 14  # pixels a side, in both families
 

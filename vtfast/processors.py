@@ -1,8 +1,7 @@
-"""Qwen2.5-VL's processor on Pillow alone.
+"""A processor for Qwen2.5-VL that needs Pillow only, without torchvision.
 
-transformers' `Qwen2_5_VLProcessor` cannot be built without torchvision, because of the videos. This
-one can: it is the same class with stock parts, tokenizer and Pillow image processor, and makes
-frames of a clip into patches by way of the image processor.
+transformers' `Qwen2_5_VLProcessor` cannot be built without torchvision, which its video processor
+needs. This subclass can: it turns the frames of a video into patches with the image processor.
 
     processor = Qwen25VLProcessor.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
     inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
@@ -24,7 +23,7 @@ FPS = 2.0  # at which Qwen's own tools sample a clip
 
 
 class Qwen25VLProcessor(Qwen2_5_VLProcessor):
-    """`Qwen2_5_VLProcessor` without torchvision, from an image processor and a tokenizer.
+    """`Qwen2_5_VLProcessor` without torchvision, made of an image processor and a tokenizer.
 
     Called with `text` (a prompt or a list of them) and `images`, `videos` or both, it returns
     input_ids, attention_mask and mm_token_type_ids, int64 [B, S]; for pictures pixel_values fp32
@@ -33,8 +32,8 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
     `return_tensors` are the tokenizer's.
 
     A clip is a list of frames (Pillow pictures, or one array [frames, height, width, 3]), already
-    sampled, at `fps` frames per second (default 2). Differs from the stock processor: frames are
-    resized under the limits for pictures, each by itself, and nothing is read from video files.
+    sampled, at `fps` frames per second (default 2). Unlike the stock processor, it resizes each
+    frame by itself, under the limits for pictures, and reads no video files.
     """
 
     video_processor = None  # clips go through the image processor
@@ -98,10 +97,10 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
         return inputs, [self.replace_video_token(inputs, i) for i in range(len(clips))]
 
     def _clip_patches(self, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """Patches of a clip and its grid. A frame too few is made up for by repeating the last.
+        """Patches of a clip and its grid; an odd number of frames is filled up with the last one.
 
         The image processor repeats a picture to fill the frames of a patch; here each repetition
-        becomes the frame that belongs there.
+        is replaced by the frame that belongs there.
         """
         depth, side = self.image_processor.temporal_patch_size, self.image_processor.patch_size
         frames = [*clip, *[clip[-1]] * (-len(clip) % depth)]
@@ -115,10 +114,9 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
 
 
 def _clips(videos: Any) -> list[np.ndarray]:
-    """A clip, a list of clips or a list of those as clips uint8 [frames, height, width, 3].
+    """Clips, uint8 [frames, height, width, 3] each, from one clip or from nested lists of clips.
 
-    Raises InputError for something else than frames, and for frames that are none or of several
-    sizes.
+    Raises InputError for a file name, a clip without frames, and frames of different sizes.
     """
     if isinstance(videos, str | Path):
         raise InputError(f"videos={str(videos)!r} is a file; pass the frames as a list of pictures")

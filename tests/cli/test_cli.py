@@ -1,8 +1,10 @@
-"""The command `vtfast`: help, versions, and one line where the user is at fault. No model runs."""
+"""The command `vtfast`: help, versions, and one line for a user's mistake. No model runs."""
 
 import importlib
 import re
+import runpy
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,16 +14,55 @@ from command import call, python, refused
 from repository import ROOT
 
 import vtfast
+from vtfast import cli
 from vtfast.errors import PlanError
 from vtfast.presets import PRESETS
+from vtfast.toy import TASKS
 from vtfast.toy.scene import Scene
+
+# Command: how many examples its help shows at least, and all of its options.
+_STUDY = "model task data skip-bad seed layers window per out json device dtype"
+COMMANDS = {
+    "demo": (5, "plan keep seed out json scene-seed no-timing"),
+    "run": (
+        4,
+        "model image video prompt plan keep horizon compare max-new-tokens out json max-frames fps "
+        "device dtype seed path impl",
+    ),
+    "score": (3, f"{_STUDY} image prompt answer sample"),
+    "horizon": (3, f"{_STUDY} samples log maps tolerance"),
+    "sweep": (3, f"{_STUDY} samples log methods keep seeds no-scores"),
+    "evaluate": (
+        3,
+        "model plan keep horizon task data samples skip-bad scene-seed seed match max-new-tokens "
+        "batch positions path log out json device dtype",
+    ),
+    "doctor": (2, "json"),
+}
+MEASURING = ("score", "horizon", "sweep", "evaluate")
+
+
+class RanError(Exception):
+    """Raised in place of the work of a command, once its options are accepted."""
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> type[RanError]:
+    """What every command raises now when it would begin its work."""
+
+    def begin() -> None:
+        raise RanError
+
+    for command in COMMANDS:
+        monkeypatch.setattr(importlib.import_module(f"vtfast.cli.{command}"), "consoles", begin)
+    return RanError
 
 
 def examples_of(command: str) -> list[list[str]]:
     """The command lines that the help of a command shows on a narrow terminal, as words."""
     shown = call(command, "--help", columns=80).stdout
     lines = (line.strip() for line in re.sub(r"\\\s*\n", " ", shown).splitlines())
-    started = [line for line in lines if line.startswith(f"vtfast {command}")]
+    started = [line for line in lines if re.match(rf"(torchrun .*)?vtfast {command}", line)]
     return [shlex.split(line.partition("#")[0].partition("|")[0]) for line in started]
 
 
@@ -33,51 +74,53 @@ def test_vtfast_alone_prints_help(arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
     assert result.exit_code == 0
     assert "Usage: vtfast" in result.stdout
-    assert "demo" in result.stdout
+    assert [command for command in COMMANDS if command not in result.stdout] == []
 
 
-@pytest.mark.parametrize(
-    ("command", "count", "options"),
-    [
-        ("demo", 3, {"--plan", "--keep", "--json", "--scene-seed"}),
-        ("run", 4, {"--model", "--image", "--video", "--prompt", "--keep", "--compare", "--json"}),
-        ("doctor", 2, {"--json"}),
-    ],
-)
-def test_help_teaches_by_examples(command: str, count: int, options: set[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_examples_that_are_accepted(command: str, ran: type[RanError]) -> None:
     examples = examples_of(command)
-    assert len(examples) >= count
-    assert options <= {word for example in examples for word in example if word[:2] == "--"}
+    assert len(examples) >= COMMANDS[command][0]
+    for example in examples:
+        words = example[example.index(command) :]
+        assert type(call(*words).exception) is ran, example
 
 
-@pytest.mark.parametrize("command", ["demo", "run"])
-def test_help_names_every_option_and_preset(command: str) -> None:
-    options = {"demo": "plan keep seed out json scene-seed no-timing"}
-    options["run"] = "model image video prompt plan keep horizon compare max-new-tokens out json "
-    options["run"] += "max-frames fps device dtype seed path impl"
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command: str) -> None:
     shown = call(command, "--help").stdout
-    assert [name for name in options[command].split() if f"--{name} " not in shown] == []
+    assert set(re.findall(r"^│[ *]+--([\w-]+)", shown, re.MULTILINE)) == {
+        *COMMANDS[command][1].split(),
+        "help",
+    }
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "evaluate"])
+def test_help_names_every_preset(command: str) -> None:
+    shown = call(command, "--help").stdout
     assert [preset for preset in PRESETS if preset not in shown] == []
 
 
-def test_help_of_run_documents_the_json_object() -> None:
-    shown = call("run", "--help").stdout
-    for field in ("visual_tokens_per_layer", "seconds_to_first_token", "kv_cache_bytes"):
-        assert field in shown
+@pytest.mark.parametrize("command", MEASURING)
+def test_help_names_every_task(command: str) -> None:
+    shown = call(command, "--help").stdout
+    assert [task for task in TASKS if task not in shown] == []
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "doctor"])
-def test_the_examples_in_the_help_are_accepted(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran = []
-    monkeypatch.setattr(
-        importlib.import_module(f"vtfast.{command}"), "run", lambda settings: ran.append(settings)
-    )
-    examples = examples_of(command)
-    for example in examples:
-        assert call(*example[1:]).exit_code == 0, example
-    assert len(ran) == len(examples) > 0
+@pytest.mark.parametrize("command", ["run", *MEASURING])
+def test_help_documents_the_json_object(command: str) -> None:
+    shown = call(command, "--help").stdout
+    assert "In the JSON object:" in shown
+    fields = ("visual_tokens_per_layer", "seconds_to_first_token", "kv_cache_bytes")
+    assert command != "run" or [field for field in fields if field not in shown] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_breaks_no_line_of_its_own_at_80_columns(command: str) -> None:
+    shown = [line.strip() for line in call(command, "--help", columns=80).stdout.splitlines()]
+    function = getattr(importlib.import_module(f"vtfast.cli.{command}"), command)
+    lines = (line.strip() for line in function.__doc__.splitlines())
+    assert [line for line in lines if line not in (*shown, "\b")] == []
 
 
 def test_version() -> None:
@@ -85,27 +128,35 @@ def test_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"vtfast {vtfast.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "doctor"])
-def test_help_loads_nothing_heavy(command: str) -> None:
+def test_help_and_refusals_load_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'matplotlib', 'PIL', 'triton'}"
+    lines = [*([command, "--help"] for command in COMMANDS), ["demo", "--plan", "nonesuch"]]
     code = (
         "from vtfast.cli import app\n"
-        f"app([{command!r}, '--help'], standalone_mode=False)\n"
+        f"for line in {lines}:\n"
+        "    try:\n        app(line)\n"
+        "    except SystemExit as end:\n        print('code', end.code)\n"
         f"print('loaded:', *{heavy} & set(sys.modules))"
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
+    assert re.findall(r"^code (\d)$", done.stdout, re.MULTILINE) == ["0"] * len(COMMANDS) + ["2"]
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
-def test_the_console_script_and_the_module_are_one_command() -> None:
+def test_the_console_script_and_the_module_are_one_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"vtfast": "vtfast.cli:main"}
-    script = python("from vtfast.cli import main\nmain()", "demo", "--help")
-    code = "import runpy\nsys.argv[0] = 'vtfast'\nrunpy.run_module('vtfast', run_name='__main__')"
-    module = python(code, "demo", "--help")
-    assert script.stdout == module.stdout != ""
-    assert "Usage: vtfast demo" in script.stdout
+    monkeypatch.setattr(sys, "argv", ["vtfast", "demo", "--help"])
+    shown = []
+    for start in (cli.main, lambda: runpy.run_module("vtfast", run_name="__main__")):
+        with pytest.raises(SystemExit, match="0"):
+            start()
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "Usage: vtfast demo" in shown[0]
 
 
 # Refusals
@@ -160,44 +211,25 @@ def test_out_may_not_be_a_folder(tmp_path: Path) -> None:
     assert "is a folder; pass the name of a file" in refused(call("demo", "--out", str(folder)))
 
 
-@pytest.mark.parametrize("command", ["demo", "run"])
+@pytest.mark.parametrize("command", [("demo",), SHOW], ids=["demo", "run"])
 def test_a_picture_that_could_not_be_written_is_refused_first(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], ran: type[RanError], tmp_path: Path
 ) -> None:
-    import vtfast.cli.demo
-    import vtfast.cli.run
-
-    for module in (vtfast.cli.demo, vtfast.cli.run):
-        monkeypatch.setattr(module, "run", lambda settings: pytest.fail("it ran"))
     link = tmp_path / "kept.png"
     link.symlink_to(tmp_path / "gone" / "kept.png")
-    line = refused(call(*(SHOW if command == "run" else ("demo",)), "--out", link))
+    line = refused(call(*command, "--out", link))
     assert line == f"error: cannot write {link}: No such file or directory; pass another --out"
 
 
 def test_trying_whether_a_picture_can_be_written_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ran: type[RanError]
 ) -> None:
-    import vtfast.cli.run
-
-    ran = []
-    monkeypatch.setattr(vtfast.cli.run, "run", ran.append)
     old = tmp_path / "old.png"
     old.write_text("kept as it is")
     for path in (old, tmp_path / "new.png"):
-        assert call(*SHOW, "--out", path).exit_code == 0
-    assert len(ran) == 2
+        assert type(call(*SHOW, "--out", path).exception) is ran
     assert [file.name for file in tmp_path.iterdir()] == ["old.png"]
     assert old.read_text() == "kept as it is"
-
-
-def test_bad_input_is_refused_before_anything_heavy_is_loaded() -> None:
-    code = (
-        "from vtfast.cli import main\n"
-        "try:\n    main()\n"
-        "finally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    assert "unknown preset" in refused(python(code, "demo", "--plan", "nonesuch"))
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])
@@ -206,26 +238,28 @@ def test_without_the_cli_extra_one_line_says_what_to_install(name: str) -> None:
     assert refused(python(code)) == f"error: vtfast needs {name}; pip install 'vtfast[cli]'"
 
 
-def test_without_matplotlib_one_line_says_what_to_install() -> None:
-    code = "sys.modules['matplotlib'] = None\nfrom vtfast.cli import main\nmain()"
-    line = refused(python(code, "demo"))
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refused(call("demo"))
     assert line == "error: the picture needs matplotlib; pip install 'vtfast[plot]'"
 
 
+def _fail(monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | BaseException) -> None:
+    """Let `vtfast demo` end in an error once its options are accepted."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("vtfast.cli.demo"), "consoles", fail)
+
+
 def test_an_error_of_the_library_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vtfast.cli.demo
-
-    def fail(settings: object) -> None:
-        raise PlanError("keep=0.9: too much; pass less")
-
-    monkeypatch.setattr(vtfast.cli.demo, "run", fail)
+    _fail(monkeypatch, PlanError("keep=0.9: too much; pass less"))
     assert refused(call("demo")) == "error: keep=0.9: too much; pass less"
 
 
-def test_a_bug_of_ours_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vtfast.cli.demo
-
-    monkeypatch.setattr(vtfast.cli.demo, "run", lambda settings: 1 // 0)
+def test_a_bug_of_vtfast_is_not_reported_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail(monkeypatch, ZeroDivisionError)
     result = call("demo")
     assert isinstance(result.exception, ZeroDivisionError)
     assert "error:" not in result.stderr
@@ -235,25 +269,18 @@ def test_a_bug_of_ours_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatc
 def test_an_interrupt_ends_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
-    import vtfast.cli.demo
-
-    def fail(settings: object) -> None:
-        raise interrupt
-
-    monkeypatch.setattr(vtfast.cli.demo, "run", fail)
+    _fail(monkeypatch, interrupt)
     result = call("demo")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
 
 
-def test_what_was_asked_about_is_not_written_over(tmp_path: Path) -> None:
+def test_what_was_asked_about_is_not_written_over(tmp_path: Path, ran: type[RanError]) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
     for picture in (tmp_path / "mine.png", frames / "0.png"):
         Scene.from_seed(0).picture().save(picture)
         before = picture.read_bytes()
         source = ("--video", frames) if picture.parent == frames else ("--image", picture)
-        ask = ("run", "--model", "toy-llava", "--prompt", "read the code .")
-        result = call(*ask, *source, "--out", picture)
-        assert result.exit_code == 2
-        assert "is one of the pictures asked about" in result.stderr
+        line = refused(call(*ASK, *source, "--out", picture))
+        assert f"would write over {picture}; pass another name" in line
         assert picture.read_bytes() == before

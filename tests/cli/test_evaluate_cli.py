@@ -35,7 +35,7 @@ def test_the_command_prints_draws_and_goes_on(tmp_path, monkeypatch):
         ((*ASKED, "--plan", "paper:divprune"), "plan paper:divprune: expected one such as"),
         ((*ASKED, "--plan", "paper:vtw:7"), "no released setting"),
         ((*ASKED, "--plan", "paper:dart+vtw:64"), "the model has 8 decoder layers"),
-        (("evaluate", *MODEL), "pass one of --task and --data"),
+        (("evaluate", *MODEL), "pass exactly one of --task and --data"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, says):

@@ -4,8 +4,8 @@ import pytest
 
 import vtfast
 from vtfast import toy
-from vtfast.cli import _commands
 from vtfast.cli._interview import Interview
+from vtfast.cli.demo import DEFAULT_SCENE
 from vtfast.errors import PlanError
 from vtfast.kernels.ragged import Ragged
 from vtfast.presets import PRESETS
@@ -13,7 +13,7 @@ from vtfast.presets import PRESETS
 
 @pytest.fixture(scope="module")
 def interview() -> Interview:
-    return Interview.bundled(_commands.DEFAULT_SCENE)
+    return Interview.bundled(DEFAULT_SCENE)
 
 
 def test_answers_are_those_of_the_model_asked_one_question_at_a_time(interview: Interview) -> None:

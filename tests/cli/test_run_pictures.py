@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import answered
+from command import answered, checkpoint
 from PIL import Image
 
 import vtfast
-from vtfast.cli._ask import ask
-from vtfast.inputs.checkpoints import find
+from vtfast.cli._answering import ask
+from vtfast.cli._kept_views import kept_views
 from vtfast.inputs.prompts import Prompt
 from vtfast.toy.scene import Scene
 
@@ -47,13 +47,13 @@ def test_the_picture_of_what_was_kept_has_a_row_per_picture(pictures: list[Path]
 
 
 def test_the_views_are_what_the_report_says_was_kept() -> None:
-    checkpoint = find("toy-llava")
+    found = checkpoint("toy-llava")
     images = [(str(i), Scene.from_seed(i).picture()) for i in range(2)]
-    prompt = Prompt(checkpoint, QUESTION, images)
-    model = checkpoint.weights(torch.device("cpu"), "auto")
+    prompt = Prompt(found, QUESTION, images)
+    model = found.weights(torch.device("cpu"), "auto")
     with vtfast.patch(model, keep=0.4, record=True) as handle:
         ask(model, prompt, 1)
-    views = prompt.views(handle)
+    views = kept_views(prompt, handle)
     assert [view.grid for view in views] == [(8, 8)] * 2
     for stage, (layer, kept) in enumerate(handle.report.kept.items()):
         ids = prompt.inputs["input_ids"][0]
@@ -65,13 +65,13 @@ def test_the_views_are_what_the_report_says_was_kept() -> None:
 
 def test_the_picture_shown_is_the_one_the_model_is_given() -> None:
     """A wide picture reaches this model squeezed into a square."""
-    checkpoint = find("toy-llava")
+    found = checkpoint("toy-llava")
     wide = Scene.from_seed(3).picture().resize((192, 96))
-    prompt = Prompt(checkpoint, QUESTION, [("wide", wide)])
-    model = checkpoint.weights(torch.device("cpu"), "auto")
+    prompt = Prompt(found, QUESTION, [("wide", wide)])
+    model = found.weights(torch.device("cpu"), "auto")
     with vtfast.patch(model, record=True) as handle:
         ask(model, prompt, 1)
-    (view,) = prompt.views(handle)
+    (view,) = kept_views(prompt, handle)
     expected = wide.resize((96, 96), Image.Resampling.BICUBIC)
     difference = np.abs(np.asarray(view.picture, int) - np.asarray(expected, int))
     assert difference.max() <= 2
@@ -80,9 +80,9 @@ def test_the_picture_shown_is_the_one_the_model_is_given() -> None:
 def test_a_processor_without_a_template_gets_llavas_plain_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint, scene = find("toy-llava"), Scene.from_seed(2)
-    templated = Prompt(checkpoint, QUESTION, [("scene", scene.picture())])
-    monkeypatch.setattr(checkpoint.processor, "chat_template", None)
-    plain = Prompt(checkpoint, QUESTION, [("scene", scene.picture())])
+    found, scene = checkpoint("toy-llava"), Scene.from_seed(2)
+    templated = Prompt(found, QUESTION, [("scene", scene.picture())])
+    monkeypatch.setattr(found.processor, "chat_template", None)
+    plain = Prompt(found, QUESTION, [("scene", scene.picture())])
     assert plain.written == templated.written == f"USER: <image>\n{QUESTION} ASSISTANT:"
     assert torch.equal(plain.inputs["input_ids"], templated.inputs["input_ids"])

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from command import answered, call, refused
+from command import answered, call, checkpoint, refused
 from PIL import Image
 
 import vtfast
 from vtfast import toy
-from vtfast.cli._ask import ask
+from vtfast.cli import _answering
+from vtfast.cli._answering import ask
+from vtfast.cli._kept_views import kept_views
 from vtfast.errors import InputError
-from vtfast.inputs.checkpoints import find
 from vtfast.inputs.pictures import Clip, open_picture
 from vtfast.inputs.prompts import Prompt
 
@@ -43,7 +45,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*options: object) -> dict:
     """`vtfast run --json` of the bundled Qwen2.5-VL."""
     ask = ("run", "--model", "toy-qwen", "--prompt", QUESTION, "--json", *options)
-    return json.loads(answered(*ask).stdout)
+    with mock.patch.object(_answering, "ROUNDS", 1):
+        return json.loads(answered(*ask).stdout)
 
 
 def test_pictures_of_several_sizes_are_read_right(pictures: list[Path]) -> None:
@@ -95,14 +98,14 @@ def test_the_picture_of_what_was_kept_has_a_row_per_step(
 
 
 def test_views_are_what_the_report_says_was_kept(pictures: list[Path], frames: Path) -> None:
-    checkpoint = find("toy-qwen")
+    found = checkpoint("toy-qwen")
     images = [(path.name, open_picture(path)) for path in pictures]
     clip = Clip(tuple(open_picture(path) for path in sorted(frames.iterdir())), 2.0)
-    prompt = Prompt(checkpoint, QUESTION, images, clip)
-    model = checkpoint.weights(torch.device("cpu"), "auto")
+    prompt = Prompt(found, QUESTION, images, clip)
+    model = found.weights(torch.device("cpu"), "auto")
     with vtfast.patch(model, "divprune+random", keep=0.4, record=True) as handle:
         ask(model, prompt, 1)
-    views = prompt.views(handle)
+    views = kept_views(prompt, handle)
     assert [view.grid for view in views] == [(8, 8), (8, 12), (8, 8), (8, 8), (8, 8)]
     names = ["0.png", "1.png", "frames 1-2 of 5", "frames 3-4 of 5", "frame 5 of 5"]
     assert [view.name for view in views] == names
@@ -119,7 +122,7 @@ def test_views_are_what_the_report_says_was_kept(pictures: list[Path], frames: P
 @pytest.mark.parametrize("fps", [2.0, 8.0])
 def test_the_rate_of_a_clip_reaches_the_model(frames: Path, fps: float) -> None:
     clip = Clip(tuple(open_picture(path) for path in sorted(frames.iterdir())), fps)
-    prompt = Prompt(find("toy-qwen"), QUESTION, [], clip)
+    prompt = Prompt(checkpoint("toy-qwen"), QUESTION, [], clip)
     assert prompt.inputs["second_per_grid_ts"].tolist() == [2 / fps]  # two frames a step
 
 
@@ -133,9 +136,9 @@ def test_a_picture_too_narrow_is_refused_by_its_processor(tmp_path: Path) -> Non
 def test_without_a_chat_template_only_llava_is_asked(
     pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = find("toy-qwen")
-    monkeypatch.setattr(checkpoint.processor, "chat_template", None)
+    found = checkpoint("toy-qwen")
+    monkeypatch.setattr(found.processor, "chat_template", None)
     with pytest.raises(
         InputError, match="has no chat template, and vtfast knows a plain one for L"
     ):
-        Prompt(checkpoint, QUESTION, [("picture", open_picture(pictures[0]))])
+        Prompt(found, QUESTION, [("picture", open_picture(pictures[0]))])

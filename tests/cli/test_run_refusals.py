@@ -1,14 +1,15 @@
 """`vtfast run`: what cannot work is one line and exit code 2, as early as it can be known."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from command import answered, call, python, refused
+from command import answered, call, refused
 
 from vtfast import toy
-from vtfast.cli._show import printable
+from vtfast.cli._answering import printable
 from vtfast.inputs.checkpoints import Checkpoint
 from vtfast.toy.scene import Scene
 
@@ -93,19 +94,22 @@ def test_a_machine_out_of_memory_is_told_what_to_do(
     )
 
 
-def test_a_package_that_breaks_transformers_sends_to_the_doctor(picture: Path) -> None:
-    """As a torchvision of another torch does."""
-    code = (
-        "import sys\n"
-        "class Broken:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'transformers.generation.streamers':\n"
-        "            raise ImportError('operator torchvision::nms does not exist')\n"
-        "sys.meta_path.insert(0, Broken())\n"
-        "from vtfast.cli import main\nmain()"
-    )
-    ask = ("run", "--model", "toy-llava", "--image", str(picture), "--prompt", QUESTION)
-    line = refused(python(code, *ask))
+def test_a_package_that_breaks_transformers_sends_to_the_doctor(
+    picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a torchvision built for another torch does: transformers hides its error in another."""
+
+    class Broken:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "vtfast.cli._answering":
+                cause = ImportError("operator torchvision::nms does not exist")
+                raise ImportError("cannot import name 'TextStreamer'") from cause
+
+    monkeypatch.delitem(sys.modules, "vtfast.cli._answering", raising=False)
+    monkeypatch.delattr("vtfast.cli._answering", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    ask = ("run", "--model", "toy-llava", "--image", picture, "--prompt", QUESTION)
+    line = refused(call(*ask))
     assert line == (
         "error: transformers cannot be loaded (operator torchvision::nms does not exist); vtfast "
         "doctor says what to fix"

@@ -12,10 +12,9 @@ from repository import ROOT
 
 import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
-from vtfast.distributed import this_process
+from vtfast.distributed import Shards, this_process
 from vtfast.evaluation import Comparison
 from vtfast.evaluation.compare import resolve
-from vtfast.evaluation.shards import Shards
 from vtfast.toy.evaluate import dataset
 
 PLANS = {

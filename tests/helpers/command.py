@@ -1,21 +1,28 @@
 """Calling `vtfast` from tests, and what a refusal has to look like."""
 
+import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from repository import ROOT
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vtfast import cli
+from vtfast.inputs.checkpoints import Checkpoint
+from vtfast.toy.model import load
 
 
-def call(*arguments: object, charset: str = "utf-8", columns: int = 100):
-    """`vtfast` with these arguments, in this process; its stdout is no terminal."""
-    env = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+def call(*arguments: object, charset: str = "utf-8", columns: int = 100, terminal: bool = False):
+    """`vtfast` with these arguments, in this process; only with `terminal` it draws progress."""
+    env = {"COLUMNS": str(columns), "NO_COLOR": "1"} | ({"TTY_COMPATIBLE": "1"} if terminal else {})
     runner = CliRunner(charset=charset)
-    return runner.invoke(cli.app, [str(a) for a in arguments], env=env, prog_name="vtfast")
+    with mock.patch("vtfast.toy.model.load", bundled):
+        return runner.invoke(cli.app, [str(a) for a in arguments], env=env, prog_name="vtfast")
 
 
 def answered(*arguments: object, **options: Any):
@@ -42,3 +49,20 @@ def refused(result) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def checkpoint(name: str) -> Checkpoint:
+    """What a command finds under the name of a bundled model."""
+    from vtfast.cli._checkpoints import find
+
+    with mock.patch("vtfast.toy.model.load", bundled):
+        return find(name, Console(quiet=True))
+
+
+_read = functools.cache(load)
+
+
+def bundled(name: str = "llava", dtype: None = None) -> tuple[Any, Any]:
+    """A copy of a bundled model that is read from the disk once, and its processor."""
+    model, processor = _read(name)
+    return copy.deepcopy(model), processor

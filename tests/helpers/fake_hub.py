@@ -1,6 +1,6 @@
 """A Hugging Face hub on this machine: it serves checkpoint folders by name, and refuses like one.
 
-huggingface_hub talks to it through `HF_ENDPOINT`, over HTTP, as it would to the real one.
+huggingface_hub asks it over HTTP, as it would the real one, once its `constants.ENDPOINT` is set.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0" * 40
-# The hub's answers where there is nothing to be had: status and its `X-Error-Code`.
+# What the hub answers for models that cannot be downloaded: status and `X-Error-Code`.
 REFUSALS = {
     "nobody/nothing": (404, "RepoNotFound"),
     "somebody/gated": (403, "GatedRepo"),

@@ -1,8 +1,9 @@
 """Who may import what: the layers of the repository and the check that reads a file's imports.
 
     bench -> vtfast
-    vtfast.cli -> vtfast.toy, tools -> vtfast.patching -> vtfast.models -> vtfast.runtime
-               -> vtfast.kernels -> torch, triton
+    vtfast.cli -> evaluation -> information -> inputs -> patching -> models -> runtime -> methods
+               -> kernels -> torch, triton
+    vtfast.toy -> information
 
 A new module needs a place in `LAYERS`; that is the moment to think about where it belongs.
 """

@@ -3,67 +3,52 @@
 The hub is a server on this machine (`fake_hub.py`), asked over HTTP by huggingface_hub itself.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from repository import ROOT
+from command import call
+from fake_hub import hub
+from huggingface_hub import constants
 
 from vtfast import toy
+from vtfast.errors import InputError
+from vtfast.inputs.checkpoints import load_processor
+from vtfast.processors import Qwen25VLProcessor
+from vtfast.toy.model import CHECKPOINTS
 
-BUNDLED = Path(toy.__file__).parent / "checkpoints" / "llava"
 
-HUB = """
-import json, os, sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
-sys.path[:0] = [{root!r}, {tests!r}]
-sys.modules["torchvision"] = None
-from fake_hub import hub
-models = {{"tiny/llava": Path({bundled!r}), "tiny/empty": Path({empty!r})}}
-results = {{}}
-with TemporaryDirectory() as home:
-    os.environ["HF_HOME"] = home
-    os.environ.pop("HF_HUB_OFFLINE", None)
-    with hub(models) as endpoint:
-        os.environ["HF_ENDPOINT"] = endpoint
-        from command import call
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """`vtfast run` of several hub ids, by label: exit code, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "empty").mkdir()
+    (folder / "empty" / "README.md").write_text("no model")
+    (picture,), _, _ = toy.scenes(1, 0, "code")
+    picture.save(folder / "scene.png")
+    models = {"tiny/llava": CHECKPOINTS / "llava", "tiny/empty": folder / "empty"}
+    results = {}
+    with pytest.MonkeyPatch.context() as patch, hub(models) as endpoint:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "ENDPOINT", endpoint)
+        template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
-        def run(label, model):
-            options = ["--image", {picture!r}, "--prompt", "read the code ."]
+        def run(label: str, model: str | Path) -> None:
+            options = ("--image", folder / "scene.png", "--prompt", "read the code .")
             result = call("run", "--model", model, *options)
-            stderr = result.stderr.replace(endpoint, "ENDPOINT")
-            results[label] = [result.exit_code, result.stdout, stderr]
+            stderr = result.stderr.replace(constants.ENDPOINT, "ENDPOINT")
+            results[label] = (result.exit_code, result.stdout, stderr)
 
         for model in ("nobody/nothing", "nobody", "somebody/gated", "somebody/down", "tiny/empty"):
             run(model, model)
         run("hub", "tiny/llava")
-    run("a Qwen2.5-VL", {qwen!r})
-    run("hub is gone, in the cache", "tiny/llava")
-    run("hub is gone", "tiny/other")
-print(json.dumps(results))
-"""
-
-
-@pytest.fixture(scope="module")
-def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """`vtfast run` of several hub ids, by label: exit code, stdout and stderr."""
-    folder = tmp_path_factory.mktemp("hub")
-    empty = folder / "empty"
-    empty.mkdir()
-    (empty / "README.md").write_text("no model")
-    (picture,), _, _ = toy.scenes(1, 0, "code")
-    picture.save(folder / "scene.png")
-    places = {"root": ROOT, "tests": ROOT / "tests" / "helpers", "bundled": BUNDLED, "empty": empty}
-    places |= {"qwen": BUNDLED.with_name("qwen"), "picture": folder / "scene.png"}
-    code = HUB.format(**{key: str(path) for key, path in places.items()})
-    # A server that is gone must be noticed at once: each retry of transformers takes half a minute.
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+        gone = "http://127.0.0.1:1"  # nothing listens there, and that is noticed at once
+        patch.setattr(constants, "ENDPOINT", gone)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(endpoint, gone))
+        run("hub is gone, in the cache", "tiny/llava")
+        run("hub is gone", "tiny/other")
+    return results
 
 
 def test_a_hub_id_is_downloaded_and_answers(from_hub: dict) -> None:
@@ -106,7 +91,24 @@ def test_what_the_hub_refuses_is_told_apart_in_one_line(
     assert says in line
 
 
-def test_a_qwen_answers_without_torchvision(from_hub: dict) -> None:
-    code, stdout, stderr = from_hub["a Qwen2.5-VL"]
-    assert (code, stderr) == (0, "")
-    assert stdout.splitlines()[0] == from_hub["hub"][1].splitlines()[0]
+def test_without_torchvision_a_qwen_gets_the_processor_of_vtfast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its answers with it are those of every other test of a bundled Qwen2.5-VL."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
+
+    monkeypatch.setattr("vtfast.inputs.checkpoints.AutoProcessor.from_pretrained", refuse)
+    assert type(load_processor(str(CHECKPOINTS / "qwen"))) is Qwen25VLProcessor
+
+
+def test_another_missing_package_is_not_taken_for_torchvision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ImportError("no module named 'sentencepiece'")
+
+    monkeypatch.setattr("vtfast.inputs.checkpoints.AutoProcessor.from_pretrained", refuse)
+    with pytest.raises(InputError, match="cannot load its processor: no module named 'sentence"):
+        load_processor(str(CHECKPOINTS / "qwen"))

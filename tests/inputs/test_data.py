@@ -1,4 +1,4 @@
-"""Examples from a file: what a line may be, what is wrong with it, and what a batch holds."""
+"""Questions from a file: what a line may be, what is wrong with it, and what a batch holds."""
 
 import json
 
@@ -48,25 +48,25 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{'a': 1}", "no JSON (Expecting property name enclosed in double quotes at character 2)"),
-        ("[1]", "no JSON object"),
-        ({**GOOD, "image": 7}, '"image" is no path and no list of paths'),
-        ({**GOOD, "image": []}, '"image" is no path and no list of paths'),
-        ({"image": "a.png", "answer": "x"}, '"question" is no text'),
-        ({**GOOD, "answer": " "}, '"answer" is no text'),
+        ("{'a': 1}", "not JSON (Expecting property name enclosed in double quotes at character 2)"),
+        ("[1]", "not a JSON object"),
+        ({**GOOD, "image": 7}, '"image" is not a path or a list of paths'),
+        ({**GOOD, "image": []}, '"image" is not a path or a list of paths'),
+        ({"image": "a.png", "answer": "x"}, '"question" is not text'),
+        ({**GOOD, "answer": " "}, '"answer" is not text'),
         ({**GOOD, "image": "none.png"}, "none.png: there is no such file"),
         ({**GOOD, "image": "broken.png"}, "broken.png"),
         ({**GOOD, "answer": "  \u200b"}, "has no token; pass one the tokenizer knows"),
-        ({**GOOD, "question": "why \ud800?"}, '"question" is no text'),
-        ("[" * 100_000, "no JSON that Python reads"),
-        ('{"a": ' + "9" * 5000 + "}", "no JSON that Python reads"),
+        ({**GOOD, "question": "why \ud800?"}, '"question" is not text'),
+        ("[" * 100_000, "Python cannot read this JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "Python cannot read this JSON"),
     ],
     ids=[
         *("json", "object", "image", "no image", "question", "answer", "missing", "broken"),
         *("empty", "half a character", "deep", "long number"),
     ],
 )
-def test_a_bad_line_is_told_with_its_number_and_the_others_are_read(folder, line, reason):
+def test_a_bad_line_is_reported_with_its_number_and_the_others_are_read(folder, line, reason):
     class Deaf:
         def encode(self, text, add_special_tokens):
             return [1] if text == GOOD["answer"] else []
@@ -88,7 +88,7 @@ def test_lines_end_where_json_lines_end_and_a_byte_order_mark_is_no_text(folder)
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"\n\n", "is empty; a line is like"), (b"\xff\xfe", "it is no UTF-8 text")],
+    [(b"\n\n", "is empty; a line is like"), (b"\xff\xfe", "it is not UTF-8 text")],
 )
 def test_a_file_without_lines_is_refused(folder, content, says):
     (folder / "data.jsonl").write_bytes(content)
@@ -105,13 +105,13 @@ def test_a_batch_is_what_the_processor_makes_of_the_prompts(processor):
     pictures, questions, answers = toy.scenes(2, 0, "code")
     pairs = zip(pictures, questions, answers, strict=True)
     data = Dataset(processor, [Example((p,), q, a) for p, q, a in pairs], "code", ends=True)
-    told = data.batch([1, 0])
+    batch = data.batch([1, 0])
     texts = [toy.prompt(processor, questions[i]) for i in (1, 0)]
-    assert processor.batch_decode(told.inputs["input_ids"]) == processor.batch_decode(
+    assert processor.batch_decode(batch.inputs["input_ids"]) == processor.batch_decode(
         processor(text=texts, images=[[pictures[1]], [pictures[0]]])["input_ids"]
     )
     words = [WORD_IDS[word] for word in answers[1].split()]
-    assert (told.answers[0], told.lengths) == ([*words, EOS], [3, 3])
+    assert (batch.answers[0], batch.lengths) == ([*words, EOS], [3, 3])
 
 
 def test_the_fingerprint_sees_answers_and_pictures(processor):

@@ -154,15 +154,15 @@ def test_an_address_is_no_file() -> None:
         open_picture(Path("https://example.org/cat.png"))
 
 
-def test_a_folder_without_pictures_says_how_to_cut_a_film(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_says_how_to_split_a_film(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
-    with pytest.raises(InputError, match="no picture in this folder; cut a film into frames"):
+    with pytest.raises(InputError, match="no picture in this folder; split a film into frames"):
         read_clip([tmp_path], 16)
 
 
-def test_a_film_says_how_to_cut_it(tmp_path: Path) -> None:
+def test_a_film_says_how_to_split_it(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
-    with pytest.raises(InputError, match=r"^--video \S+film.mp4 is not .*; cut a film into frames"):
+    with pytest.raises(InputError, match=r"^--video \S+film.mp4 is not .*; split a film into"):
         read_clip([tmp_path / "film.mp4"], 16)
 
 

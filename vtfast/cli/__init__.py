@@ -1,7 +1,8 @@
-"""The command `vtfast`.
+"""The command `vtfast`: each of its commands is the file of that name beside this one.
 
-Importing this module, and so `vtfast --help`, loads neither torch nor transformers. Bad input ends
-any command with exit code 2 and one line on stderr. The commands are in `vtfast/cli/_commands.py`.
+Bad input ends any command with exit code 2 and one line on stderr. Importing a command, and so
+`vtfast --help`, loads neither torch nor transformers: a command imports them once its options are
+checked. What several commands share is in the files whose names start with an underscore.
 """
 
 import sys
@@ -17,14 +18,14 @@ except ModuleNotFoundError as missing:  # here and not in main(): the decorators
 from typer.core import TyperGroup
 
 import vtfast
-from vtfast.cli import _commands, _studies, evaluate
+from vtfast.cli import demo, doctor, evaluate, horizon, run, score, sweep
 from vtfast.errors import VTFastError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only its child
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends with one line on stderr and exit code 2 where the user's input is at fault."""
+    """Turns a mistake of the user into one line on stderr and exit code 2."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         if not extra.get("standalone_mode", True):
@@ -68,18 +69,21 @@ def _vtfast(
         ),
     ] = False,
 ) -> None:
-    """Fewer visual tokens in stock Hugging Face vision-language models."""
+    """Fewer visual tokens in stock Hugging Face vision-language models.
+
+    Start with `vtfast demo`; `vtfast COMMAND --help` shows examples of a command.
+    """
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-app.command()(_commands.demo)
-app.command()(_commands.run)
-app.command()(_studies.score)
-app.command()(_studies.horizon)
-app.command()(_studies.sweep)
+app.command()(demo.demo)
+app.command()(run.run)
+app.command()(score.score)
+app.command()(horizon.horizon)
+app.command()(sweep.sweep)
 app.command()(evaluate.evaluate)
-app.command()(_commands.doctor)
+app.command()(doctor.doctor)
 
 
 def main() -> None:

@@ -1,21 +1,21 @@
 """The first half of `vtfast demo`: the bundled LLaVA answers six questions, full and pruned.
 
-It is trained, so its answers tell what pruning does to meaning; with 64 visual tokens nothing in
-it gets faster. What gets faster is the other half, `vtfast/cli/_prefill.py`.
+The model is trained, so its answers show what pruning does to meaning; with 64 visual tokens it is
+too small to get faster. Speed is measured by the second half, `vtfast/cli/_prefill_race.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
-from transformers.utils import logging
 
-from vtfast.inputs.views import StageView, stage_views
+from vtfast.cli._kept_views import StageView, stage_views
+from vtfast.inputs.checkpoints import quiet
 from vtfast.patching import patch
 from vtfast.plan import Plan
 from vtfast.toy import TASKS, load, prompt
-from vtfast.toy.model import LONGEST_ANSWER
 from vtfast.toy.scene import Scene
+from vtfast.toy.words import LONGEST_ANSWER
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Column:
-    """One way to run the model, and what came of it.
+    """The answers of the full or of a pruned model, and what they took.
 
     Attributes:
         keep: the average share of visual tokens asked for; None for the unpatched model.
+        plan: of the pruned model.
         answers: one per question.
-        average_tokens: visual tokens per picture over all decoder layers, as they ran.
+        average_tokens: visual tokens per picture, averaged over the decoder layers as they ran.
         flops_ratio: prefill arithmetic of the decoder as a share of the full model's, the average
             over the questions.
         stages: what the plan kept when the last question was asked; empty for the full model.
@@ -79,13 +80,8 @@ class Interview:
     @classmethod
     def bundled(cls, scene_seed: int) -> "Interview":
         """With the bundled LLaVA, loaded without transformers' own progress bar."""
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with quiet():
             return cls(*load("llava"), scene_seed)
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def full(self) -> Column:
         """The answers of the model as it is."""
@@ -100,10 +96,10 @@ class Interview:
         ratios = [handle.plan.flops_ratio(config, n_visual, n) for n in n_text]
         average = handle.report.average if handle.report else float(n_visual)
         columns = self._visual[-1].nonzero()[:, 0]
-        views = stage_views(handle, columns, row=-1)
+        views = stage_views(handle, columns, sample=-1)
         return Column(keep, handle.plan, answers, average, sum(ratios) / len(ratios), views)
 
     def _answers(self) -> tuple[str, ...]:
-        rows = self.model.generate(**self._inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
-        said = rows[:, self._inputs["input_ids"].shape[1] :]
+        ids = self.model.generate(**self._inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
+        said = ids[:, self._inputs["input_ids"].shape[1] :]
         return tuple(self._processor.batch_decode(said, skip_special_tokens=True))

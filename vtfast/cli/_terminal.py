@@ -1,7 +1,11 @@
-"""How the commands show things: progress on stderr, plain tables and text on stdout."""
+"""What commands print, and where: progress on stderr; tables, text or JSON on stdout; pictures."""
 
-from collections.abc import Callable, Collection, Iterator
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,7 +16,9 @@ from vtfast.errors import InputError
 
 
 def consoles() -> tuple[Console, Console]:
-    """stdout, where nothing is taken for markup, and stderr."""
+    """stdout, on which nothing is read as markup, and stderr."""
+    if hasattr(sys.stdout, "reconfigure"):  # a model may say what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, markup=False, emoji=False), Console(stderr=True)
 
 
@@ -20,10 +26,10 @@ def consoles() -> tuple[Console, Console]:
 def working(
     console: Console, what: str, total: int | None = None
 ) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr while something takes its time; yields what to call per step.
+    """A progress bar while something runs; yields the function to call after each of `total` steps.
 
-    Nothing where stderr is no terminal. Drawn twice a second only, as drawing takes time from what
-    is being timed.
+    Nothing is shown if `console` is not a terminal. Bars with steps are drawn only twice a second,
+    because drawing takes time from what is being timed.
     """
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -41,7 +47,7 @@ def working(
 
 @contextmanager
 def loading_libraries(console: Console) -> Iterator[None]:
-    """While torch and transformers are imported; an InputError where they cannot be."""
+    """A progress bar while torch and transformers are imported; InputError if they cannot be."""
     try:
         with working(console, "loading torch and transformers"):
             yield
@@ -55,13 +61,37 @@ def loading_libraries(console: Console) -> Iterator[None]:
 
 
 def table(*columns: str, wraps: Collection[int] = (0,)) -> Table:
-    """An empty table; only the columns numbered in `wraps` break lines where space is short."""
+    """An empty table; only the columns numbered in `wraps` break lines on a narrow terminal."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         shown.add_column(name, no_wrap=number not in wraps, overflow="fold")
     return shown
 
 
-def wrong_sign(console: Console) -> str:
-    """✗, or x where the terminal knows no Unicode."""
-    return "✗" if console.encoding.startswith("utf") else "x"
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's reason why `path` cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror}; pass another --out"
+        raise InputError(reason) from None
+
+
+def deliver(
+    record: Mapping[str, Any],
+    draw: Callable[[Path], object],
+    show: Callable[[], object],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """A measurement's result as --out and --json ask for it: a picture; JSON or tables."""
+    if out:
+        with writing(out):
+            draw(out)
+    if as_json:
+        print(json.dumps(record))
+        return
+    show()
+    if out:
+        consoles()[0].print(f"Drawn to {out}, with its JSON beside it.", soft_wrap=True)

@@ -1,67 +1,107 @@
-"""Show what `vtfast.cli._checkup` finds: tables, or one JSON object; and what to do about it."""
+"""`vtfast doctor`: versions, devices, which implementation each op takes, a trial, and what to fix.
+
+Importing this module loads neither torch nor transformers, so it can say what is wrong with them.
+"""
 
 import json
-from dataclasses import asdict
+import platform
+import textwrap
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
-from vtfast.cli._checkup import BROKEN, MISSING, STEPS, WARNING, Findings, check_up
+from vtfast import __version__
+from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, table, working
 
-_STYLES = {BROKEN: "bold red", WARNING: "yellow", MISSING: "yellow"}
+# Package: the versions supported (as in pyproject.toml), whether it is needed, what it is for.
+PACKAGES = {
+    "torch": (">=2.9", True, "everything"),
+    "transformers": (">=5.17,<6", True, "the models"),
+    "numpy": ("", True, "everything"),
+    "pillow": (">=10.1", True, "pictures"),
+    "triton": (">=3.6", False, "the kernels, on a GPU"),
+    "rich": ("", True, "this command"),
+    "typer": ("", True, "this command"),
+    "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
+    "torchvision": ("", False, "the stock processor of Qwen2.5-VL; vtfast brings one without"),
+    "accelerate": ("", False, "device_map and offloading of models you load yourself"),
+}
+_STYLES = {"ok": "green", "broken": "bold red", "warning": "yellow", "missing": "yellow"}
 
 
-def run(as_json: bool) -> int:
-    """The whole command; returns its exit code: 0, or 1 where something is broken."""
-    out, err = consoles()
-    with working(err, "looking around", STEPS) as tick:
-        findings = check_up(tick)
+def doctor(as_json: options.AsJson = False) -> None:
+    """Say what vtfast finds on this machine, and what to fix.
+
+    Versions and whether they are supported, devices, which implementation each op
+    takes here and why, and a short trial: the bundled models are loaded, one is
+    patched and answers. The exit code is 1 if something is broken.
+
+    \b
+    Examples:
+      vtfast doctor
+      vtfast doctor --json | jq .ops
+    """
+    stdout, stderr = consoles()
+    with working(stderr, "looking around"):
+        found = examine()
     if as_json:
-        print(json.dumps({**asdict(findings), "usable": findings.usable}, indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        _show(out, findings)
-    return 0 if findings.usable else 1
+        _show(stdout, found)
+    raise typer.Exit(0 if found["usable"] else 1)
 
 
-def _show(out: Console, findings: Findings) -> None:
-    out.print(findings.system, style="bold", soft_wrap=True)
-    shown = table("package", "found", "supported", "status", "for", wraps=[4])
-    for p in findings.packages:
-        shown.add_row(p.name, p.found or "-", p.supported or "any", _status(p.status), p.purpose)
-    out.print(shown)
-    for device in findings.devices:
-        out.print(_device(device), soft_wrap=True)
-    if findings.runtime:
-        out.print(findings.runtime)
-    if findings.ops:
-        shown = table("op", "auto takes", "status", "why", wraps=[3])
-        for op in findings.ops:
-            shown.add_row(op.name, op.implementation, _status(op.status), op.reason)
-        out.print(shown)
-    for check in findings.checks:
-        line = Text(f"{check.name}: ").append_text(_status(check.status))
-        out.print(line.append(f", {check.result}"))
-    if findings.advice:
-        out.print("\nWhat to do:", style="bold")
-        for number, advice in enumerate(findings.advice, 1):
-            out.print(f"{number}. {advice}")
-    if findings.usable:
-        out.print("\nvtfast can be used here.", style="bold green")
-    else:
-        out.print("\nvtfast cannot be used like this.", style="bold red")
+def examine() -> dict[str, Any]:
+    """The object that --json prints. What fails is noted in it as broken, never raised."""
+    system = f"vtfast {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    advice: list[str] = []
+    packages = [_package(name, advice) for name in PACKAGES]
+    found: dict[str, Any] = {"runtime": "", "devices": [], "ops": [], "checks": []}
+    if all(x["status"] != "broken" for x in packages):  # else the rest would fail for that only
+        from vtfast.cli import _trial
+
+        found = _trial.run(advice)
+    usable = all(x["status"] != "broken" for x in (*packages, *found["ops"], *found["checks"]))
+    return {"system": system, "packages": packages, **found, "advice": advice, "usable": usable}
 
 
-def _device(device: dict[str, Any]) -> str:
-    if "cores" in device:
-        return f"{device['name']}: {device['cores']} cores, torch uses {device['threads']}"
-    free, total = (f"{device[key] / 2**30:.0f}" for key in ("free_bytes", "memory_bytes"))
-    return (
-        f"{device['name']}: {device['model']}, compute capability {device['capability']}, "
-        f"{free} of {total} GiB free"
-    )
+def _package(name: str, advice: list[str]) -> dict[str, Any]:
+    (supported, needed, purpose), found, fix = PACKAGES[name], None, ""
+    try:
+        from packaging.specifiers import SpecifierSet  # comes with transformers
+
+        found = version(name)
+        if SpecifierSet(supported).contains(found, prereleases=True):
+            import_module({"pillow": "PIL"}.get(name, name))
+        else:
+            fix = f"{name} {found} is not supported: pip install '{name}{supported}'"
+    except PackageNotFoundError:
+        fix = f"{name} is missing: pip install '{name}{supported}'" if needed else ""
+    except Exception as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
+        fix = f"{name} {found} cannot be imported ({reason}): install one that matches the others"
+    advice += [fix] if fix else []
+    about = {"name": name, "found": found, "supported": supported, "purpose": purpose}
+    return {**about, "status": "broken" if fix else "ok" if found else "missing"}
 
 
-def _status(status: str) -> Text:
-    return Text(status, style=_STYLES.get(status, "green"))
+def _show(stdout: Console, found: Mapping[str, Any]) -> None:
+    stdout.print(found["system"], style="bold", soft_wrap=True)
+    for items in filter(None, (found["packages"], found["ops"], found["checks"])):
+        shown = table(*items[0], wraps=range(len(items[0]) - 1))
+        for item in items:
+            shown.add_row(*(Text(cell or "-", _STYLES.get(cell, "")) for cell in item.values()))
+        stdout.print(shown)
+    for device in found["devices"]:
+        stdout.print(", ".join(f"{key} {value}" for key, value in device.items()), soft_wrap=True)
+    stdout.print(found["runtime"])
+    for number, advice in enumerate(found["advice"], 1):
+        stdout.print(f"What to do, {number}. {advice}")
+    verdict = "can be used here" if found["usable"] else "cannot be used like this"
+    stdout.print(f"\nvtfast {verdict}.", style="bold")

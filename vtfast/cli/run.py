@@ -1,148 +1,300 @@
-"""Run `vtfast run`: the answer as it comes, then a table; or one JSON object; and a picture.
-
-Importing this module is light. torch and transformers come in `run`, after the pictures are read.
-"""
+"""`vtfast run`: ask a model about pictures with fewer visual tokens, and see what that saves."""
 
 import json
-import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
+from rich.text import Text
 
-from vtfast.cli._terminal import consoles, loading_libraries, working
+from vtfast import __version__
+from vtfast.cli import _options as options
+from vtfast.cli._terminal import consoles, loading_libraries, table, working, writing
 from vtfast.errors import InputError
-from vtfast.inputs.pictures import open_picture, read_clip
 
 if TYPE_CHECKING:
-    from vtfast.cli._ask import Answer
-    from vtfast.cli._show import Outcome
-    from vtfast.inputs.views import View
+    from vtfast.cli._answering import Answer
+    from vtfast.inputs.prompts import Prompt
+    from vtfast.patching import Handle
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a run depends on; `patching` are the arguments of `vtfast.patch`."""
+def run(
+    model: options.Model,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")],
+    image: options.Images = None,
+    video: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="A folder of frames, an animated GIF, or, repeated, frame files in order. For "
+            "models that take video (Qwen2.5-VL).",
+        ),
+    ] = None,
+    plan: options.Plan = "divprune+random",
+    keep: options.Keep = None,
+    horizon: options.HorizonLayer = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", metavar="", help="Ask the unpruned model too, and time both when warm."
+        ),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="INT", help="Longest answer, in tokens.")
+    ] = 64,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
+    max_frames: Annotated[
+        int,
+        typer.Option(min=1, metavar="INT", help="Take at most so many frames, evenly spaced."),
+    ] = 16,
+    fps: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Frames per second. Default: the GIF's own, else 2."),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    seed: options.Seed = 0,
+    path: options.Layout = "auto",
+    impl: Annotated[
+        str,
+        options.one_of(
+            "--impl",
+            "Implementation of the ops: auto, eager, triton.",
+            *("auto", "eager", "triton"),
+        ),
+    ] = "auto",
+) -> None:
+    """Ask a model about your pictures with fewer visual tokens.
 
-    model: str
-    prompt: str
-    images: tuple[Path, ...]
-    video: tuple[Path, ...]
-    patching: dict[str, Any]
-    max_frames: int
-    fps: float | None
-    max_new_tokens: int
-    device: str
-    dtype: str
-    compare: bool
-    out: Path | None
-    as_json: bool
+    The answer is streamed. Then a table says how many visual tokens each stage
+    of the plan left, what that saves, and how long it took. Without --keep half
+    of the visual tokens are kept. With --compare the unpruned model answers too,
+    and both are timed when warm. With --out a picture shows what each stage kept.
+    LLaVA and Qwen2.5-VL are supported. Decoding is greedy.
 
+    \b
+    Examples:
+      vtfast run --model toy-llava --image scene.png --prompt "read the code ."
+      vtfast run --model llava-hf/llava-1.5-7b-hf --image cat.jpg \\
+        --prompt "What is this?" --keep 0.25 --compare --out kept.png
+      vtfast run --model Qwen/Qwen2.5-VL-7B-Instruct --video frames/ \\
+        --prompt "What happens here?" --plan divprune --max-new-tokens 200
+      vtfast run --model ./checkpoint --image old.png --image new.png \\
+        --prompt "What has changed?" --json
 
-def run(settings: Settings) -> None:
-    """The whole command. Raises VTFastError for what the user can put right."""
-    out, err = consoles()
-    if hasattr(sys.stdout, "reconfigure"):  # a model may say what a terminal cannot show
-        sys.stdout.reconfigure(errors="replace")
-    images = [(path.name, open_picture(path)) for path in settings.images]
-    clip = None
-    if settings.video:
-        clip = read_clip(settings.video, settings.max_frames, settings.fps)
-    with loading_libraries(err):
-        import torch
+    \b
+    In the JSON object: visual_tokens, text_tokens, layers, plan (stages, horizon
+    and where it came from), and runs, one for each variant of the model: answer,
+    visual_tokens_per_layer, flops_ratio, seconds_to_first_token,
+    ms_per_further_token, kv_cache_bytes, path. With --compare also identical and
+    timed_rounds.
+    """
+    if not image and not video:
+        raise InputError("there is nothing to look at; pass --image or --video")
+    if fps is not None and not 0 < fps < 1000:
+        raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
+    read = [*(image or ()), *(video or ())]
+    options.check_not_read(
+        out, [*read, *(file for path in read if path.is_dir() for file in path.iterdir())]
+    )
+    stdout, stderr = consoles()
+    from vtfast.inputs.pictures import open_picture, read_clip
 
-        from vtfast.cli._ask import alternate, ask, typical
-        from vtfast.cli._show import Outcome, Run, record, show
-        from vtfast.inputs.checkpoints import device_named, find, quiet
+    images = [(file.name, open_picture(file)) for file in image or ()]
+    clip = read_clip(video, max_frames, fps) if video else None
+    with loading_libraries(stderr):
+        from vtfast.cli._answering import alternate, ask, ask_on_terminal, with_median_times
+        from vtfast.cli._checkpoints import find, loaded
+        from vtfast.inputs.checkpoints import quiet
         from vtfast.inputs.prompts import Prompt
         from vtfast.patching import patch
 
-    device = device_named(settings.device)
-    with quiet(), working(err, f"looking at {settings.model}"):
-        checkpoint = find(settings.model)
-        checkpoint.check_plan(**settings.patching)
-        prompt = Prompt(checkpoint, settings.prompt, images, clip)
-    most = settings.max_new_tokens
-    try:
-        with quiet(bars=err.is_terminal):
-            model = checkpoint.weights(device, settings.dtype)
-        with quiet():
-            with patch(model, **settings.patching, record=settings.out is not None) as handle:
-                answer = _stream(settings, out, err, lambda **to: ask(model, prompt, most, **to))
-            runs, rounds = [Run("pruned", answer, handle.plan, handle.report)], 0
-            if settings.compare:
-                with working(err, "the unpruned model answers", most) as tick:
-                    runs.insert(0, Run("unpruned", ask(model, prompt, most, on_token=tick)))
+    given = {"keep": keep, "horizon": horizon}
+    how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    how |= {"plan": plan, "seed": seed, "path": path, "impl": impl}
+    checkpoint = find(model, stderr)
+    with quiet(), working(stderr, "checking the plan and the prompt"):
+        checkpoint.check_plan(**how)
+        asked = Prompt(checkpoint, prompt, images, clip)
+    with loaded(checkpoint, device, dtype, stderr) as network:
+        answer_of = partial(ask, network, asked, max_new_tokens)
+        with patch(network, **how, record=out is not None) as handle:
+            if as_json:
+                with working(stderr, "the pruned model answers", max_new_tokens) as tick:
+                    answer = answer_of(on_token=tick)
+            else:
+                answer = ask_on_terminal(network, asked, max_new_tokens, stdout, stderr)
+        answers, rounds = {"pruned": answer}, 0
+        if compare:
+            with working(stderr, "the unpruned model answers", max_new_tokens) as tick:
+                answers = {"unpruned": answer_of(on_token=tick), **answers}
 
-                def pruned() -> "Answer":
-                    with patch(model, **settings.patching):
-                        return ask(model, prompt, most)
+            def pruned() -> "Answer":
+                with patch(network, **how):
+                    return answer_of()
 
-                ways = {"unpruned": lambda: ask(model, prompt, most), "pruned": pruned}
-                with working(err, "timing both in turn") as tick:
-                    times = alternate(ways, tick)
-                runs = [run.timed(typical(times[run.name])) for run in runs]
-                rounds = len(times["pruned"])
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition(".")[0]
-        raise InputError(
-            f"--model {settings.model} does not fit: {reason}; pass --dtype bfloat16, a smaller "
-            "picture or --device cpu"
-        ) from None
-    outcome = Outcome(settings, model, prompt, runs, rounds)
-    if settings.out:
-        _draw(settings.out, outcome, prompt.views(handle))
-    if settings.as_json:
-        print(json.dumps(record(outcome), indent=2))
-    else:
-        show(out, outcome)
-
-
-def _stream(
-    settings: Settings, out: Console, err: Console, answer: Callable[..., "Answer"]
-) -> "Answer":
-    """The answer, its words on stdout as they come; with --json a bar counts them instead."""
-    if settings.as_json:
-        with working(err, "the pruned model answers", settings.max_new_tokens) as tick:
-            return answer(on_token=tick)
-    from vtfast.cli._show import printable
-
-    begun = False
-    try:
-        with ExitStack() as waiting:
-            waiting.enter_context(working(err, "looking at the pictures"))
-
-            def write(text: str) -> None:
-                nonlocal begun
-                begun = True
-                waiting.close()
-                out.file.write(printable(text))
-                out.file.flush()
-
-            return answer(write=write)
-    finally:
-        if begun:  # also where it was interrupted
-            print()
-
-
-def _draw(path: Path, outcome: "Outcome", views: "list[View]") -> None:
-    """Save what each stage kept of each picture."""
-    from vtfast.cli._picture import draw, save
-
-    run, settings = outcome.runs[-1], outcome.settings
-    most = 45 * (1 + len(views[0].stages))  # characters in a line above or below the panels
-    heading = (
-        f"{Path(settings.model).name}, {run.plan and run.plan.name}: {outcome.average(run):.1f} of "
-        f"{outcome.visual_tokens} visual tokens, averaged over the layers"
+            with working(stderr, "timing both in turn") as tick:
+                timed = alternate({"unpruned": answer_of, "pruned": pruned}, tick)
+            rounds = len(timed["pruned"])
+            answers = {name: with_median_times(answers[name], timed[name]) for name in answers}
+    num_layers: int = network.config.get_text_config().num_hidden_layers
+    assert handle.report is not None
+    seen = {"unpruned": [len(asked.columns)] * num_layers, "pruned": [*handle.report.tokens[0]]}
+    flops = handle.plan.flops_ratio(network.config, asked.pictures, asked.text_tokens)
+    fields = ("name", "keep", "horizon", "horizon_source")
+    record = {
+        "version": __version__,
+        "model": model,
+        "model_class": type(network).__name__,
+        "device": str(network.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "layers": num_layers,
+        "prompt": prompt,
+        "images": [str(file) for file in image or ()],
+        "video": [str(file) for file in video or ()],
+        "visual_tokens": len(asked.columns),
+        "visual_tokens_per_picture": asked.pictures,
+        "text_tokens": asked.text_tokens,
+        "plan": {
+            **{name: getattr(handle.plan, name) for name in fields},
+            "seed": seed,
+            "stages": [
+                {"layer": s.layer, "method": s.method, "keep": s.keep} for s in handle.plan.stages
+            ],
+        },
+        "runs": [
+            {
+                "name": name,
+                "answer": answer.text,
+                "new_tokens": answer.tokens,
+                "finished": answer.finished,
+                "visual_tokens_per_layer": seen[name],
+                "visual_tokens_average": sum(seen[name]) / num_layers,
+                "flops_ratio": flops if name == "pruned" else 1.0,
+                "seconds_to_first_token": answer.first_seconds,
+                "ms_per_further_token": answer.token_ms,
+                "kv_cache_bytes": answer.cache_bytes,
+                "path": handle.report.path if name == "pruned" else None,
+                "path_reason": handle.report.path_reason if name == "pruned" else None,
+            }
+            for name, answer in answers.items()
+        ],
+        "identical": len({a.text for a in answers.values()}) == 1 if compare else None,
+        "timed_rounds": rounds,
+        "picture": out and str(out),
+    }
+    record["notes"] = _notes(
+        record, asked.unknown_words(), max_new_tokens, toy=checkpoint.model is not None
     )
-    caption = f'dark patches were dropped; the prompt was "{settings.prompt}"'
+    if out:
+        _draw(out, record, asked, handle)
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        _show(stdout, record, str(handle.plan).partition("\n")[0])
+
+
+def _notes(record: Mapping[str, Any], unknown: Sequence[str], most: int, toy: bool) -> list[str]:
+    """What the numbers do not say by themselves."""
+    rounds, pruned = record["timed_rounds"], record["runs"][-1]
+    if rounds:
+        times = f"Times: median of {rounds} round{'s' * (rounds != 1)}, one after the other, in "
+        times += "changing order, both warmed up."
+    else:
+        times = "Times of a first run, with all that is done once; --compare warms up and takes "
+        times += "medians."
+    notes = [f"{times} The first token waits for the pictures' encoding too."]
+    notes.append(f"Layout: {pruned['path']} ({pruned['path_reason']}).")
+    if not all(run["finished"] for run in record["runs"]):
+        notes.append(f"Cut short: --max-new-tokens {most}.")
+    if unknown:
+        words = ", ".join(f'"{word}"' for word in unknown)
+        notes.append(f"Not in the tokenizer's vocabulary: {words}.")
+    if toy:
+        notes.append("A toy shows what pruning does to meaning; it is too small to get faster.")
+    return notes
+
+
+def _draw(out: Path, record: Mapping[str, Any], asked: "Prompt", handle: "Handle") -> None:
+    """Save what each stage kept of each picture."""
+    from vtfast.cli._kept_picture import draw, save
+    from vtfast.cli._kept_views import kept_views
+
+    views = kept_views(asked, handle)
+    most = 45 * (1 + len(views[0].stages))  # characters in a line above or below the panels
+    average = record["runs"][-1]["visual_tokens_average"]
+    heading = (
+        f"{Path(record['model']).name}, {handle.plan.name}: {average:.1f} of "
+        f"{record['visual_tokens']} visual tokens, averaged over the layers"
+    )
+    caption = f'dark patches were dropped; the prompt was "{record["prompt"]}"'
     lines = (textwrap.shorten(line, most, placeholder=" …") for line in (heading, caption))
-    try:
-        save(draw(views, *lines), path)
-    except OSError as error:
-        reason = f"cannot write {path}: {error.strerror}; pass another --out"
-        raise InputError(reason) from None
+    with writing(out):
+        save(draw(views, *lines), out)
+
+
+def _show(stdout: Console, record: Mapping[str, Any], plan: str) -> None:
+    from vtfast.cli._answering import printable
+
+    runs, where = record["runs"], record["device"]
+    if where == "cpu":
+        import torch
+
+        where = f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
+    stdout.print(
+        f"\n{record['model']}: {record['layers']} layers, {record['visual_tokens']} visual and "
+        f"{record['text_tokens']} text tokens; {record['dtype']}, {where}\nPlan {plan}",
+        style="bold",
+    )
+    names = [run["name"] for run in runs]
+    if compared := len(runs) > 1:
+        answers = table(*names, wraps=[0, 1])
+        answers.add_row(*(Text(printable(run["answer"])) for run in runs))
+        stdout.print(answers)
+        if record["identical"]:
+            stdout.print("The answers are the same.")
+        else:
+            stdout.print("The answers differ.", style="bold red")
+        names.append(" / ".join(names))
+    shown = table("", *names)
+    for stage in record["plan"]["stages"]:
+        left = [str(run["visual_tokens_per_layer"][stage["layer"]]) for run in runs]
+        shown.add_row(f"tokens from layer {stage['layer']}, {stage['method']}", *left)
+    for label, field, cell in _ROWS:
+        values = [run[field] for run in runs]
+        cells = ["" if value is None else cell(value) for value in values]
+        if compared and all(values) and field != "new_tokens":
+            cells.append(f"{values[0] / values[-1]:.2f}x")
+        shown.add_row(label, *cells)
+    stdout.print(shown)
+    for note in record["notes"]:
+        stdout.print(note)
+    if record["picture"]:
+        stdout.print(f"What was kept of the pictures: {record['picture']}", soft_wrap=True)
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def _size(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1e3:.0f} kB"
+
+
+# Of the table: label, field of the record, and how its value is written.
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("visual tokens, average of layers", "visual_tokens_average", "{:.1f}".format),
+    ("prefill FLOPs, of unpruned", "flops_ratio", lambda share: f"{100 * share:.0f} %"),
+    ("time to first token", "seconds_to_first_token", lambda seconds: _time(1000 * seconds)),
+    ("per further token", "ms_per_further_token", _time),
+    ("KV cache", "kv_cache_bytes", _size),
+    ("new tokens", "new_tokens", str),
+)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from vtfast.distributed import Shards
 from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
-from vtfast.evaluation.shards import Shards
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
 from vtfast.patching import is_patched, patch

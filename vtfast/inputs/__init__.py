@@ -1,1 +1,1 @@
-"""What models are asked with: pictures and videos, prompts, data files, checkpoints."""
+"""Reading what a user names: pictures and videos, prompts, data files, checkpoints, devices."""

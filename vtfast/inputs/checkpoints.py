@@ -1,9 +1,12 @@
-"""Find and load the checkpoint a user names, and say in one line why it cannot be had.
+"""Find and load the checkpoint a user names, or say in one line why it cannot be loaded.
 
-What is small comes first: the configuration decides whether vtfast can prune the model at all and
-whether the plan fits it, the processor whether the prompt can be encoded. Weights come last.
+Small files come first: the configuration decides whether vtfast can prune the model at all and
+whether the plan fits it, and the processor whether the prompt can be encoded. Weights come last.
 """
 
+import os
+import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,49 +25,54 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASS_OF,
 )
 from transformers.utils import logging
 
-from vtfast import toy
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.models import SUPPORTED
 from vtfast.patching import patch
 from vtfast.processors import Qwen25VLProcessor
 
-TOY = "toy-"
 _LOGS = (logging, hub_logging)
-_HUB_SECONDS = 10  # to answer; transformers itself would retry for half a minute
+_LARGE_MODEL = 20e9  # bytes of the weights of a 7B model, and room to spare
+_HUB_SECONDS = 10  # the hub has to answer; transformers itself would retry for half a minute
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that can be loaded: its configuration and processor are there, its weights not yet.
+    """A model that can be loaded: its configuration and processor are read, its weights not yet.
 
     Attributes:
         name: what the user called it.
-        offline: take what is in the local cache and do not ask the hub.
-        toy: the bundled model, which comes whole.
+        config, processor: as transformers reads them.
+        offline: whether to read files from the local cache only, without asking the hub.
+        model: the model itself if it is in memory already, in float32; None if it has to be loaded.
     """
 
     name: str
-    config: Any
+    config: PreTrainedConfig
     processor: Any
     offline: bool = False
-    toy: Any = None
+    model: PreTrainedModel | None = None
 
     @property
     def takes_video(self) -> bool:
-        """Whether the model has a placeholder for clips."""
+        """Whether the model has a placeholder token for videos."""
         return getattr(self.config, "video_token_id", None) is not None
 
     def check_plan(self, **settings: Any) -> None:
         """Raise what `patch(model, **settings)` would raise, without the weights."""
-        if self.toy is not None:
-            model = self.toy
-        else:
+        model = self.model
+        if model is None:
             with torch.device("meta"), _reading(self.name, "configuration"):
                 model = AutoModelForImageTextToText.from_config(self.config)
         patch(model, **settings).remove()
@@ -72,11 +80,14 @@ class Checkpoint:
     def weights(self, device: torch.device, dtype: str) -> Any:
         """The model in eval mode on a device.
 
-        dtype: a name in torch, or "auto": the checkpoint's own on a GPU and float32 on a CPU, and
-        float32 for the bundled models.
+        dtype: a name in torch, or "auto": the checkpoint's own dtype on a GPU and float32 on a CPU;
+            always float32 for a model that is in memory already.
+
+        Raises InputError for files that are missing, damaged or do not fit the configuration.
         """
-        if self.toy is not None:
-            return self.toy.to(device, torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        if self.model is not None:
+            wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            return self.model.to(device, wanted)  # type: ignore[arg-type]  # wrapped in transformers
         if dtype == "auto" and device.type == "cpu":
             dtype = "float32"
         with _reading(self.name, "weights"):
@@ -84,27 +95,21 @@ class Checkpoint:
                 self.name, dtype=dtype, local_files_only=self.offline, output_loading_info=True
             )
             model, found = loaded
-        lost = sorted(found["missing_keys"])
-        if lost:
+        missing = sorted(found["missing_keys"])
+        if missing:
             raise InputError(
-                f"--model {self.name}: of the model's tensors {len(lost)} have no weights, such as "
-                f"{lost[0]}; download or convert the checkpoint again"
+                f"--model {self.name}: {len(missing)} tensors of the model are not in the weights, "
+                f"such as {missing[0]}; download or convert the checkpoint again"
             )
         return model.eval().to(device)
 
 
 def find(name: str) -> Checkpoint:
-    """The checkpoint called `name`: a bundled `toy-…`, a local folder, or a hub id.
+    """The checkpoint called `name`: a local folder or a hub id.
 
-    Raises InputError where there is none or it cannot be read, and UnsupportedModelError, before
-    any weights, for a model vtfast cannot prune.
+    Raises InputError if there is none or it cannot be read, and UnsupportedModelError, before any
+    weights are read, for a model that vtfast cannot prune.
     """
-    if name.startswith(TOY) and not Path(name).exists():
-        try:
-            model, processor = toy.load(name.removeprefix(TOY))
-        except InputError as error:
-            raise InputError(f"--model {name}: {error}") from None
-        return Checkpoint(name, model.config, processor, toy=model)
     offline = _find_folder(name) or _find_on_hub(name)
     with _reading(name, "configuration"):
         raw, _ = PreTrainedConfig.get_config_dict(name, local_files_only=offline)
@@ -115,9 +120,9 @@ def find(name: str) -> Checkpoint:
 
 
 def load_processor(name: str, offline: bool = True) -> Any:
-    """The processor of a checkpoint: its own, or ours where that needs a missing torchvision.
+    """The processor of a checkpoint; vtfast's own if that one needs a torchvision that is missing.
 
-    Raises InputError where it cannot be had.
+    Raises InputError if it cannot be loaded.
     """
     with _reading(name, "processor"):
         try:
@@ -128,25 +133,8 @@ def load_processor(name: str, offline: bool = True) -> Any:
             return Qwen25VLProcessor.from_pretrained(name, local_files_only=offline)
 
 
-def device_named(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: unknown to torch; pass auto, cpu or cuda") from None
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"--device {name}: {short(error)}; pass auto or cpu, or see what vtfast doctor says"
-        ) from None
-    return device
-
-
 def _check_supported(name: str, config: dict[str, Any]) -> None:
-    """Refuse from the raw configuration what no family of ours is."""
+    """Refuse a model class that vtfast does not support; `config` is the raw config.json."""
     kind = config.get("model_type")
     classes = config.get("architectures") or [CLASS_OF.get(str(kind))]
     if not set(classes) & set(SUPPORTED):
@@ -158,7 +146,7 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
 
 
 def _find_folder(name: str) -> bool:
-    """Whether `name` is a checkpoint folder; raises where it can only be meant as one."""
+    """Whether `name` is a checkpoint folder; raises if it can only mean a folder and is none."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -175,14 +163,14 @@ def _find_folder(name: str) -> bool:
 
 
 def _find_on_hub(name: str) -> bool:
-    """Whether only the local cache has the checkpoint; False where the hub has it."""
+    """Whether only the local cache has the checkpoint; False if it can be had from the hub."""
     start = f"--model {name}: there is no such folder here, and "
     try:
         cached = isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME), str)
         HfApi().model_info(name, timeout=_HUB_SECONDS)
         hf_hub_download(name, constants.CONFIG_NAME)
     except HFValidationError:
-        raise InputError(f"{start}it is no name of a model; hub ids look like owner/name") from None
+        raise InputError(f"{start}it is not a hub id, which looks like owner/name") from None
     except GatedRepoError:
         raise InputError(
             f"--model {name}: the model is gated; accept its terms at {constants.ENDPOINT}/{name}, "
@@ -202,6 +190,9 @@ def _find_on_hub(name: str) -> bool:
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason, fix = f"{constants.ENDPOINT} answers with status {status}", "try again later"
+    except PermissionError as error:
+        reason = f"it cannot be kept in {constants.HF_HUB_CACHE} ({short(error)})"
+        fix = "set HF_HOME to a folder of yours"
     except (HTTPError, OSError) as error:
         reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "connect"
     else:
@@ -211,9 +202,27 @@ def _find_on_hub(name: str) -> bool:
     raise InputError(f"{start}not in the local cache; {reason}; {fix}, or pass a local folder")
 
 
+def hub_cache() -> str:
+    """The folder in which models from the hub are kept, and its free space.
+
+    Raises UserWarning, with what to do, if it has no room for a model of 7B or is not writable.
+    """
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free, fix = shutil.disk_usage(there).free, "set HF_HOME to a folder of yours with room"
+    about = f"{folder}, {free / 1e9:.0f} GB free"
+    if constants.HF_HUB_OFFLINE:
+        about += ", offline (HF_HUB_OFFLINE)"
+    if not os.access(there, os.W_OK):
+        raise UserWarning(f"{about}, is not writable: {fix}")
+    if free < _LARGE_MODEL:
+        raise UserWarning(f"{about}, does not hold a model of 7B: {fix}")
+    return about
+
+
 @contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
-    """Let transformers and the hub say nothing but errors, and show progress bars only if asked."""
+    """Silence the logs of transformers and the hub but for errors; show progress bars if asked."""
     levels, shown = [log.get_verbosity() for log in _LOGS], logging.is_progress_bar_enabled()
     for log in _LOGS:
         log.set_verbosity_error()
@@ -228,7 +237,7 @@ def quiet(bars: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _reading(name: str, what: str) -> Iterator[None]:
-    """Turn whatever transformers trips over in files of others into one line."""
+    """Turn any error of transformers about the checkpoint's files into one line."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
@@ -238,6 +247,5 @@ def _reading(name: str, what: str) -> Iterator[None]:
 
 
 def short(error: Exception) -> str:
-    """An error's message in one line of bearable length."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= 300 else message[:299] + "…"
+    """An error's message on one line, at most 300 characters long."""
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")

@@ -1,4 +1,4 @@
-"""Questions about pictures with their true answers: read from a file, and made into batches."""
+"""Questions about pictures with their true answers: read from a file, encoded in batches."""
 
 import hashlib
 import json
@@ -17,9 +17,11 @@ _FIELDS = ("question", "answer")
 
 @dataclass(frozen=True)
 class Example:
-    """A question, its true answer, and the pictures it is about: open ones, or files.
+    """A question about pictures, and its true answer.
 
-    `name` is how messages call it, such as "data.jsonl line 3".
+    Attributes:
+        images: open pictures, or files.
+        name: what messages call the example, such as "data.jsonl line 3".
     """
 
     images: tuple[Image.Image | Path, ...]
@@ -40,8 +42,10 @@ class BadLine:
 class Batch:
     """Some examples as a model takes them.
 
-    `answers` are token ids; the first `lengths[i]` are the true answer's, and an end mark may
-    follow them.
+    Attributes:
+        inputs: what the processor returns for the prompts, padded on the left to one length.
+        answers: token ids of each true answer; the end-of-sequence token may follow them.
+        lengths: tokens of each answer without that end.
     """
 
     inputs: Any
@@ -53,11 +57,11 @@ class Dataset:
     """Examples for one model, under the name of a task.
 
     Args:
-        processor: the model's.
+        processor: the model's own, with a tokenizer and a chat template.
         examples: at least one.
         task: what to call it in results.
-        ends: whether an answer is right only if the model ends after it. Without, a model that goes
-            on talking after the true answer has said it all the same.
+        ends: whether an answer is right only if the model ends after it; by default the model may
+            go on after the true answer.
 
     Raises InputError for no examples, an example without a picture, and an answer without tokens.
     """
@@ -83,9 +87,9 @@ class Dataset:
         return len(self.examples)
 
     def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
-        """Examples by number, on a device, prompts padded to one length.
+        """The examples of these numbers, encoded, on a device.
 
-        On the left, whatever the tokenizer does by itself: that is how `generate` reads them.
+        Prompts are padded on the left, as `generate` needs it, whatever the tokenizer's own side.
         """
         inputs = self._encoded(indices).to(device)
         answers = [self._answers[i] for i in indices]
@@ -96,7 +100,7 @@ class Dataset:
         return [_opened(image) for image in self.examples[index].images]
 
     def fingerprint(self) -> str:
-        """Changes with any question, answer or picture, in a file too; not with where files are."""
+        """Hex digits that change with any question, answer or picture, but not with file names."""
         digest = hashlib.sha256(json.dumps([self.task, self._end]).encode())
         for e in self.examples:
             digest.update(json.dumps([e.question, e.answer]).encode())
@@ -131,10 +135,12 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
 
 
 def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> str:
-    """The prompt that asks a question about pictures and a clip, in the processor's chat template.
+    """The prompt that asks a question about pictures and a video, in the processor's chat template.
 
-    Without one it is LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`; an InputError for a
-    processor that knows clips, whose model was taught another.
+    A processor without a template gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`.
+
+    Raises InputError for one that takes video and has no template: its model was trained on another
+    form.
     """
     if not processor.chat_template:
         if getattr(processor, "video_token", None):
@@ -151,14 +157,14 @@ def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> st
 
 
 def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example], list[BadLine]]:
-    """The examples of a JSON lines file, and the lines that are none.
+    """The examples of a JSON lines file, and the lines that cannot be used.
 
-    A line is an object with `image` (a path, or a list of them; relative ones from the file's own
-    folder), `question` and `answer`; other fields are left alone, and empty lines too. Every
-    picture is opened once, so that what cannot be read is known before a long run.
+    A line is an object with `image` (a path, or a list of them, relative to the file's folder),
+    `question` and `answer`; other fields and empty lines are ignored. Every picture is opened once,
+    so that what cannot be read is known before a long run.
 
     Args:
-        tokenizer: with one, answers it has no token for are bad lines too.
+        tokenizer: if given, answers without a token are bad lines too.
 
     Raises InputError for a file that cannot be read or has no line.
     """
@@ -166,7 +172,7 @@ def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # no others: texts may hold those
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -186,18 +192,18 @@ def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
+        raise InputError(f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
     except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise InputError(f"no JSON that Python reads ({error})") from None
+        raise InputError(f"Python cannot read this JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise InputError("no JSON object")
+        raise InputError("it is not a JSON object")
     images = fields.get("image")
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
-        raise InputError('"image" is no path and no list of paths')
+        raise InputError('"image" is not a path or a list of paths')
     for name in _FIELDS:
         if not _is_text(fields.get(name)):
-            raise InputError(f'"{name}" is no text')
+            raise InputError(f'"{name}" is not text')
     places = tuple(path.parent / image for image in images)
     for place in places:
         open_picture(place, "picture")

@@ -1,7 +1,7 @@
-"""Read the user's pictures and clips, or say in one line what is wrong with them.
+"""Read the user's pictures and videos, or say in one line what is wrong with them.
 
-A clip is frames: a folder of them, frame files in the order given, or one animated picture (GIF,
-WebP, PNG). Only Pillow is used; films have to be cut into frames first.
+A video ("clip") is a folder of frames, frame files in the order given, or one animated picture
+(GIF, WebP, PNG). Only Pillow is used; films have to be split into frames first.
 """
 
 import re
@@ -17,12 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vtfast.errors import InputError
 
 FRAMES_PER_SECOND = 2.0  # of frames whose rate is unknown: what Qwen2.5-VL samples films at
-_CUT_FILMS = "; cut a film into frames first: ffmpeg -i film.mp4 -r 2 frames/%04d.png"
+_SPLIT_FILMS = "; split a film into frames first: ffmpeg -i film.mp4 -r 2 frames/%04d.png"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one size in the order they are seen, `fps` of them in a second."""
+    """A video: frames of one size in the order they are seen, `fps` of them per second."""
 
     frames: tuple[Image.Image, ...]
     fps: float
@@ -37,12 +37,12 @@ def open_picture(path: Path, option: str = "--image") -> Image.Image:
 
 
 def read_clip(paths: Sequence[Path], max_frames: int, fps: float | None = None) -> Clip:
-    """The clip in a folder of frames, in frame files, or in one animated picture.
+    """The video in a folder of frames, in frame files, or in one animated picture.
 
     Args:
-        paths: one folder, one animated picture, or frame files in order. A folder's pictures are
-            taken by name, numbers in it by value: frame2 before frame10.
-        max_frames: int ≥ 1. Of more frames as many are taken, evenly, with the first and the last.
+        paths: one folder, one animated picture, or frame files in order. The pictures of a folder
+            are sorted by name, numbers in it by value: frame2 before frame10.
+        max_frames: int ≥ 1. Of more frames so many are taken, evenly spaced, with both ends.
         fps: frames per second of all frames. None: the animation's own rate, else 2.
 
     Raises InputError for what cannot be read, and for frames of different sizes.
@@ -64,7 +64,7 @@ def read_clip(paths: Sequence[Path], max_frames: int, fps: float | None = None) 
 
 
 def evenly(total: int, most: int) -> list[int]:
-    """At most `most` of 0 … total-1, at even distances, with the first and the last.
+    """At most `most` of the numbers 0 … total-1, evenly spaced, with the first and the last.
 
     >>> evenly(9, 3)
     [0, 4, 8]
@@ -83,7 +83,7 @@ def _frame_files(folder: Path) -> list[Path]:
         if file.suffix.lower() in known and not file.name.startswith(".")
     ]
     if not files:
-        raise InputError(f"--video {folder}: there is no picture in this folder{_CUT_FILMS}")
+        raise InputError(f"--video {folder}: there is no picture in this folder{_SPLIT_FILMS}")
     return sorted(files, key=lambda file: [_by_value(p) for p in re.split(r"(\d+)", file.name)])
 
 
@@ -92,7 +92,7 @@ def _by_value(part: str) -> tuple[int, int, str]:
 
 
 def _animation(path: Path, max_frames: int) -> tuple[list[Image.Image], int, float | None]:
-    """Frames taken of an animated picture, how many it has, and its rate where it says."""
+    """Frames taken of an animated picture, how many it has, and its frames per second if known."""
     frames, milliseconds = [], 0.0
     with _reading(path, "--video"), Image.open(path) as picture:
         total = getattr(picture, "n_frames", 1)
@@ -110,7 +110,7 @@ def _animation(path: Path, max_frames: int) -> tuple[list[Image.Image], int, flo
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """RGB, turned as its camera was held. 16-bit greys are scaled, where Pillow would clip them."""
+    """RGB, turned as its camera was held; 16-bit greys are scaled, which Pillow would clip."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -121,7 +121,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 @contextmanager
 def _reading(path: Path, option: str) -> Iterator[None]:
-    """Turn what Pillow and the file system object to into one line."""
+    """Turn any error of Pillow or the file system into one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large or odd picture is still a picture
@@ -132,7 +132,7 @@ def _reading(path: Path, option: str) -> Iterator[None]:
         hint = "; a folder of frames goes with --video" if option == "--image" else ""
         raise InputError(f"{option} {path} is a folder; pass the name of a picture{hint}") from None
     except UnidentifiedImageError:
-        hint = _CUT_FILMS if option == "--video" else "; convert it to PNG or JPEG"
+        hint = _SPLIT_FILMS if option == "--video" else "; convert it to PNG or JPEG"
         raise InputError(f"{option} {path} is not a picture that Pillow can read{hint}") from None
     except Exception as error:  # decoders raise whatever a broken file makes them trip over
         reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__

@@ -17,7 +17,7 @@ from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
 FAMILIES: dict[str, Family] = {"llava": llava, "qwen": qwen}
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-_BUNDLED = ("llava", "llava-small", "qwen")
+BUNDLED = ("llava", "llava-small", "qwen")
 
 
 def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -25,8 +25,8 @@ def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, An
 
     Never touches the network. Raises InputError for a name that is not bundled.
     """
-    if name not in _BUNDLED:
-        raise InputError(f"there is no toy model {name!r}; available: {', '.join(_BUNDLED)}")
+    if name not in BUNDLED:
+        raise InputError(f"there is no toy model {name!r}; available: {', '.join(BUNDLED)}")
     return load_folder(CHECKPOINTS / name, dtype)
 
 

@@ -1,8 +1,8 @@
 """The second half of `vtfast demo`: prefill time of a mid-size LLaVA, full and pruned.
 
-The model has random weights and says nothing sensible, but its prefill is shaped like a real one:
-576 visual tokens in a decoder large enough that they are what takes the time. Beside every pruned
-run stands the ideal: the same model, unpatched, given as few visual tokens from the start.
+The model has random weights, so its answers mean nothing, but its prefill has the shape of a real
+one: 576 visual tokens, in a decoder so large that they take most of the time. Each pruned variant
+is timed beside its ideal: the same model, unpatched, given as few visual tokens from the start.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ _PATCH_SIDE, _VOCABULARY, _IMAGE = 14, 1024, 3
 class MidSize:
     """Sizes of the model that is timed, and of its prompt: one picture of grid x grid patches.
 
-    The vision tower is tiny on purpose: encoding the picture is the same work in every row and
-    would only dilute the ratios.
+    The vision tower is tiny on purpose: encoding the picture is the same work in every variant and
+    would only bring the ratios closer to 1.
     """
 
     layers: int = 16
@@ -74,7 +74,7 @@ class MidSize:
             return LlavaForConditionalGeneration(config).eval()
 
     def inputs(self) -> dict[str, Tensor]:
-        """The prompt: a little text, a picture of noise, more text."""
+        """The prompt, as `generate` takes it: a little text, a picture of noise, more text."""
         generator = torch.Generator().manual_seed(self.seed)
         words = torch.randint(_IMAGE + 1, _VOCABULARY, (1, self.text_tokens), generator=generator)
         picture = torch.full((1, self.visual_tokens), _IMAGE)
@@ -89,7 +89,7 @@ TINY = MidSize(layers=4, width=64, heads=4, grid=6, text_tokens=16)  # says noth
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to prefill: by `plan`, or unpatched with the first `visual_tokens` of the picture."""
+    """A prefill to time: pruned by `plan`, or unpatched with the first `visual_tokens` tokens."""
 
     name: str
     keep: float | None
@@ -99,10 +99,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Timing:
-    """Prefill time of a variant, in seconds (median) and as a share of the full model's.
+    """Prefill time of a variant.
 
-    `share` is the median over the rounds and `p20` to `p80` its spread; each round divides by the
-    full model's time in the same round.
+    Attributes:
+        seconds: median over the rounds.
+        share: of the full model's time in the same round; median over the rounds.
+        p20, p80: percentiles of that share.
     """
 
     variant: Variant
@@ -113,10 +115,10 @@ class Timing:
 
 
 class Race:
-    """The full model, and for every keep the pruned one beside the natively shorter one.
+    """Times the full model and, for every keep, the pruned and the natively shorter one.
 
-    Making a `Race` is quick and raises PlanError where the preset cannot meet a keep on this
-    model, so that nobody waits for a refusal; `run` takes the time.
+    Making a `Race` is quick and raises PlanError if the preset cannot meet a keep on this model;
+    `run` takes the time.
 
     Args:
         sizes: of the model and the prompt.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtfast.cli._picture import MOST_ROWS, draw
-from vtfast.inputs.views import StageView, View
+from vtfast.cli._kept_picture import MOST_ROWS, draw
+from vtfast.cli._kept_views import StageView, View
 from vtfast.toy.scene import Scene
 
 
@@ -64,7 +64,7 @@ def test_no_text_of_the_picture_is_clipped_or_overlaps(layout: str) -> None:
     heading = "divprune+random, keep 0.5: 32.0 of 64 visual tokens, averaged over the layers"
     caption = 'dark patches were dropped; the question was "which digit is in the yellow cell ?"'
     figure = draw(LAYOUTS[layout], heading, caption)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     texts = [*figure.texts, *(axes.title for axes in figure.axes)]
     boxes = [text.get_window_extent() for text in texts]
     boxes += [axes.get_window_extent() for axes in figure.axes]

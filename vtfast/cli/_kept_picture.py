@@ -1,4 +1,4 @@
-"""Draw what a plan kept: each picture, and beside it the patches left after each stage."""
+"""Draw what a plan kept of each picture: beside it one panel per stage, dropped patches dark."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vtfast.inputs.views import View
+from vtfast.cli._kept_views import View
 
 PANEL_INCHES, HEADER_INCHES, DPI = 3.2, 1.04, 150
 MOST_ROWS = 8
 _TITLE_INCHES = 0.5  # of every row but the first, whose titles are in the header
-_LARGEST_SIDE = 1200  # pixels of a picture that are drawn
-_FINEST_LINES = 40  # tokens along a side; beyond, lines would hide the picture
-_VEIL = (0.09, 0.11, 0.14, 0.86)  # laid over what was dropped
+_LARGEST_SIDE = 1200  # pixels; larger pictures are drawn smaller
+_FINEST_LINES = 40  # tokens along a side; with more, grid lines would hide the picture
+_VEIL = (0.09, 0.11, 0.14, 0.86)  # RGBA over dropped patches
 _INK, _PALE_INK = "#1f2933", "#616e7c"
 
 
 def draw(views: Sequence[View], heading: str, caption: str) -> Figure:
-    """The figure: a row per picture, one panel for it and one per stage, dropped patches veiled.
+    """The figure: a row per picture, with one panel for the picture and one per stage.
 
-    At most `MOST_ROWS` pictures are shown; the caption then says of how many.
+    At most `MOST_ROWS` pictures are shown; the caption then says how many there are.
 
     Args:
         views: at least one, all with the same number of stages.
@@ -56,7 +56,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _box(rows: int, columns: int) -> tuple[float, float]:
-    """Inches across and down of a raster: its longer side fills a panel."""
+    """Width and height of a raster in inches; its longer side fills a panel."""
     unit = 0.92 * PANEL_INCHES / max(rows, columns)
     return columns * unit, rows * unit
 

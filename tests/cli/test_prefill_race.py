@@ -2,7 +2,7 @@
 
 import torch
 
-from vtfast.cli._prefill import TINY, MidSize, Race
+from vtfast.cli._prefill_race import TINY, MidSize, Race
 
 
 def test_every_variant_is_timed_as_often() -> None:

@@ -1,29 +1,34 @@
-"""Let a model answer: stream the words, take the times, and compare two ways to run it."""
+"""Let a model answer a question: stream the words, measure the time, and compare two variants."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import TextStreamer
 
+from vtfast.cli._terminal import working
 from vtfast.inputs.prompts import Prompt
 from vtfast.runtime.names import returned_cache
 
-ROUNDS, PATIENCE = 5, 20.0  # timed rounds at most, and seconds after which none is begun
+# At most so many rounds are timed, and none starts after so many seconds.
+ROUNDS, PATIENCE = 5, 20.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, and what that took.
+    """What a model said, and what that took in time and memory.
 
     Attributes:
-        text: without special tokens. `tokens` counts them all.
-        finished: whether it ended by itself; False where it was cut at the most tokens allowed.
-        first_seconds: to the first token, the pictures' encoding included.
-        token_ms: per further token, None where there is none.
+        text: without special tokens.
+        tokens: how many, special tokens included.
+        finished: whether the model ended it; False if it was cut off at the longest length allowed.
+        first_seconds: until the first token, the encoding of the pictures included.
+        token_ms: per further token; None if there is none.
         cache_bytes: of keys and values allocated at the end.
     """
 
@@ -42,7 +47,7 @@ def ask(
     write: Callable[[str], object] = lambda text: None,
     on_token: Callable[[], object] = lambda: None,
 ) -> Answer:
-    """The model's greedy answer; `write` gets its text as it comes, `on_token` every token."""
+    """The model's greedy answer; `write` gets it piece by piece, `on_token` is called per token."""
     tokenizer = prompt.tokenizer
     stream = _Stream(tokenizer, write, on_token)
     inputs = prompt.inputs.to(model.device)
@@ -71,36 +76,64 @@ def ask(
     )
 
 
-def alternate(
-    ways: Mapping[str, Callable[[], Answer]], on_answer: Callable[[], object] = lambda: None
-) -> dict[str, list[Answer]]:
-    """Answers of every way in up to `ROUNDS` rounds, each in the opposite order of the one before.
+def ask_on_terminal(
+    model: Any, prompt: Prompt, max_new_tokens: int, stdout: Console, stderr: Console
+) -> Answer:
+    """The same, with every word on stdout as soon as it is known."""
+    begun = False
+    try:
+        with ExitStack() as waiting:
+            waiting.enter_context(working(stderr, "looking at the pictures"))
 
-    At least one round; none is begun after `PATIENCE` seconds. Every way has to be warm.
+            def write(text: str) -> None:
+                nonlocal begun
+                begun = True
+                waiting.close()
+                stdout.file.write(printable(text))
+                stdout.file.flush()
+
+            return ask(model, prompt, max_new_tokens, write)
+    finally:
+        if begun:  # also if it was interrupted
+            print()
+
+
+def printable(text: str) -> str:
+    """Without characters that would move a terminal's cursor or change its colours."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], Answer]], on_answer: Callable[[], object] = lambda: None
+) -> dict[str, list[Answer]]:
+    """Every variant's answers in up to `ROUNDS` rounds, each in the reverse order of the last.
+
+    There is at least one round, and none starts after `PATIENCE` seconds. Every variant must have
+    run before, so that no time contains a warm-up.
     """
-    answers: dict[str, list[Answer]] = {name: [] for name in ways}
+    answers: dict[str, list[Answer]] = {name: [] for name in variants}
     started = perf_counter()
     for number in range(ROUNDS):
         if number and perf_counter() - started > PATIENCE:
             break
-        for name in list(ways)[:: 1 if number % 2 else -1]:
-            answers[name].append(ways[name]())
+        for name in list(variants)[:: 1 if number % 2 else -1]:
+            answers[name].append(variants[name]())
             on_answer()
     return answers
 
 
-def typical(answers: Sequence[Answer]) -> Answer:
-    """The first of some equal answers, with the median of their times."""
-    steps = [a.token_ms for a in answers if a.token_ms is not None]
+def with_median_times(answer: Answer, timed: Sequence[Answer]) -> Answer:
+    """An answer with the median times of the same answer, given again."""
+    steps = [a.token_ms for a in timed if a.token_ms is not None]
     return replace(
-        answers[0],
-        first_seconds=median(a.first_seconds for a in answers),
+        answer,
+        first_seconds=median(a.first_seconds for a in timed),
         token_ms=median(steps) if steps else None,
     )
 
 
 class _Stream(TextStreamer):
-    """Hands on text as soon as words are whole, and notes when each token came."""
+    """Passes text on as soon as words are complete, and notes when each token came."""
 
     def __init__(
         self, tokenizer: Any, write: Callable[[str], object], on_token: Callable[[], object]

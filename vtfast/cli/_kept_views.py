@@ -1,0 +1,85 @@
+"""Which visual tokens of which picture a patched model kept, as rasters that can be drawn."""
+
+from dataclasses import dataclass, replace
+
+from PIL.Image import Image
+from torch import Tensor
+
+from vtfast.inputs.prompts import Prompt
+from vtfast.patching import Handle
+
+
+@dataclass(frozen=True)
+class StageView:
+    """The patches of a picture that a stage left, by number in raster order."""
+
+    layer: int
+    method: str
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture as a raster of visual tokens, and the patches that each stage left of it.
+
+    Attributes:
+        picture: as the model is given it; a pixel more or less per token does not matter.
+        grid: rows and columns of visual tokens.
+        stages: one per stage of the plan; empty for the unpatched model.
+        name: what to call the picture in print.
+    """
+
+    picture: Image
+    grid: tuple[int, int]
+    stages: tuple[StageView, ...] = ()
+    name: str = "what the model is given"
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of the picture."""
+        return self.grid[0] * self.grid[1]
+
+
+def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
+    """Every picture of a prompt, and every time step of its video, with what was kept of it.
+
+    handle: of a patch with `record=True` under which the prompt was answered.
+    """
+    stages = stage_views(handle, prompt.columns)
+    several = len(prompt.images) + (prompt.clip is not None) > 1
+    views, start = [], 0
+    for number, (steps, rows, columns, skip) in enumerate(prompt.grids):
+        start += skip
+        for step in range(steps):
+            if number < len(prompt.images):
+                picture = prompt.as_seen(number)
+                name = prompt.images[number][0] if several else View.name
+            else:
+                assert prompt.clip is not None
+                frames = prompt.clip.frames
+                each = -(-len(frames) // steps)  # frames in one time step
+                first, last = step * each + 1, min((step + 1) * each, len(frames))
+                picture = frames[first - 1]
+                name = f"frame{f's {first}-' if last > first else ' '}{last} of {len(frames)}"
+            own = range(start, start + rows * columns)
+            mine = [replace(s, kept=tuple(k - start for k in s.kept if k in own)) for s in stages]
+            views.append(View(picture, (rows, columns), tuple(mine), name))
+            start += rows * columns
+    return views
+
+
+def stage_views(handle: Handle, columns: Tensor, sample: int = 0) -> tuple[StageView, ...]:
+    """The visual tokens that each stage of a patch with `record=True` left of one sample.
+
+    columns: int64 [n], ascending positions of the sample's visual tokens in its row of input_ids;
+        `kept` of the views numbers them from 0, over all pictures of the sample.
+    """
+    kept = handle.report.kept if handle.report else {}
+    left = tuple(range(len(columns)))
+    views = []
+    for stage in handle.plan.stages:
+        if stage.layer in kept:  # a stage that drops nothing is not recorded
+            there = kept[stage.layer][sample].to(columns.device)
+            left = tuple((columns[:, None] == there).any(1).nonzero()[:, 0].tolist())
+        views.append(StageView(stage.layer, stage.method, left))
+    return tuple(views)

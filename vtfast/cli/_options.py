@@ -1,0 +1,241 @@
+"""The options that commands share, each declared once: its name, its help, and its check.
+
+A value is checked while the command line is parsed, so that nothing heavy is loaded for bad input
+and no command checks it again. Importing this module loads no torch, transformers or Pillow.
+"""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtfast.cli._terminal import writing
+from vtfast.errors import InputError
+from vtfast.presets import PRESETS, check_name
+from vtfast.toy import TASKS
+
+
+def one_of(option: str, help: str, *known: str) -> Any:
+    """An option whose value is one of some words."""
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise InputError(f"{option} {value}: pass one of {', '.join(known)}")
+        return value
+
+    return typer.Option(metavar="NAME", help=help, callback=check)
+
+
+def _check_plan(plan: str) -> str:
+    check_name(plan)
+    return plan
+
+
+def _check_keep(keep: float | None) -> float | None:
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"--keep {keep:g}: expected a share above 0, up to 1, such as 0.5")
+    return keep
+
+
+def _check_task(task: str | None) -> str | None:
+    if task is not None and task not in TASKS:
+        raise InputError(f"--task {task}: pass one of {', '.join(TASKS)}")
+    return task
+
+
+def _check_out(out: Path | None) -> Path | None:
+    """Refuse now what would fail after the work is done."""
+    if out is None:
+        return None
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: the picture is a PNG; pass a name that ends in .png")
+    with writing(out):
+        if not out.parent.is_dir():
+            raise InputError(f"--out {out}: there is no folder {out.parent}; create it first")
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder; pass the name of a file")
+        if not out.exists():
+            out.touch()
+            out.resolve().unlink()
+        elif out.is_file():
+            out.open("ab").close()
+    if find_spec("matplotlib") is None:
+        raise InputError("the picture needs matplotlib; pip install 'vtfast[plot]'")
+    return out
+
+
+# The model
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="A hub id (owner/name), a local checkpoint folder, or a bundled tiny model: "
+        "toy-llava, toy-llava-small, toy-qwen.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")
+]
+DType = Annotated[
+    str,
+    one_of(
+        "--dtype",
+        "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16, float16.",
+        *("auto", "float32", "bfloat16", "float16"),
+    ),
+]
+
+# Pruning
+
+Plan = Annotated[
+    str,
+    typer.Option(metavar="NAME", callback=_check_plan, help=f"How to prune: {', '.join(PRESETS)}."),
+]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        callback=_check_keep,
+        help="Share of the visual tokens to keep, averaged over all layers: above 0, up to 1.",
+    ),
+]
+HorizonLayer = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="LAYER",
+        help="Layer of a plan's second stage. Default: the checkpoint's own, else the paper's "
+        "share of the layers.",
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="INT", help="Seed of the random stages.")]
+Layout = Annotated[
+    str,
+    one_of(
+        "--path",
+        "Layout of the pruned batch: auto, packed, padded.",
+        *("auto", "packed", "padded"),
+    ),
+]
+
+# Questions
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="A picture. Repeat it for more, in order."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=_check_task,
+        help=f"Ask about bundled scenes: {', '.join(TASKS)}.",
+    ),
+]
+SceneSeed = Annotated[int, typer.Option(min=0, metavar="INT", help="Seed of the bundled scenes.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.jsonl",
+        help='Ask what is in a file, one JSON object per line: {"image": "a.png", "question": '
+        '"…", "answer": "…"}; image may be a list, paths are relative to the file.',
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="INT",
+        help="How many questions, the first ones. Default: 100 scenes, or all.",
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", metavar="", help="Leave out bad lines of --data, and say which."),
+]
+
+# Measuring
+
+Layers = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Layers such as 0,4,8-11, counted from 0. Default: all."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="INT",
+        help="Side, in tokens, of the square units that are scored. Default: 2 for pictures of 24 "
+        "x 24 tokens or more, else 1.",
+    ),
+]
+Per = Annotated[
+    str,
+    one_of(
+        "--per",
+        "mean_token: the mean over the answer's tokens; first_token: the paper's.",
+        *("mean_token", "first_token"),
+    ),
+]
+
+# Results
+
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.jsonl",
+        help="Note finished samples here; after an interruption the same command continues.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.png", callback=_check_out, help="Draw the result to this file."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object on stdout instead of tables.")
+]
+
+
+def layer_numbers(layers: str | None) -> tuple[int, ...] | None:
+    """The value of --layers, such as 0,4,8-11, as numbers; None for all."""
+    if layers is None:
+        return None
+    found: list[int] = []
+    for part in layers.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) < 4 for end in ends) or int(ends[0]) > int(ends[1]):
+            raise InputError(f"--layers {layers}: expected numbers and ranges, such as 0,4,8-11")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return tuple(found)
+
+
+def shares(keep: str) -> list[float]:
+    """The value of a --keep that takes several shares, such as 0.1,0.25, as numbers."""
+    try:
+        found = [float(part) for part in keep.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < share <= 1 for share in found):
+        raise InputError(f"--keep {keep}: expected shares above 0, up to 1, such as 0.1,0.25")
+    return found
+
+
+def source_of_questions(task: str | None, data: Path | None) -> str | Path:
+    """The task whose scenes are asked about, or the data file; InputError unless it is one."""
+    if task is not None and data is None:
+        return task
+    if data is not None and task is None:
+        return data
+    raise InputError("pass exactly one of --task and --data")
+
+
+def check_not_read(out: Path | None, read: Iterable[Path | None]) -> None:
+    """Refuse an --out that would overwrite a file of `read`, itself or by the JSON beside it."""
+    taken = {path.resolve() for path in read if path is not None}
+    for target in () if out is None else (out, out.with_suffix(".json")):
+        if target.resolve() in taken:
+            raise InputError(f"--out {out} would write over {target}; pass another name")
