@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_toy_qwen.py \
-    $(patsubst %,tests/information/test_information_%.py,score horizon sweep)
+    $(patsubst %,tests/information/test_information_%.py,score horizon sweep files) tests/evaluation/test_accuracy.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \

@@ -171,7 +171,7 @@ def test_text_scores_with_drafts_are_refused(family, path, drafts):
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -5:-3]  # so that a guess is found
     with (
         vtfast.patch(model, FOUR_STAGES, path=path),
-        pytest.raises(InputError, match=r"assisted or prompt-lookup decoding.*without scores"),
+        pytest.raises(InputError, match=r"assisted and prompt-lookup decoding.*without scores"),
     ):
         continuation(model, inputs, **drafts(family))
 
