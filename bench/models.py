@@ -1,60 +1,149 @@
-"""What the model benches run: prompts for a model, and the same model run natively as short.
+"""The whole models that are timed, with random weights made on the device, and their prompts.
 
-Saved multiply-adds are not saved time, so the ideal beside every pruned prefill is the same model,
-unpatched, on sequences as short as the plan makes them, layer by layer (`Shorter`). It has no
-selection to make and takes the first visual tokens, padded on the left as transformers wants it.
-The picture is encoded once, outside of what is timed, for every way alike.
+LLaVA-1.5-7B and Qwen2.5-VL-7B have the shapes of their checkpoints.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
+import harness  # noqa: F401  (puts tests/helpers on the path)
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from native_run import text_inputs
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2_5_VLConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vtfast import Plan
-from vtfast.runtime.names import cache_argument
+from vtfast.cli._prefill import MidSize
 
-
-class _Stop(Exception):
-    """The text model has been reached."""
-
-
-def text_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """What the language model is called with for these inputs: embeddings, positions, a mask."""
-    seen: dict[str, Any] = {}
-
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        seen.update(kwargs)
-        raise _Stop
-
-    hook = model.model.language_model.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(**inputs)
-    except _Stop:
-        return seen
-    finally:
-        hook.remove()
-    raise RuntimeError("the model never called its language model")
+PATCH = 14  # pixels a side, in both families
 
 
+def llava_1_5_7b(vision: dict | None = None, **text: object) -> LlavaConfig:
+    """The shapes of `llava-hf/llava-1.5-7b-hf`: transformers' defaults, but for the vocabulary."""
+    shapes = {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, **text}
+    config = LlavaConfig(text_config=shapes, image_token_index=32000, image_seq_length=576)
+    config.vision_config.update(vision or {})
+    return config
+
+
+def qwen2_5_vl_7b(vision: dict | None = None, **text: object) -> Qwen2_5_VLConfig:
+    """The shapes of `Qwen/Qwen2.5-VL-7B-Instruct`."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    shapes = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+              "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+              "max_position_embeddings": 128000, "rope_parameters": rope, **text}  # fmt: skip
+    tower = {"hidden_size": 1280, "out_hidden_size": 3584, **(vision or {})}
+    return Qwen2_5_VLConfig(text_config=shapes, vision_config=tower)
+
+
+_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
+         "num_attention_heads": 4}  # fmt: skip
+
+
+def tiny_llava() -> LlavaConfig:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "image_size": 6 * PATCH, "projection_dim": 32}  # fmt: skip
+    return llava_1_5_7b(vision, **_TINY, num_key_value_heads=4)
+
+
+def tiny_qwen() -> Qwen2_5_VLConfig:
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+              "out_hidden_size": 64, "fullatt_block_indexes": [1]}  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    return qwen2_5_vl_7b(vision, **_TINY, num_key_value_heads=2, rope_parameters=rope)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to time.
+
+    config: makes its configuration; None: the mid-size model of the demo.
+    tokens: visual tokens of a picture that is usual for it.
+    shrink: by how much pictures are smaller than they are called, in dry runs.
+    """
+
+    name: str
+    config: Callable | None
+    tokens: int
+    shrink: int = 1
+
+    def size(self, tokens: int) -> int:
+        return max(4, tokens // self.shrink)
+
+    def build(self, device: str, dtype: torch.dtype) -> Any:
+        """The model in eval mode, made on the device; equal on every run."""
+        if self.config is None:
+            return MidSize().build().to(device, dtype)
+        torch.manual_seed(0)
+        make = AutoModelForImageTextToText.from_config
+        with torch.device(device):
+            return make(self.config(), dtype=dtype, attn_implementation="sdpa").eval()
+
+
+LLAVA, QWEN = (
+    Subject("llava-1.5-7b", llava_1_5_7b, 576),
+    Subject("qwen2.5-vl-7b", qwen2_5_vl_7b, 1024),
+)
+MID = Subject("llava 16 x 1024", None, 576)
+SUBJECTS = {"cuda": [LLAVA, QWEN], "cpu": [MID]}
+TINY = [Subject(LLAVA.name, tiny_llava, 576, 16), Subject(QWEN.name, tiny_qwen, 1024, 64)]
+
+
+def inputs_of(model: Any, texts: Sequence[int], tokens: int) -> dict[str, Tensor]:
+    """Samples of so many text tokens around a picture each, padded on the left.
+
+    They have the positions of the full prompt, so that no variant spends time on these.
+    """
+    config, like, generator = model.config, model.lm_head.weight, torch.Generator().manual_seed(1)
+    height = next(h for h in range(isqrt(tokens), 0, -1) if tokens % h == 0)
+    picture, width = [config.image_token_id] * tokens, tokens // height
+    qwen, first_word = hasattr(config, "video_token_id"), config.image_token_id + 1
+    if qwen:
+        picture = [config.vision_start_token_id, *picture, config.vision_end_token_id]
+        first_word = config.video_token_id + 1
+    picture, draw, samples = torch.tensor(picture), torch.Generator().manual_seed(0), []
+    for length in texts:
+        words = torch.randint(first_word, config.text_config.vocab_size, (length,), generator=draw)
+        samples.append(torch.cat((words[:8], picture, words[8:])))
+    pad = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(x) for x in samples], **pad)
+    inputs = {"input_ids": pad_sequence(samples, **pad), "attention_mask": mask}
+    if qwen:
+        vision, merge = config.vision_config, config.vision_config.spatial_merge_size
+        values = vision.in_channels * vision.temporal_patch_size * PATCH**2
+        pixels = torch.randn(tokens * merge**2, values, generator=generator)
+        inputs["pixel_values"] = pixels.to(like.dtype).repeat(len(texts), 1)
+        inputs["image_grid_thw"] = torch.tensor([[1, merge * height, merge * width]] * len(texts))
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == config.image_token_id).int()
+    else:
+        pixels = torch.randn(1, 3, PATCH * height, PATCH * width, generator=generator)
+        inputs["pixel_values"] = pixels.to(like.dtype).repeat(len(texts), 1, 1, 1)
+    inputs = {name: x.to(like.device) for name, x in inputs.items()}
+    return with_positions(model, inputs, random_features(model, len(texts), tokens))
+
+
+def random_features(model: Any, batch: int, tokens: int) -> Any:
+    """Features of pictures as the tower would return them; it takes only some sizes, and time."""
+    like = model.get_input_embeddings().weight
+    generator = torch.Generator(like.device).manual_seed(2)
+    one = torch.randn(tokens, like.shape[1], generator=generator, device=like.device)
+    return BaseModelOutputWithPooling(pooler_output=[one.to(like.dtype)] * batch)
+
+
+@torch.no_grad()
 def encode(model: Any, inputs: dict[str, Tensor]) -> Any:
-    """The features of the pictures, as the vision tower and what follows it make them."""
+    """The features of the pictures, from the vision tower and what follows it."""
     names = ("pixel_values", "image_grid_thw")
-    given = {name: inputs[name] for name in names if name in inputs}
-    with torch.no_grad():
-        return model.model.get_image_features(**given)
+    return model.model.get_image_features(**{n: inputs[n] for n in names if n in inputs})
 
 
 @contextmanager
 def encoded_once(model: Any, inputs: dict[str, Tensor], features: Any = None) -> Iterator[None]:
-    """Within the block the model's pictures are encoded already: timing begins after that.
-
-    `features` is what the tower would return; None lets it.
-    """
+    """Within the block the pictures are encoded already, as `features` if these are given."""
     features = encode(model, inputs) if features is None else features
     model.model.get_image_features = lambda *args, **kwargs: features
     try:
@@ -63,150 +152,8 @@ def encoded_once(model: Any, inputs: dict[str, Tensor], features: Any = None) ->
         del model.model.get_image_features
 
 
-def with_positions(
-    model: Any, inputs: dict[str, Tensor], features: Any = None
-) -> dict[str, Tensor]:
-    """The inputs with the positions of the full prompt, so that no way spends time on them."""
+def with_positions(model: Any, inputs: dict, features: Any = None) -> dict[str, Tensor]:
+    if not hasattr(model.config, "video_token_id"):
+        return {**inputs, "position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
     with encoded_once(model, inputs, features):
         return {**inputs, "position_ids": text_inputs(model, inputs)["position_ids"]}
-
-
-class Shorter:
-    """The language model run by itself on sequences as short as a plan makes them.
-
-    Args:
-        model: unpatched.
-        inputs: of the model, left-padded, with `position_ids`, one picture a sample.
-        plan: how many visual tokens each layer sees of every picture.
-        image: id of the placeholder.
-    """
-
-    def __init__(self, model: Any, inputs: dict[str, Tensor], plan: Plan, image: int) -> None:
-        self.model, self.embed = model, model.get_input_embeddings()
-        called = text_inputs(model, inputs)
-        self.ids, self.image = inputs["input_ids"], image
-        visual, valid = self.ids == image, inputs["attention_mask"].bool()
-        number, sizes = visual.cumsum(1), visual.sum(1).tolist()
-        layers = model.model.language_model.layers
-        counts = [plan.tokens_per_layer(n, len(layers)) for n in sizes]
-        per_layer = list(zip(*counts, strict=True))
-        starts = [i for i, now in enumerate(per_layer) if i == 0 or now != per_layer[i - 1]]
-        self.runs = []
-        before: Tensor | None = None  # bool [B, S]: columns of the run before
-        for start, until in zip(starts, [*starts[1:], len(layers)], strict=True):
-            kept = number <= torch.tensor(per_layer[start], device=number.device)[:, None]
-            now = valid & (~visual | kept)
-            if before is None:
-                self.features = called["inputs_embeds"][now & visual]
-                before = now
-            self.runs.append(self._run(start, until, now, before))
-            before = now
-        positions = called["position_ids"]
-        self.positions = [
-            positions.expand(*positions.shape[:-2], len(self.ids), -1).gather(
-                -1, run["columns"].expand(*positions.shape[:-2], -1, -1)
-            )
-            for run in self.runs
-        ]
-
-    def _run(self, start: int, until: int, now: Tensor, before: Tensor) -> dict[str, Any]:
-        """Layers start … until, the columns they see, and where these were in the run before."""
-        text = self.model.model.language_model
-        part = copy.copy(text)
-        part._modules = dict(text._modules)
-        part.layers = text.layers[start:until]
-        if until < len(text.layers):
-            part.norm = nn.Identity()
-        columns, mask = _left_padded(now)
-        place = before.cumsum(1) - 1  # of a column among those of the run before
-        place = place + (before.sum(1).max() - before.sum(1))[:, None]
-        return {
-            "start": start,
-            "part": part,
-            "columns": columns,
-            "source": place.gather(1, columns).clamp(min=0)[..., None],
-            "mask": None if bool(mask.all()) else mask,
-        }
-
-    def __call__(self) -> Tensor:
-        """Logits of the last token [B, 1, V], as a prefill would compute them."""
-        return self.prefill()[0]
-
-    def prefill(self) -> tuple[Tensor, list[DynamicCache]]:
-        """Logits of the last token [B, 1, V], and the KV cache of every run of layers."""
-        first, caches = self.runs[0], []
-        ids = self.ids.gather(1, first["columns"])
-        hidden = self.embed(ids)
-        visual = ids == self.image
-        if first["mask"] is not None:
-            visual = visual & first["mask"].bool()
-        hidden = hidden.masked_scatter(visual[..., None], self.features)
-        for run, positions in zip(self.runs, self.positions, strict=True):
-            if run is not first:
-                hidden = hidden.gather(1, run["source"].expand(-1, -1, hidden.shape[-1]))
-            caches.append(_From(run["start"]))
-            hidden = run["part"](
-                inputs_embeds=hidden,
-                attention_mask=run["mask"],
-                position_ids=positions,
-                **{cache_argument(): caches[-1]},
-                use_cache=True,
-            ).last_hidden_state
-        return self.model.lm_head(hidden[:, -1:]), caches
-
-    def step(self, caches: list[DynamicCache], ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits [B, 1, V] after one more token: ids [B, 1] at positions [..., B, 1]."""
-        hidden = self.embed(ids)
-        for run, cache in zip(self.runs, caches, strict=True):
-            mask = run["mask"]
-            if mask is not None:
-                new = cache.get_seq_length() + 1 - mask.shape[1]
-                mask = nn.functional.pad(mask, (0, new), value=1)
-            hidden = run["part"](
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                position_ids=positions,
-                **{cache_argument(): cache},
-                use_cache=True,
-            ).last_hidden_state
-        return self.model.lm_head(hidden)
-
-
-class _From(DynamicCache):
-    """A cache for the layers from `start` on: the text model asks layer 0 about their lengths."""
-
-    def __init__(self, start: int) -> None:
-        super().__init__()
-        self.start = start
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return super().get_seq_length(max(layer_idx, self.start))
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return super().get_mask_sizes(query_length, max(layer_idx, self.start))
-
-
-def _left_padded(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns kept of each row, right-aligned, and the mask that says which are real."""
-    longest = int(keep.sum(1).max())
-    order = keep.long().sort(dim=1, stable=True).indices[:, -longest:]
-    return order, keep.gather(1, order).long()
-
-
-def prompts(
-    texts: Sequence[int], picture: Tensor, image: int, vocabulary: int, seed: int = 0
-) -> dict[str, Tensor]:
-    """Samples of so many text tokens around one picture each, padded on the left.
-
-    picture: [tokens] placeholders and what belongs around them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for length in texts:
-        words = torch.randint(image + 1, vocabulary, (length,), generator=generator)
-        rows.append(torch.cat((words[:8], picture, words[8:])))
-    longest = max(map(len, rows))
-    pad = nn.functional.pad
-    ids = torch.stack([pad(row, (longest - len(row), 0)) for row in rows])
-    mask = torch.stack([pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}

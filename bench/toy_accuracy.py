@@ -15,11 +15,10 @@ import argparse
 import json
 import platform
 import sys
-from pathlib import Path
 from statistics import mean
 
-import torch
-import transformers
+from bench_information import versions
+from report import README, RESULTS, markdown, with_block
 
 import vtfast
 from vtfast.evaluation import wilson
@@ -28,10 +27,7 @@ from vtfast.toy.evaluate import accuracy
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import GRID
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "toy_accuracy.json"
-README = HERE.parent / "README.md"
-BEGIN, END = "<!-- toy accuracy: begin -->", "<!-- toy accuracy: end -->"
+RESULT = RESULTS / "toy_accuracy.json"
 KEEPS = (1.0, 0.75, 0.5)
 TITLES = {
     "llava": "LLaVA, 12 layers, 64 visual tokens",
@@ -59,35 +55,25 @@ def measure(name: str, n: int, seed: int) -> dict:
                 "accuracy": exact,
             }
         )
-    return {
-        "command": f"python bench/toy_accuracy.py --model {name}",
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
-        "vtfast": vtfast.__version__,
-        "scenes_per_task": n,
-        "seed": seed,
-        "sizes": sizes,
-        "columns": columns,
-    }
+    facts = versions(f"python bench/toy_accuracy.py --model {name}")
+    facts |= {"python": platform.python_version(), "scenes_per_task": n, "seed": seed}
+    return {**facts, "sizes": sizes, "columns": columns}
 
 
 def table(result: dict) -> str:
     """The README's Markdown table of one model."""
     n, columns = result["scenes_per_task"], result["columns"]
     titles = ["full" if c["keep"] == 1 else f"keep {c['keep']:g}" for c in columns]
-    rows = [["exact match, %", *titles], ["---", *("---:" for _ in titles)]]
+    rows = [["exact match, %", *titles]]
     for task in TASKS:
-        cells = []
-        for column in columns:
-            share = column["accuracy"][task]
-            low, high = wilson(share, n)
-            cells.append(f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        shares = [c["accuracy"][task] for c in columns]
+        ranges = [wilson(share, n) for share in shares]
+        cells = [f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+                 for share, (low, high) in zip(shares, ranges, strict=True)]  # fmt: skip
         rows.append([task.replace("_", " "), *cells])
     rows.append(["visual tokens, average", *(f"{c['average_tokens']:.1f}" for c in columns)])
     rows.append(["prefill multiply-adds", *(f"{c['prefill_flops']:.2f}" for c in columns)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows, ["---", *["---:"] * len(columns)])
 
 
 def main() -> int:
@@ -98,26 +84,18 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=1000, help="scenes per task (default 1000)")
     parser.add_argument("--seed", type=int, default=99, help="seed of the scenes (default 99)")
     parser.add_argument("--check", action="store_true", help="only compare README and JSON")
-    args = parser.parse_args()
-    results = json.loads(RESULT.read_text())
+    args, results = parser.parse_args(), json.loads(RESULT.read_text())
     if not args.check:
         for name in [args.model] if args.model else TITLES:
             results[name] = measure(name, args.scenes, args.seed)
         RESULT.write_text(json.dumps(results, indent=2) + "\n")
     text = README.read_text()
-    head, rest = text.split(BEGIN)
-    shown, tail = rest.split(END)
-    tables = (f"{title}:\n\n{table(results[name])}\n" for name, title in TITLES.items())
-    wanted = "\n" + "\n".join(tables)
+    tables = [f"{title}:\n\n{table(results[name])}" for name, title in TITLES.items()]
+    fresh = with_block(text, "toy accuracy", "\n\n".join(tables))
     if args.check:
-        print(
-            "README agrees"
-            if shown == wanted
-            else "README differs from the JSON: run without --check"
-        )
-        return int(shown != wanted)
-    README.write_text(head + BEGIN + wanted + END + tail)
-    print(wanted)
+        print("README agrees" if fresh == text else "README differs: run without --check")
+        return int(fresh != text)
+    README.write_text(fresh)
     return 0
 
 

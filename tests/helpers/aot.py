@@ -220,7 +220,7 @@ def in_processes_of_their_own(mode: str) -> dict[str, Any]:
 
 def _process(mode: str, place: list[str], archs: tuple[str, ...]) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    path = os.pathsep.join([*place, str(ROOT), str(ROOT / "bench")])
+    path = os.pathsep.join([*place, str(ROOT)])
     done = subprocess.run(
         [sys.executable, __file__, mode, *archs],
         env=clean | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(CACHE)},

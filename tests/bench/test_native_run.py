@@ -1,18 +1,14 @@
 """The native shorter run beside every pruned one: the same model, the same tokens, no patch."""
 
-import sys
-
+import models
 import pytest
 import torch
 from model_runs import ATOL, fed, first_rows, probing
-from repository import ROOT
+from native_run import NativeRun
 from tiny_models import FAMILIES, IMAGE, LAYERS, Picture
 
 import vtfast
 from vtfast import Plan, Prune
-
-sys.path.append(str(ROOT / "bench"))
-import models
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 PLANS = [
@@ -34,13 +30,13 @@ def batch(family):
 @families
 def test_the_native_shorter_run_computes_what_pruning_to_the_first_tokens_does(family, plan):
     model, inputs = family.build(), batch(family)
-    shorter = models.Shorter(model, inputs, Plan(plan), IMAGE)
+    run = NativeRun(model, inputs, Plan(plan), IMAGE)
     with torch.no_grad():
-        native = shorter()
+        native, _ = run.prefill()
         with vtfast.patch(model, plan, path="padded"), probing(first_rows):
-            pruned = model(**inputs, logits_to_keep=1).logits
+            pruned = model(**inputs, logits_to_keep=1).logits[:, -1]
     torch.testing.assert_close(native, pruned, rtol=0, atol=ATOL)
-    rows = [len(run["part"].layers) for run in shorter.runs]
+    rows = [len(span["part"].layers) for span in run.spans]
     assert sum(rows) == LAYERS
 
 
