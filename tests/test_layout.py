@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import subprocess
@@ -227,16 +228,44 @@ def test_transformers_sees_no_kernels_package_from_the_root(tmp_path: Path) -> N
     assert run(code) == run(code, "-P", cwd=tmp_path)
 
 
+# Folders at the root in which users keep files; /usr, /proc, /dev and the like are everywhere.
+HOMES = "data|home|lustre|media|mnt|nfs|opt|private|root|scratch|srv|tmp|Users|var|Volumes|work"
+
+
 def machine_paths(text: str) -> list[str]:
-    """Paths in `text` that mean something on one machine only: homes, and where this test runs."""
+    """Paths in `text` that mean something on one machine only, on Windows too.
+
+    What follows a letter, a dot or a bracket is part of a URL, of a longer path or of a template.
+    """
     here = "|".join(re.escape(str(path)) + r"\b" for path in (ROOT, Path(sys.prefix)))
-    return re.findall(rf"(?<![\w.])(?:{here}|/(?:home|Users|root|work)/\w+|file:/{{3}})", text)
+    kinds = (here, rf"/(?:{HOMES})\w*/\w+", "file:/{3}", r"\b[A-Za-z]:(?:\\{1,2}|/)(?=\w)\w+")
+    return re.findall(rf"(?<![\w.~/}}\])-])(?:{'|'.join(kinds)})", text)
 
 
-def test_paths_of_one_machine_are_recognised() -> None:
-    home = Path("/", "home", "somebody")
-    planted = f"in {ROOT}/x and {home}/y, not in https://example.org/home/page or a/work/b"
-    assert machine_paths(planted) == [str(ROOT), str(home)]
+@pytest.mark.parametrize("root", ["home", "opt", "tmp", "mnt", "srv", "data", "var", "workspace"])
+def test_paths_of_one_machine_are_recognised(root: str) -> None:
+    path = Path("/", root, "somebody")
+    assert machine_paths(f"in {path}/x or --json={path}.json: {path}") == [str(path)] * 3
+
+
+def test_paths_of_this_checkout_and_of_drives_are_recognised() -> None:
+    drive = "C:" + "\\Users"
+    assert machine_paths(f"in {ROOT}/x and {drive}\\y") == [str(ROOT), drive]
+    assert machine_paths("E:" + "/runs") == ["E:" + "/runs"]
+    assert machine_paths(json.dumps(drive)) == [json.dumps(drive)[1:-1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/home/page",
+        "a/work/b and ~/data/x and {folder}/tmp/x and ../opt/x",
+        "/usr/bin/env, /dev/null and /proc/cpuinfo",
+        "{'a': 1, 'b:c': 2} if x:y",
+    ],
+)
+def test_paths_that_mean_the_same_everywhere_are_not(text: str) -> None:
+    assert machine_paths(text) == []
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:
