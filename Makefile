@@ -73,7 +73,7 @@ test-install: $(READY) ## do the README's own commands install and run vtfast wh
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
-aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
+aot: $(READY) triton ## compile all cases of all kernels for all GPUs; write aot.json and the docs' table
 	$(BIN)/python tests/helpers/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
