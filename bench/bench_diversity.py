@@ -1,14 +1,11 @@
 """Diversity selection: DivPrune's greedy as published, as a good plain loop, and vtfast's.
 
-- textbook: as published, every step takes the minimum over the distances of all rows picked so far;
-- running minimum: one minimum with the newest row's distances a step; also over all pictures at
-  once, where they are of one length.
-
-All run in fp32, because in bf16 the published loop picks other rows every time its roundings
-change; it is also timed in the model's own dtype, where only the number of its picks is checked.
-Every other variant's picks are replayed in fp64: each must be as far from the picks before it as any
-row still there, up to rounding.
-"""  # noqa: E501
+As published ("textbook") every step takes the minimum over the distances of all rows picked so far;
+"running minimum" takes one with the newest row's. All run in fp32, because in bf16 the published
+loop picks other rows whenever its roundings change; there only the number of its picks is checked.
+Every other variant's picks are replayed in fp64: each must be as far from the picks before it as
+any row still there, up to rounding.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise

@@ -1,17 +1,13 @@
 """What scoring every visual token costs in three variants, and what sharing the prefix gains.
 
-    python bench/bench_information.py              # about two minutes a model on a free core
-    python bench/bench_information.py --model llava-small
-
 paper    one whole forward for every layer and unit, as the released code does it
 padded   layer inputs cached once; the units of a layer as one padded batch of [prefix, unit, text]
 packed   vtfast: the units as one packed batch of [unit, text], the prefix read through an index
 
-All three on one scene of the bundled models, single tokens as units, the first token of the answer,
-fp32, one thread. Parity first: where the scores differ by more than 1e-5 nothing is timed. Times
-are medians of alternating rounds (`paper`: one run), peak memory that of tensors alive at once
-(`paper`: of its longest forward). Row-layers, hidden states times the decoder layers they go
-through, are counted, also for the shapes of 7B models, on which nothing was run.
+On one scene of the bundled models, single tokens as units, the first token of the answer, fp32, one
+thread; about two minutes a model. Where the scores differ by more than 1e-5 nothing is timed. Times
+are medians of alternating rounds, peak memory that of tensors alive at once (`paper`: one run, and
+its longest forward). Row-layers, hidden states times the layers they go through, are counted.
 """
 
 import argparse
@@ -55,11 +51,9 @@ def row_layers(layers: int, before: int, tokens: int, units: int, after: int) ->
     below = length * layers * (layers - 1) // 2  # what the paper's forwards run below the layer
     above = layers * (layers + 1) // 2
     short, text = before + size + after, before + after
-    return {
-        "paper": units * (below + above * short) + below + above * text,
-        "padded": length * layers + above * (units * short + text),
-        "packed": length * layers + above * (units * (size + after) + text),
-    }
+    paper, once = units * (below + above * short) + below + above * text, length * layers
+    packed = once + above * (units * (size + after) + text)
+    return {"paper": paper, "padded": once + above * (units * short + text), "packed": packed}
 
 
 class Scene:
@@ -144,13 +138,9 @@ def measure(name: str) -> dict:
             start = perf_counter()
             getattr(scene, variant)()
             seconds[variant].append(perf_counter() - start)
-    return {
-        "shape": scene.shape,
-        "largest_difference": error,
-        "seconds": {variant: statistics.median(times) for variant, times in seconds.items()},
-        "peak_bytes": peaks,
-        "row_layers": row_layers(*scene.shape),
-    }
+    medians = {variant: statistics.median(times) for variant, times in seconds.items()}
+    found = {"shape": scene.shape, "largest_difference": error, "seconds": medians}
+    return {**found, "peak_bytes": peaks, "row_layers": row_layers(*scene.shape)}
 
 
 def table(result: dict) -> str:
@@ -171,19 +161,14 @@ def table(result: dict) -> str:
 
 
 def versions(command: str) -> dict:
-    return {
-        "command": command,
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
-        "vtfast": vtfast.__version__,
-    }
+    found = {"command": command, "device": platform.processor() or platform.machine()}
+    found |= {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    return found | {"vtfast": vtfast.__version__}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", choices=MODELS, help="measure this one alone (default: all)")
     args = parser.parse_args()
     torch.set_num_threads(1)

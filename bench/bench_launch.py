@@ -14,7 +14,6 @@ from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-import harness  # noqa: F401  (puts tests/helpers on the path)
 import machine
 import torch
 from no_driver import stand_in

@@ -1,11 +1,10 @@
 """Whole models: time to first token, decoding, memory, beside the same model natively shorter.
 
-On CUDA: LLaVA-1.5-7B and Qwen2.5-VL-7B of the true shapes, random weights, bf16. On a CPU: a LLaVA
-of 16 layers of 1024, fp32. Cases come in a fixed order of value, both models in turn. Answers are
-checked first (`prefills.disagreements`); where they are wrong the case is red, nothing of it is
-timed, and the exit code is 1. Pictures are encoded beforehand, and the time for it is noted apart.
-`break-even` cases look for the number of visual tokens from which on a packed prefill takes less
-time than an unpatched one.
+On CUDA LLaVA-1.5-7B and Qwen2.5-VL-7B in bf16, on a CPU a LLaVA of 16 layers of 1024 in fp32, with
+random weights. Cases come in a fixed order of value. Where answers are wrong (`model_parity.py` in
+tests/helpers) a case is red, nothing of it is timed, and the exit code is 1. Pictures are encoded
+beforehand. `break-even` cases look for the number of visual tokens from which on a packed prefill
+takes less time than an unpatched one.
 """
 
 import argparse
@@ -15,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import machine
-import models
-import prefills
+import model_parity
+import random_models
 import report
 import torch
 from harness import Record, parser
 from machine import clock_of, summary
-from models import MID, QWEN, Subject, encode, encoded_once, inputs_of, random_features
 from prefills import Prompted, counts, race, ratios
+from random_models import MID, QWEN, Subject, encode, encoded_once, inputs_of, random_features
 from report import FLASH, NATIVE, PACKED, UNPATCHED
 from shapes import dtype_for
 
@@ -120,7 +119,7 @@ class Bench:
         row["encode_ms"] = (clock() - start) * 1e3
         row["average"] = plan.average_tokens(case.tokens, len(model.model.language_model.layers))
         with encoded_once(model, inputs, features):
-            row["red"] = prefills.disagreements(prompted, plan)
+            row["red"] = model_parity.disagreements(prompted, plan)
             if row["red"]:
                 return
             variants = prompted.variants(plan)
@@ -146,7 +145,7 @@ class Bench:
             inputs, features = inputs_of(model, (64,), tokens), random_features(model, 1, tokens)
             prompted = Prompted(model, inputs)
             with encoded_once(model, inputs, features):
-                wrong = prefills.disagreements(prompted, plan)
+                wrong = model_parity.disagreements(prompted, plan)
                 row["red"] |= {f"{tokens} tokens, {name}": why for name, why in wrong.items()}
                 if wrong:
                     return
@@ -183,12 +182,12 @@ def break_even(points: Sequence[tuple[int, float]]) -> float | None:
     return low * (high / low) ** ((loss - 1) / (loss - win))
 
 
-@torch.no_grad()  # as `generate` is; in inference mode some reads would not be counted
+@torch.no_grad()  # as in `generate`; in inference mode some reads would not be counted
 def main() -> int:
     options = parser(__doc__, rounds=7).parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)  # what a CPU's times are of
-    subjects = models.TINY if options.tiny else models.SUBJECTS[options.device]
+    subjects = random_models.TINY if options.tiny else random_models.SUBJECTS[options.device]
     chosen = (case for case in cases(subjects) if any(text in case.name for text in options.only))
     facts = machine.header(options.device) | {"flash_attn": machine.version("flash_attn")}
     record = Record(options.json, facts, {})

@@ -1,15 +1,14 @@
 """What vtfast adds to a prefill and to a decoding step, beside the same model natively shorter.
 
-A LLaVA with random weights, 16 layers of 1024, 576 visual tokens, on the CPU. Ratios are taken
-within alternating rounds, of processor time; freed memory stays with the process, as on a GPU. Then
-the share of selection and gathering in a prefill, and the host cost of a model so small that nothing
-else takes time.
+A LLaVA with random weights, 16 layers of 1024, 576 visual tokens, on the CPU; ratios within
+alternating rounds, of processor time. Then the share of selection and gathering in a prefill, and
+the host cost of a model so small that nothing else takes time.
 
     python bench/bench_overhead.py --json FILE --only "b1, divprune"
     python bench/bench_overhead.py --host    # a decoding step: operators and Python, also of Triton
 
 `--host` launches nothing: a driver that does nothing stands in for the GPU.
-"""  # noqa: E501
+"""
 
 import ctypes
 import os
@@ -31,8 +30,8 @@ import report
 import torch
 from harness import Record, parser
 from machine import summary
-from models import encoded_once, inputs_of
 from prefills import Prompted, operators, profiling, race, ratios
+from random_models import encoded_once, inputs_of
 from report import NATIVE, PACKED, PADDED, UNPATCHED
 
 import vtfast
@@ -145,7 +144,7 @@ def python_row(rounds: int) -> dict:
 
 def host_table(rounds: int) -> str:
     """A decoding step, unpatched and patched in every layout."""
-    import no_driver  # in tests/helpers, which is on the path
+    import no_driver
 
     no_driver.stand_in("sm_90")
     kinds = {"padded": (PADDED, "eager"), "packed": (PACKED, "eager"),

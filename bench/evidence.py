@@ -1,16 +1,11 @@
 """Measure what arXiv 2512.07580 claims, on the three bundled models: docs/evidence.md.
 
-    python bench/evidence.py                    # within 20 minutes on two free cores
-    python bench/evidence.py --write-horizons   # also into the bundled checkpoints
-    python bench/evidence.py --page             # only tables and figures, from the JSON
-    python bench/evidence.py --check            # does the page show what the JSON says?
-
 horizons   of every model and task: losses on 500 scenes, scores of every token on 48 of them
 sweeps     of one model on three tasks: accuracy with 20 % kept from a layer on, by layer and method
 plans      DivPrune alone and with Random at the task's horizon, at the same average budget
 
-Finished samples are kept in build/evidence, so a run that was stopped goes on. Everything goes to
-`results/evidence.json`; tables and figures of the page are made from it, the text by hand.
+Takes 20 minutes on two free cores; finished samples are kept in build/evidence. Tables and figures
+of the page are made from `results/evidence.json`, its text by hand.
 """
 
 import argparse
@@ -117,15 +112,6 @@ def measure(jobs: int) -> dict[str, Any]:
     return {**facts, "plan_scenes": PLAN_SCENES, **found}
 
 
-def rounded(value: Any) -> Any:
-    """Floats to 5 digits behind the point, so that the file stays small."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(part) for part in value]
-    return round(value, 5) if isinstance(value, float) else value
-
-
 def write_horizons(result: dict[str, Any]) -> None:
     """Into the cards and configurations of the bundled checkpoints."""
     for name, tasks in result["horizons"].items():
@@ -158,9 +144,9 @@ def page(result: dict[str, Any], text: str) -> str:
     return text
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Numbers to the right."""
-    return markdown([head, *rows], ["---", *["--:"] * (len(head) - 1)])
+def _table(head: list[str], rows: list[list[str]], note: str = "") -> str:
+    shown = markdown([head, *rows], ["---", *["--:"] * (len(head) - 1)])
+    return f"{shown}\n\n{note}" if note else shown
 
 
 def _words(task: str) -> str:
@@ -207,7 +193,7 @@ def methods_table(task: str, found: Sweep) -> str:
         f"{found.samples} scenes, every token {100 * found.accuracy_full.mean[0]:.0f} %; 95 % "
         f"intervals over scenes are at most ±{100 * widest:.0f} points."
     )
-    return f"{_table([_words(task), *(f'L{i}' for i in found.layers)], rows)}\n\n{note}"
+    return _table([_words(task), *(f"L{i}" for i in found.layers)], rows, note)
 
 
 def agreement_table(sweeps: dict[str, Sweep], found: dict[tuple[str, str], Horizon]) -> str:
@@ -230,7 +216,7 @@ def agreement_table(sweeps: dict[str, Sweep], found: dict[tuple[str, str], Horiz
         f"95 % intervals of the accuracies compared are at most ±{widths[False]:.0f} points before "
         f"the horizons and ±{widths[True]:.0f} beyond."
     )
-    return f"{_table(head, rows)}\n\n{note}"
+    return _table(head, rows, note)
 
 
 def plans_table(plans: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
@@ -248,7 +234,7 @@ def plans_table(plans: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         f"The interval lies above zero in {sum(low > 0)} of {len(gains)} rows and below in "
         f"{sum(high < 0)}; the mean of all rows is {100 * mean.mean():+.1f} points."
     )
-    return f"{_table(head, rows)}\n\n{note}"
+    return _table(head, rows, note)
 
 
 def versions(result: dict[str, Any], cost: dict[str, Any], some: Horizon) -> str:
@@ -281,9 +267,8 @@ def horizons_figure(result: dict[str, Any]) -> Figure:
     figure = Figure((13, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(MODELS), sharex=True, sharey="row")
-    for (column, (name, title)), (number, task) in product(
-        enumerate(MODELS.items()), enumerate(toy.TASKS)
-    ):
+    cells = product(enumerate(MODELS.items()), enumerate(toy.TASKS))
+    for (column, (name, title)), (number, task) in cells:
         found, colour = Horizon.of_record(result["horizons"][name][task]), f"C{number}"
         depth = np.array(found.layers) / found.num_layers
         for ax, curve in zip(axes[:, column], ("absolute", "accuracy_loss"), strict=True):
@@ -302,16 +287,17 @@ def horizons_figure(result: dict[str, Any]) -> Figure:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--write-horizons", action="store_true", help="into the checkpoints too")
     parser.add_argument("--page", action="store_true", help="only make the page anew")
     parser.add_argument("--check", action="store_true", help="only compare page and JSON")
     args, document = parser.parse_args(), DOCS / "evidence.md"
     if not (args.page or args.check):
-        RESULT.write_text(json.dumps(rounded(measure(args.jobs))) + "\n")
+        measured = json.dumps(measure(args.jobs))  # 5 digits behind the point keep the file small
+        rounded = json.loads(measured, parse_float=lambda number: round(float(number), 5))
+        RESULT.write_text(json.dumps(rounded) + "\n")
     result, text = json.loads(RESULT.read_text()), document.read_text()
     fresh = page(result, text)
     if args.check:

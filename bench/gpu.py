@@ -5,10 +5,10 @@
     make gpu-model PYTHON=python3 OUT=… RESUME=FILE    # whole models; goes on with an earlier run
 
 Steps run in a fixed order of value, each a process with a limit and a log; those of `check` that
-passed on the same sources and device are not repeated. What is not installed is named and skipped.
-Each command leaves `gpu_<name>.json`, from which a repetition goes on, and tables in `gpu_<name>.md`.
-The exit code is 1 if something is wrong or broken. A step out of time is not red, and not passed.
-"""  # noqa: E501
+passed on the same sources and device are not repeated. Each command leaves `gpu_<name>.json`, from
+which a repetition goes on, and `gpu_<name>.md`. The exit code is 1 if something is wrong or broken.
+A step out of time is not red, and not passed.
+"""
 
 import argparse
 import json
@@ -100,9 +100,8 @@ def check_steps(device: str, out: Path, dry: bool) -> list[Step]:
     missing = f"{' and '.join(absent)} not installed" if absent else ""
 
     def tests(file: str, kind: str, limit: float) -> Step:
-        command = [sys.executable, "-m", "pytest", f"tests/{file}.py", "-v", "-n", "0", "-m", kind]
+        command = [sys.executable, "-m", "pytest", f"tests/{file}.py", "-v", "-m", kind]
         env = {"VTFAST_TEST_DEVICE": device, "PYTEST_ADDOPTS": "-p no:cacheprovider"}
-        command = [c for c in command if find_spec("xdist") or c not in ("-n", "0")]
         return Step(f"tests: {file}, {kind}", command, limit, missing, env)
 
     def parity(op: str) -> Step:
@@ -129,28 +128,26 @@ def check_steps(device: str, out: Path, dry: bool) -> list[Step]:
 
 
 def check(options: argparse.Namespace, runner: Runner) -> int:
-    device = "cpu" if options.dry else "cuda"
+    device, target = "cpu" if options.dry else "cuda", options.out / "gpu_check.json"
     if not (options.dry or torch.cuda.is_available()):
         raise SystemExit("PyTorch sees no GPU here; --dry runs on the CPU")
-    target, facts = options.out / "gpu_check.json", machine.header(device)
-    record, earlier = {"facts": facts, "steps": {}}, options.resume or target
+    record, earlier = {"facts": machine.header(device), "steps": {}}, options.resume or target
     before = json.loads(earlier.read_text()) if earlier.exists() else record
-    if machine.same(before["facts"], facts):
+    if machine.same(before["facts"], record["facts"]):
         record = before
     else:
         print(f"{earlier} is of another device or other sources; begun anew", file=sys.stderr)
-    verdicts = record["steps"]
+    verdicts, table = record["steps"], [["step", "verdict", "seconds", "said"]]
     for step in check_steps(device, options.out, options.dry):
         wanted = any(text in step.name for text in options.only)
         if wanted and verdicts.get(step.name, {}).get("status") != "passed":
             verdicts[step.name] = runner.run(step)
             target.write_text(json.dumps(record, indent=1) + "\n")
-    table = [["step", "verdict", "seconds", "said"]]
     for name, s in verdicts.items():
         table.append([name, s["status"], f"{s['seconds']:.0f}", s["said"].replace("|", "/")])
-    lines = [f"- {key}: {value}" for key, value in record["facts"].items()]
-    page = "\n".join([*lines, "", report.markdown(table), ""])
-    (options.out / "gpu_check.md").write_text(page)
+    facts = [f"{key}: {value}" for key, value in record["facts"].items()]
+    page = report.as_markdown([], [("", [], facts), ("", table, [])])
+    (options.out / "gpu_check.md").write_text(page + "\n")
     print(report.aligned(table))
     return int(any(step["status"] == "failed" for step in verdicts.values()))
 

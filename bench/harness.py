@@ -1,9 +1,8 @@
 """Run the cases of an op: parity first, then times, as a table on stderr and JSON on stdout.
 
-A bench script lists its cases and calls `main`. Every variant of a case must give an answer that
-passes the case's gate before anything is timed; where one does not, the case shows the mismatch and
-no time, and the exit code is 1. With `--json FILE` figures are added to that file case by case, and
-those it has already, from the same sources on the same device, are not measured again.
+Every variant of a case must give an answer that passes the case's gate before anything is timed;
+where one does not, the case shows the mismatch and no time, and the exit code is 1. Figures that
+`--json FILE` has already, from the same sources on the same device, are not measured again.
 """
 
 import argparse
@@ -21,8 +20,6 @@ import machine
 import report
 import torch
 from machine import call_samples, graph_samples, sets_needed, summary
-
-sys.path.append(str(machine.ROOT / "tests" / "helpers"))  # oracles, and checks against them
 from parity import Check
 
 START = time.monotonic()
@@ -232,7 +229,7 @@ def _answers(variant: Variant, gate: Check, inputs: tuple, row: dict) -> bool:
 def host_reads(call: Callable[[], object], device: str = "cuda") -> int:
     """How often the host reads the device back in one call; on a CPU, how often it would."""
     if device == "cpu":
-        from host_reads import HostReads  # in tests/helpers, which parity put on the path
+        from host_reads import HostReads
 
         with HostReads() as found:
             call()

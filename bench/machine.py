@@ -27,6 +27,7 @@ from vtfast.kernels._launch import triton
 
 Samples = dict[str, list[float]]
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests" / "helpers"))  # oracles, parity checks and models
 MEASURED = ("kernels", "vtfast", "bench")  # whose sources decide a figure
 MAX_SETS = 64
 _LEAST_ROUNDS, _ENOUGH_MS = 3, 1e3

@@ -1,13 +1,9 @@
 """What figures say: tables for the terminal, README and docs, and the plots, from the JSON alone.
 
-    python bench/report.py            # after new files in bench/results; `make report`
-    python bench/report.py --check    # do README and docs show what the JSON says?
-
-What stands between the markers is generated, losses included. Times of an op are compared by the
-sternest metric that both sides have: "cold", "warm", else "call" (`machine.py`). "best" is the
-fastest of all baselines by that metric. Ratios of whole models are medians of those taken within a
-round, "of unpatched" is of the faster attention; above 1 is worse. In the JSON, variants are "ways".
-"""  # noqa: E501
+Ops are compared by the sternest metric that both sides have: "cold", "warm", else "call"
+(`machine.py`); "best" is the fastest baseline by it. Ratios of whole models are medians of those
+within a round, "of unpatched" is of the faster attention. In the JSON variants are "ways".
+"""
 
 import argparse
 import json
@@ -31,14 +27,7 @@ OP_HEAD = ["case", "dtype", "eager", "compiled", "best", "vtfast", "p20-p80", "x
 TIMES = ["case", "tokens", "unpatched", "FA2", "native", "padded", "packed", "packed p20-p80",
          "of unpatched", "of native", "encoding", "parity"]  # fmt: skip
 COUNTS = ("launches", "operators", "host reads", "allocations")
-NO_GPU_OPS = (
-    "**No op has been timed on a GPU yet**, so there are no figures of the Triton kernels: neither "
-    "that they are fast nor that they are not."
-)
-NO_GPU_MODELS = (
-    "**No whole model has been timed on a GPU yet**, so nothing is claimed about how much faster a "
-    "real one gets."
-)
+NO_GPU = "**No {} has been timed on a GPU yet**, so nothing is claimed about its speed there."
 ON_CPU = "the PyTorch fallbacks, which a CPU runs; the kernels are not in these figures"
 Section = tuple[str, list[list[str]], list[str]]  # title, table, lines
 
@@ -155,19 +144,13 @@ def ratios_of(rows: Sequence[dict], roles: Sequence[str]) -> dict[str, float]:
     return {name: ratio for name, ratio in found.items() if ratio}
 
 
-def of_ceilings(row: dict, runs: Sequence[dict]) -> tuple[float, float, float, float]:
-    """GB/s and TFLOP/s at least, and each as a share of what this machine reaches."""
+def of_ceiling(row: dict, runs: Sequence[dict]) -> tuple[str, float]:
+    """GB/s, or TFLOP/s where arithmetic is the floor; and its share of the measured ceiling."""
     ms, found = ours(row, metric_of(row)), runs[row["run"]]["ceilings"]
     moved, computed = row["nbytes"] / ms / 1e6, row["flops"] / ms / 1e9
-    return moved, computed, moved / found["copy_gb_s"], computed / found["matmul_tflop_s"]
-
-
-def rate(row: dict, runs: Sequence[dict]) -> list[str]:
-    """GB/s, or TFLOP/s where arithmetic is the floor; and its share of the measured ceiling."""
-    moved, computed, of_copy, of_product = of_ceilings(row, runs)
-    if of_product > of_copy:
-        return [f"{digits(computed)} TFLOP/s", f"{of_product:.0%}"]
-    return [f"{digits(moved)} GB/s", f"{of_copy:.0%}"]
+    of_copy, of_product = moved / found["copy_gb_s"], computed / found["matmul_tflop_s"]
+    text = f"{digits(computed)} TFLOP/s" if of_product > of_copy else f"{digits(moved)} GB/s"
+    return text, max(of_copy, of_product)
 
 
 def op_row(row: dict, runs: Sequence[dict]) -> list[str]:
@@ -183,7 +166,8 @@ def op_row(row: dict, runs: Sequence[dict]) -> list[str]:
     times = [f"{digits(fastest[1])} {fastest[0]}", f"{digits(mine['median'])} {metric}"]
     shown = [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
     by_role = [digits(found[1]) if found else "" for found in by_role]
-    return [*front, *by_role, *times, spread(mine), *shown, *rate(row, runs), "ok"]
+    rate, share = of_ceiling(row, runs)
+    return [*front, *by_role, *times, spread(mine), *shown, rate, f"{share:.0%}", "ok"]
 
 
 def last_lines(rows: Sequence[dict]) -> list[str]:
@@ -381,7 +365,7 @@ def results(model: bool, folder: Path) -> dict[str, dict]:
 def blocks(records: dict[str, dict], model: bool) -> tuple[str, str]:
     """What README and docs say; of a CPU's whole models the README says nothing."""
     gpus = [record for record in records.values() if not on_cpu(record)]
-    readme = [] if gpus else [NO_GPU_MODELS if model else NO_GPU_OPS]
+    readme = [] if gpus else [NO_GPU.format("whole model" if model else "op")]
     docs = [*readme]
     for name, record in records.items():
         docs.append(f"## {'Whole models on ' * model}{record['runs'][-1]['device']}")
@@ -475,7 +459,7 @@ def _draw_roofline(figure, record: dict) -> None:
     axes = figure.subplots()
     for op, rows in by_op([row for row in record["rows"] if metric_of(row)]).items():
         intensity = [max(0.01, row["flops"] / row["nbytes"]) for row in rows]  # on the axis
-        shares = [max(of_ceilings(row, record["runs"])[2:]) for row in rows]
+        shares = [of_ceiling(row, record["runs"])[1] for row in rows]
         axes.scatter(intensity, shares, s=14, label=op)
     axes.set(xscale="log", yscale="log", ylabel="share of the roofline",
              title="floor / time: 1 is the roofline measured in the same run",

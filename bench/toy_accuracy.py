@@ -1,14 +1,8 @@
 """Accuracy of the bundled models at several budgets: the tables in the README.
 
-    python bench/toy_accuracy.py                 # ten minutes a model on 2 CPU cores
-    python bench/toy_accuracy.py --model qwen    # one of them; the other stays as it was
-    python bench/toy_accuracy.py --check         # does the README show what the JSON says?
-
-Greedy `generate` on pinned drawn scenes, exact match, the default plan (divprune+random at the
-checkpoint's measured horizon) at each budget, with 95 % Wilson intervals. The scenes are of the
-sizes that the model was trained on, in turn; tokens and multiply-adds are means over those sizes.
-Everything goes to `results/toy_accuracy.json`; the README's tables are written from that file,
-losses included.
+Greedy `generate` on pinned drawn scenes, exact match, the default plan at each budget, with 95 %
+Wilson intervals; ten minutes a model on two cores. Scenes are of the sizes that the model was
+trained on, in turn; tokens and multiply-adds are means over those sizes.
 """
 
 import argparse
@@ -45,16 +39,11 @@ def measure(name: str, n: int, seed: int) -> dict:
         with vtfast.patch(model, keep=keep) as handle:
             plan = handle.plan
             exact = {t: accuracy(model, processor, t, n, seed, True, sizes) for t in TASKS}
-        columns.append(
-            {
-                "keep": keep,
-                "plan": str(plan),
-                "tokens_after_each_stage": [plan.counts(count) for count in tokens],
-                "average_tokens": mean(plan.average_tokens(count, layers) for count in tokens),
-                "prefill_flops": mean(plan.flops_ratio(model.config, c, 12) for c in tokens),
-                "accuracy": exact,
-            }
-        )
+        flops = mean(plan.flops_ratio(model.config, count, 12) for count in tokens)
+        average = mean(plan.average_tokens(count, layers) for count in tokens)
+        column = {"keep": keep, "plan": str(plan), "average_tokens": average, "accuracy": exact}
+        stages = [plan.counts(count) for count in tokens]
+        columns.append({**column, "tokens_after_each_stage": stages, "prefill_flops": flops})
     facts = versions(f"python bench/toy_accuracy.py --model {name}")
     facts |= {"python": platform.python_version(), "scenes_per_task": n, "seed": seed}
     return {**facts, "sizes": sizes, "columns": columns}
@@ -77,9 +66,8 @@ def table(result: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", choices=TITLES, help="measure this one alone (default: all)")
     parser.add_argument("--scenes", type=int, default=1000, help="scenes per task (default 1000)")
     parser.add_argument("--seed", type=int, default=99, help="seed of the scenes (default 99)")

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import bench_model
-import models
-import prefills
+import model_parity
 import pytest
+import random_models
 import report
 import torch
 from bench_dry import dry, wrong_rows
@@ -15,12 +15,12 @@ from report import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
 
 from vtfast.runtime.state import Pass as ForwardState
 
-LLAVA, QWEN = models.TINY
+LLAVA, QWEN = random_models.TINY
 
 
 @pytest.fixture(scope="module")
 def built():
-    return {s.name: s.build("cpu", torch.float32) for s in models.TINY}
+    return {s.name: s.build("cpu", torch.float32) for s in random_models.TINY}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_break_even_is_after_the_last_loss(ratios, expected):
 
 
 def test_the_core_grid_comes_first_and_both_models_take_turns():
-    order = list(bench_model.cases(models.SUBJECTS["cuda"]))
+    order = list(bench_model.cases(random_models.SUBJECTS["cuda"]))
     core = order[:16]
     assert {(c.preset, c.keep, c.batch) for c in core} == {
         (preset, keep, batch)
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_run_is_red_and_one_too_large_is_not(script, monk
         def fail(*args, error=error):
             raise error
 
-        monkeypatch.setattr(prefills, "disagreements", fail)
+        monkeypatch.setattr(model_parity, "disagreements", fail)
         found, record, said = script("--only", CASE)
         assert found == code
         assert str(error) in said.err

@@ -1,7 +1,7 @@
 """The native shorter run beside every pruned one: the same model, the same tokens, no patch."""
 
-import models
 import pytest
+import random_models
 import torch
 from model_runs import ATOL, fed, first_rows, probing
 from native_run import NativeRun
@@ -23,7 +23,7 @@ def batch(family):
     """Prompts of unequal length with a picture each."""
     samples = family.samples([9, Picture(seed=1), 3], [2, Picture(seed=2), 5], [4, Picture(), 8])
     inputs = fed(family, family.batch(samples))
-    return models.with_positions(family.build(), inputs)
+    return random_models.with_positions(family.build(), inputs)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -45,7 +45,7 @@ def test_pictures_are_encoded_once(family):
     model, inputs = family.build(), batch(family)
     with torch.no_grad():
         expected = model(**inputs).logits
-        with models.encoded_once(model, inputs), pytest.MonkeyPatch.context() as patch:
+        with random_models.encoded_once(model, inputs), pytest.MonkeyPatch.context() as patch:
             tower = getattr(model.model, "vision_tower", None) or model.model.visual
             patch.setattr(tower, "forward", None)
             assert torch.equal(model(**inputs).logits, expected)

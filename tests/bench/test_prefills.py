@@ -3,9 +3,10 @@
 import weakref
 from dataclasses import replace
 
-import models
+import model_parity
 import prefills
 import pytest
+import random_models
 import torch
 from bench_dry import wrong_rows
 from harness import host_reads
@@ -17,13 +18,13 @@ from vtfast import Plan, Prune
 from vtfast.runtime.state import Pass as ForwardState
 
 PLAN = Plan([Prune(0, "diversity", 0.5), Prune(5, "random", 0.1)])
-LLAVA, QWEN = models.TINY
+LLAVA, QWEN = random_models.TINY
 TEXTS = (16, 112)  # tokens
 
 
 @pytest.fixture(scope="module")
 def built():
-    return {s.name: s.build("cpu", torch.float32) for s in models.TINY}
+    return {s.name: s.build("cpu", torch.float32) for s in random_models.TINY}
 
 
 @pytest.fixture
@@ -31,28 +32,31 @@ def prompted(built, request):
     """A batch of two prompts of unequal length, pictures encoded, without gradients."""
     subject = getattr(request, "param", LLAVA)
     model = built[subject.name]
-    inputs = models.inputs_of(model, TEXTS, 16)
-    with torch.no_grad(), models.encoded_once(model, inputs, models.random_features(model, 2, 16)):
+    inputs = random_models.inputs_of(model, TEXTS, 16)
+    with (
+        torch.no_grad(),
+        random_models.encoded_once(model, inputs, random_models.random_features(model, 2, 16)),
+    ):
         yield Prompted(model, inputs, 2)
 
 
-both = pytest.mark.parametrize("prompted", models.TINY, ids=lambda s: s.name, indirect=True)
+both = pytest.mark.parametrize("prompted", random_models.TINY, ids=lambda s: s.name, indirect=True)
 
 
 @pytest.mark.parametrize(
     ("config", "parameters"),
-    [(models.llava_1_5_7b, 7_063_427_072), (models.qwen2_5_vl_7b, 8_292_166_656)],
+    [(random_models.llava_1_5_7b, 7_063_427_072), (random_models.qwen2_5_vl_7b, 8_292_166_656)],
     ids=["llava", "qwen"],
 )
 def test_the_true_shapes_have_as_many_parameters_as_the_checkpoints(config, parameters):
-    model = models.Subject("", config, 0).build("meta", torch.bfloat16)
+    model = random_models.Subject("", config, 0).build("meta", torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_the_shapes_are_those_transformers_gives_llava():
     """Its defaults are LLaVA-1.5's, but for the vocabulary, 64 longer."""
-    ours, theirs = models.llava_1_5_7b(), type(models.llava_1_5_7b())()
+    ours, theirs = random_models.llava_1_5_7b(), type(random_models.llava_1_5_7b())()
     for part in ("text_config", "vision_config"):
         a, b = getattr(ours, part).to_dict(), getattr(theirs, part).to_dict()
         sizes = [k for k in b if k.endswith(("_size", "_layers", "_heads")) and k != "vocab_size"]
@@ -62,7 +66,7 @@ def test_the_shapes_are_those_transformers_gives_llava():
 
 @both
 def test_all_variants_agree(prompted):
-    assert prefills.disagreements(prompted, PLAN) == {}
+    assert model_parity.disagreements(prompted, PLAN) == {}
 
 
 @both
@@ -80,7 +84,7 @@ def test_the_native_run_decodes_what_the_masked_model_does(prompted):
 
 
 def test_a_mask_of_ones_is_left_out_as_generate_does(built):
-    inputs = models.inputs_of(built[LLAVA.name], (64,), 16)
+    inputs = random_models.inputs_of(built[LLAVA.name], (64,), 16)
     prompted = Prompted(built[LLAVA.name], inputs)
     assert "attention_mask" not in prompted.called
     assert "attention_mask" not in prompted.next[0]
@@ -88,7 +92,7 @@ def test_a_mask_of_ones_is_left_out_as_generate_does(built):
 
 def test_wrong_rows_are_red_in_both_layouts(prompted, monkeypatch):
     monkeypatch.setattr(ForwardState, "_take", wrong_rows)
-    wrong = prefills.disagreements(prompted, PLAN)
+    wrong = model_parity.disagreements(prompted, PLAN)
     assert {f"{PADDED}, first tokens", f"{PACKED}, first tokens"} <= set(wrong)
     assert "that roundings explain" in wrong[f"{PACKED}, first tokens"]
 
@@ -102,38 +106,41 @@ def test_other_picks_in_one_layout_are_red(prompted, monkeypatch):
         return select(run, stage, hidden)
 
     monkeypatch.setattr(ForwardState, "_select", other)
-    assert prefills.disagreements(prompted, PLAN) == {
+    assert model_parity.disagreements(prompted, PLAN) == {
         PACKED: "keeps other tokens than padded from layer 5 on"
     }
 
 
 def test_logits_that_are_no_numbers_are_red():
     nothing, something = [torch.full((1, 4), torch.nan)], [torch.ones(1, 4)]
-    assert "logits are nan off" in prefills.apart(nothing, something, 1.0)
+    assert "logits are nan off" in model_parity.apart(nothing, something, 1.0)
 
 
 def test_a_batch_in_lower_precision_may_be_as_far_apart_as_roundings_leave_it(built):
     """In bf16 the gate is wide enough for another attention and too narrow for other tokens."""
     model = LLAVA.build("cpu", torch.bfloat16)
-    inputs = models.inputs_of(model, TEXTS, 16)
-    with torch.no_grad(), models.encoded_once(model, inputs, models.random_features(model, 2, 16)):
+    inputs = random_models.inputs_of(model, TEXTS, 16)
+    with (
+        torch.no_grad(),
+        random_models.encoded_once(model, inputs, random_models.random_features(model, 2, 16)),
+    ):
         prompted = Prompted(model, inputs)
-        assert prefills.disagreements(prompted, PLAN) == {}
-        stock = prefills.two_logits(prompted.stock())
-        with prefills.rounded_once_more(model):
-            allowed = prefills.ROUNDINGS * prefills.distance(
-                prefills.two_logits(prompted.stock()), stock
+        assert model_parity.disagreements(prompted, PLAN) == {}
+        stock = model_parity.two_logits(prompted.stock())
+        with model_parity.rounded_once_more(model):
+            allowed = model_parity.ROUNDINGS * model_parity.distance(
+                model_parity.two_logits(prompted.stock()), stock
             )
         eager = prompted.stock(lambda: prefills.attention(model, "eager"))
         fewer = prompted.patched(Plan([Prune(0, "bench-first", 0.5)]), PADDED)
-        assert not prefills.apart(prefills.two_logits(eager), stock, allowed)
-        assert prefills.apart(prefills.two_logits(fewer), stock, allowed)
+        assert not model_parity.apart(model_parity.two_logits(eager), stock, allowed)
+        assert model_parity.apart(model_parity.two_logits(fewer), stock, allowed)
 
 
 @both
 def test_attention_and_weights_are_as_they_were_after_all_variants(prompted):
     before = prompted.prefill()[0]
-    prefills.disagreements(prompted, PLAN)
+    model_parity.disagreements(prompted, PLAN)
     assert torch.equal(prompted.prefill()[0], before)
     layers = prompted.model.model.language_model.layers
     assert not any(layer._forward_pre_hooks for layer in layers)

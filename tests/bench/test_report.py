@@ -57,9 +57,9 @@ def test_the_last_lines_are_the_geometric_mean_and_the_worst_case():
 
 
 def test_a_rate_is_a_share_of_the_ceiling_that_is_nearer():
-    assert report.rate(row(), RUNS) == ["2 GB/s", "20%"]
+    assert report.of_ceiling(row(), RUNS) == ("2 GB/s", pytest.approx(0.2))
     heavy = {**row(), "flops": 200_000_000}
-    assert report.rate(heavy, RUNS) == ["0.05 TFLOP/s", "50%"]
+    assert report.of_ceiling(heavy, RUNS) == ("0.05 TFLOP/s", pytest.approx(0.5))
 
 
 def test_a_table_shows_red_and_no_ratio():
@@ -113,9 +113,9 @@ def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
 def test_without_a_gpu_the_pages_say_so_plainly():
     cpu, gpu = a_record("Z (CPU)"), a_record("NVIDIA Z")
     for page in (0, 1):
-        assert report.NO_GPU_OPS in report.blocks({"cpu": cpu}, False)[page]
-        assert report.NO_GPU_OPS in report.blocks({}, False)[page]
-        assert report.NO_GPU_OPS not in report.blocks({"cpu": cpu, "z": gpu}, False)[page]
+        assert report.NO_GPU.format("op") in report.blocks({"cpu": cpu}, False)[page]
+        assert report.NO_GPU.format("op") in report.blocks({}, False)[page]
+        assert report.NO_GPU.format("op") not in report.blocks({"cpu": cpu, "z": gpu}, False)[page]
 
 
 def test_a_page_without_its_markers_is_refused(page):

@@ -10,6 +10,8 @@ import oracles
 import torch
 
 Check = Callable[[object], str]
+SAMPLED = 48  # queries of a sequence that are checked
+TINY = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def exactly(expected: object) -> Check:
@@ -95,3 +97,49 @@ def farthest_each_time(
         return near if worst > slack else ""
 
     return selection(lengths, keep, ascending=False, more=replay)
+
+
+def attention_near(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    parts: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+    causal: bool,
+    plain: torch.Tensor,
+) -> Check:
+    """Errors on sampled queries, against fp64, are at most twice those of the `plain` answer.
+
+    parts: where the queries and the keys of every sequence begin and end.
+    """
+    group, scale, rows, answers = q.shape[1] // k.shape[1], q.shape[2] ** -0.5, [], []
+    for (a, b), (c, d) in parts:
+        some = torch.linspace(0, b - a - 1, min(SAMPLED, b - a), device=q.device).long()
+        keys, values = (x[c:d].double().repeat_interleave(group, 1) for x in (k, v))
+        logits = torch.einsum("qhd,khd->hqk", q[a + some].double(), keys) * scale
+        if causal:
+            later = torch.arange(d - c, device=q.device) > (some + (d - c) - (b - a))[:, None]
+            logits = logits.masked_fill(later, -torch.inf)
+        answers.append(torch.einsum("hqk,khd->qhd", logits.softmax(-1), values))
+        rows.append(a + some)
+    expected, rows = torch.cat(answers), torch.cat(rows)
+    near = nearly(
+        expected, 2 * (plain[rows].double() - expected).abs().max().item() + TINY[q.dtype]
+    )
+
+    def check(got: torch.Tensor) -> str:
+        if got.shape != q.shape:
+            return f"shape {tuple(got.shape)}, expected {tuple(q.shape)}"
+        return near(got[rows]) or ("" if got.isfinite().all() else "not finite everywhere")
+
+    return check
+
+
+def exact_last_query_scores(
+    q: torch.Tensor, k: torch.Tensor, parts: Sequence[tuple[int, int]], scale: float
+) -> torch.Tensor:
+    """In fp64, sequence by sequence."""
+    scores, group = [], q.shape[1] // k.shape[1]
+    for query, (a, b) in zip(q.double(), parts, strict=True):
+        keys = k[a:b].double().repeat_interleave(group, 1)
+        scores.append((torch.einsum("hd,nhd->hn", query, keys) * scale).softmax(-1).mean(0))
+    return torch.cat(scores)

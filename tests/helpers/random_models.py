@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
-import harness  # noqa: F401  (puts tests/helpers on the path)
 import torch
 from native_run import text_inputs
 from torch import Tensor
