@@ -100,12 +100,12 @@ def _share_of_selection(prompted: Prompted, plan: Plan) -> float:
     return 1e3 * sum(spent) / taken[PACKED]["ttft"][0]
 
 
-def host_cost(variants: dict, plan: Plan, rounds: int) -> dict[str, dict[str, float]]:
+def host_cost(variants: dict, plan: Plan, rounds: int, layers: int) -> dict[str, dict]:
     """At batch 1: microseconds of a prefill and of a decoding step, and the operators of a step.
 
     variants: name → what `vtfast.patch` is told, None for the unpatched model. All run in turn.
     """
-    model = replace(TINY, layers=LAYERS).build()
+    model = replace(TINY, layers=layers).build()
     inputs, token = inputs_of(model, (16,), TINY.visual_tokens), torch.tensor([[5]])
 
     def run(how: dict | None) -> dict[str, float]:
@@ -130,19 +130,19 @@ def host_cost(variants: dict, plan: Plan, rounds: int) -> dict[str, dict[str, fl
             for name, some in samples.items()}  # fmt: skip
 
 
-def python_row(rounds: int) -> dict:
+def python_row(rounds: int, layers: int) -> dict:
     """What a patch adds in each layout: microseconds a layer of a prefill, and a decoded token."""
-    plan = Plan([Prune(0, "diversity", 0.5), Prune(LAYERS // 2, "random", 0.1)])
+    plan = Plan([Prune(0, "diversity", 0.5), Prune(layers // 2, "random", 0.1)])
     variants = {"stock": None, PADDED: {"path": PADDED}, PACKED: {"path": PACKED}}
-    found = host_cost(variants, plan, rounds)
-    stock, row = found.pop("stock"), {"op": "python", "case": f"{LAYERS} layers of {TINY.width}"}
+    found = host_cost(variants, plan, rounds, layers)
+    stock, row = found.pop("stock"), {"op": "python", "case": f"{layers} layers of {TINY.width}"}
     for path, cost in found.items():
-        row[f"{path}_per_prefill_layer"] = (cost["prefill"] - stock["prefill"]) / LAYERS
+        row[f"{path}_per_prefill_layer"] = (cost["prefill"] - stock["prefill"]) / layers
         row[f"{path}_per_token"] = cost["step"] - stock["step"]
     return row
 
 
-def host_table(rounds: int) -> str:
+def host_table(rounds: int, layers: int) -> str:
     """A decoding step, unpatched and patched in every layout."""
     import no_driver
 
@@ -151,11 +151,11 @@ def host_table(rounds: int) -> str:
              "packed, Triton (nothing launched)": (PACKED, "triton")}  # fmt: skip
     patched = {name: {"path": path, "impl": impl} for name, (path, impl) in kinds.items()}
     plan = Plan([Prune(0, "uniform", 0.5)])  # picks on the host, whatever kernels would give
-    found = host_cost({"unpatched": None, **patched}, plan, rounds)
+    found = host_cost({"unpatched": None, **patched}, plan, rounds, layers)
     table, stock = [["", "operators a layer", "us a step", "of unpatched"]], found["unpatched"]
     for name, cost in found.items():
         ratio = f"{cost['step'] / stock['step']:.3f}"
-        table.append([name, f"{cost['operators'] / LAYERS:.1f}", f"{cost['step']:.0f}", ratio])
+        table.append([name, f"{cost['operators'] / layers:.1f}", f"{cost['step']:.0f}", ratio])
     return report.aligned(table)
 
 
@@ -164,9 +164,10 @@ def main() -> int:
     arguments = parser(__doc__, rounds=7)
     arguments.add_argument("--host", action="store_true", help="only the cost of a decoding step")
     options = arguments.parse_args()
+    layers = TINY.layers if options.tiny else LAYERS
     torch.set_num_threads(1)
     if options.host:
-        print(host_table(options.rounds))
+        print(host_table(options.rounds, layers))
         return 0
     keep_freed_memory()
     sizes = TINY if options.tiny else MidSize()
@@ -176,8 +177,10 @@ def main() -> int:
     chosen = (case for case in cases if any(text in case.name for text in options.only))
     one = lambda case, _: measure(model, sizes.visual_tokens, options.rounds, case)  # noqa: E731
     record.measure(report.OVERHEAD, chosen, options.seconds, one)
-    python = SimpleNamespace(name=f"{LAYERS} layers of {TINY.width}")
-    record.measure("python", [python], options.seconds, lambda *_: python_row(options.rounds))
+    python = SimpleNamespace(name=f"{layers} layers of {TINY.width}")
+    record.measure(
+        "python", [python], options.seconds, lambda *_: python_row(options.rounds, layers)
+    )
     print(report.overhead(record.as_json(), report.aligned))
     return record.end()
 
