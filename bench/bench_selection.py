@@ -170,7 +170,7 @@ def topk_cases(device: str, tiny: bool) -> Iterator[Case]:
         padded, pad = s.padded_topk(), s.segments.pad
 
         def stable(scores: torch.Tensor, most: int, pad: Callable = pad) -> torch.Tensor:
-            """The plain way to have ties decided."""
+            """The plain stable order, which decides ties."""
             order = pad(scores, -torch.inf).sort(dim=1, descending=True, stable=True)
             return order.indices[:, :most]
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import machine
@@ -75,7 +75,8 @@ def installed(module: str, name: str) -> tuple[Callable[..., object] | None, str
 
 def compiled(function: Callable) -> Callable:
     """`torch.compile` at the first call; tiny runs trace without generating code."""
-    return torch.compile(function, backend=_backend)
+    ready = cache(lambda: torch.compile(function, backend=_backend))
+    return lambda *inputs, **named: ready()(*inputs, **named)
 
 
 class Record:
@@ -245,11 +246,11 @@ def host_reads(call: Callable[[], object], device: str = "cuda") -> int:
 
 
 def _measure_graphs(case: Case, inputs: tuple, calls: dict, row: dict) -> None:
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
     touched = min(case.nbytes, sum(x.nbytes for x in inputs if isinstance(x, torch.Tensor)))
-    sets = [inputs, *(case.make(i) for i in range(1, sets_needed(touched, cache)))]
-    covered = len(sets) * touched >= 3 * cache
-    scratch = None if covered else torch.ones(3 * cache // 4, device="cuda")
+    sets = [inputs, *(case.make(i) for i in range(1, sets_needed(touched, l2)))]
+    covered = len(sets) * touched >= 3 * l2
+    scratch = None if covered else torch.ones(3 * l2 // 4, device="cuda")
     refused = {}  # beforehand: a failed capture would leave the random generator unusable
     for name in calls:
         if row["ways"][name]["host_reads"]:

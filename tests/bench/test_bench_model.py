@@ -136,8 +136,8 @@ def test_the_dry_run_leaves_json_markdown_and_logs(whole):
     assert {row["model"] for row in rows} == {LLAVA.name, QWEN.name}
     timed = [row for row in rows if row["batch"]]
     for row in timed:
-        for way in (UNPATCHED, NATIVE, PADDED, PACKED):
-            assert {"ttft_ms", "decode_ms", "kv_bytes", "operators"} <= set(row["ways"][way])
+        for variant in (UNPATCHED, NATIVE, PADDED, PACKED):
+            assert {"ttft_ms", "decode_ms", "kv_bytes", "operators"} <= set(row["ways"][variant])
         assert row["ways"][FLASH] == {"missing": "not installed"}
     searched = [row for row in rows if row["batch"] is None]
     assert searched

@@ -156,7 +156,7 @@ def test_flash_attention_takes_part_where_it_is_installed(prompted, monkeypatch)
 def test_counts_are_of_one_prefill(prompted):
     """KV bytes are those of the tokens that each layer saw, and room in the packed layout."""
     stock, native = (
-        prefills.counts(way, "cpu") for way in (prompted.stock(), prompted.native(PLAN))
+        prefills.counts(variant, "cpu") for variant in (prompted.stock(), prompted.native(PLAN))
     )
     config = prompted.model.config.text_config
     row = 2 * 4 * config.num_key_value_heads * config.head_dim
@@ -174,9 +174,9 @@ def test_host_reads_of_the_stock_model_are_seen_and_a_patch_adds_at_most_one(pro
     stock = host_reads(prompted.prefill, "cpu")
     assert stock > 0
     for path in (PADDED, PACKED):
-        way = prompted.patched(PLAN, path)
-        with way.within():
-            assert 1 <= host_reads(way.prefill, "cpu") <= stock + 1
+        variant = prompted.patched(PLAN, path)
+        with variant.within():
+            assert 1 <= host_reads(variant.prefill, "cpu") <= stock + 1
 
 
 class _Event:
@@ -220,14 +220,14 @@ def test_a_race_on_a_gpu_takes_ratios_within_rounds_and_holds_no_cache_of_anothe
     StandIn().install(monkeypatch)
     held = []
 
-    def watched(way):
+    def watched(variant):
         def prefill():
             assert not any(keys() is not None for keys in held)
-            logits, cache = way.prefill()
+            logits, cache = variant.prefill()
             held.append(weakref.ref(cache.layers[-1].keys))
             return logits, cache
 
-        return replace(way, prefill=prefill)
+        return replace(variant, prefill=prefill)
 
     variants = {p: watched(prompted.patched(PLAN, p)) for p in (PADDED, PACKED)}
     taken = prefills.race(variants, 3, "cuda", steps=2, decoded=1)

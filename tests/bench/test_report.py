@@ -11,7 +11,7 @@ SPECS = {"slow": ([9.0], "eager"), "quick": ([2.0], "fair"), "vtfast": ([4.0], "
 
 
 def row(case="one", op="x", red=(), metric="call", **specs):
-    """A row with these medians, each way with a role."""
+    """A row with these medians, each variant with a role."""
     ways = {
         name: {"role": role, metric: {"median": ms, "p20": ms, "p80": ms}}
         for name, ((ms,), role) in (specs or SPECS).items()
