@@ -73,7 +73,7 @@ test-install: $(READY) ## do the README's own commands install and run vtfast wh
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
-aot: $(READY) triton ## compile every case of every kernel for all GPUs; write the docs' table
+aot: $(READY) triton ## compile all cases of all kernels for all GPUs; write aot.json and the docs' table
 	$(BIN)/python tests/helpers/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
@@ -82,21 +82,21 @@ lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/mypy
 
 bench: $(READY) ## time every op on this CPU with pytest-benchmark
-	$(BIN)/pytest bench/micro.py -n 0 $(ARGS)
+	$(BIN)/pytest tests/bench/micro.py -n 0 $(ARGS)
 
 gpu-check: $(GPU_READY) ## is everything right on this GPU? PYTHON=, OUT=, RESUME=; at most 9 minutes
-	$(GPU) bench/gpu_check.py $(GPU_ARGS) $(ARGS)
+	$(GPU) bench/gpu.py check $(GPU_ARGS) $(ARGS)
 
 gpu-ops: $(GPU_READY) ## how fast is every op on this GPU? The same options; at most 9 minutes
-	$(GPU) bench/gpu_ops.py $(GPU_ARGS) $(ARGS)
+	$(GPU) bench/gpu.py ops $(GPU_ARGS) $(ARGS)
 
 gpu-model: $(GPU_READY) ## how fast is a whole model on this GPU? The same options; at most 9 minutes
-	$(GPU) bench/gpu_model.py $(GPU_ARGS) $(ARGS)
+	$(GPU) bench/gpu.py model $(GPU_ARGS) $(ARGS)
 
 gpu-dry: $(READY) ## all three on the CPU at tiny sizes: do they run from end to end?
-	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_check.py --dry --out $(OUT)/dry $(ARGS)
-	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_ops.py --dry --out $(OUT)/dry $(ARGS)
-	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu_model.py --dry --out $(OUT)/dry $(ARGS)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py check --dry --out $(OUT)/dry $(ARGS)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py ops --dry --out $(OUT)/dry $(ARGS)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py model --dry --out $(OUT)/dry $(ARGS)
 
 report: $(READY) ## plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)

@@ -1,23 +1,17 @@
-"""Diversity selection: DivPrune's greedy, as published, as a good plain loop, and as ours.
+"""Diversity selection: DivPrune's greedy as published, as a good plain loop, and vtfast's.
 
-- textbook: as the method is published, every step gathers the distances of all rows picked so far
-  and takes the minimum over them again, picture by picture;
-- running minimum: one minimum with the newest row's distances per step; also over all pictures at
-  once, where they are of one length.
-
-All of them in fp32, whatever the features are, because in bf16 the published loop picks other rows
-every time its roundings change; it is also timed in the model's own dtype, as published, where only
-the number of its picks is checked. Every other way's picks are replayed in fp64: each must be as
-far from the picks before it as any row still there, up to rounding.
-
-    python bench/bench_diversity.py --help
+As published ("textbook") every step takes the minimum over the distances of all rows picked so far;
+"running minimum" takes one with the newest row's. All run in fp32, because in bf16 the published
+loop picks other rows whenever its roundings change; there only the number of its picks is checked.
+Every other variant's picks are replayed in fp64: each must be as far from the picks before it as
+any row still there, up to rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
-from harness import Case, Way, main
+from harness import Case, Variant, compiled, main
 from parity import Check, farthest_each_time
 from shapes import Workload, dtype_for, normal, workloads
 
@@ -29,13 +23,11 @@ CASES = [  # workload, share kept; on a CPU the small ones
     *(("qwen mix b8", 0.25), ("qwen 16k", 0.1)),
 ]
 MOST_PAIRS_ON_CPU = 3_000_000
-MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: some seconds beyond
-
-Pick = Callable[[torch.Tensor, int], torch.Tensor]
+MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: beyond, some seconds
 
 
 def distances(features: torch.Tensor) -> torch.Tensor:
-    """Of one picture or several, the diagonal infinite: no row is its own neighbour."""
+    """Of one picture or several, with an infinite diagonal: no row is its own neighbour."""
     x = features / features.norm(dim=-1, keepdim=True)
     distance = 1.0 - x @ x.mT
     distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
@@ -43,7 +35,7 @@ def distances(features: torch.Tensor) -> torch.Tensor:
 
 
 def textbook(distance: torch.Tensor, k: int) -> torch.Tensor:
-    """Pick order; the diagonal bars a second pick."""
+    """Pick order; the diagonal prevents a second pick."""
     picks = torch.empty(k, dtype=torch.int64, device=distance.device)
     picks[:1] = distance.amin(0).argmax(0, keepdim=True)
     distance.fill_diagonal_(-torch.inf)
@@ -53,73 +45,42 @@ def textbook(distance: torch.Tensor, k: int) -> torch.Tensor:
     return picks
 
 
-def running_minimum(distance: torch.Tensor, k: int) -> torch.Tensor:
-    return together(distance[None], k, _step)[0]
-
-
 def _step(nearest: torch.Tensor, rows: torch.Tensor, first: torch.Tensor):
     """One pick of each picture, and the minima with its distances."""
     pick = nearest.argmax(1)
     return pick, torch.minimum(nearest, rows.index_select(0, pick + first))
 
 
-def together(distance: torch.Tensor, k: int, step: Callable = _step) -> torch.Tensor:
-    """The running minimum of pictures of one length, `[B, n, n]`, at once."""
+def running_minimum(distance: torch.Tensor, k: int, step: Callable = _step) -> torch.Tensor:
+    """Pick order for pictures of one length at once, from `[B, n, n]` to `[B, k]`."""
     batch, n = distance.shape[:2]
-    picks = torch.empty(batch, k, dtype=torch.int64, device=distance.device)
     first = torch.arange(0, batch * n, n, device=distance.device)
-    pick = distance.amin(1).argmax(1)
+    picks, rows = [distance.amin(1).argmax(1)], distance.flatten(0, 1)
     distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    rows = distance.flatten(0, 1)
-    nearest = rows.index_select(0, pick + first)
-    picks[:, 0] = pick
-    for number in range(1, k):
+    nearest = rows.index_select(0, picks[0] + first)
+    for _ in range(1, k):
         pick, nearest = step(nearest, rows, first)
-        picks[:, number] = pick
-    return picks
-
-
-def per_picture(
-    pick: Pick, segments: Ragged, keep: Sequence[int], dtype: torch.dtype | None = torch.float32
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def loop(features: torch.Tensor) -> torch.Tensor:
-        return torch.cat(
-            [
-                pick(distances(features[a:b].to(dtype)), k) + a
-                for (a, b), k in zip(pairwise(segments.offsets), keep, strict=True)
-            ]
-        )
-
-    return loop
-
-
-def batched(
-    segments: Ragged, keep: Sequence[int], step: Callable = _step
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    starts = segments.cu_seqlens[:-1, None]
-
-    def loop(features: torch.Tensor) -> torch.Tensor:
-        x = segments.pad(features.float(), 0.0)
-        return (together(distances(x), keep[0], step) + starts).flatten()
-
-    return loop
-
-
-def as_many(keep: Sequence[int]) -> Check:
-    return lambda got: "" if len(got) == sum(keep) else f"{len(got)} picks, not {sum(keep)}"
+        picks.append(pick)
+    return torch.stack(picks, 1)
 
 
 def case(w: Workload, share: float, device: str) -> Case:
     dtype, segments, keep = dtype_for(device), Ragged.from_lengths(w.lengths, device), w.keep(share)
+    starts, parts = segments.cu_seqlens[:-1, None], list(pairwise(segments.offsets))
 
     def make(seed: int) -> tuple[torch.Tensor]:
-        return (normal(seed, w.rows, w.dim, device=device, dtype=dtype),)
+        return (normal(seed, w.total, w.dim, device=device, dtype=dtype),)
 
-    def ours(features: torch.Tensor) -> torch.Tensor:
-        return diversity_select(features, segments, keep)
+    def loop(x: torch.Tensor, pick: Callable, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        picks = zip(parts, keep, strict=True)
+        return torch.cat([pick(distances(x[a:b].to(dtype)), k) + a for (a, b), k in picks])
 
-    def selected(inputs: tuple[torch.Tensor]) -> Check:
-        """Ours come by row, so the gate asks again, in pick order, and for the same rows."""
+    def batched(x: torch.Tensor, step: Callable = _step) -> torch.Tensor:
+        distance = distances(segments.pad(x.float(), 0.0))
+        return (running_minimum(distance, keep[0], step) + starts).flatten()
+
+    def in_pick_order(inputs: tuple[torch.Tensor]) -> Check:
+        """vtfast's picks are ascending: their order is asked for, and must name the same rows."""
         index, order = diversity_select(*inputs, segments, keep, return_order=True)
 
         def check(got: torch.Tensor) -> str:
@@ -129,38 +90,36 @@ def case(w: Workload, share: float, device: str) -> Case:
 
         return check
 
+    def as_many(inputs: tuple[torch.Tensor]) -> Check:
+        return lambda got: "" if len(got) == sum(keep) else f"{len(got)} picks, not {sum(keep)}"
+
     short = max(keep) <= MOST_PUBLISHED_STEPS
-    too_long = f"more than {MOST_PUBLISHED_STEPS} steps"
-    loops = {"textbook": textbook, "running minimum": running_minimum}
-    ways = [Way("vtfast", ours, "vtfast", selected)]
-    for name, pick in loops.items():
-        call = per_picture(pick, segments, keep)
-        role = "eager" if pick is textbook else "fair"
-        if pick is textbook and not short:
-            ways.append(Way(name, None, role, missing=too_long))
-        else:
-            ways.append(Way(name, call, role))
+    published = (lambda x: loop(x, textbook)) if short else None
+    missing = "" if short else f"more than {MOST_PUBLISHED_STEPS} steps"
+    plain = lambda x: loop(x, lambda d, k: running_minimum(d[None], k)[0])  # noqa: E731
+    variants = [
+        Variant("vtfast", lambda x: diversity_select(x, segments, keep), "vtfast", in_pick_order),
+        Variant("textbook", published, "eager", missing=missing),
+        Variant("running minimum", plain, "fair"),
+    ]
     if dtype != torch.float32 and short:
-        native = per_picture(textbook, segments, keep, dtype)
         name = f"textbook in {str(dtype).removeprefix('torch.')}"
-        ways.append(Way(name, native, "fair", lambda inputs: as_many(keep)))
+        variants.append(Variant(name, lambda x: loop(x, textbook, dtype), "fair", as_many))
     if segments.uniform_length is not None:
-        ways.append(Way("running minimum, batched", batched(segments, keep), "fair"))
-        if (w.name, share) in (("llava b8", 0.1), ("qwen 4k", 0.1)):
-            name = "running minimum, compiled steps"
-            ways.append(
-                Way(name, lambda compile: batched(segments, keep, compile(_step)), "compiled")
-            )
+        variants.append(Variant("running minimum, batched", batched, "fair"))
+    if (w.name, share) in (("llava b8", 0.1), ("qwen 4k", 0.1)):
+        step, name = compiled(_step), "running minimum, compiled steps"
+        variants.append(Variant(name, lambda x: batched(x, step), "compiled"))
     pairs = sum(n * n for n in w.lengths)
     picked = sum(n * k for n, k in zip(w.lengths, keep, strict=True))
     return Case(
         name=f"{w.name}, keep {share:.0%}",
-        shape=f"{len(w.lengths)} pictures, {w.rows} x {w.dim} -> {sum(keep)}",
+        shape=f"{len(w.lengths)} pictures, {w.total} x {w.dim} -> {sum(keep)}",
         dtype=dtype,
         make=make,
-        ways=ways,
+        variants=variants,
         gate=lambda inputs: farthest_each_time(*inputs, w.lengths, keep),
-        nbytes=w.rows * w.dim * dtype.itemsize + 4 * (pairs + picked),
+        nbytes=w.total * w.dim * dtype.itemsize + 4 * (pairs + picked),
         flops=2 * pairs * w.dim,
     )
 
@@ -172,5 +131,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
             yield case(w, share, device)
 
 
+OPS = {"diversity": cases}
+
 if __name__ == "__main__":
-    main("diversity", cases)
+    main(OPS, __doc__)

@@ -1,249 +1,188 @@
 """What vtfast adds to a prefill and to a decoding step, beside the same model natively shorter.
 
-A LLaVA with random weights, 16 layers of 1024, 576 visual tokens, on the CPU. In every round each
-way runs once, in alternating order, and the ratios are taken within the round, of processor time
-(of one thread by default): waiting for a turn on a busy machine does not count. Freed memory stays
-with the process, as it does on a GPU: how many fresh pages the system hands out depends on what
-ran before, and is no way's own cost.
+A LLaVA with random weights, 16 layers of 1024, 576 visual tokens, on the CPU; ratios within
+alternating rounds, of processor time. Then the share of selection and gathering in a prefill, and
+the host cost of a model so small that nothing else takes time.
 
-- unpatched: all tokens;
-- native: the same model on sequences as short as the plan makes them, padded (`models.Shorter`);
-- padded, packed: patched, in either layout.
+    python bench/bench_overhead.py --json FILE --only "b1, divprune"
+    python bench/bench_overhead.py --host    # a decoding step: operators and Python, also of Triton
 
-Then the share of selection and gathering in a prefill, and the Python that is left: microseconds a
-layer and a decoded token, on a model so small that nothing else takes time.
-
-    python bench/bench_overhead.py [--json FILE] [--rounds 7] [--only "b1, divprune"]
-
-The file is whole after every case, and a run that was stopped goes on with it. Of cases that miss
-their target a profile says where the time goes.
+`--host` launches nothing: a driver that does nothing stands in for the GPU.
 """
 
-import argparse
 import ctypes
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import counts
-import figures
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported
+
 import machine
-import overhead_figures
+import report
 import torch
-from harness import Record
-from models import Shorter, encoded_once, prompts
-from prefills import Way
-from rich.console import Console
-from rich.progress import track
-from timing import summary
+from harness import Record, parser
+from machine import summary
+from prefills import Prompted, operators, profiling, race, ratios
+from random_models import encoded_once, inputs_of
+from report import NATIVE, PACKED, PADDED, UNPATCHED
 
 import vtfast
 from vtfast import Plan, Prune
 from vtfast.cli._prefill_race import TINY, MidSize
 from vtfast.runtime.names import cache_argument, returned_cache
+from vtfast.runtime.state import ForwardState
 
-OP = "overhead"
 TEXTS = ((64,), (16, 48, 80, 112))  # text tokens of each sample
-STEPS = 50
-PYTHON = "32 layers of 64"
-WAYS = ("unpatched", "native", "padded", "packed")
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+STEPS, LAYERS = 50, 32  # decoded tokens and layers of the tiny model
+SELECT, GATHER = "_select", "_take"  # of the forward's state: pick the tokens of a stage, move them
 
 
 def keep_freed_memory() -> None:
     """Where the C library is glibc, give nothing back to the system from now on."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def plans(layers: int) -> dict[str, list[Prune]]:
+def plans(layers: int) -> dict[str, Plan]:
     """Three budgets before the language model, and two plans that prune in its middle."""
     middle = layers // 2
-    return {
-        "divprune 0.5": [Prune(0, "diversity", 0.5)],
-        "divprune 0.25": [Prune(0, "diversity", 0.25)],
-        "divprune 0.1": [Prune(0, "diversity", 0.1)],
-        f"fastv 0.25 at {middle}": [Prune(middle, "topk", 0.25)],
-        f"divprune 0.5, random 0.1 at {middle}": [
-            Prune(0, "diversity", 0.5),
-            Prune(middle, "random", 0.1),
-        ],
-    }
+    stages = {f"divprune {keep}": [Prune(0, "diversity", keep)] for keep in (0.5, 0.25, 0.1)}
+    stages[f"fastv 0.25 at {middle}"] = [Prune(middle, "topk", 0.25)]
+    both = [Prune(0, "diversity", 0.5), Prune(middle, "random", 0.1)]
+    stages[f"divprune 0.5, random 0.1 at {middle}"] = both
+    return {name: Plan(some) for name, some in stages.items()}
 
 
-class Bench:
-    """One model and one batch of prompts, and every way to prefill them."""
+def measure(model: Any, tokens: int, rounds: int, case: Any) -> dict:
+    """The row of a case."""
+    row = {"op": report.OVERHEAD, "case": case.name, "batch": len(case.texts),
+           "texts": case.texts, "plan": case.title, "rounds": rounds}  # fmt: skip
+    inputs = inputs_of(model, case.texts, tokens)
+    with encoded_once(model, inputs):
+        prompted = Prompted(model, inputs)
+        variants = prompted.variants(case.plan)
+        race(variants, 1, "cpu")  # warms up
+        taken = race(variants, rounds, "cpu")
+        for title, name in (("unpatched", UNPATCHED), *((n, n) for n in (NATIVE, PADDED, PACKED))):
+            row[f"{title}_ms"] = summary(taken[name]["ttft"])
+            row[f"{title}_of_native"] = ratios(taken[name]["ttft"], taken[NATIVE]["ttft"])
+        shares = [_share_of_selection(prompted, case.plan) for _ in range(min(3, rounds))]
+    return row | {"select_and_gather": statistics.median(shares)}
 
-    def __init__(self, sizes: MidSize, texts: tuple[int, ...]) -> None:
-        self.model, self.texts = sizes.build(), texts
-        self.image = self.model.config.image_token_id
-        vocabulary = self.model.config.text_config.vocab_size
-        picture = torch.full((sizes.visual_tokens,), self.image)
-        self.inputs = prompts(texts, picture, self.image, vocabulary)
-        pixels = sizes.inputs()["pixel_values"].expand(len(texts), -1, -1, -1)
-        positions = (self.inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        self.inputs |= {"pixel_values": pixels.contiguous(), "position_ids": positions}
 
-    def prefill(self) -> Any:
-        return self.model(**self.inputs, use_cache=True, logits_to_keep=1)
+def _share_of_selection(prompted: Prompted, plan: Plan) -> float:
+    """Of a packed prefill: picking tokens (scores and features included) and gathering them."""
+    spent = []
 
-    def milliseconds(self, way: str, plan: list[Prune], native: Shorter | None = None) -> float:
-        """Of one prefill; patching is not timed."""
-        with ExitStack() as stack:
-            if way in ("padded", "packed"):
-                stack.enter_context(vtfast.patch(self.model, plan, path=way))
-            call = native if way == "native" else self.prefill
+    def timed(inner: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
             start = time.process_time()
-            call()
-            return (time.process_time() - start) * 1e3
+            found = inner(*args, **kwargs)
+            spent.append(time.process_time() - start)
+            return found
 
-
-def race(bench: Bench, plan: list[Prune], rounds: int) -> dict:
-    """Median times, and ratios to native taken round by round."""
-    native = Shorter(bench.model, bench.inputs, Plan(plan), bench.image)
-    taken: list[dict[str, float]] = []
-    for number in range(rounds + 1):
-        order = WAYS if number % 2 else WAYS[::-1]
-        times = {way: bench.milliseconds(way, plan, native) for way in order}
-        if number:  # the first round warms up
-            taken.append(times)
-    row: dict[str, Any] = {}
-    for name in WAYS:
-        row[f"{name}_ms"] = summary([times[name] for times in taken])
-        row[f"{name}_of_native"] = summary([times[name] / times["native"] for times in taken])
-    return row
-
-
-@contextmanager
-def stopwatch(seconds: dict[str, float]) -> Any:
-    """Adds up the time in selections and in gathering for a stage."""
-
-    def timing(name: str, inner: Callable) -> Callable:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                seconds[name] = seconds.get(name, 0.0) + time.process_time() - start
-
-        return timed
-
-    from vtfast.runtime.state import ForwardState
+        return call
 
     with ExitStack() as stack:
-        for name in ("_select", "_take"):
-            inner = getattr(ForwardState, name)
-            stack.enter_context(mock.patch.object(ForwardState, name, timing(name, inner)))
-        yield
+        for name in (SELECT, GATHER):
+            inner = timed(getattr(ForwardState, name))
+            stack.enter_context(mock.patch.object(ForwardState, name, inner))
+        taken = race({PACKED: prompted.patched(plan, PACKED)}, 1, "cpu")
+    return 1e3 * sum(spent) / taken[PACKED]["ttft"][0]
 
 
-def share_of_selection(bench: Bench, plan: list[Prune], rounds: int) -> float:
-    """Of a packed prefill: picking rows (scores and features included) and gathering them."""
-    shares = []
-    for _ in range(rounds):
-        seconds: dict[str, float] = {}
-        with stopwatch(seconds):
-            whole = bench.milliseconds("packed", plan)
-        shares.append(sum(seconds.values()) * 1e3 / whole)
-    return statistics.median(shares)
+def host_cost(variants: dict, plan: Plan, rounds: int, layers: int) -> dict[str, dict]:
+    """At batch 1: microseconds of a prefill and of a decoding step, and the operators of a step.
 
+    variants: name → what `vtfast.patch` is told, None for the unpatched model. All run in turn.
+    """
+    model = replace(TINY, layers=layers).build()
+    inputs, token = inputs_of(model, (16,), TINY.visual_tokens), torch.tensor([[5]])
 
-def python_microseconds(rounds: int, layers: int = 32) -> dict[str, float]:
-    """What a patch adds on a model too small to take time, in CPU time: the machine may be busy."""
-    bench = Bench(replace(TINY, layers=layers), (16,))
-    plan = [Prune(0, "diversity", 0.5), Prune(layers // 2, "random", 0.1)]
-    token = torch.tensor([[5]])
-
-    def run(path: str | None) -> tuple[float, float]:
-        with ExitStack() as stack:
-            if path:
-                stack.enter_context(vtfast.patch(bench.model, plan, path=path))
+    def run(how: dict | None) -> dict[str, float]:
+        with nullcontext() if how is None else vtfast.patch(model, plan, **how):
             start = time.process_time()
-            cache = returned_cache(bench.prefill())
-            first = time.process_time()
+            cache = returned_cache(model(**inputs, use_cache=True, logits_to_keep=1))
+            first, step = time.process_time(), {"input_ids": token, cache_argument(): cache}
             for _ in range(STEPS):
-                bench.model(input_ids=token, **{cache_argument(): cache})
-            return (first - start) * 1e6, (time.process_time() - first) * 1e6 / STEPS
+                model(**step)
+            last = time.process_time()
+            with profiling("cpu") as seen:
+                model(**step)
+        times = {"prefill": (first - start) * 1e6, "step": (last - first) * 1e6 / STEPS}
+        return {**times, "operators": operators(seen)}
 
-    samples: dict[Any, list[tuple[float, float]]] = {None: [], "padded": [], "packed": []}
-    for _ in range(2 * rounds):
-        for path, kept in samples.items():
-            kept.append(run(path))
-    prefill, step = ({p: statistics.median(s[i] for s in kept) for p, kept in samples.items()}
-                     for i in (0, 1))  # fmt: skip
-    return {
-        f"{path}_{what}": (times[path] - times[None]) / per
-        for path in ("padded", "packed")
-        for what, times, per in (("per_prefill_layer", prefill, layers), ("per_token", step, 1))
-    }
-
-
-def profile(bench: Bench, plan: list[Prune]) -> str:
-    """Where a packed prefill spends more than a native one."""
-    native = Shorter(bench.model, bench.inputs, Plan(plan), bench.image)
-    patched = partial(vtfast.patch, bench.model, plan, path="packed")
-    ways = {
-        "packed": Way(patched, bench.prefill, step=bench.model),
-        "native": Way(nullcontext, native.prefill, step=native.step),
-    }
-    return counts.contributors(counts.profiled(ways, "cpu"), *ways, top=6)
+    samples: dict[str, list[dict]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name in list(variants)[:: 1 if number % 2 else -1]:
+            found = run(variants[name])
+            samples[name] += [found] if number else []  # the first round warms up
+    return {name: {key: statistics.median(s[key] for s in some) for key in some[0]}
+            for name, some in samples.items()}  # fmt: skip
 
 
-def measure(bench: Bench, name: str, plan: list[Prune], rounds: int) -> dict:
-    """The row of a case."""
-    batch = len(bench.texts)
-    row = {"op": OP, "case": f"b{batch}, {name}", "batch": batch, "texts": bench.texts,
-           "plan": name, "rounds": rounds}  # fmt: skip
-    with encoded_once(bench.model, bench.inputs):
-        row |= race(bench, plan, rounds)
-        row["select_and_gather"] = share_of_selection(bench, plan, min(3, rounds))
-        if overhead_figures.missed(row):
-            row["profile"] = profile(bench, plan)
+def python_row(rounds: int, layers: int) -> dict:
+    """What a patch adds in each layout: microseconds a layer of a prefill, and a decoded token."""
+    plan = Plan([Prune(0, "diversity", 0.5), Prune(layers // 2, "random", 0.1)])
+    variants = {"stock": None, PADDED: {"path": PADDED}, PACKED: {"path": PACKED}}
+    found = host_cost(variants, plan, rounds, layers)
+    stock, row = found.pop("stock"), {"op": "python", "case": f"{layers} layers of {TINY.width}"}
+    for path, cost in found.items():
+        row[f"{path}_per_prefill_layer"] = (cost["prefill"] - stock["prefill"]) / layers
+        row[f"{path}_per_token"] = cost["step"] - stock["step"]
     return row
+
+
+def host_table(rounds: int, layers: int) -> str:
+    """A decoding step, unpatched and patched in every layout."""
+    import no_driver
+
+    no_driver.stand_in("sm_90")
+    kinds = {"padded": (PADDED, "eager"), "packed": (PACKED, "eager"),
+             "packed, Triton (nothing launched)": (PACKED, "triton")}  # fmt: skip
+    patched = {name: {"path": path, "impl": impl} for name, (path, impl) in kinds.items()}
+    plan = Plan([Prune(0, "uniform", 0.5)])  # picks on the host, whatever kernels would give
+    found = host_cost({"unpatched": None, **patched}, plan, rounds, layers)
+    table, stock = [["", "operators a layer", "us a step", "of unpatched"]], found["unpatched"]
+    for name, cost in found.items():
+        ratio = f"{cost['step'] / stock['step']:.3f}"
+        table.append([name, f"{cost['operators'] / layers:.1f}", f"{cost['step']:.0f}", ratio])
+    return report.aligned(table)
 
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write there; goes on with it")
-    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default 7)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    arguments = parser(__doc__, rounds=7)
+    arguments.add_argument("--host", action="store_true", help="only the cost of a decoding step")
+    options = arguments.parse_args()
+    layers = TINY.layers if options.tiny else LAYERS
+    torch.set_num_threads(1)
+    if options.host:
+        print(host_table(options.rounds, layers))
+        return 0
     keep_freed_memory()
     sizes = TINY if options.tiny else MidSize()
-    record = Record(options.json, machine.header("cpu"))
-    record.begin({})
-    cases = [(texts, name) for texts in TEXTS for name in plans(sizes.layers)]
-    bench = None
-    for texts, name in track(cases, "prefill", console=Console(stderr=True, width=120)):
-        case = f"b{len(texts)}, {name}"
-        if options.only not in case or record.row(OP, case) is not None:
-            continue
-        if bench is None or bench.texts != texts:
-            bench = Bench(sizes, texts)
-        record.put(measure(bench, name, plans(sizes.layers)[name], options.rounds))
-        record.save()
-    if record.row("python", PYTHON) is None:
-        record.put({"op": "python", "case": PYTHON, **python_microseconds(options.rounds)})
-        record.save()
-    print(overhead_figures.document(record.as_json(), figures.aligned))
-    return 0
+    model, record = sizes.build(), Record(options.json, machine.header("cpu"), {})
+    cases = (SimpleNamespace(name=f"b{len(texts)}, {title}", texts=texts, title=title, plan=plan)
+             for texts in TEXTS for title, plan in plans(sizes.layers).items())  # fmt: skip
+    chosen = (case for case in cases if any(text in case.name for text in options.only))
+    one = lambda case, _: measure(model, sizes.visual_tokens, options.rounds, case)  # noqa: E731
+    record.measure(report.OVERHEAD, chosen, options.seconds, one)
+    python = SimpleNamespace(name=f"{layers} layers of {TINY.width}")
+    record.measure(
+        "python", [python], options.seconds, lambda *_: python_row(options.rounds, layers)
+    )
+    print(report.overhead(record.as_json(), report.aligned))
+    return record.end()
 
 
 if __name__ == "__main__":

@@ -1,50 +1,34 @@
-"""Every way to run a model on the same prompts, and the check that they all say the same.
+"""All variants of a prefill on the same prompts, and what each costs.
 
 - unpatched: stock transformers on all tokens, with SDPA, and with FlashAttention-2 where it is;
-- native: the same model on sequences as short as the plan makes them (`models.Shorter`);
+- native: the same model on sequences as short as the plan makes them (`native_run.py`);
 - padded, packed: patched, in either layout.
-
-In every round each way prefills once and then decodes, in alternating order, so that ratios can be
-taken within a round. Pictures are encoded beforehand for all of them alike, and patching is not
-timed either.
 """
 
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
-from models import Shorter
-from timing import clock_of, summary
+from harness import host_reads
+from machine import clock_of, summary
+from native_run import NativeRun
+from report import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers.utils import is_flash_attn_2_available
 
 import vtfast
-from vtfast import Plan, Prune
+from vtfast import Plan
 from vtfast.runtime.names import cache_argument, returned_cache
-
-UNPATCHED, FLASH, NATIVE, PADDED, PACKED = (
-    "unpatched, SDPA", "unpatched, FlashAttention-2", "native", "padded", "packed"
-)  # fmt: skip
-WAYS = (UNPATCHED, FLASH, NATIVE, PADDED, PACKED)
-# Logits may be apart by so many times what rounding hidden states once more in every layer does to
-# them. In bf16, 32 layers on a CPU, as ‖a - b‖ / ‖b‖: that is 0.096, eager attention in place of
-# SDPA 0.065, one visual token of 72 fewer 0.27, positions one off 0.94.
-ROUNDINGS = 2.0
-
-
-@vtfast.register_method("bench-first")
-def first_tokens(ctx: Any) -> Tensor:
-    """The first tokens of every picture: what the native run takes, so that logits must agree."""
-    starts = ctx.segments.cu_seqlens[:-1].tolist()
-    rows = [torch.arange(s, s + k) for s, k in zip(starts, ctx.keep, strict=True)]
-    return torch.cat(rows).to(ctx.features.device)
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """`prefill` gives the last token's logits [B, V] and a state, from which `step` goes on.
 
     within: what must be entered around both.
@@ -56,22 +40,20 @@ class Way:
 
 
 class Prompted:
-    """One model with one batch of prompts, all of it on the device.
+    """One model with one batch of prompts on its device.
 
     Args:
-        model: unpatched, its pictures encoded (`models.encoded_once`).
+        model: unpatched, its pictures encoded (`random_models.encoded_once`).
         inputs: with `attention_mask` and `position_ids`, one picture a sample.
         steps: how many tokens a decoding is timed over.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Tensor], steps: int = 1) -> None:
-        self.model, self.inputs, self.steps = model, inputs, steps
-        self.image = model.config.image_token_id
+        self.model, self.inputs, self.image = model, inputs, model.config.image_token_id
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
-        self.called = dict(inputs)
+        self.called, self.next = dict(inputs), []
         if mask.all():  # `generate` leaves such a mask out
             del self.called["attention_mask"]
-        self.next = []
         for t in range(steps):
             given = {"input_ids": inputs["input_ids"][:, -1:]}
             given["position_ids"] = positions[..., -1:] + 1 + t
@@ -86,37 +68,29 @@ class Prompted:
     def step(self, cache: Any, t: int) -> Tensor:
         return self.model(**self.next[t], **{cache_argument(): cache}, use_cache=True).logits[:, -1]
 
-    def stock(self, within: Callable[[], AbstractContextManager] = nullcontext) -> Way:
-        return Way(within, self.prefill, self.step)
+    def stock(self, within: Callable[[], AbstractContextManager] = nullcontext) -> Variant:
+        return Variant(within, self.prefill, self.step)
 
-    def patched(self, plan: Plan, path: str) -> Way:
+    def patched(self, plan: Plan, path: str) -> Variant:
         return self.stock(lambda: vtfast.patch(self.model, plan, path=path))
 
-    def native(self, plan: Plan) -> Way:
-        shorter = Shorter(self.model, self.inputs, plan, self.image)
-
-        def prefill() -> tuple[Tensor, Any]:
-            logits, caches = shorter.prefill()
-            return logits[:, -1], caches
+    def native(self, plan: Plan) -> Variant:
+        run = NativeRun(self.model, self.inputs, plan, self.image)
 
         def step(caches: Any, t: int) -> Tensor:
-            given = self.next[t]
-            return shorter.step(caches, given["input_ids"], given["position_ids"])[:, -1]
+            return run.step(caches, self.next[t]["input_ids"], self.next[t]["position_ids"])
 
-        return Way(nullcontext, prefill, step)
+        return Variant(nullcontext, run.prefill, step)
 
-    def ways(self, plan: Plan) -> dict[str, Way | str]:
-        """By the names above; a string says why there is none."""
-        flash: Way | str = "not installed"
-        if is_flash_attn_2_available():
-            flash = self.stock(lambda: attention(self.model, "flash_attention_2"))
-        return {
-            UNPATCHED: self.stock(),
-            FLASH: flash,
-            NATIVE: self.native(plan),
-            PADDED: self.patched(plan, PADDED),
-            PACKED: self.patched(plan, PACKED),
-        }
+    def flash(self) -> dict[str, Variant]:
+        """With FlashAttention-2, where it is installed."""
+        flash = self.stock(lambda: attention(self.model, "flash_attention_2"))
+        return {FLASH: flash} if is_flash_attn_2_available() else {}
+
+    def variants(self, plan: Plan) -> dict[str, Variant]:
+        """All that can be run, by their names."""
+        patched = {path: self.patched(plan, path) for path in (PADDED, PACKED)}
+        return {UNPATCHED: self.stock(), **self.flash(), NATIVE: self.native(plan), **patched}
 
 
 @contextmanager
@@ -131,31 +105,24 @@ def attention(model: Any, name: str) -> Iterator[None]:
         text.set_attn_implementation(before)
 
 
-def available(ways: dict[str, Way | str]) -> dict[str, Way]:
-    return {name: way for name, way in ways.items() if isinstance(way, Way)}
-
-
 def race(
-    ways: dict[str, Way], rounds: int, device: str, steps: int = 0, decoded: int = 0
+    variants: dict[str, Variant], rounds: int, device: str, steps: int = 0, decoded: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """Milliseconds of prefills, and in the first `decoded` rounds of a token decoded after one."""
-    clock = clock_of(device)
-    taken: dict[str, dict[str, list[float]]] = {name: {"ttft": [], "decode": []} for name in ways}
+    clock, taken = clock_of(device), {name: {"ttft": [], "decode": []} for name in variants}
     for number in range(rounds):
-        order = list(ways) if number % 2 else list(ways)[::-1]
-        for name in order:
-            way = ways[name]
-            state = None
+        for name in list(variants)[:: 1 if number % 2 else -1]:
+            variant, state = variants[name], None
             if device == "cuda":
                 gc.collect()  # what is still held would count, and might not fit
-            with way.within():
+            with variant.within():
                 start = clock()
-                _, state = way.prefill()
+                _, state = variant.prefill()
                 first = clock()
                 taken[name]["ttft"].append((first - start) * 1e3)
                 if number < decoded:
                     for t in range(steps):
-                        way.step(state, t)
+                        variant.step(state, t)
                     taken[name]["decode"].append((clock() - first) * 1e3 / steps)
     return taken
 
@@ -165,91 +132,54 @@ def ratios(taken: list[float], to: list[float]) -> dict[str, float]:
     return summary([a / b for a, b in zip(taken, to, strict=True)])
 
 
-def disagreements(prompted: Prompted, plan: Plan) -> dict[str, str]:
-    """What is wrong with the answers, by way; nothing is timed before this is empty.
-
-    With the plan's layers and counts but the first tokens of every picture, both layouts must have
-    the logits of the native run, after the prefill and after a token. With the plan itself both
-    must run the tokens it says in every layer, and keep the same ones; a stage that reads hidden
-    states deeper in the model may decide otherwise where these are not in fp32.
-    """
-    stages = [Prune(s.layer, "bench-first", s.keep) for s in plan.stages]
-    native = prompted.native(plan)
-    expected = _two_logits(native, prompted)
-    with rounded_once_more(prompted.model):
-        allowed = ROUNDINGS * _off(_two_logits(native, prompted), expected)
-    wrong = {}
-    for path in (PADDED, PACKED):
-        got = _two_logits(prompted.patched(Plan(stages), path), prompted)
-        wrong[f"{path}, first tokens"] = _apart(got, expected, allowed)
-    kept, logits = {}, {}
-    for path in (PADDED, PACKED):
-        with vtfast.patch(prompted.model, plan, path=path, record=True) as handle:
-            logits[path], _ = prompted.prefill()
-        kept[path] = handle.report.kept
-        wrong[path] = _other_counts(handle.report, plan, prompted)
-    deep = {s.layer for s in plan.stages if s.layer and s.method != "random"}
-    differing = [
-        layer
-        for layer, rows in kept[PADDED].items()
-        if not all(map(torch.equal, rows, kept[PACKED][layer]))
-    ]
-    if differing:
-        lossy = next(prompted.model.parameters()).dtype != torch.float32
-        if not (lossy and deep and min(differing) >= min(deep)):
-            wrong[PACKED] = f"keeps other tokens than padded from layer {min(differing)} on"
-    else:
-        wrong[PACKED] = wrong[PACKED] or _apart([logits[PACKED]], [logits[PADDED]], allowed)
-    if is_flash_attn_2_available():
-        stock = _two_logits(prompted.stock(), prompted)
-        flash = prompted.stock(lambda: attention(prompted.model, "flash_attention_2"))
-        wrong[FLASH] = _apart(_two_logits(flash, prompted), stock, allowed)
-    return {name: why for name, why in wrong.items() if why}
+def counts(variant: Variant, device: str) -> dict[str, int | None]:
+    """Of one prefill that has run before: kernels on a GPU, dispatched operators (inner ones too),
+    host reads, allocations, the most memory held above what there was, bytes of the KV cache."""
+    with variant.within():
+        with profiling(device) as seen:
+            variant.prefill()
+        reads = host_reads(variant.prefill, device)
+        memory = memory_on_gpu(variant.prefill) if device == "cuda" else memory_on_cpu(seen)
+        _, state = variant.prefill()
+    caches = state if isinstance(state, list) else [state]  # the native run has one a span
+    layers = [layer for cache in caches for layer in cache.layers if layer.is_initialized]
+    return {
+        "launches": sum(map(is_kernel, seen.events())) if device == "cuda" else None,
+        "operators": operators(seen),
+        "host_reads": reads,
+        **memory,
+        "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
+    }
 
 
-def _two_logits(way: Way, prompted: Prompted) -> list[Tensor]:
-    """After the prefill and after one more token."""
-    with way.within():
-        logits, state = way.prefill()
-        return [logits, way.step(state, 0)]
+def profiling(device: str) -> profile:
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
+    return profile(activities=activities, profile_memory=device == "cpu")
 
 
-@contextmanager
-def rounded_once_more(model: Any) -> Iterator[None]:
-    """Every layer's input is off by up to a rounding, as another order of sums would leave it."""
-
-    def off(module: nn.Module, args: tuple) -> tuple:
-        hidden = args[0]
-        by = torch.rand(hidden.shape, generator=generator, device=hidden.device) - 0.5
-        by *= torch.finfo(hidden.dtype).eps
-        return ((hidden.float() * (1 + by)).to(hidden.dtype), *args[1:])
-
-    generator = torch.Generator(model.device).manual_seed(0)
-    layers = model.model.language_model.layers
-    hooks = [layer.register_forward_pre_hook(off) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def operators(seen: profile) -> int:
+    return sum("::" in event.name for event in seen.events())
 
 
-def _off(got: list[Tensor], expected: list[Tensor]) -> float:
-    """‖got - expected‖ / ‖expected‖, of the sample and the token where it is largest."""
-    pairs = [(a.double(), b.double()) for a, b in zip(got, expected, strict=True)]
-    return max(((a - b).norm(dim=-1) / b.norm(dim=-1)).amax().item() for a, b in pairs)
+def is_kernel(event: Any) -> bool:
+    on_device = event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    return on_device and not event.name.startswith(("Memcpy", "Memset"))
 
 
-def _apart(got: list[Tensor], expected: list[Tensor], allowed: float) -> str:
-    """Empty if every sample's logits are as near as roundings leave them."""
-    off = _off(got, expected)
-    if off <= allowed:  # false for NaN
-        return ""
-    return f"logits are {off:.2g} off, of {allowed:.2g} that roundings explain"
+def memory_on_gpu(call: Callable[[], object]) -> dict[str, int]:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()
+    call()
+    after, made = torch.cuda.memory_stats(), "allocation.all.allocated"
+    peak = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"]
+    return {"allocations": after[made] - before[made], "peak_bytes": peak}
 
 
-def _other_counts(report: Any, plan: Plan, prompted: Prompted) -> str:
-    layers = len(prompted.model.model.language_model.layers)
-    sizes = (prompted.inputs["input_ids"] == prompted.image).sum(1).tolist()
-    expected = tuple(plan.tokens_per_layer(n, layers) for n in sizes)
-    return "" if report.tokens == expected else f"ran {report.tokens}, the plan says {expected}"
+def memory_on_cpu(seen: profile) -> dict[str, int]:
+    """Allocations, and the most that was alive at once, from the profiler's events."""
+    events = (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    sizes = [size for _, size in sorted((e.start_ns(), e.nbytes()) for e in events)]
+    peak = max(accumulate(sizes), default=0)
+    return {"allocations": sum(size > 0 for size in sizes), "peak_bytes": peak}

@@ -1,25 +1,18 @@
 """Accuracy of the bundled models at several budgets: the tables in the README.
 
-    python bench/toy_accuracy.py                 # ten minutes a model on 2 CPU cores
-    python bench/toy_accuracy.py --model qwen    # one of them; the other stays as it was
-    python bench/toy_accuracy.py --check         # does the README show what the JSON says?
-
-Greedy `generate` on pinned drawn scenes, exact match, the default plan (divprune+random at the
-checkpoint's measured horizon) at each budget, with 95 % Wilson intervals. The scenes are of the
-sizes that the model was trained on, in turn; tokens and multiply-adds are means over those sizes.
-Everything goes to `results/toy_accuracy.json`; the README's tables are written from that file,
-losses included.
+Greedy `generate` on pinned drawn scenes, exact match, the default plan at each budget, with 95 %
+Wilson intervals; ten minutes a model on two cores. Scenes are of the sizes that the model was
+trained on, in turn; tokens and multiply-adds are means over those sizes.
 """
 
 import argparse
 import json
 import platform
 import sys
-from pathlib import Path
 from statistics import mean
 
-import torch
-import transformers
+from bench_information import versions
+from report import README, RESULTS, markdown, with_block
 
 import vtfast
 from vtfast.evaluation import wilson
@@ -28,10 +21,7 @@ from vtfast.toy.evaluate import accuracy
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import GRID
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "toy_accuracy.json"
-README = HERE.parent / "README.md"
-BEGIN, END = "<!-- toy accuracy: begin -->", "<!-- toy accuracy: end -->"
+RESULT = RESULTS / "toy_accuracy.json"
 KEEPS = (1.0, 0.75, 0.5)
 TITLES = {
     "llava": "LLaVA, 12 layers, 64 visual tokens",
@@ -49,75 +39,51 @@ def measure(name: str, n: int, seed: int) -> dict:
         with vtfast.patch(model, keep=keep) as handle:
             plan = handle.plan
             exact = {t: accuracy(model, processor, t, n, seed, True, sizes) for t in TASKS}
-        columns.append(
-            {
-                "keep": keep,
-                "plan": str(plan),
-                "tokens_after_each_stage": [plan.counts(count) for count in tokens],
-                "average_tokens": mean(plan.average_tokens(count, layers) for count in tokens),
-                "prefill_flops": mean(plan.flops_ratio(model.config, c, 12) for c in tokens),
-                "accuracy": exact,
-            }
-        )
-    return {
-        "command": f"python bench/toy_accuracy.py --model {name}",
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
-        "vtfast": vtfast.__version__,
-        "scenes_per_task": n,
-        "seed": seed,
-        "sizes": sizes,
-        "columns": columns,
-    }
+        flops = mean(plan.flops_ratio(model.config, count, 12) for count in tokens)
+        average = mean(plan.average_tokens(count, layers) for count in tokens)
+        column = {"keep": keep, "plan": str(plan), "average_tokens": average, "accuracy": exact}
+        stages = [plan.counts(count) for count in tokens]
+        columns.append({**column, "tokens_after_each_stage": stages, "prefill_flops": flops})
+    facts = versions(f"python bench/toy_accuracy.py --model {name}")
+    facts |= {"python": platform.python_version(), "scenes_per_task": n, "seed": seed}
+    return {**facts, "sizes": sizes, "columns": columns}
 
 
 def table(result: dict) -> str:
     """The README's Markdown table of one model."""
     n, columns = result["scenes_per_task"], result["columns"]
     titles = ["full" if c["keep"] == 1 else f"keep {c['keep']:g}" for c in columns]
-    rows = [["exact match, %", *titles], ["---", *("---:" for _ in titles)]]
+    rows = [["exact match, %", *titles]]
     for task in TASKS:
-        cells = []
-        for column in columns:
-            share = column["accuracy"][task]
-            low, high = wilson(share, n)
-            cells.append(f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        shares = [c["accuracy"][task] for c in columns]
+        ranges = [wilson(share, n) for share in shares]
+        cells = [f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+                 for share, (low, high) in zip(shares, ranges, strict=True)]  # fmt: skip
         rows.append([task.replace("_", " "), *cells])
     rows.append(["visual tokens, average", *(f"{c['average_tokens']:.1f}" for c in columns)])
     rows.append(["prefill multiply-adds", *(f"{c['prefill_flops']:.2f}" for c in columns)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows, ["---", *["---:"] * len(columns)])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", choices=TITLES, help="measure this one alone (default: all)")
     parser.add_argument("--scenes", type=int, default=1000, help="scenes per task (default 1000)")
     parser.add_argument("--seed", type=int, default=99, help="seed of the scenes (default 99)")
     parser.add_argument("--check", action="store_true", help="only compare README and JSON")
-    args = parser.parse_args()
-    results = json.loads(RESULT.read_text())
+    args, results = parser.parse_args(), json.loads(RESULT.read_text())
     if not args.check:
         for name in [args.model] if args.model else TITLES:
             results[name] = measure(name, args.scenes, args.seed)
         RESULT.write_text(json.dumps(results, indent=2) + "\n")
     text = README.read_text()
-    head, rest = text.split(BEGIN)
-    shown, tail = rest.split(END)
-    tables = (f"{title}:\n\n{table(results[name])}\n" for name, title in TITLES.items())
-    wanted = "\n" + "\n".join(tables)
+    tables = [f"{title}:\n\n{table(results[name])}" for name, title in TITLES.items()]
+    fresh = with_block(text, "toy accuracy", "\n\n".join(tables))
     if args.check:
-        print(
-            "README agrees"
-            if shown == wanted
-            else "README differs from the JSON: run without --check"
-        )
-        return int(shown != wanted)
-    README.write_text(head + BEGIN + wanted + END + tail)
-    print(wanted)
+        print("README agrees" if fresh == text else "README differs: run without --check")
+        return int(fresh != text)
+    README.write_text(fresh)
     return 0
 
 

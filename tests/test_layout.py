@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import subprocess
@@ -183,6 +184,14 @@ def test_a_file_of_the_models_has_under_200_lines_of_code() -> None:
     assert max(sizes.values()) < 200, sizes
 
 
+def test_the_bench_is_at_most_20_files_and_3300_lines() -> None:
+    sizes = [
+        len((ROOT / f).read_text().splitlines()) for f in PYTHON_FILES if f.startswith("bench/")
+    ]
+    assert 10 < len(sizes) <= 20
+    assert sum(sizes) <= 3300
+
+
 def test_importing_vtfast_loads_no_framework() -> None:
     code = "import sys, vtfast\nprint(*{'torch', 'triton', 'transformers'} & set(sys.modules))"
     assert run(code, "-P") == [""]
@@ -257,16 +266,44 @@ def test_no_folder_of_ours_stands_in_for_the_hugging_face_kernels() -> None:
     assert [str(init) for init in (ROOT / "tests").rglob("__init__.py")] == []
 
 
+# Folders at the root in which users keep files; /usr, /proc, /dev and the like are everywhere.
+HOMES = "data|home|lustre|media|mnt|nfs|opt|private|root|scratch|srv|tmp|Users|var|Volumes|work"
+
+
 def machine_paths(text: str) -> list[str]:
-    """Paths in `text` that mean something on one machine only: homes, and where this test runs."""
+    """Paths in `text` that mean something on one machine only, on Windows too.
+
+    What follows a letter, a dot or a bracket is part of a URL, of a longer path or of a template.
+    """
     here = "|".join(re.escape(str(path)) + r"\b" for path in (ROOT, Path(sys.prefix)))
-    return re.findall(rf"(?<![\w.])(?:{here}|/(?:home|Users|root|work)/\w+|file:/{{3}})", text)
+    kinds = (here, rf"/(?:{HOMES})\w*/\w+", "file:/{3}", r"\b[A-Za-z]:(?:\\{1,2}|/)(?=\w)\w+")
+    return re.findall(rf"(?<![\w.~/}}\])-])(?:{'|'.join(kinds)})", text)
 
 
-def test_paths_of_one_machine_are_recognised() -> None:
-    home = Path("/", "home", "somebody")
-    planted = f"in {ROOT}/x and {home}/y, not in https://example.org/home/page or a/work/b"
-    assert machine_paths(planted) == [str(ROOT), str(home)]
+@pytest.mark.parametrize("root", ["home", "opt", "tmp", "mnt", "srv", "data", "var", "workspace"])
+def test_paths_of_one_machine_are_recognised(root: str) -> None:
+    path = Path("/", root, "somebody")
+    assert machine_paths(f"in {path}/x or --json={path}.json: {path}") == [str(path)] * 3
+
+
+def test_paths_of_this_checkout_and_of_drives_are_recognised() -> None:
+    drive = "C:" + "\\Users"
+    assert machine_paths(f"in {ROOT}/x and {drive}\\y") == [str(ROOT), drive]
+    assert machine_paths("E:" + "/runs") == ["E:" + "/runs"]
+    assert machine_paths(json.dumps(drive)) == [json.dumps(drive)[1:-1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/home/page",
+        "a/work/b and ~/data/x and {folder}/tmp/x and ../opt/x",
+        "/usr/bin/env, /dev/null and /proc/cpuinfo",
+        "{'a': 1, 'b:c': 2} if x:y",
+    ],
+)
+def test_paths_that_mean_the_same_everywhere_are_not(text: str) -> None:
+    assert machine_paths(text) == []
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:

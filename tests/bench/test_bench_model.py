@@ -5,22 +5,22 @@ import sys
 from pathlib import Path
 
 import bench_model
-import gpu_model
-import model_report
-import model_shapes
+import model_parity
 import pytest
+import random_models
+import report
 import torch
-from bench_dry import dry, one_more
-from prefills import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
+from bench_dry import dry, wrong_rows
+from report import FLASH, NATIVE, PACKED, PADDED, UNPATCHED
 
 from vtfast.runtime.state import ForwardState
 
-LLAVA, QWEN = model_shapes.TINY
+LLAVA, QWEN = random_models.TINY
 
 
 @pytest.fixture(scope="module")
 def built():
-    return {s.name: s.build("cpu", torch.float32) for s in model_shapes.TINY}
+    return {s.name: s.build("cpu", torch.float32) for s in random_models.TINY}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_break_even_is_after_the_last_loss(ratios, expected):
 
 
 def test_the_core_grid_comes_first_and_both_models_take_turns():
-    order = list(bench_model.cases(model_shapes.SUBJECTS["cuda"]))
+    order = list(bench_model.cases(random_models.SUBJECTS["cuda"]))
     core = order[:16]
     assert {(c.preset, c.keep, c.batch) for c in core} == {
         (preset, keep, batch)
@@ -78,7 +78,7 @@ CASE = "llava-1.5-7b: divprune+random 0.5, b8"
 
 
 def test_without_parity_nothing_is_timed_and_the_exit_code_is_1(script, monkeypatch):
-    monkeypatch.setattr(ForwardState, "_take", one_more)
+    monkeypatch.setattr(ForwardState, "_take", wrong_rows)
     code, record, said = script("--only", CASE)
     (row,) = record["rows"]
     assert code == 1
@@ -90,7 +90,7 @@ def test_without_parity_nothing_is_timed_and_the_exit_code_is_1(script, monkeypa
 
 
 def test_a_break_even_without_parity_is_none(script, monkeypatch):
-    monkeypatch.setattr(ForwardState, "_take", one_more)
+    monkeypatch.setattr(ForwardState, "_take", wrong_rows)
     code, record, _ = script("--only", "llava-1.5-7b: divprune 0.25, break-even")
     (row,) = record["rows"]
     assert (code, row["points"]) == (1, [])
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_run_is_red_and_one_too_large_is_not(script, monk
         def fail(*args, error=error):
             raise error
 
-        monkeypatch.setattr(bench_model, "disagreements", fail)
+        monkeypatch.setattr(model_parity, "disagreements", fail)
         found, record, said = script("--only", CASE)
         assert found == code
         assert str(error) in said.err
@@ -126,7 +126,7 @@ def test_a_run_stops_at_its_limit_and_the_next_goes_on(script):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("model")
-    return dry("gpu_model.py", out), out
+    return dry("model", out), out
 
 
 def test_the_dry_run_leaves_json_markdown_and_logs(whole):
@@ -136,8 +136,8 @@ def test_the_dry_run_leaves_json_markdown_and_logs(whole):
     assert {row["model"] for row in rows} == {LLAVA.name, QWEN.name}
     timed = [row for row in rows if row["batch"]]
     for row in timed:
-        for way in (UNPATCHED, NATIVE, PADDED, PACKED):
-            assert {"ttft_ms", "decode_ms", "kv_bytes", "operators"} <= set(row["ways"][way])
+        for variant in (UNPATCHED, NATIVE, PADDED, PACKED):
+            assert {"ttft_ms", "decode_ms", "kv_bytes", "operators"} <= set(row["ways"][variant])
         assert row["ways"][FLASH] == {"missing": "not installed"}
     searched = [row for row in rows if row["batch"] is None]
     assert searched
@@ -149,32 +149,9 @@ def test_the_dry_run_leaves_json_markdown_and_logs(whole):
     assert timed[0]["ways"][UNPATCHED]["host_reads"] > 0
 
 
-@pytest.mark.parametrize(("red", "code"), [({}, 0), ({"packed": "differs"}, 1)])
-def test_a_run_goes_on_with_what_was_carried_over(whole, monkeypatch, tmp_path, red, code):
-    """And what was red in it still is."""
-    _, out = whole
-    record = json.loads((out / "gpu_model.json").read_text())
-    record["rows"][0]["red"] = red
-    (tmp_path / "before.json").write_text(json.dumps(record))
-    monkeypatch.setattr(gpu_model, "HERE", tmp_path)
-    (tmp_path / "bench_model.py").touch()
-    options = ["--resume", str(tmp_path / "before.json"), "--out", str(tmp_path / "new")]
-    monkeypatch.setattr(sys, "argv", ["gpu_model.py", "--seconds", "50", *options])
-    assert gpu_model.main() == code
-    assert json.loads((tmp_path / "new" / "gpu_model.json").read_text()) == record
-
-
-def test_a_script_that_breaks_is_red(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_model, "HERE", tmp_path)
-    (tmp_path / "bench_model.py").write_text("1 / 0")
-    monkeypatch.setattr(sys, "argv", ["gpu_model.py", "--dry", "--out", str(tmp_path)])
-    assert gpu_model.main() == 1
-    assert "BROKEN: bench_model.py" in capsys.readouterr().out
-
-
 def test_plots_are_drawn_of_what_was_measured(whole, tmp_path):
     _, out = whole
     record = json.loads((out / "gpu_model.json").read_text())
-    model_report.draw("model_x", record, tmp_path)
-    for file in model_report.plots("model_x").values():
+    report.draw("model_x", record, True, tmp_path)
+    for file, _ in report.plots("model_x", True).values():
         assert (tmp_path / file).stat().st_size > 5000

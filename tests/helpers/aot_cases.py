@@ -15,11 +15,9 @@ from functools import partial
 
 import torch
 
-from vtfast.kernels import _distances as distances
-from vtfast.kernels import _gather_picks
+from vtfast.kernels import _gather_picks, diversity_select
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._threshold import TILES
-from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
@@ -70,14 +68,16 @@ def _topk_select() -> Iterator[Case]:
         for dtype in KERNEL_DTYPES:
             yield Case(
                 f"{_short(dtype)}, {longest} rows",
-                partial(topk_select, _empty(longest, dtype=dtype), *_cut(longest), impl="triton"),
+                partial(
+                    topk_select, _empty(longest, dtype=dtype), *_one_segment(longest), impl="triton"
+                ),
                 gate=longest == LONGEST and dtype == torch.float32,
             )
 
 
 def _random_select() -> Iterator[Case]:
     for longest, _ in TILES:
-        call = partial(random_select, *_cut(longest), seed=0, stream=0, impl="triton")
+        call = partial(random_select, *_one_segment(longest), seed=0, stream=0, impl="triton")
         yield Case(f"{longest} rows", call, gate=longest == LONGEST)
 
 
@@ -86,13 +86,13 @@ def _selections_that_gather() -> Iterator[Case]:
     along = (_empty(most, 4096), _empty(most, dtype=torch.int64))
     for longest in (n for n, _ in TILES if n <= most):
         gate, gather = longest == most, [x[:longest] for x in along]
-        call = partial(random_select, *_cut(longest), seed=0, stream=0, gather=gather)
+        call = partial(random_select, *_one_segment(longest), seed=0, stream=0, gather=gather)
         yield Case(f"hidden and positions of {longest} rows", partial(call, impl="triton"), gate)
         for dtype in KERNEL_DTYPES:
             scores = _empty(longest, dtype=dtype)
             yield Case(
                 f"{_short(dtype)}, hidden and positions of {longest} rows",
-                partial(topk_select, scores, *_cut(longest), gather=gather, impl="triton"),
+                partial(topk_select, scores, *_one_segment(longest), gather=gather, impl="triton"),
                 gate and dtype == torch.float32,
             )
 
@@ -100,7 +100,9 @@ def _selections_that_gather() -> Iterator[Case]:
 def _diversity_select() -> Iterator[Case]:
     for longest, _ in reversed(TILES):
         features = _empty(longest, 3584)
-        call = partial(diversity_select, features, *_cut(longest), impl="triton")
+        call = partial(
+            diversity_select.diversity_select, features, *_one_segment(longest), impl="triton"
+        )
         yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
@@ -113,12 +115,12 @@ def _diversity_select() -> Iterator[Case]:
 
 def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
     """Norms and distances; the greedy kernel does not see the features."""
-    segments, _ = _cut(len(features))
+    segments, _ = _one_segment(len(features))
     inverse, nearest = torch.empty(576), torch.empty(576, dtype=torch.int32)
-    cuts = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
-    call = partial(distances.distance_matrices, features, inverse, nearest, *cuts)
+    where = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
+    call = partial(diversity_select._distances, features, inverse, nearest, *where)
     yield Case(name, call, gate=name == "fp32 x 3584")
-    yield Case(name, partial(distances.norms, features))
+    yield Case(name, partial(diversity_select._norms, features))
 
 
 def _last_query_scores() -> Iterator[Case]:
@@ -128,7 +130,7 @@ def _last_query_scores() -> Iterator[Case]:
             q, k = _empty(1, heads, size, dtype=dtype), _empty(640, key_heads, size, dtype=dtype)
             yield Case(
                 f"{_short(dtype)} x {size}, {heads} heads on {key_heads}",
-                partial(last_query_scores, q, k, _cut(640)[0], scale=1.0, impl="triton"),
+                partial(last_query_scores, q, k, _one_segment(640)[0], scale=1.0, impl="triton"),
                 gate=(heads, dtype) == (28, torch.bfloat16),
             )
 
@@ -142,8 +144,8 @@ def _ragged_attention() -> Iterator[Case]:
         number, key_number, size = heads
         tensors = [_empty(rows, n, size, dtype=dtype) for n in (number, key_number, key_number)]
         index = index and torch.empty(rows, dtype=index)
-        cut, _ = _cut(rows)
-        call = partial(ragged_attention, *tensors, cut, cut, causal=causal, k_index=index)
+        segments, _ = _one_segment(rows)
+        call = partial(ragged_attention, *tensors, segments, segments, causal=causal, k_index=index)
         name = f"{_short(dtype)} x {size}, {number} heads on {key_number}, {rows} rows"
         name += ("" if causal else ", not causal") + (index is not None) * ", indexed"
         return Case(name, partial(call, impl="triton"), gate)
@@ -185,7 +187,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def _cut(rows: int) -> tuple[Ragged, list[int]]:
+def _one_segment(rows: int) -> tuple[Ragged, list[int]]:
     """One segment, and a number of rows to keep of it."""
     return Ragged.from_lengths([rows], "cpu"), [rows // 2]
 

@@ -1,11 +1,10 @@
-"""Keep what compiling ahead of time found: `bench/results/aot.json`, and a table of it in the docs.
+"""Keep what compiling ahead of time found: `bench/results/aot.json`, and its worst in the docs.
 
 `make aot` runs this file: it compiles every case of `aot_cases.py` and writes both.
 """
 
 import json
 import subprocess
-from itertools import groupby
 from typing import Any
 
 import aot
@@ -13,9 +12,6 @@ import aot
 RESULT = aot.ROOT / "bench" / "results" / "aot.json"
 PAGE = aot.ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- compiled: begin -->\n", "<!-- compiled: end -->\n"
-
-# What a cell says beside warps, registers and shared memory.
-TENSOR_CORES = {"hmma": "HMMA", "hgmma": "HGMMA", "tcgen05": "tcgen05", "mfma": "MFMA"}
 
 
 def kept() -> dict[str, Any]:
@@ -42,37 +38,22 @@ def _parts() -> tuple[str, str, str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: a line for each case of a kernel and each Triton, a column for each GPU."""
-    lines = []
-    for kernel, rows in groupby(sorted(result["rows"], key=_kernel), _kernel):
-        cells: dict[str, dict[str, dict[str, str]]] = {}
-        for row in rows:
-            versions = cells.setdefault(row["case"], {})
-            versions.setdefault(row["triton"], {})[row["arch"]] = _cell(row)
-        lines += ["", f"`{kernel}`", "", f"| | Triton | {' | '.join(aot.ARCHS)} |"]
-        lines += ["| --- " * (len(aot.ARCHS) + 2) + "|"]
-        for case, versions in cells.items():
-            for version, found in versions.items():
-                texts = [found.get(arch, "") for arch in aot.ARCHS]
-                lines.append(f"| {case} | {version} | {' | '.join(texts)} |")
-    return "\n".join(lines[1:]) + "\n"
+    """Markdown: a line for each kernel, a column for each GPU, the worst of all its cases."""
+    lines = [f"| kernel | cases | {' | '.join(aot.ARCHS)} |", "| --- " * (len(aot.ARCHS) + 2) + "|"]
+    for kernel in sorted({row["kernel"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["kernel"] == kernel]
+        cells = [_cell([row for row in rows if row["arch"] == arch]) for arch in aot.ARCHS]
+        cases = len({row["case"] for row in rows})
+        lines.append(f"| `{kernel.strip('_')}` | {cases} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def _kernel(row: dict[str, Any]) -> str:
-    return row["kernel"]
-
-
-def _cell(row: dict[str, Any]) -> str:
-    found = row["found"]
-    parts = [f"{row['setting']['warps']}w {found['registers']}r"]
-    if found["shared"]:
-        parts.append(f"{found['shared'] / 1024:.3g}K")
-    parts += [name for key, name in TENSOR_CORES.items() if found.get(key)]
-    if found["loads_128"]:
-        parts.append("16B")
-    if found.get("async_copies"):
-        parts.append("async")
-    return " ".join(parts)
+def _cell(rows: list[dict[str, Any]]) -> str:
+    """Registers a thread, KiB of shared memory and spills: of each the worst."""
+    registers, shared, spills = (
+        max(row["found"][name] for row in rows) for name in ("registers", "shared", "spills")
+    )
+    return f"{registers}, {shared / 1024:.3g}, {spills}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of whole benches share: a dry run of a script, and a way to gather wrong rows."""
+"""What the tests of whole benches share: a dry run of a GPU command, and a gather of wrong rows."""
 
 import os
 import subprocess
@@ -10,19 +10,20 @@ from repository import ROOT
 from vtfast.runtime.state import ForwardState
 
 
-def dry(script: str, out: Path, *options: str) -> subprocess.CompletedProcess:
-    """The script as the Makefile runs it, but for the sizes: without vtfast being installed."""
+def dry(what: str, out: Path, *options: str) -> subprocess.CompletedProcess:
+    """`gpu.py` as the Makefile runs it, but for the sizes: without vtfast being installed."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, ROOT / "bench" / script, "--dry", "--out", str(out), *options],
+        [sys.executable, ROOT / "bench" / "gpu.py", what, "--dry", "--out", str(out), *options],
         env={**clean, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
 
 
-def one_more(pass_, index, *tensors):
-    return [t.roll(1, dims=-2) for t in _take(pass_, index, *tensors)]
+def wrong_rows(state, index, *tensors):
+    """Every token one place further than it belongs."""
+    return [t.roll(1, dims=-2) for t in _take(state, index, *tensors)]
 
 
 _take = ForwardState._take

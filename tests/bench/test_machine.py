@@ -1,17 +1,19 @@
-"""Timing on CUDA: what is done with the moments that a GPU gives. A stand-in gives them here."""
+"""Timing: on CUDA what is done with the times that a GPU gives, which a stand-in gives here."""
 
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import harness
 import machine
 import pytest
+import report
 import torch
-from harness import Case, Way
+from harness import Case, Variant
+from machine import MAX_SETS, call_samples, graph_samples, sets_needed, summary
 from parity import exactly
 from stand_in_gpu import StandIn
-from timing import graph_samples, summary
 
 
 @pytest.fixture
@@ -85,15 +87,15 @@ def row(gpu, monkeypatch, tmp_path):
 
         return call
 
-    ways = [
-        Way("plain", timed(0.4), "eager"),
-        Way("reads back", reads_back, "fair"),
-        Way("vtfast", timed(0.1), "vtfast"),
+    variants = [
+        Variant("plain", timed(0.4), "eager"),
+        Variant("reads back", reads_back, "fair"),
+        Variant("vtfast", timed(0.1), "vtfast"),
     ]
-    case = Case("one", "8", torch.float32, lambda i: (torch.ones(25) + i,), ways,
+    case = Case("one", "8", torch.float32, lambda i: (torch.ones(25) + i,), variants,
                 lambda inputs: exactly(-inputs[0]), nbytes=200)  # fmt: skip
     with pytest.raises(SystemExit) as ended:
-        harness.main("x", lambda device, tiny: [case])
+        harness.main({"x": lambda device, tiny: [case]}, "")
     assert ended.value.code == 0
     record = json.loads(path.read_text())
     assert record["runs"][0]["l2_bytes"] == 1000
@@ -106,7 +108,7 @@ def test_a_case_on_cuda_has_call_warm_and_cold_times(row):
     assert row["sets"] == 30  # of 100 bytes each, for a cache of 1000
 
 
-def test_a_way_that_waits_for_the_device_is_in_no_graph(row):
+def test_a_variant_that_waits_for_the_device_is_in_no_graph(row):
     way = row["ways"]["reads back"]
     assert (way["host_reads"], way["not_captured"]) == (1, "it waits for the device")
     assert "call" in way
@@ -114,6 +116,54 @@ def test_a_way_that_waits_for_the_device_is_in_no_graph(row):
 
 
 def test_graph_times_are_compared_with_graph_times(row):
-    assert harness.figures.metric_of(row) == "cold"
-    ratio = harness.figures.times_faster(row, harness.figures.BASELINES, "cold")
+    assert report.metric_of(row) == "cold"
+    ratio = report.times_faster(row, report.BASELINES, "cold")
     assert ratio == pytest.approx(4.0)
+
+
+def test_a_call_on_a_cpu_is_timed_by_processor_time(monkeypatch):
+    """So that it does not take longer because others use the machine."""
+    spent = [0.0]
+
+    def call():
+        spent[0] += 0.5
+
+    monkeypatch.setattr("time.process_time", lambda: spent[0])
+    assert call_samples({"a": call}, "cpu", rounds=4) == {"a": [500.0] * 3}  # slow: fewer rounds
+
+
+def test_a_summary_is_the_median_with_its_20th_and_80th_percentile():
+    assert summary(range(1, 12)) == {"median": 6, "p20": 3, "p80": 9}
+    assert summary([5.0]) == {"median": 5.0, "p20": 5.0, "p80": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "sets"), [(10, 31), (11, 29), (1000, 2), (1, MAX_SETS), (0, MAX_SETS)]
+)
+def test_rotated_inputs_are_three_times_the_cache(nbytes, sets):
+    assert sets_needed(nbytes, 103) == sets
+
+
+@pytest.mark.parametrize(
+    ("given", "noted"),
+    [
+        (str(Path("/", "tmp", "x.json")), "x.json"),
+        (f"{machine.ROOT}/bench/out/x.json", "bench/out/x.json"),
+        (f"--json={Path('/', 'srv', 'x.json')}", "--json=x.json"),
+        ("bench/out/x.json", "bench/out/x.json"),
+    ],
+)
+def test_a_command_names_no_path_of_one_machine(monkeypatch, given, noted):
+    monkeypatch.setattr(sys, "argv", [f"{machine.ROOT}/bench/bench_scores.py", given])
+    assert machine.header("cpu")["command"] == f"python bench/bench_scores.py {noted}"
+
+
+def test_changed_sources_have_another_digest(tmp_path, monkeypatch):
+    before = machine.sources()
+    for folder in machine.MEASURED:
+        (tmp_path / folder).symlink_to(machine.ROOT / folder)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.sources() == before
+    (tmp_path / "bench").unlink()
+    (tmp_path / "bench").mkdir()
+    assert machine.sources() != before

@@ -6,7 +6,7 @@ import sys
 import harness
 import pytest
 import torch
-from harness import Case, Way
+from harness import Case, Variant
 from parity import exactly
 
 
@@ -18,25 +18,25 @@ def wrong(x):
     return x * 3
 
 
-def unable(x):
+def refusing(x):
     raise RuntimeError("not for this device\nat all")
 
 
 def case(name="one", ours=double, theirs=double, compiled=None):
-    ways = [
-        Way("plain", double, "eager"),
-        Way("other", theirs, "fair"),
-        Way("absent", None, "fair", missing="not installed"),
-        Way("vtfast", ours, "vtfast"),
+    variants = [
+        Variant("plain", double, "eager"),
+        Variant("other", theirs, "fair"),
+        Variant("absent", None, "fair", missing="not installed"),
+        Variant("vtfast", ours, "vtfast"),
     ]
     if compiled:
-        ways.append(Way("compiled", lambda compile: compile(compiled), "compiled"))
+        variants.append(Variant("compiled", harness.compiled(compiled), "compiled"))
     return Case(
         name=name,
         shape="8",
         dtype=torch.float32,
         make=lambda seed: (torch.arange(8.0) + seed,),
-        ways=ways,
+        variants=variants,
         gate=lambda inputs: exactly(inputs[0] + inputs[0]),
         nbytes=64,
     )
@@ -52,7 +52,7 @@ def bench(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", [*command, *options])
         monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
         with pytest.raises(SystemExit) as ended:
-            harness.main("x", lambda device, tiny: cases)
+            harness.main({"x": lambda device, tiny: cases}, "")
         return ended.value.code, json.loads(path.read_text()), capsys.readouterr().err
 
     return run
@@ -93,14 +93,14 @@ def test_a_red_case_measured_earlier_is_still_red(bench):
 
 
 def test_vtfast_must_not_raise(bench):
-    code, record, said = bench(case(ours=unable))
+    code, record, said = bench(case(ours=refusing))
     assert code == 1
     assert timed(record) == set()
     assert "vtfast: RuntimeError: not for this device" in said
 
 
-def test_a_baseline_that_raises_is_no_competitor_and_is_named(bench):
-    code, record, said = bench(case(theirs=unable))
+def test_a_baseline_that_raises_is_not_compared_and_is_named(bench):
+    code, record, said = bench(case(theirs=refusing))
     assert code == 0
     assert timed(record) == {"plain", "vtfast"}
     assert "x: other: RuntimeError: not for this device\n" in said
@@ -112,7 +112,7 @@ def test_a_baseline_that_is_not_installed_keeps_its_place(bench):
     assert "x: absent: not installed" in said
 
 
-def test_what_is_measured_is_not_measured_again(bench):
+def test_a_measured_case_is_not_measured_again(bench):
     _, before, _ = bench(case("a"))
     _, after, _ = bench(case("a", ours=wrong), case("b"))
     assert after["rows"][0] == before["rows"][0]
@@ -121,7 +121,7 @@ def test_what_is_measured_is_not_measured_again(bench):
 
 
 @pytest.mark.parametrize("fact", ["device", "sources"])
-def test_figures_of_another_device_or_other_sources_are_not_gone_on_with(bench, monkeypatch, fact):
+def test_figures_of_another_device_or_other_sources_are_not_continued(bench, monkeypatch, fact):
     bench(case("a"))
     facts = harness.machine.header("cpu")
     monkeypatch.setattr(harness.machine, "header", lambda device: {**facts, fact: "another"})
@@ -130,7 +130,7 @@ def test_figures_of_another_device_or_other_sources_are_not_gone_on_with(bench, 
     assert "begun anew" in said
 
 
-def test_a_run_that_stops_at_its_limit_says_what_is_left_and_goes_on(bench):
+def test_a_run_that_stops_at_its_limit_says_what_is_left_and_is_continued(bench):
     code, record, said = bench(case("a"), case("b"), options=["--seconds", "0"])
     assert code == 0
     assert (record["rows"], record["left"]) == ([], {"x": ["a", "b"]})
@@ -149,24 +149,20 @@ def test_no_case_begins_that_would_not_end_in_time(bench, monkeypatch):
     assert record["left"] == {"x": ["b"]}
 
 
-def test_the_compiled_way_is_timed_together_with_the_others(bench):
+def test_a_compiled_variant_is_timed_together_with_the_others(bench):
     _, before, _ = bench(case("a", compiled=double), case("b"))
-    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "only"])
+    assert "compiled" not in before["rows"][0]["ways"]
+    _, after, _ = bench(case("a", compiled=double), case("b"), options=["--compiled"])
     first, second = after["rows"]
     assert "call" in first["ways"]["compiled"]
     assert [first["run"], second["run"]] == [1, 0]
     assert second == before["rows"][1]
 
 
-def test_a_wrong_compiled_way_is_red(bench):
-    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled", "only"])
+def test_a_wrong_compiled_variant_is_red(bench):
+    code, record, _ = bench(case("a", compiled=wrong), options=["--compiled"])
     assert code == 1
     assert timed(record) == set()
-
-
-def test_compiled_ways_may_be_timed_with_all_the_others_at_once(bench):
-    _, record, _ = bench(case("a", compiled=double), case("b"), options=["--compiled", "too"])
-    assert [len(row["ways"]) for row in record["rows"]] == [5, 4]
 
 
 def test_a_check_times_nothing_and_sees_what_is_wrong(bench):

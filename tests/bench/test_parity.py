@@ -4,8 +4,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from gpu_ops import ORDER
-from parity import a_selection, exactly, farthest_each_time, nearly, rows_of_sorted
+from gpu import OPS
+from parity import exactly, farthest_each_time, nearly, selection, topk_index
 
 
 def test_exact_checks_see_one_bit_a_shape_and_a_nan():
@@ -27,15 +27,15 @@ def test_near_checks_see_what_is_off_and_what_is_nan():
     "index", [[0, 2], [0, 1, 3, 3], [1, 0, 3, 4], [0, 3, 3, 4], [-1, 0, 3, 4], [0, 1, 3, 5]]
 )
 def test_a_selection_must_be_complete_distinct_ascending_and_inside(index):
-    check = a_selection([3, 2], [2, 2])
+    check = selection([3, 2], [2, 2])
     assert check(torch.tensor([0, 2, 3, 4])) == ""
     assert check(torch.tensor(index)) != ""
 
 
-def test_sorted_rows_break_ties_by_position():
+def test_expected_topk_picks_break_ties_by_position():
     scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
-    assert rows_of_sorted(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
-    assert rows_of_sorted(torch.ones(5000), [5000], [40]).tolist() == list(range(40))
+    assert topk_index(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
+    assert topk_index(torch.ones(5000), [5000], [40]).tolist() == list(range(40))
 
 
 def test_a_replay_sees_a_pick_that_is_not_the_farthest():
@@ -45,7 +45,7 @@ def test_a_replay_sees_a_pick_that_is_not_the_farthest():
     assert check(torch.tensor([0, 3, 2, 7, 4])).startswith("segment 0: pick 0 is")
     assert check(torch.tensor([3, 0, 2, 7, 6])).startswith("segment 1: pick 1 is")
     assert check(torch.tensor([3, 0, 0, 7, 4])) == "segment 0: rows outside of it or repeated"
-    assert check(torch.tensor([3, 0, 2, 7])) == "4 picks, expected 5"
+    assert check(torch.tensor([3, 0, 2, 7])) == "4 rows, expected 5"
 
 
 def spoilt(x):
@@ -57,12 +57,12 @@ def spoilt(x):
     return x
 
 
-@pytest.mark.parametrize("op", ORDER)
+@pytest.mark.parametrize("op", OPS)
 def test_the_gate_of_every_op_sees_one_wrong_number(op):
     """In the answer of vtfast, which passes as it is."""
-    tiny = next(iter(import_module(f"bench_{op}").cases("cpu", True)))
-    (way,) = (way for way in tiny.ways if way.role == "vtfast")
+    tiny = next(iter(import_module(f"bench_{OPS[op]}").OPS[op]("cpu", True)))
+    (ours,) = (variant for variant in tiny.variants if variant.role == "vtfast")
     inputs = tiny.make(0)
-    check, answer = (way.gate or tiny.gate)(inputs), way.call(*inputs)
+    check, answer = (ours.gate or tiny.gate)(inputs), ours.call(*inputs)
     assert check(answer) == ""
     assert check(spoilt(answer)) != ""

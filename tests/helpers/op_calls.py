@@ -1,0 +1,75 @@
+"""Small ragged calls, one or more of every op, to check a device with and to time launches.
+
+python tests/helpers/op_calls.py DEVICE    # every op once, for compute-sanitizer to watch
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from shapes import dtype_for, normal
+
+from vtfast import ops
+from vtfast.ops import Ragged
+
+# Odd, empty, one token, and around what a program holds.
+LENGTHS, KEEP = (3, 0, 63, 1, 577), (2, 0, 31, 1, 58)
+HEADS, KEY_HEADS, HEAD_SIZE = 4, 2, 64
+
+
+def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[torch.Tensor]]]:
+    """Small ragged calls, one or more of every op: name → a function and the tensors it takes."""
+    dtype, segments = dtype_for(device), Ragged.from_lengths(LENGTHS, device)
+    kept, named = Ragged.from_lengths(KEEP, device), {"impl": impl}
+
+    def fresh(seed: int, *shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return normal(seed, *shape, device=device, dtype=kind)
+
+    def random(seed: torch.Tensor, stream: torch.Tensor, *rows: torch.Tensor):
+        more = named | ({"gather": rows} if rows else {})
+        return flat(ops.random_select(segments, KEEP, seed=seed, stream=stream, **more))
+
+    def topk(scores: torch.Tensor, *rows: torch.Tensor):
+        more = named | ({"gather": rows} if rows else {})
+        return flat(ops.topk_select(scores, segments, KEEP, **more))
+
+    def flat(found):
+        return found if isinstance(found, torch.Tensor) else [found[0], *found[1]]
+
+    def attention(*qkv: torch.Tensor):
+        return ops.ragged_attention(*qkv, segments, segments, **named)
+
+    features, total = fresh(1, segments.total, 96), segments.total
+    k, v = (fresh(seed, total, KEY_HEADS, HEAD_SIZE) for seed in (2, 3))
+    q, few = fresh(4, total, HEADS, HEAD_SIZE), fresh(5, kept.total, HEADS, HEAD_SIZE)
+    last, scores = fresh(6, len(segments), HEADS, HEAD_SIZE), fresh(7, total, kind=torch.float32)
+    index = ops.random_select(segments, KEEP, seed=0, stream=0)
+    words = [torch.tensor([7], device=device, dtype=d) for d in (torch.int64, torch.int32)]
+    lengths, scale = segments.cu_seqlens.diff(), HEAD_SIZE**-0.5
+    indexed = {"k_index": index, **named}
+    return {
+        "gather_rows": (lambda *x: ops.gather_rows(index, *x, **named), [features, k, q]),
+        "random_select": (random, words),
+        "random_select, gather": (random, [*words, features, k]),
+        "topk_select": (topk, [scores]),
+        "topk_select, gather": (topk, [scores, features, k]),
+        "diversity_select": (lambda x: ops.diversity_select(x, segments, KEEP, **named), [features]),  # noqa: E501
+        "last_query_scores": (
+            lambda q, k: ops.last_query_scores(q, k, segments, scale=scale, **named), [last, k]
+        ),
+        "ragged_attention": (attention, [q, k, v]),
+        "ragged_attention, index": (
+            lambda *qkv: ops.ragged_attention(*qkv, kept, kept, **indexed), [few, k, v]
+        ),
+        "ragged_decode": (lambda *qkv: ops.ragged_decode(*qkv, lengths, **named), [last, k, v]),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    for name, (call, tensors) in op_calls(sys.argv[1]).items():
+        call(*tensors)
+        print(name, flush=True)
