@@ -19,7 +19,7 @@ from shapes import dtype_for, normal
 
 import vtfast
 from vtfast.ops import Ragged, ragged_decode, random_select
-from vtfast.runtime.packed_kv_cache import ROOM, RaggedLayer, Rows
+from vtfast.runtime.packed_kv_cache import ROOM, PackedKVLayer, PackedKVLayout
 
 PICKS = ROOT / "tests" / "data" / "random_select.json"
 SHOWN = 64  # picks of a case that are written out; the digest is of all
@@ -47,7 +47,7 @@ def test_random_picks_are_those_of_a_cpu(number: int) -> None:
     lengths, keep, seed, hashes, stream = case = RANDOM_CASES[number]
     hashes = None if hashes is None else torch.tensor(hashes, device=DEVICE)
     segments = Ragged.from_lengths(lengths, DEVICE)
-    index = random_select(segments, keep, seed=seed, keys=hashes, stream=stream)
+    index = random_select(segments, keep, seed=seed, image_hash=hashes, stream=stream)
     assert written(case, index.tolist()) == json.loads(PICKS.read_text())[number]
 
 
@@ -116,15 +116,16 @@ def test_a_captured_decoding_step_is_every_next_step() -> None:
 def packed_cache() -> tuple[Callable[[], object], list[torch.Tensor]]:
     """A layer's cache after a prefill: its next step, and the query, key and value it reads."""
     lengths = [70, 3, 129]
-    rows = Rows([0] * len(lengths), torch.device(DEVICE))
-    layer = RaggedLayer(rows)
+    rows = PackedKVLayout([0] * len(lengths), torch.device(DEVICE))
+    layer = PackedKVLayer(rows)
 
     def fresh(seed: int, *shape: int) -> torch.Tensor:
         return normal(seed, *shape, HEAD_SIZE, device=DEVICE, dtype=dtype_for(DEVICE))
 
     def step() -> torch.Tensor:
-        spans = rows.extend([1] * len(lengths), [layer], step=True, kernels=DEVICE == "cuda")
-        return ragged_decode(new[0][:, :, 0], *layer.update(*new[1:]), **spans.decode)
+        step = rows.extend([1] * len(lengths), [layer], step=True, kernels=DEVICE == "cuda")
+        assert step.decode is not None
+        return ragged_decode(new[0][:, :, 0], *layer.update(*new[1:]), **vars(step.decode))
 
     rows.extend(lengths, [layer])
     layer.update(*(fresh(seed, 1, KEY_HEADS, sum(lengths)) for seed in (1, 2)))
