@@ -9,7 +9,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,8 +207,8 @@ def op_sections(rows: Sequence[dict], runs: Sequence[dict]) -> list[Section]:
     return sections + ([("All", [], last_lines(rows))] if len(sections) > 1 else [])
 
 
-def op_readme(record: dict) -> str:
-    """A device in the README: a line per op."""
+def op_summary(record: dict) -> str:
+    """A line per op: means and worst cases."""
     table = [["op", "cases", "x best baseline", "worst", "x eager", "worst"]]
     for op, rows in by_op(record["rows"]).items():
         wrong, cells = sum(bool(row["red"]) for row in rows), []
@@ -217,8 +217,7 @@ def op_readme(record: dict) -> str:
             mean = statistics.geometric_mean(ratios) if ratios else None
             cells += [f"{mean:.2f}", f"{min(ratios):.2f}"] if ratios else ["", ""]
         table.append([op, f"{len(rows)}, {wrong} RED" if wrong else str(len(rows)), *cells])
-    run, what = record["runs"][-1], f" ({ON_CPU})" if on_cpu(record) else ""
-    return f"{run['device']}, torch {run['torch']}{what}:\n\n{markdown(table)}"
+    return markdown(table)
 
 
 # Whole models
@@ -296,17 +295,36 @@ def model_sections(rows: Sequence[dict]) -> list[Section]:
     return [*shown, ("", [], [*map(verdict, searches), *worst_lines(rows)])]
 
 
-def model_readme(record: dict) -> str:
-    """A GPU in the README: the main cases, the worst ones, and where a plan breaks even."""
-    rows, (lines, _) = record["rows"], sections(record)
-    main = [r for r in measured(rows) if r["keep"] in (0.5, 0.25) and r["batch"] == 8]
-    wrong = sum(bool(row["red"]) for row in rows)
-    said = [f"RED: {wrong} cases gave wrong answers and were not timed"] * bool(wrong)
-    said = [*map(verdict, measured(rows, False)), *worst_lines(rows), *said]
-    return as_markdown(lines, [("", [TIMES, *map(_ttft_row, main)], said)])
+SAVED = {
+    "visual tokens, average of layers": lambda row: row["average"] / row["tokens"],
+    "time to first token": lambda row: median(row, PACKED, "of_unpatched"),
+    "… natively as short": lambda row: median(row, NATIVE, "of_unpatched"),
+    "KV cache, with room to go on": lambda row: (
+        row["ways"][PACKED]["kv_bytes"] / row["ways"][UNPATCHED]["kv_bytes"]
+    ),
+}
 
 
-# What vtfast adds to a prefill
+def savings(records: Iterable[dict]) -> str:
+    """The README's first table: the default plan on the first device that has it."""
+    for record in records:
+        found = {row["keep"]: row for row in measured(record["rows"])
+                 if row["preset"] == "divprune+random" and row["batch"] == 1}  # fmt: skip
+        if cases := [found[keep] for keep in (0.5, 0.25) if keep in found]:
+            first, run = cases[0], record["runs"][-1]
+            body = [[name, "1.00", *(f"{of(r):.2f}" for r in cases)] for name, of in SAVED.items()]
+            head = ["share of unpatched", "full", *(f"keep {r['keep']:g}" for r in cases)]
+            what = f"{first['model']}, {first['tokens']} visual tokens, batch 1, random weights"
+            table = markdown([head, *body], ["---", *["---:"] * (len(cases) + 1)])
+            return f"{what}; {run['device']}{', one thread' * on_cpu(record)}:\n\n{table}"
+    return "Not measured yet."
+
+
+def status(records: Sequence[dict]) -> str:
+    """Where the kernels have been timed."""
+    gpus = dict.fromkeys(r["runs"][-1]["device"] for r in records if not on_cpu(r))
+    timed = f"timed on {', '.join(gpus)}" if gpus else "not yet timed on one"
+    return f"**Status:** compiled and tested without a GPU; {timed}."
 
 
 def missed(row: dict) -> list[str]:
@@ -331,19 +349,17 @@ def overhead(record: dict, table: Callable[[list[list[str]]], str] = markdown) -
         share = f"{row['select_and_gather']:.1%}"
         lines.append([str(row["batch"]), row["plan"], *cells, share])
     rounds = min((row["rounds"] for row in rows), default=0)
-    parts = [
+    facts = (
         f"{run['device']}, torch {run['torch']}, transformers {run['transformers']}, commit "
         f"{run['commit']}; {run['note']}. Medians of {rounds} alternating rounds; padded and "
-        "packed are times native, round by round.",
-        table(lines),
-    ]
+        "packed are times native, round by round."
+    )
+    parts = [facts, table(lines)]
     for row in (row for row in record["rows"] if row["op"] == "python"):
-        costs = [
-            (p, row[f"{p}_per_prefill_layer"], row[f"{p}_per_token"]) for p in (PADDED, PACKED)
-        ]
         said = "; ".join(
-            f"{path} {layer:.0f} us a layer of a prefill, {token:.0f} us a decoded token"
-            for path, layer, token in costs
+            f"{path} {row[f'{path}_per_prefill_layer']:.0f} us a layer of a prefill, "
+            f"{row[f'{path}_per_token']:.0f} us a decoded token"
+            for path in (PADDED, PACKED)
         )
         parts.append(f"Python that a patch adds ({row['case']}, CPU time): {said}.")
     wrong = [f"- {verdict(row)}" for row in rows if missed(row)]
@@ -362,21 +378,16 @@ def results(model: bool, folder: Path) -> dict[str, dict]:
     return dict(sorted(found.items(), key=lambda item: on_cpu(item[1])))
 
 
-def blocks(records: dict[str, dict], model: bool) -> tuple[str, str]:
-    """What README and docs say; of a CPU's whole models the README says nothing."""
-    gpus = [record for record in records.values() if not on_cpu(record)]
-    readme = [] if gpus else [NO_GPU.format("whole model" if model else "op")]
-    docs = [*readme]
+def block_of(records: dict[str, dict], model: bool) -> str:
+    """What docs/benchmarks.md says, a section per device."""
+    none = all(map(on_cpu, records.values()))
+    docs = [NO_GPU.format("whole model" if model else "op")] * none
     for name, record in records.items():
         docs.append(f"## {'Whole models on ' * model}{record['runs'][-1]['device']}")
-        docs += [f"Measured are {ON_CPU}."] if on_cpu(record) and not model else []
+        docs += [f"Measured are {ON_CPU}."] * (on_cpu(record) and not model)
         docs += [f"![{title}]({file})" for title, (file, _) in plots(name, model).items()]
-        docs.append(as_markdown(*sections(record)))
-    if model and not gpus and records:
-        link = "[docs/benchmarks.md](docs/benchmarks.md)"
-        readme = [f"{readme[0]} Figures of a small model on a CPU are in {link}."]
-    shown = map(model_readme, gpus) if model else map(op_readme, records.values())
-    return "\n\n".join([*readme, *shown]), "\n\n".join(docs)
+        docs += [*([] if model else [op_summary(record)]), as_markdown(*sections(record))]
+    return "\n\n".join(docs)
 
 
 def with_block(text: str, name: str, block: str) -> str:
@@ -390,16 +401,15 @@ def with_block(text: str, name: str, block: str) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """README and docs as they must be, by the files in a folder."""
-    shown = [(OPS, blocks(results(False, folder), False))]
-    shown.append((MODELS, blocks(results(True, folder), True)))
-    found = {}
-    for number, path in enumerate((README, DOCS)):
-        found[path] = path.read_text()
-        for name, block in shown:
-            found[path] = with_block(found[path], name, block[number])
-    cost = folder / "overhead_cpu.json"
-    block = overhead(json.loads(cost.read_text())) if cost.exists() else "Not measured yet."
-    return found | {DOCS: with_block(found[DOCS], OVERHEAD, block)}
+    ops, models, cost = results(False, folder), results(True, folder), folder / "overhead_cpu.json"
+    costs = overhead(json.loads(cost.read_text())) if cost.exists() else "Not measured yet."
+    told, saved = status([*models.values(), *ops.values()]), savings(models.values())
+    blocks = [(README, "status", told), (README, "savings", saved), (DOCS, OVERHEAD, costs)]
+    blocks += [(DOCS, OPS, block_of(ops, False)), (DOCS, MODELS, block_of(models, True))]
+    found = {path: path.read_text() for path, *_ in blocks}
+    for path, name, block in blocks:
+        found[path] = with_block(found[path], name, block)
+    return found
 
 
 def disagreements(folder: Path) -> list[str]:
@@ -504,8 +514,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write tables and plots from bench/results.")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     if parser.parse_args().check:
-        wrong = disagreements(RESULTS)
-        print(*wrong or ["README and docs agree with bench/results"], sep="\n")
+        print(*(wrong := disagreements(RESULTS)) or ["README and docs agree"], sep="\n")
         return int(bool(wrong))
     for path, text in pages(RESULTS).items():
         path.write_text(text)

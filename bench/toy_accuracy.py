@@ -1,4 +1,4 @@
-"""Accuracy of the bundled models at several budgets: the tables in the README.
+"""Accuracy of the bundled models at several budgets: README and docs/accuracy.md.
 
 Greedy `generate` on pinned drawn scenes, exact match, the default plan at each budget, with 95 %
 Wilson intervals; ten minutes a model on two cores. Scenes are of the sizes that the model was
@@ -12,7 +12,7 @@ import sys
 from statistics import mean
 
 from bench_information import versions
-from report import README, RESULTS, markdown, with_block
+from report import DOCS, README, RESULTS, markdown, with_block
 
 import vtfast
 from vtfast.evaluation import wilson
@@ -49,16 +49,16 @@ def measure(name: str, n: int, seed: int) -> dict:
     return {**facts, "sizes": sizes, "columns": columns}
 
 
-def table(result: dict) -> str:
-    """The README's Markdown table of one model."""
+def table(result: dict, ranges: bool = True) -> str:
+    """The Markdown table of one model."""
     n, columns = result["scenes_per_task"], result["columns"]
     titles = ["full" if c["keep"] == 1 else f"keep {c['keep']:g}" for c in columns]
     rows = [["exact match, %", *titles]]
     for task in TASKS:
         shares = [c["accuracy"][task] for c in columns]
-        ranges = [wilson(share, n) for share in shares]
-        cells = [f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-                 for share, (low, high) in zip(shares, ranges, strict=True)]  # fmt: skip
+        bounds = [wilson(share, n) for share in shares]
+        shown = [f" ({100 * low:.1f} to {100 * high:.1f})" * ranges for low, high in bounds]
+        cells = [f"{100 * share:.1f}{text}" for share, text in zip(shares, shown, strict=True)]
         rows.append([task.replace("_", " "), *cells])
     rows.append(["visual tokens, average", *(f"{c['average_tokens']:.1f}" for c in columns)])
     rows.append(["prefill multiply-adds", *(f"{c['prefill_flops']:.2f}" for c in columns)])
@@ -77,13 +77,16 @@ def main() -> int:
         for name in [args.model] if args.model else TITLES:
             results[name] = measure(name, args.scenes, args.seed)
         RESULT.write_text(json.dumps(results, indent=2) + "\n")
-    text = README.read_text()
     tables = [f"{title}:\n\n{table(results[name])}" for name, title in TITLES.items()]
-    fresh = with_block(text, "toy accuracy", "\n\n".join(tables))
+    blocks = {(DOCS.with_name("accuracy.md"), "toy accuracy"): "\n\n".join(tables),
+              (README, "meaning"): table(results["llava"], ranges=False)}  # fmt: skip
+    fresh = {path: with_block(path.read_text(), n, b) for (path, n), b in blocks.items()}
     if args.check:
-        print("README agrees" if fresh == text else "README differs: run without --check")
-        return int(fresh != text)
-    README.write_text(fresh)
+        stale = [path.name for path, text in fresh.items() if path.read_text() != text]
+        print(f"{stale} differ: run without --check" if stale else "README and docs agree")
+        return int(bool(stale))
+    for path, text in fresh.items():
+        path.write_text(text)
     return 0
 
 

@@ -73,7 +73,7 @@ def page(monkeypatch, tmp_path):
     """README, docs and a folder of results of their own; no plots."""
     for name in ("README", "DOCS"):
         path = tmp_path / f"{name}.md"
-        names = (report.OPS, report.MODELS, report.OVERHEAD)
+        names = (report.OPS, report.MODELS, report.OVERHEAD, "status", "savings")
         blocks = [f"<!-- {n}: begin -->\nold\n<!-- {n}: end -->" for n in names]
         path.write_text("\n".join(["before", *blocks, "after\n"]))
         monkeypatch.setattr(report, name, path)
@@ -101,10 +101,10 @@ def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
     (page / "cpu.json").write_text(json.dumps(a_record("Z (CPU)")))
     monkeypatch.setattr(sys, "argv", ["report.py"])
     assert report.main() == 0
-    text = (page / "README.md").read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "| x | 2, 1 RED | 0.50 | 0.50 | 2.25 | 2.25 |" in text
+    texts = [(page / name).read_text() for name in ("README.md", "DOCS.md")]
+    assert all(text.startswith("before\n") and text.endswith("\nafter\n") for text in texts)
+    assert "compiled and tested without a GPU; not yet timed on one" in texts[0]
+    assert "| x | 2, 1 RED | 0.50 | 0.50 | 2.25 | 2.25 |" in texts[1]
     assert (page / "speedup_cpu.png").stat().st_size > 5000
     monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
     assert report.main() == 0
@@ -112,15 +112,17 @@ def test_a_report_makes_them_agree_and_leaves_the_rest_alone(page, monkeypatch):
 
 def test_without_a_gpu_the_pages_say_so_plainly():
     cpu, gpu = a_record("Z (CPU)"), a_record("NVIDIA Z")
-    for page in (0, 1):
-        assert report.NO_GPU.format("op") in report.blocks({"cpu": cpu}, False)[page]
-        assert report.NO_GPU.format("op") in report.blocks({}, False)[page]
-        assert report.NO_GPU.format("op") not in report.blocks({"cpu": cpu, "z": gpu}, False)[page]
+    none = report.NO_GPU.format("op")
+    assert none in report.block_of({"cpu": cpu}, False)
+    assert none in report.block_of({}, False)
+    assert none not in report.block_of({"cpu": cpu, "z": gpu}, False)
+    assert "not yet timed on one" in report.status([cpu])
+    assert "timed on NVIDIA Z" in report.status([cpu, gpu])
 
 
 def test_a_page_without_its_markers_is_refused(page):
     report.README.write_text("nothing")
-    with pytest.raises(ValueError, match="expected one <!-- op speed: begin -->"):
+    with pytest.raises(ValueError, match="expected one <!-- status: begin -->"):
         report.pages(page)
 
 
@@ -158,33 +160,32 @@ def gpu_row(case, of_unpatched, **facts):
     return row
 
 
-def test_the_readme_shows_models_on_gpus_alone_and_says_so_where_there_are_none():
-    cpu = a_gpu_record([gpu_row("a", 0.5)])
-    cpu["runs"][0]["device"] = "Z (CPU)"
-    none = "**No whole model has been"
-    assert all(page.startswith(none) for page in report.blocks({"model_cpu": cpu}, True))
-    assert report.blocks({}, True)[0].startswith(none)
-    both = {"model_z": a_gpu_record([gpu_row("a", 0.5)]), "model_cpu": cpu}
-    readme, _ = report.blocks(both, True)
-    assert "Z (CPU)" not in readme
-    assert "No whole model" not in readme
+def test_the_first_table_is_of_the_default_plan_on_the_first_device_that_has_it():
+    other = gpu_row("a", 0.9, preset="divprune", batch=1)
+    half = gpu_row("b", 0.5, preset="divprune+random", batch=1)
+    quarter = gpu_row("c", 0.25, preset="divprune+random", batch=1, keep=0.25, average=2.0)
+    said = report.savings([a_gpu_record([other]), a_gpu_record([other, quarter, half])])
+    assert "| share of unpatched | full | keep 0.5 | keep 0.25 |" in said
+    assert "| visual tokens, average of layers | 1.00 | 0.50 | 0.25 |" in said
+    assert "| time to first token | 1.00 | 0.50 | 0.25 |" in said
+    assert "NVIDIA Z:" in said
+    assert report.savings([a_gpu_record([other])]) == "Not measured yet."
 
 
-def test_the_readme_always_names_the_worst_case():
-    """Also where it is not among the main ones; and what is red is said."""
+def test_the_docs_name_the_worst_case_and_what_is_red():
     rows = [
         gpu_row("main", 0.5),
         gpu_row("worst", 1.25, keep=0.1, batch=1, preset="divprune"),
         {**gpu_row("red", 9.0), "red": {"packed": "wrong"}, "ways": {}},
     ]
-    said = report.model_readme(a_gpu_record(rows))
+    said = report.block_of({"model_z": a_gpu_record(rows)}, True)
     assert "Random weights, true shapes" in said
     assert "| main | 4 of 8 | 2 |  | 2 | 2 | 1 | 1-1 | 0.50 | 1.02 | 1 | ok |" in said
     assert "worst: packed takes 1.25 times an unpatched prefill (worst)" in said
-    assert "RED: 1 cases" in said
+    assert "RED: packed: wrong" in said
 
 
-def test_the_readme_says_where_a_plan_breaks_even():
+def test_the_docs_say_where_a_plan_breaks_even():
     found = {"op": "model", "case": "m: p 0.5, break-even", "batch": None, "red": {}, "ways": {},
              "points": [{"tokens": 16}, {"tokens": 32}]}  # fmt: skip
     for even, said in (
@@ -193,7 +194,7 @@ def test_the_readme_says_where_a_plan_breaks_even():
         (None, "packed loses up to 32 visual tokens"),
     ):
         record = a_gpu_record([gpu_row("a", 0.5), {**found, "break_even": even}])
-        assert said in report.model_readme(record)
+        assert said in report.block_of({"model_z": record}, True)
 
 
 RATIO = {"p20": 0.5, "p80": 2.0}
