@@ -78,7 +78,7 @@ MUTATIONS = [
         PATCH + "turns.py::test_pictures_after_a_padded_turn_of_text[llava-padded]",
     ),
     Mutation(
-        "Padded: rotary rows of dropped tokens stay, so later tokens have the sines of others.",
+        "Padded: the sines of rotary positions stay where they were when tokens go.",
         RUNTIME + "state.py",
         "hidden, *rotary = self._take(index, hidden, *rotary)",
         "hidden, cos = self._take(index, hidden, rotary[0])\n"
@@ -109,7 +109,7 @@ MUTATIONS = [
         PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-padded-reordered]",
     ),
     Mutation(
-        "Padded: samples a, b repeat as a, b, a, b where the cache has a, a, b, b.",
+        "Padded: samples a, b repeat as a, b, a, b, where the cache has a, a, b, b.",
         RUNTIME + "kv_cache.py",
         "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
         "torch.arange(self.vtfast.batch).repeat(repeats)",
@@ -163,7 +163,7 @@ MUTATIONS = [
         PATCH + "turns.py::test_a_picture_after_a_turn_of_text[llava-packed]",
     ),
     Mutation(
-        "Packed: rotary rows of dropped tokens stay, so later tokens have the sines of others.",
+        "Packed: the sines of rotary positions stay where they were when tokens go.",
         RUNTIME + "state.py",
         "hidden, *rotary = self._take(index, hidden, *rotary)",
         "hidden, cos = self._take(index, hidden, rotary[0])\n"
@@ -194,7 +194,7 @@ MUTATIONS = [
         PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-reordered]",
     ),
     Mutation(
-        "Packed: samples a, b repeat as a, b, a, b where transformers means a, a, b, b.",
+        "Packed: samples a, b repeat as a, b, a, b, where a, a, b, b is meant.",
         RUNTIME + "kv_cache.py",
         "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
         "torch.arange(self.vtfast.batch).repeat(repeats)",
@@ -517,7 +517,7 @@ MUTATIONS = [
         "if not wrong <= _TOLERANCE:",
         "if False:",
         "tests/models/test_self_check.py::"
-        "test_the_release_that_renamed_the_cache_would_have_been_refused[llava-padded]",
+        "test_a_mask_function_that_ignores_padding_while_decoding[llava]",
     ),
     Mutation(
         "The self-check does not compare which tokens the scores would keep.",

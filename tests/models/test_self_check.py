@@ -305,6 +305,20 @@ def test_a_mask_function_that_ignores_an_argument(family, ignored, untested, mon
     refused(family.build(), match="padded layout")
 
 
+@families
+def test_a_mask_function_that_ignores_padding_while_decoding(family, untested, monkeypatch):
+    """Only the logits of the tokens after the first one tell."""
+    make = padded.create_causal_mask
+
+    def forgetful(**given):
+        if given["inputs_embeds"].shape[1] == 1:
+            given["attention_mask"] = None
+        return make(**given)
+
+    monkeypatch.setattr(padded, "create_causal_mask", forgetful)
+    refused(family.build(), match="padded layout, with a KV cache.*logits differ")
+
+
 def copy_rotary(monkeypatch, cls):
     """Every layer is handed a list of its own of the rotary rows."""
     call = cls.__call__
