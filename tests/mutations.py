@@ -8,6 +8,9 @@ To add one: write what breaks in one sentence, copy the code to replace (`old` m
 once in the file), and name the fastest case of the test. Then run
 
     python tests/mutations.py -k "a word of the sentence"
+
+and read what pytest says: an error in the broken code itself, such as a call that cannot be, shows
+nothing about the test.
 """
 
 import argparse
@@ -569,7 +572,8 @@ MUTATIONS = [
         "Equal scores go to the highest row.",
         REFERENCE,
         "order = ranks.sort(dim=1, descending=True, stable=True).indices",
-        "order = ranks.shape[1] - 1 - ranks.flip(1).sort(1, True, stable=True).indices",
+        "last_first = ranks.flip(1).sort(dim=1, descending=True, stable=True).indices\n"
+        "    order = ranks.shape[1] - 1 - last_first",
         "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[eager]",
     ),
     Mutation(
@@ -799,7 +803,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with TemporaryDirectory(prefix="vtfast-mutants-") as folder:
         copies = Copies(Path(folder), min(options.jobs, len(chosen)))
-        print(f"{len(chosen)} breaks; first their tests without any", flush=True)
+        print(f"Breaks to try: {len(chosen)}. First their tests without any.", flush=True)
         status, output = copies.run(*sorted({m.test for m in chosen}))
         if status != 0:
             print("These tests do not pass on the code as it is, so they can show nothing:")
