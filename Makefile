@@ -33,7 +33,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-triton test-oldest test-newest test-install fuzz aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton demo test test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ test-install: $(READY) ## do the README's own commands install and run vtfast wh
 
 fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
+
+mutants: $(READY) ## does every test named in tests/mutations.py see the code broken? 10 minutes
+	$(BIN)/python tests/mutations.py $(ARGS)
 
 aot: $(READY) triton ## compile all cases of all kernels for all GPUs; write aot.json and the docs' table
 	$(BIN)/python tests/helpers/aot_table.py

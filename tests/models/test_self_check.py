@@ -390,9 +390,21 @@ def test_a_mask_function_that_ignores_an_argument(family, ignored, untested, mon
 
 
 @families
-def test_layers_that_hold_copies_of_the_rotary_rows(family, untested, monkeypatch):
-    """The packed layout rewrites one list that all layers hold."""
-    model, cls = family.build(), LAYERS[family.name]
+def test_a_mask_function_that_ignores_padding_while_decoding(family, untested, monkeypatch):
+    """Only the logits of the tokens after the first one tell."""
+    make = padded.create_causal_mask
+
+    def forgetful(**given):
+        if given["inputs_embeds"].shape[1] == 1:
+            given["attention_mask"] = None
+        return make(**given)
+
+    monkeypatch.setattr(padded, "create_causal_mask", forgetful)
+    refused(family.build(), match="padded layout, with a KV cache.*logits differ")
+
+
+def copy_rotary(monkeypatch, cls):
+    """Every layer is handed a list of its own of the rotary rows."""
     call = cls.__call__
 
     def copying(self, *args, **kwargs):
@@ -400,7 +412,13 @@ def test_layers_that_hold_copies_of_the_rotary_rows(family, untested, monkeypatc
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(cls, "__call__", copying)
-    refused(model, match="packed layout.*rotary rows")
+
+
+@families
+def test_layers_that_hold_copies_of_the_rotary_rows(family, untested, monkeypatch):
+    """The packed layout rewrites one list that all layers hold."""
+    copy_rotary(monkeypatch, LAYERS[family.name])
+    refused(family.build(), match="packed layout.*rotary rows")
 
 
 @families
@@ -592,6 +610,7 @@ SILENT = {
     "rotary": lambda mp, model, cls: hand_under_another_name(
         mp, cls, "position_embeddings", "phases", hidden=True
     ),
+    "copies-of-rotary": lambda mp, model, cls: copy_rotary(mp, cls),
     "to-the-layers": lambda mp, model, cls: drop_keywords(mp, cls, {"vtfast_state"}),
     "to-the-text-model": lambda mp, model, cls: drop_keywords(
         mp, type(model.model.language_model), {"vtfast_visual"}
@@ -612,7 +631,8 @@ def test_a_hook_raises_where_it_does_not_find_what_it_needs(family, path, change
     with vtfast.patch(model, PLAN, path=path):
         expected = generate()
         change(monkeypatch, model, LAYERS[family.name])
-        if (path, change) == ("padded", SILENT["to-attention"]):  # which it does not need
+        needed_in_packed = SILENT["to-attention"], SILENT["copies-of-rotary"]
+        if path == "padded" and change in needed_in_packed:
             assert torch.equal(generate(), expected)
             return
         with pytest.raises(UnsupportedVersionError, match=transformers.__version__):

@@ -137,7 +137,9 @@ def test_turns_on_one_cache_are_the_oracles(family, name):
     with vtfast.patch(model, FOUR_STAGES, path="padded", record=True) as handle:
         turns = Turns(family, model, handle, rows=2)
         turns.say([4, *pictures, 7], [3])
-        turns.step(2)
+        turns.step(3)
+        turns.crop(2)
+        turns.step(1)
         turns.say([2], [3, *pictures, 5])
         turns.step(2)
         turns.check()

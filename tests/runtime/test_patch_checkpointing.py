@@ -1,10 +1,13 @@
 """Training with gradient checkpointing: the layers run twice, the picks are made once."""
 
+from functools import partial
+
 import pytest
 import torch
 from cache_name import CACHE
 from model_runs import fed, first_rows, probing
 from tiny_models import FAMILIES
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 import vtfast
@@ -64,6 +67,25 @@ def test_a_method_is_asked_once(family, reentrant):
     with probing(counted), vtfast.patch(model, [Prune(2, "test-probe", 0.5)]):
         gradients(family, model, inputs)
     assert calls == [2]
+
+
+@families
+def test_a_layer_whose_hooks_run_again_prunes_as_before(family, monkeypatch):
+    """transformers before 5.23 checkpoints the call of a layer, later ones its forward alone."""
+    model, inputs = family.build(), family.inputs("batch")
+    layer = type(model.model.language_model.layers[0])
+    call = layer.__call__
+
+    def checkpointed(self, *args, **kwargs):
+        return checkpoint(partial(call, self, **kwargs), *args, use_reentrant=False)
+
+    with vtfast.patch(model, PLANS["two-stages"]):
+        loss, expected = gradients(family, model, inputs)
+        monkeypatch.setattr(layer, "__call__", checkpointed)
+        again, found = gradients(family, model, inputs)
+    assert torch.equal(again, loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")

@@ -1,0 +1,838 @@
+"""Small breaks of the code, and for each the test that must turn red: `make mutants` tries them.
+
+A test that cannot fail is worth nothing, and only a break can show that it fails. Every entry of
+`MUTATIONS` replaces a few characters of one file so that one promise no longer holds, and names one
+case of the test that makes this promise. Other tests may turn red too.
+
+To add one: write what breaks in one sentence, copy the code to replace (`old` must occur exactly
+once in the file), and name the fastest case of the test. Then run
+
+    python tests/mutations.py -k "a word of the sentence"
+
+and read what pytest says: an error in the broken code itself, such as a call that cannot be, shows
+nothing about the test.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from shutil import copy2
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TIME_LIMIT = 600  # seconds for one test; a break may make it run forever
+
+
+class Mutation(NamedTuple):
+    """One break: `old`, which occurs once in `file`, becomes `new`, and `test` must turn red.
+
+    `what` says in one sentence what is wrong then; `test` is what pytest is given.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
+PATCH = "tests/runtime/test_patch_"
+REFERENCE = "kernels/reference.py"
+
+MUTATIONS = [
+    # -- the padded layout ---------------------------------------------------------------------
+    Mutation(
+        "Padded: the column of a new token is hidden while decoding.",
+        RUNTIME + "kv_cache.py",
+        "last = torch.ones_like(self.mask[:, :1]) if given is None",
+        "last = torch.zeros_like(self.mask[:, :1]) if True",
+        PATCH + "parity.py::test_twenty_greedy_tokens_are_the_oracles[llava-padded-four-stages]",
+    ),
+    Mutation(
+        "Padded: samples of different lengths get no mask.",
+        RUNTIME + "padded.py",
+        "attention_mask=mask,",
+        "attention_mask=None,",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[llava-padded-before-the-llm]",
+    ),
+    Mutation(
+        "Padded: a layer after the first stage keeps transformers' own mask.",
+        RUNTIME + "state.py",
+        'self.given = {"attention_mask": entry.mask, "position_ids": None}',
+        'self.given = {"position_ids": None}',
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[llava-padded-before-the-llm]",
+    ),
+    Mutation(
+        "Padded: padding cached before the first picture is taken for tokens.",
+        RUNTIME + "padded.py",
+        "known, mask = chunk.mask if past else None, None",
+        "known, mask = None, None",
+        PATCH + "turns.py::test_pictures_after_a_padded_turn_of_text[llava-padded]",
+    ),
+    Mutation(
+        "Padded: the sines of rotary positions stay where they were when tokens go.",
+        RUNTIME + "state.py",
+        "hidden, *rotary = self._take(index, hidden, *rotary)",
+        "hidden, cos = self._take(index, hidden, rotary[0])\n"
+        "            rotary = [cos, self._take(None, rotary[1])[0][:, : cos.shape[1]]]",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[llava-padded-random-mid-depth]",
+    ),
+    Mutation(
+        "Padded: a cache counts the tokens it holds, not those it has seen.",
+        RUNTIME + "kv_cache.py",
+        "return super().get_seq_length(0) + self.vtfast.gap",
+        "return super().get_seq_length(0)",
+        PATCH + "cache.py::test_decoding_without_positions_goes_on_from_the_original_length"
+        "[llava-padded]",
+    ),
+    Mutation(
+        "Padded: a crop leaves the mask as it was.",
+        RUNTIME + "kv_cache.py",
+        "self.mask = self.mask[:, :-remove]",
+        "self.mask = self.mask.clone()",
+        PATCH + "attention.py::test_turns_on_one_cache_are_the_oracles[llava-test-2d-masks]",
+    ),
+    Mutation(
+        "Padded: samples that change places keep the mask of the place.",
+        RUNTIME + "kv_cache.py",
+        "self.mask = self.mask[index.to(self.mask.device)]",
+        "self.mask = self.mask[: len(index)]",
+        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-padded-reordered]",
+    ),
+    Mutation(
+        "Padded: samples a, b repeat as a, b, a, b, where the cache has a, a, b, b.",
+        RUNTIME + "kv_cache.py",
+        "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
+        "torch.arange(self.vtfast.batch).repeat(repeats)",
+        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-padded-repeated]",
+    ),
+    Mutation(
+        "Padded: an attention function of others is handed positions with gaps.",
+        RUNTIME + "state.py",
+        '{"attention_mask": entry.mask, "position_ids": None}',
+        '{"attention_mask": entry.mask}',
+        PATCH + "attention.py::test_a_padded_batch_has_the_oracles_logits_and_tokens"
+        "[llava-test-2d-masks]",
+    ),
+    Mutation(
+        "Padded: an attention function of others is handed vtfast's own keyword argument.",
+        RUNTIME + "hooks.py",
+        "kwargs = {k: v for k, v in kwargs.items() if k != STATE}",
+        "kwargs = dict(kwargs)",
+        PATCH + "attention.py::test_a_single_row_has_the_oracles_logits_and_tokens"
+        "[llava-test-4d-masks]",
+    ),
+    Mutation(
+        "A static cache hides the columns of tokens to come for good.",
+        RUNTIME + "padded.py",
+        "real.expand(-1, room)], 1)",
+        "~real.expand(-1, room)], 1)",
+        PATCH + "static.py::test_tokens_are_the_oracles[llava-batch-sdpa]",
+    ),
+    Mutation(
+        "A static cache's length, made in inference mode, is added to in place outside of it.",
+        RUNTIME + "kv_cache.py",
+        "if state.packed:  # the longest sample may be gone",
+        "if True:",
+        PATCH + "static.py::test_one_filled_in_inference_mode_is_reordered_outside[llava]",
+    ),
+    # -- the packed layout ---------------------------------------------------------------------
+    Mutation(
+        "Packed: a turn of text is taken over from the cache with its padding.",
+        RUNTIME + "packed.py",
+        "if past and chunk.mask is not None and chunk.past:",
+        "if False:",
+        PATCH + "turns.py::test_pictures_after_a_padded_turn_of_text[llava-packed]",
+    ),
+    Mutation(
+        "Packed: the tokens of a later chunk see that chunk only.",
+        RUNTIME + "packed_kv_cache.py",
+        "index = row_numbers(self.starts, lengths, self.device)\n"
+        "        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))",
+        "index = self._where\n"
+        "        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, new))",
+        PATCH + "turns.py::test_a_picture_after_a_turn_of_text[llava-packed]",
+    ),
+    Mutation(
+        "Packed: the sines of rotary positions stay where they were when tokens go.",
+        RUNTIME + "state.py",
+        "hidden, *rotary = self._take(index, hidden, *rotary)",
+        "hidden, cos = self._take(index, hidden, rotary[0])\n"
+        "            rotary = [cos, self._take(None, rotary[1])[0][:, : cos.shape[1]]]",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[llava-packed-random-mid-depth]",
+    ),
+    Mutation(
+        "Packed: a cache counts the tokens it holds, not those it has seen.",
+        RUNTIME + "kv_cache.py",
+        "return super().get_seq_length(0) + self.vtfast.gap",
+        "return super().get_seq_length(0)",
+        PATCH + "cache.py::test_decoding_without_positions_goes_on_from_the_original_length"
+        "[llava-packed]",
+    ),
+    Mutation(
+        "Packed: a crop leaves the lengths as they were.",
+        RUNTIME + "packed_kv_cache.py",
+        "self.lengths = [max(0, n - remove) for n in self.lengths]",
+        "self.lengths = list(self.lengths)",
+        PATCH + "turns.py::test_what_is_cropped_may_be_said_differently[llava-packed]",
+    ),
+    Mutation(
+        "Packed: samples that change places keep the keys and values of the place.",
+        RUNTIME + "packed_kv_cache.py",
+        "starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]",
+        "starts, lengths = self.starts[: len(order)], self.lengths[: len(order)]",
+        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-reordered]",
+    ),
+    Mutation(
+        "Packed: samples a, b repeat as a, b, a, b, where a, a, b, b is meant.",
+        RUNTIME + "kv_cache.py",
+        "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
+        "torch.arange(self.vtfast.batch).repeat(repeats)",
+        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-repeated]",
+    ),
+    Mutation(
+        "Packed: padding stays until the first stage that drops tokens.",
+        RUNTIME + "state.py",
+        "self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)",
+        "self.unpads = False",
+        PATCH + "memory.py::test_rows_are_the_plans_tokens_and_text_and_new_tokens"
+        "[llava-batch-late]",
+    ),
+    Mutation(
+        "Packed: only the first stage is asked whether tokens will be dropped.",
+        RUNTIME + "state.py",
+        "any(s.drops(self.segments) for s in stages)",
+        "list(stages)[1].drops(self.segments)",  # [0] was put before the plan's by the layout
+        PATCH + "memory.py::test_rows_are_the_plans_tokens_and_text_and_new_tokens"
+        "[llava-batch-all-first]",
+    ),
+    Mutation(
+        "Packed: transformers builds a mask that no layer needs.",
+        RUNTIME + "hooks.py",
+        'kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)',
+        "pass",
+        PATCH + "memory.py::test_no_mask_is_built_for_rows_without_padding[llava-batch-plan1]",
+    ),
+    Mutation(
+        "Packed: a cache has seen fewer tokens once its longest sample leaves it.",
+        RUNTIME + "kv_cache.py",
+        "if state.packed:  # the longest sample may be gone",
+        "if False:",
+        PATCH + "cache.py::test_a_cache_counts_as_before_when_samples_leave_it[llava-packed]",
+    ),
+    Mutation(
+        "Packed: beams of equally long prompts are not reordered.",
+        RUNTIME + "packed_kv_cache.py",
+        "self._copy(layers, source.clamp(max=last), rows)",
+        "self._copy(layers, rows.clamp(max=last), rows)",
+        PATCH + "generate.py::test_beam_search_with_a_cache_finds_what_it_finds_without"
+        "[llava-packed-single]",
+    ),
+    Mutation(
+        "Packed: beams of unequal prompts are reordered by reading their order from the device.",
+        RUNTIME + "packed_kv_cache.py",
+        "if not even and not alike:",
+        "if not even:",
+        "tests/runtime/test_host_reads.py::"
+        "test_beams_of_unequal_prompts_are_reordered_without_a_read[llava-packed]",
+    ),
+    Mutation(
+        "Packed: a buffer that grows forgets what it held.",
+        RUNTIME + "packed_kv_cache.py",
+        "self._room(t).index_copy_(0, target, t[source]) for t",
+        "self._room(t).zero_() for t",
+        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-repeated]",
+    ),
+    Mutation(
+        "Packed: a buffer that grows gets no room for the new tokens.",
+        RUNTIME + "packed_kv_cache.py",
+        "self._move(list(range(len(new))), layers, extra=new)",
+        "self._move(list(range(len(new))), layers)",
+        PATCH + "turns.py::test_buffers_grow_between_turns_and_rearranged_rows[llava-packed]",
+    ),
+    # -- what a call of the model gives back ---------------------------------------------------
+    Mutation(
+        "Tokens are put back to their places in reverse.",
+        RUNTIME + "state.py",
+        "out.index_copy_(0, self.origin, tokens)",
+        "out.index_copy_(0, self.origin.flip(0), tokens)",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[llava-padded-before-the-llm]",
+    ),
+    Mutation(
+        "The last of the hidden states stays as short as the layers had it.",
+        RUNTIME + "hooks.py",
+        'out["hidden_states"] = (*out["hidden_states"][:-1], hidden)',
+        "pass",
+        PATCH + "outputs.py::test_hidden_states_are_the_oracles[llava-packed]",
+    ),
+    Mutation(
+        "Labels are checked in the first sample only.",
+        RUNTIME + "validation.py",
+        "(placeholder[:, :-1] & (labels[:, 1:] != -100)).any()",
+        "(placeholder[:1, :-1] & (labels[:1, 1:] != -100)).any()",
+        PATCH + "outputs.py::test_a_label_inside_a_picture_is_refused_in_any_row[llava-padded]",
+    ),
+    Mutation(
+        "Methods that read attention scores run with assisted decoding.",
+        RUNTIME + "validation.py",
+        'counts_guesses = "scores" in config.needs or config.positions == "renumber"',
+        'counts_guesses = config.positions == "renumber"',
+        PATCH + "outputs.py::test_several_last_logits_are_refused_with_text_scores[llava-padded]",
+    ),
+    # -- which tokens stay ---------------------------------------------------------------------
+    Mutation(
+        "A fraction is taken of the tokens left, not of the picture's original ones.",
+        RUNTIME + "state.py",
+        "keep = tuple(stage.prune.count(s.original, s.left) for s in segments)",
+        "keep = tuple(stage.prune.count(s.left, s.left) for s in segments)",
+        PATCH + "selection.py::test_every_stage_keeps_what_its_method_means"
+        "[llava-padded-four-stages]",
+    ),
+    Mutation(
+        "Attention scores are read one layer late.",
+        RUNTIME + "stage.py",
+        "return self.layer if this else self.layer - 1",
+        "return self.layer",
+        PATCH + "selection.py::test_every_stage_keeps_what_its_method_means"
+        "[llava-padded-topk-at-2]",
+    ),
+    Mutation(
+        "All frames of a clip draw the same random picks.",
+        RUNTIME + "selection.py",
+        "return mix64(hashes, to_device([s.frame for s in segments], device))",
+        "return hashes",
+        PATCH + "pictures.py::test_frames_of_one_clip_draw_picks_of_their_own[padded]",
+    ),
+    Mutation(
+        "The vision tower's output carries no image hash to where it is encoded before.",
+        RUNTIME + "hooks.py",
+        'self.parts.family.note(args, kwargs, out, "image_hash" in self.config.needs)',
+        "self.parts.family.note(args, kwargs, out, False)",
+        "tests/runtime/test_image_hash.py::test_generate_draws_the_picks_of_a_plain_forward"
+        "[llava-padded]",
+    ),
+    Mutation(
+        "Copies of a picture under beams get the image hashes of one another's pictures.",
+        MODELS + "base.py",
+        "torch.stack([notes[i] for i in order])",
+        "torch.stack([notes[i % len(first)] for i in range(len(order))])",
+        PATCH + "generate.py::test_beams_keep_the_same_tokens_for_all_copies_of_a_picture"
+        "[llava-padded]",
+    ),
+    Mutation(
+        "Pictures of earlier turns are not counted.",
+        RUNTIME + "state.py",
+        "state.images = images if state.images is None else state.images + images",
+        "state.images = images",
+        PATCH + "edges.py::test_pictures_are_counted_on_after_rows_of_a_cache_moved[mask-padded]",
+    ),
+    Mutation(
+        "Pictures without pixels get the numbers of those of earlier turns.",
+        RUNTIME + "selection.py",
+        "hashes = hashes + seen[to_device(samples, device)]",
+        "pass",
+        PATCH + "edges.py::test_pictures_that_lose_nothing_are_counted_too",
+    ),
+    # -- positions -----------------------------------------------------------------------------
+    Mutation(
+        "Renumbered and padded: the position of a new token counts dropped and padded ones.",
+        RUNTIME + "padded.py",
+        "return cache.get_seq_length(layer) - gaps",
+        "return cache.get_seq_length(layer) + 0 * gaps",
+        PATCH + "renumber.py::test_tokens_are_the_oracles[llava-padded-in-the-middle]",
+    ),
+    Mutation(
+        "Renumbered and packed: a new token gets the position after its own.",
+        RUNTIME + "packed.py",
+        "to_device([n - 1 for n in chunk.cached.lengths], hidden.device)",
+        "to_device(chunk.cached.lengths, hidden.device)",
+        PATCH + "renumber.py::test_tokens_are_the_oracles[llava-packed-in-the-middle]",
+    ),
+    Mutation(
+        "Renumbered: a sample that lost nothing counts its positions anew as well.",
+        RUNTIME + "state.py",
+        "moved = to_device([b in losers for b in range(self.batch)]",
+        "moved = to_device([True for _ in range(self.batch)]",
+        PATCH + "renumber.py::test_a_sample_that_loses_nothing_keeps_its_positions[qwen-padded]",
+    ),
+    # -- patch, unpatch, and caches that meet another patch --------------------------------------
+    Mutation(
+        "The attention implementation is not restored.",
+        RUNTIME + "hooks.py",
+        "text.set_attn_implementation(self._original)",
+        "pass",
+        PATCH + "undo.py::test_undo_restores_every_attribute_of_every_module[llava-packed-remove]",
+    ),
+    Mutation(
+        "One hook stays behind.",
+        RUNTIME + "hooks.py",
+        "for handle in self._handles:",
+        "for handle in self._handles[1:]:",
+        PATCH + "undo.py::test_undo_restores_every_attribute_of_every_module[llava-padded-remove]",
+    ),
+    Mutation(
+        "A second patch replaces the first.",
+        "vtfast/patching.py",
+        "if active is not None:\n        raise",
+        "if active is not None:\n        active.remove()\n    if False:\n        raise",
+        PATCH + "errors.py::test_patching_twice_names_the_active_plan[llava]",
+    ),
+    Mutation(
+        "An unpatched model goes on with a packed cache.",
+        RUNTIME + "packed_kv_cache.py",
+        "if self._turn == self.layout.turn:",
+        "if False:",
+        PATCH + "edges.py::test_a_packed_cache_goes_on_only_under_its_patch[llava-packed]",
+    ),
+    Mutation(
+        "Another plan goes on with a pruned cache.",
+        RUNTIME + "validation.py",
+        "same = state.plan == now.plan and state.positions == now.positions",
+        "same = state.positions == now.positions",
+        PATCH + "saving.py::test_a_written_cache_remembers_the_plan_that_pruned_it[llava-padded]",
+    ),
+    Mutation(
+        "The layout is chosen anew in every forward.",
+        RUNTIME + "hooks.py",
+        "return packed if state.packed else padded,",
+        "return padded if self._always_padded else packed,",
+        PATCH + "refusals.py::test_a_padded_cache_goes_on_padded_under_a_packed_patch[llava]",
+    ),
+    Mutation(
+        "A reset cache remembers how many tokens it has seen.",
+        RUNTIME + "kv_cache.py",
+        "del self.vtfast\n        cache.__class__ = plain",
+        "pass",
+        PATCH + "edges.py::test_a_reset_cache_starts_anew[llava-padded]",
+    ),
+    Mutation(
+        "A layer that gradient checkpointing runs again, hooks and all, does not prune again.",
+        RUNTIME + "state.py",
+        "return self._take(index, hidden)[0], {**kwargs, **given}",
+        "return hidden, {**kwargs, **given}",
+        PATCH + "checkpointing.py::test_a_layer_whose_hooks_run_again_prunes_as_before[llava]",
+    ),
+    # -- what transformers calls things --------------------------------------------------------
+    Mutation(
+        "A layer's cache is not found under the name it has since transformers 5.24.",
+        RUNTIME + "names.py",
+        "name = next((name for name in CACHE if name in kwargs), None)",
+        "name = next((name for name in CACHE[1:] if name in kwargs), None)",
+        "tests/models/test_transformers_names.py::test_a_cache_is_found_under_either_name[cache]",
+    ),
+    Mutation(
+        "A layer that is handed no cache by any known name counts as one without a cache.",
+        RUNTIME + "names.py",
+        "if name is None:\n        raise",
+        "if name is None:\n        return None\n    if False:\n        raise",
+        "tests/models/test_transformers_names.py::"
+        "test_a_layer_may_be_handed_no_cache_but_by_name[cache]",
+    ),
+    Mutation(
+        "An argument that transformers no longer hands over is taken to be None.",
+        RUNTIME + "names.py",
+        'if "position_embeddings" not in kwargs:\n        raise',
+        'if "position_embeddings" not in kwargs:\n        return None\n    if False:\n        raise',
+        "tests/models/test_self_check.py::"
+        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-rotary]",
+    ),
+    Mutation(
+        "A module that does not take an argument we change is accepted.",
+        RUNTIME + "names.py",
+        "if not any(n in taken for n in either):",
+        "if False:",
+        "tests/models/test_transformers_names.py::test_an_argument_a_module_does_not_take_is_named",
+    ),
+    Mutation(
+        "Checkpointing is thought to take the cache away in generation too.",
+        RUNTIME + "names.py",
+        'checkpointed and (torch.is_grad_enabled() or name == "past_key_values")',
+        "checkpointed",
+        "tests/models/test_transformers_names.py::"
+        "test_checkpointing_takes_the_cache_away_since_5_24_only_under_gradients",
+    ),
+    Mutation(
+        "Layers may hold rotary rows of their own, which no packed stage rewrites.",
+        RUNTIME + "state.py",
+        'if self.shared is not None and kwargs.get("position_embeddings") is not self.shared:',
+        "if False:",
+        "tests/models/test_self_check.py::"
+        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-packed-copies-of-rotary]",
+    ),
+    Mutation(
+        "A forward whose layers never see its state goes on unpruned.",
+        RUNTIME + "state.py",
+        "if self.reached != list(self.config.stages):",
+        "if False:",
+        "tests/models/test_self_check.py::"
+        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-to-the-layers]",
+    ),
+    Mutation(
+        "A packed forward whose attention never sees its state goes on.",
+        RUNTIME + "state.py",
+        "if self.attended < self.to_attend",
+        "if False",
+        "tests/models/test_self_check.py::"
+        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-packed-to-attention]",
+    ),
+    Mutation(
+        "A text model that never sees where the visual tokens are runs unpruned.",
+        RUNTIME + "hooks.py",
+        "if VISUAL in kwargs and not kwargs[VISUAL].arrived:",
+        "if False:",
+        "tests/models/test_self_check.py::"
+        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-to-the-text-model]",
+    ),
+    # -- the self-check on a release never tested ------------------------------------------------
+    Mutation(
+        "A release never tested is trusted.",
+        MODELS + "self_check.py",
+        "transformers.__version__ in TESTED)",
+        "True)",
+        "tests/models/test_self_check.py::"
+        "test_another_release_is_checked_once_for_a_kind_of_model[llava]",
+    ),
+    Mutation(
+        "One text model's self-check speaks for all text models in the same class.",
+        MODELS + "self_check.py",
+        "kind = (cls.__name__, text, ",
+        "kind = (cls.__name__, ",
+        "tests/models/test_self_check.py::"
+        "test_another_text_model_in_the_same_class_is_another_kind",
+    ),
+    Mutation(
+        "The self-check passes whatever the logits are.",
+        MODELS + "self_check.py",
+        "if not wrong <= _TOLERANCE:",
+        "if False:",
+        "tests/models/test_self_check.py::"
+        "test_a_mask_function_that_ignores_padding_while_decoding[llava]",
+    ),
+    Mutation(
+        "The self-check does not compare which tokens the scores would keep.",
+        MODELS + "self_check.py",
+        "if scores is not None and scores[stay].min()",
+        "if False and scores[stay].min()",
+        "tests/models/test_self_check.py::test_scores_made_another_way[llava]",
+    ),
+    Mutation(
+        "The self-check does not try the packed layout.",
+        MODELS + "self_check.py",
+        'for path in ("padded", "packed") if packed else ("padded",):',
+        'for path in ("padded",) if packed else ("padded",):',
+        "tests/models/test_self_check.py::test_layers_that_hold_copies_of_the_rotary_rows[llava]",
+    ),
+    Mutation(
+        "The self-check does not try the padded layout.",
+        MODELS + "self_check.py",
+        'for path in ("padded", "packed") if packed else ("padded",):',
+        'for path in ("packed",) if packed else ("padded",):',
+        "tests/models/test_self_check.py::"
+        "test_a_mask_function_that_ignores_an_argument[llava-layer_idx]",
+    ),
+    Mutation(
+        "The self-check forgets the caller's default dtype.",
+        MODELS + "self_check.py",
+        "stack.callback(torch.set_default_dtype, dtype)",
+        "pass",
+        "tests/models/test_self_check.py::"
+        "test_it_works_anywhere_and_leaves_no_trace[llava-bfloat16-by-default]",
+    ),
+    Mutation(
+        "The self-check leaves an attention function behind in transformers' registries.",
+        MODELS + "self_check.py",
+        "stack.callback(attention.unregister)",
+        "pass",
+        "tests/models/test_self_check.py::"
+        "test_it_works_anywhere_and_leaves_no_trace[llava-autocast]",
+    ),
+    # -- what the ops compute ------------------------------------------------------------------
+    Mutation(
+        "Gathered rows come in ascending order instead of the order asked for.",
+        REFERENCE,
+        "x.index_select(0, index) for x in tensors",
+        "x.index_select(0, index.sort().values) for x in tensors",
+        "tests/kernels/test_gather.py::test_copies_the_chosen_rows_of_every_tensor",
+    ),
+    Mutation(
+        "Equal scores go to the highest row.",
+        REFERENCE,
+        "order = ranks.sort(dim=1, descending=True, stable=True).indices",
+        "last_first = ranks.flip(1).sort(dim=1, descending=True, stable=True).indices\n"
+        "    order = ranks.shape[1] - 1 - last_first",
+        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[eager]",
+    ),
+    Mutation(
+        "A score of NaN ranks above all others.",
+        REFERENCE,
+        "ranks.masked_fill(scores.isnan(), lowest)",
+        "ranks.masked_fill(scores.isnan(), torch.iinfo(integer).max)",
+        "tests/kernels/test_topk_select.py::test_ranks_nan_below_minus_infinity",
+    ),
+    Mutation(
+        "A score of -0.0 ranks below one of 0.0.",
+        REFERENCE,
+        "bits = (scores + 0.0).view(integer)",
+        "bits = scores.contiguous().view(integer)",
+        "tests/kernels/test_topk_select.py::test_takes_negative_zero_for_zero",
+    ),
+    Mutation(
+        "Each segment keeps one row less than asked for.",
+        REFERENCE,
+        "kept = Ragged.from_lengths(keep, rows.device)",
+        "kept = Ragged.from_lengths([max(0, k - 1) for k in keep], rows.device)",
+        "tests/kernels/test_topk_select.py::test_picks_are_exact_distinct_ascending_rows",
+    ),
+    Mutation(
+        "Equal random words are ordered by position at once, without a second word.",
+        REFERENCE,
+        "ranks = ((first - 2**31) << 32) + second",
+        "ranks = (first - 2**31) << 32",
+        "tests/kernels/test_random_select.py::"
+        "test_equal_words_are_ordered_by_the_second_word_then_by_position",
+    ),
+    Mutation(
+        "Diversity starts with the first row.",
+        "kernels/_max_min.py",
+        "nearest = torch.minimum(distance.amin(1), limit)",
+        "nearest = limit.clone()",
+        "tests/kernels/test_diversity_select.py::"
+        "test_starts_with_the_row_whose_nearest_other_row_is_farthest[eager]",
+    ),
+    Mutation(
+        "Diversity picks a row that it has picked already.",
+        "kernels/_max_min.py",
+        "own.fill_(-torch.inf)",
+        "own.fill_(torch.inf)",
+        "tests/kernels/test_diversity_select.py::test_copies_of_one_row_are_all_distinct_picks"
+        "[eager]",
+    ),
+    Mutation(
+        "Diversity has no direction for a row of zeros, and no distance to it.",
+        "kernels/_max_min.py",
+        "directed = finite & (norm >= _MIN_NORM)",
+        "directed = finite",
+        "tests/kernels/test_diversity_select.py::test_a_zero_row_is_at_distance_one_from_all[eager]",
+    ),
+    Mutation(
+        "A row that is not finite is the farthest of all.",
+        "kernels/_max_min.py",
+        "limit = torch.where(finite, torch.inf, _BELOW_DISTANCES)",
+        "limit = torch.where(finite, torch.inf, torch.inf)",
+        "tests/kernels/test_diversity_select.py::"
+        "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
+    ),
+    Mutation(
+        "A key's score is the most that a head pays it, not the mean of the heads.",
+        REFERENCE,
+        "logits.softmax(-1).mean((0, 1))",
+        "logits.softmax(-1).amax((0, 1))",
+        "tests/kernels/test_last_query_scores.py::test_scores_of_a_sequence_sum_to_one[eager]",
+    ),
+    Mutation(
+        "The first query of a sequence, not the last, is the one that sees all its keys.",
+        "kernels/_sdpa.py",
+        ".tril(num_keys - num_queries)",
+        ".tril()",
+        "tests/kernels/test_ragged_attention.py::test_errs_at_most_twice_as_much_as_sdpa",
+    ),
+    Mutation(
+        "Attention reads keys in the order they lie, whatever the index says.",
+        REFERENCE,
+        "k, v = gather_rows(k_index, k, v)",
+        "k, v = k[: len(k_index)], v[: len(k_index)]",
+        "tests/kernels/test_ragged_attention.py::test_reads_keys_through_an_index_with_shared_rows",
+    ),
+    Mutation(
+        "In decoding, every sequence starts where the cache does.",
+        REFERENCE,
+        "starts = back_to_back(lengths)",
+        "starts = [0] * len(lengths)",
+        "tests/kernels/test_ragged_decode.py::test_starts_default_to_back_to_back",
+    ),
+    Mutation(
+        "An image hash does not tell the order of a picture's pixels.",
+        "kernels/image_hash.py",
+        "line[:, None] * width + column",
+        "0 * (line[:, None] * width + column)",
+        "tests/runtime/test_image_hash.py::test_a_key_depends_on_the_order_of_the_values",
+    ),
+]
+
+
+class Outcome(NamedTuple):
+    """What a test made of a mutation: "red" as it must be, "green", or "broken"."""
+
+    mutation: Mutation
+    verdict: str
+    reason: str
+    seconds: float
+
+
+def apply(mutation: Mutation, source: str) -> str:
+    """The source with the break in it. Raises ValueError where `old` does not occur just once."""
+    found = source.count(mutation.old)
+    if found != 1:
+        raise ValueError(f"the code to replace occurs {found} times in {mutation.file}, not once")
+    return source.replace(mutation.old, mutation.new)
+
+
+@contextmanager
+def applied(mutation: Mutation, copy: Path) -> Iterator[None]:
+    """Break one file of a copy of the repository, and restore it afterwards."""
+    path = copy / mutation.file
+    source = path.read_text()
+    path.write_text(apply(mutation, source))
+    try:
+        yield
+    finally:
+        path.write_text(source)
+
+
+def verdict(status: int) -> str:
+    """What the exit status of pytest says of a mutation.
+
+    1: a test failed, so the break was seen. Above it pytest could not import, collect or find the
+    test (or had none to run), which says nothing of the break.
+    """
+    return {0: "green", 1: "red"}.get(status, "broken")
+
+
+def pytest_in(copy: Path, *tests: str) -> tuple[int, str]:
+    """Run tests of a copy on the code of that copy; exit status and what pytest printed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    # Without .pyc files no code from before a mutation can be found in place of the code itself.
+    environment |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["COLUMNS"] = "400"  # room for what failed, on the line that says which test did
+    options = ("-n", "0", "-q", "--tb=line", "-p", "no:cacheprovider")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=copy,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIME_LIMIT * len(tests),
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"no end in {TIME_LIMIT} s"
+    return done.returncode, done.stdout
+
+
+def reasons(output: str) -> list[str]:
+    """The lines of pytest's summary that name what failed, or its last words."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    return [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
+
+
+class Copies:
+    """Copies of the repository, one for each test that runs at a time."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+        from repository import repository_files
+
+        self._free: SimpleQueue[Path] = SimpleQueue()
+        for i in range(number):
+            for file in repository_files():
+                (folder / str(i) / file).parent.mkdir(parents=True, exist_ok=True)
+                copy2(ROOT / file, folder / str(i) / file, follow_symlinks=False)
+            self._free.put(folder / str(i))
+
+    def run(self, *tests: str, mutation: Mutation | None = None) -> tuple[int, str]:
+        """Run tests in a copy that is free, with a break if there is one."""
+        copy = self._free.get()
+        try:
+            if mutation is None:
+                return pytest_in(copy, *tests)
+            with applied(mutation, copy):
+                return pytest_in(copy, *tests)
+        finally:
+            self._free.put(copy)
+
+    def try_out(self, mutation: Mutation) -> Outcome:
+        """Break the code and run the test that must turn red."""
+        started = time.perf_counter()
+        try:
+            status, output = self.run("-x", mutation.test, mutation=mutation)
+        except ValueError as error:
+            status, output = -1, str(error)
+        seconds = time.perf_counter() - started
+        return Outcome(mutation, verdict(status), reasons(output)[0], seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description="Break vtfast in small ways, one at a time, in a copy of the repository, and "
+        "report every break that its test does not see. The exit status is 0 if all are seen.",
+        epilog="Each break takes a few seconds more than pytest needs to start. A break is listed "
+        "as green when its test passes all the same: sharpen the test. It is listed as broken when "
+        "it says nothing: its code is no longer there, or pytest cannot run its test. The list is "
+        "in this file; its first lines say how to add to it.",
+    )
+    parser.add_argument(
+        "-k", metavar="WORD", default="", help="only breaks with this in sentence, file or test"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help="at a time (all cores)"
+    )
+    options = parser.parse_args(arguments)
+    chosen = [
+        m for m in MUTATIONS if options.k.lower() in " ".join((m.what, m.file, m.test)).lower()
+    ]
+    if not chosen or options.jobs < 1:
+        parser.error(
+            f"no break has {options.k!r} in it" if not chosen else "--jobs takes 1 or more"
+        )
+
+    with TemporaryDirectory(prefix="vtfast-mutants-") as folder:
+        copies = Copies(Path(folder), min(options.jobs, len(chosen)))
+        print(f"Breaks to try: {len(chosen)}. First their tests without any.", flush=True)
+        status, output = copies.run(*sorted({m.test for m in chosen}))
+        if status != 0:
+            print("These tests do not pass on the code as it is, so they can show nothing:")
+            print(*reasons(output), sep="\n")
+            return 1
+        with ThreadPoolExecutor(options.jobs) as pool:
+            tried = as_completed([pool.submit(copies.try_out, m) for m in chosen])
+            outcomes = list(_told((job.result() for job in tried), len(chosen)))
+    return _report(outcomes)
+
+
+def _told(outcomes: Iterable[Outcome], number: int) -> Iterator[Outcome]:
+    """The same outcomes, each printed when it comes."""
+    for i, outcome in enumerate(outcomes, 1):
+        left = f"[{i}/{number}] {outcome.verdict:6} {outcome.seconds:3.0f} s"
+        print(f"{left}  {outcome.mutation.what}\n{'':10}{outcome.reason}", flush=True)
+        yield outcome
+
+
+def _report(outcomes: list[Outcome]) -> int:
+    """Print what its test did not see; the exit status."""
+    unseen = [o for o in outcomes if o.verdict != "red"]
+    print(f"\n{len(outcomes) - len(unseen)} of {len(outcomes)} breaks turned their test red.")
+    for outcome in sorted(unseen):
+        print(f"\n{outcome.verdict}: {outcome.mutation.what}")
+        print(f"  file    {outcome.mutation.file}\n  test    {outcome.mutation.test}")
+        print(f"  pytest  {outcome.reason}")
+    return bool(unseen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
