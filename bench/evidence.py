@@ -26,7 +26,7 @@ from report import RESULTS, ROOT, markdown, with_block
 
 import vtfast
 from vtfast import information, toy
-from vtfast.information import Horizon, Sweep, figures
+from vtfast.information import Horizon, Sweep
 from vtfast.information.answers import with_answers
 from vtfast.information.bootstrap import estimate, resample
 from vtfast.toy import evaluate, train
@@ -251,7 +251,7 @@ def draw(result: dict[str, Any]) -> None:
     """The figures beside the page."""
     horizons_figure(result).savefig(DOCS / "evidence-horizons.png", dpi=110)
     for task, record in result["sweeps"].items():
-        figure = figures.accuracy(Sweep.of_record(record))
+        figure = Sweep.of_record(record).figure()
         figure.savefig(DOCS / f"evidence-sweep-{task}.png", dpi=90)
     model, processor = toy.load("llava")
     pictures, questions, answers = toy.scenes(1, 3, "code")
@@ -259,7 +259,7 @@ def draw(result: dict[str, Any]) -> None:
     inputs = processor(images=pictures, text=text, return_tensors="pt")
     ids = information.answer_ids(processor.tokenizer, answers[0])
     found = information.score(model, inputs, ids, per="mean_token", progress=False)
-    figures.heat(found, pictures, (0, 4, 7, 8, 9, 11)).savefig(DOCS / "evidence-scores.png", dpi=90)
+    found.figure(pictures, (0, 4, 7, 8, 9, 11)).savefig(DOCS / "evidence-scores.png", dpi=90)
 
 
 def horizons_figure(result: dict[str, Any]) -> Figure:

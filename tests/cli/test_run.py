@@ -242,7 +242,8 @@ def test_compare_shows_ratios_of_what_was_measured(shown: str) -> None:
     for label in ("visual tokens, average", "prefill FLOPs", "time to first", "per further", "KV"):
         full, pruned, ratio = row(shown, label)[1:]
         full, pruned = (float(cell.split()[0]) for cell in (full, pruned))
-        assert float(ratio.removesuffix("x")) == pytest.approx(full / pruned, rel=0.02, abs=0.01)
+        # Times are rounded to a tenth of a millisecond: of a few ms that is some per cent.
+        assert float(ratio.removesuffix("x")) == pytest.approx(full / pruned, rel=0.05, abs=0.01)
 
 
 def test_compare_times_both_warm_and_says_how(shown: str, run) -> None:

@@ -15,9 +15,11 @@ from functools import partial
 
 import torch
 
-from vtfast.kernels import _gather_picks, diversity_select
+from vtfast.kernels import _distances as distance_kernels
+from vtfast.kernels import _gather_picks
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._threshold import TILES
+from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
@@ -100,9 +102,7 @@ def _selections_that_gather() -> Iterator[Case]:
 def _diversity_select() -> Iterator[Case]:
     for longest, _ in reversed(TILES):
         features = _empty(longest, 3584)
-        call = partial(
-            diversity_select.diversity_select, features, *_one_segment(longest), impl="triton"
-        )
+        call = partial(diversity_select, features, *_one_segment(longest), impl="triton")
         yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
@@ -118,9 +118,9 @@ def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
     segments, _ = _one_segment(len(features))
     inverse, nearest = torch.empty(576), torch.empty(576, dtype=torch.int32)
     where = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
-    call = partial(diversity_select._distances, features, inverse, nearest, *where)
+    call = partial(distance_kernels.distance_matrices, features, inverse, nearest, *where)
     yield Case(name, call, gate=name == "fp32 x 3584")
-    yield Case(name, partial(diversity_select._norms, features))
+    yield Case(name, partial(distance_kernels.norms, features))
 
 
 def _last_query_scores() -> Iterator[Case]:

@@ -24,8 +24,9 @@ LOCK = RLock()  # held while the name comes or goes
 def register() -> None:
     """Make the name known to transformers; idempotent, without effect on unpatched models."""
     with LOCK:
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        if not is_registered():
+            AttentionInterface.register(NAME, attend)
+            AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def is_registered() -> bool:
