@@ -464,7 +464,7 @@ def test_pictures_that_are_not_found(untested, monkeypatch):
 def test_a_layout_that_is_not_taken(untested, monkeypatch):
     model = build_llava()
     monkeypatch.setattr(hooks.PatchHooks, "_why_always_padded", lambda self, config: "because")
-    refused(model, match=r"the padded layout was taken \(because\)")
+    refused(model, match=r"the padded layout was used \(because\)")
 
 
 def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
@@ -534,7 +534,7 @@ def test_scores_made_another_way(family, untested, monkeypatch):
         return forward(self, hidden_states.flip(-1), *args, **kwargs)
 
     monkeypatch.setattr(attention, "forward", normalised)
-    refused(model, match="layer 1 attends to other tokens than were kept")
+    refused(model, match="layer 1 attends more to tokens that were dropped")
 
 
 def only_in(monkeypatch, layout):
