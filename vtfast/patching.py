@@ -93,8 +93,9 @@ def patch(
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
             without padding, [1, tokens, D], from the first stage that drops tokens on, or from
-            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed on a GPU without
-            gradients where the attention kernels take the model's dtype and head size, else padded.
+            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed
+            on a GPU without gradients where the attention kernels take the model's dtype and head
+            size, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
             (which waits for the device).
 
@@ -103,7 +104,7 @@ def patch(
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
         UnsupportedModelError: any other model, or a wrapper (names the inner model to pass).
-        UnsupportedVersionError: a release of transformers that vtfast cannot work with. One it was not
+        UnsupportedVersionError: a release of transformers vtfast does not work with. One it was not
             tested with is checked at the first patch of a kind of model in a process, on a tiny
             model, in about half a second; VTFAST_SELF_CHECK=always checks all, =never none.
         PlanError: a plan that is invalid, does not fit the model, or names an unknown method.
@@ -136,7 +137,7 @@ def check_transformers(model: Any, path: str) -> None:
     """Make sure that vtfast works with the installed transformers, once for each kind of model.
 
     A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; a
-    release that fails it is refused with UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
+    release that fails it raises UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
     family, implementation = family_of(model), model.config.get_text_config()._attn_implementation
     how = _patch_tiny, implementation, path
@@ -200,7 +201,7 @@ def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -
 
 
 def _hooks_of(model: nn.Module) -> PatchHooks | None:
-    """The `PatchHooks` of a patched model, found through its hooks (so a deep copy finds its own)."""
+    """The `PatchHooks` of a patched model, found by its hooks (so a deep copy finds its own)."""
     if not isinstance(model, nn.Module):
         return None
     for module in model.modules():

@@ -130,7 +130,7 @@ def paper_stages(name: str, tokens: int) -> tuple[Prune, ...]:
 
 
 def _pyramid(num_layers: int, keep: float | None) -> Solved:
-    """Three stages by the scores of their own layers, each keeping the same share of what is left."""
+    """Three stages by the scores of their own layers, each keeping the same share of the rest."""
     if num_layers < 4:
         raise PlanError(
             f"preset 'pyramiddrop' prunes at three layers after the first and the model has "
@@ -159,8 +159,8 @@ def _check_reachable(name: str, share: float, layer: int, num_layers: int) -> No
     """Refuse an average that the layers before the first stage use up."""
     if layer and share * num_layers - layer <= _SLACK:
         raise PlanError(
-            f"keep={share:g}: preset {name!r} keeps everything in the first {layer} of {num_layers} "
-            f"layers; the smallest reachable keep is {_above(layer / num_layers)}"
+            f"keep={share:g}: preset {name!r} keeps everything in the first {layer} of "
+            f"{num_layers} layers; the smallest reachable keep is {_above(layer / num_layers)}"
         )
 
 

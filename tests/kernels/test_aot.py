@@ -67,7 +67,7 @@ def test_every_kernel_is_compiled(compiled, kept):
     assert len(compiled) <= MOST
 
 
-def test_every_setting_is_one_whose_code_was_kept(listed, kept):
+def test_every_setting_is_recorded(listed, kept):
     """If not, run `make aot`: a setting is new, gone or changed."""
     settings = {key: row["setting"] for key, row in listed.items()}
     known = {key: row["setting"] for key, row in kept.items()}
@@ -75,12 +75,12 @@ def test_every_setting_is_one_whose_code_was_kept(listed, kept):
     assert [key for key in settings if settings[key] != known[key]] == []
 
 
-def test_what_comes_out_is_what_was_kept(compiled, kept):
+def test_compiled_figures_are_the_recorded_ones(compiled, kept):
     """If not, run `make aot`: a kernel has changed since."""
     assert [key for key in compiled if compiled[key]["found"] != kept[key]["found"]] == []
 
 
-def test_the_docs_show_what_was_kept():
+def test_the_docs_show_the_record():
     assert aot_table.shown() == aot_table.table(aot_table.kept())
 
 
@@ -135,14 +135,14 @@ def test_the_greedy_loop_reads_16_bytes_at_a_time(of, arch):
 @pytest.mark.parametrize(
     ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
 )
-def test_distances_are_made_by_tensor_cores(of, arch, instruction):
+def test_distances_are_computed_by_tensor_cores(of, arch, instruction):
     assert names(row for row in of(arch, "_distances") if not row[instruction]) == []
 
 
 @pytest.mark.parametrize(
     ("arch", "instruction"), [("sm_80", "hmma"), ("sm_90", "hgmma"), ("sm_100", "tcgen05")]
 )
-def test_attention_is_made_by_tensor_cores(of, arch, instruction):
+def test_attention_is_computed_by_tensor_cores(of, arch, instruction):
     rows = of(arch, "_attention")
     short = [row for row in rows if row["setting"]["types"]["q_ptr"] != "*fp32"]
     assert names(row for row in short if not row[instruction]) == []

@@ -15,7 +15,7 @@ SIDES = st.integers(1, 12)
 
 @examples(200)
 @given(grid=st.tuples(st.integers(1, 4), SIDES, SIDES), data=st.data())
-def test_uniform_is_its_plain_reading_and_exact(grid, data):
+def test_uniform_agrees_with_plain_loops_and_is_exact(grid, data):
     n = grid[0] * grid[1] * grid[2]
     keep = data.draw(st.integers(0, n))
     places = list(evenly(grid, keep))

@@ -132,7 +132,7 @@ def test_any_other_value_is_refused(monkeypatch):
 
 
 @families
-def test_both_layouts_are_tried_in_every_way(family, untested, monkeypatch):
+def test_every_kind_of_run_is_tried_in_both_layouts(family, untested, monkeypatch):
     tried, runs = [], self_check._runs
 
     def noted(batch, alone, path):
@@ -524,7 +524,7 @@ def test_a_single_late_layer_whose_attention_loses_our_keyword(family, untested,
 
 
 @families
-def test_scores_made_another_way(family, untested, monkeypatch):
+def test_scores_computed_differently(family, untested, monkeypatch):
     """A new normalisation of the queries, say: scores read from the weights would be wrong."""
     model = family.build()
     attention = type(model.model.language_model.layers[0].self_attn)

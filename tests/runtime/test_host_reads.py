@@ -132,14 +132,14 @@ def test_a_padded_batch_costs_one_read_in_prefill_and_none_in_decoding(family, p
 
 
 @both_layouts
-def test_a_single_row_costs_one_read_in_prefill_and_none_in_decoding(family, path):
+def test_a_single_sample_costs_one_read_in_prefill_and_none_in_decoding(family, path):
     prefill, steps = extra_reads(family, path, FOUR_STAGES, family.inputs("single"))
     assert prefill <= 1
     assert max(steps) <= 0
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
-def test_a_single_llava_row_without_a_mask_costs_no_read_at_all(path):
+def test_a_single_llava_sample_without_a_mask_costs_no_read_at_all(path):
     family = FAMILIES["llava"]
     inputs = unmasked(family.inputs("single"))
     prefill, steps = extra_reads(family, path, FOUR_STAGES, inputs)

@@ -44,31 +44,31 @@ def generating(family, model, inputs):
 # -- the key ---------------------------------------------------------------------------------------
 
 
-def test_llava_keys_are_the_sums_of_mixed_bfloat16_bits():
+def test_llava_hashes_are_the_sums_of_mixed_bfloat16_bits():
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = [picture_key(p) for p in pixels]
     assert [k % 2**64 for k in image_hash(pixels).tolist()] == expected
 
 
-def test_qwen_keys_have_the_grid_mixed_in():
+def test_qwen_hashes_have_the_grid_mixed_in():
     grids = [(1, 4, 4), (2, 2, 6)]
     pixels = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
     expected = [picture_key(pixels[:16], grids[0]), picture_key(pixels[16:], grids[1])]
     assert [k % 2**64 for k in image_hash(pixels, torch.tensor(grids)).tolist()] == expected
 
 
-def test_a_key_depends_on_the_grid_and_not_on_the_values_alone():
+def test_a_hash_depends_on_the_grid_and_not_on_the_values_alone():
     pixels = torch.zeros(24, 8)
     tall, wide = (image_hash(pixels, torch.tensor([g])) for g in ((1, 6, 4), (1, 4, 6)))
     assert tall.item() != wide.item()
 
 
-def test_a_key_depends_on_the_order_of_the_values():
+def test_a_hash_depends_on_the_order_of_the_values():
     pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert image_hash(pixels).item() != image_hash(pixels.flip(-1)).item()
 
 
-def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
+def test_a_picture_hashed_in_parts_has_the_hash_of_the_whole():
     pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
     assert pixels[0].numel() > _CHUNK_CPU
     assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
@@ -77,20 +77,20 @@ def test_a_picture_hashed_in_parts_has_the_key_of_the_whole():
 @pytest.mark.parametrize(
     "shape", [(3,), (2, 5), (1, _CHUNK_CPU + 3), (0, 3, 8, 8), (2, 0)], ids=str
 )
-def test_inputs_of_any_shape_have_keys(shape):
+def test_inputs_of_any_shape_have_hashes(shape):
     """Features may come instead of pixels, and of some kinds none at all."""
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
 
 
-def test_large_pictures_have_the_same_key_alone_and_together():
+def test_large_pictures_have_the_same_hash_alone_and_together():
     pixels = torch.randn(5, 3, 640, 640, generator=torch.Generator().manual_seed(0))
     together = image_hash(pixels)
     assert torch.equal(together, torch.cat([image_hash(p[None]) for p in pixels]))
 
 
 @families
-def test_methods_see_the_key_of_every_picture(family):
+def test_methods_see_the_hash_of_every_picture(family):
     samples = family.samples([2, picture(family, 1), 1, picture(family, 2), 3], [3])
     inputs, keys = family.batch(samples), []
 

@@ -124,7 +124,7 @@ def test_a_padded_batch_has_the_oracles_logits_and_tokens(family, name):
 
 @functions
 @families
-def test_a_single_row_has_the_oracles_logits_and_tokens(family, name):
+def test_a_single_sample_has_the_oracles_logits_and_tokens(family, name):
     """No padding, so no mask: positions are what FlashAttention 2 would read gaps from."""
     check(family, name, family.inputs("single"))
 

@@ -39,7 +39,7 @@ REARRANGED = [
 
 @pytest.mark.parametrize(("rearrange", "order"), REARRANGED)
 @both_layouts
-def test_a_rearranged_cache_goes_on_as_the_rows_it_holds(family, path, rearrange, order):
+def test_a_rearranged_cache_goes_on_as_the_samples_it_holds(family, path, rearrange, order):
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected = continuation(model, inputs, steps=6)[order]

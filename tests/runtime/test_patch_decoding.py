@@ -55,7 +55,7 @@ def test_decoding_is_that_of_a_model_with_hidden_tokens(family, path, options):
 
 
 @both_layouts
-def test_beams_of_one_row_are_those_of_a_model_with_hidden_tokens(family, path):
+def test_beams_of_one_sample_are_those_of_a_model_with_hidden_tokens(family, path):
     """All rows of the batch are equally long, which the packed layout treats apart."""
     check(family, path, family.inputs("single"), {"num_beams": 4, "num_return_sequences": 4})
 

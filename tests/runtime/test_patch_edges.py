@@ -115,7 +115,7 @@ def test_generating_from_a_prompt_that_ends_in_a_picture_is_refused(path):
 
 @paths
 @pytest.mark.parametrize("selecting", [lambda c: c.batch_repeat_interleave(2), "mask"])
-def test_pictures_are_counted_on_after_rows_of_a_cache_moved(path, selecting):
+def test_pictures_are_counted_on_after_samples_of_a_cache_moved(path, selecting):
     """The count kept the old rows: a second picture then failed."""
     family = FAMILIES["llava"]
     first, second = family.samples([4, Picture(seed=1), 7], [3, Picture(seed=2), 5])
@@ -158,7 +158,7 @@ def test_pictures_that_lose_nothing_are_counted_too():
     assert keys == [[1]]
 
 
-def test_a_picture_of_half_precision_has_one_key(monkeypatch):
+def test_a_picture_of_half_precision_has_one_hash(monkeypatch):
     """In fp16 the tower saw rounded pixels, and a plain forward hashed the others."""
     family = FAMILIES["qwen"]
     model, inputs = family.build(dtype=torch.float16), family.inputs("single")
@@ -214,7 +214,7 @@ def without_mask(inputs):
 
 
 @paths
-def test_a_method_that_takes_rows_of_another_picture_is_refused(path):
+def test_a_method_that_takes_tokens_of_another_picture_is_refused(path):
     """The counts of both pictures were then wrong, and nobody said so."""
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.inputs("batch")

@@ -159,7 +159,7 @@ BAD_PLANS = [
 
 
 @pytest.mark.parametrize(("plan", "options", "match"), BAD_PLANS)
-def test_a_plan_that_cannot_be_is_refused(plan, options, match):
+def test_an_invalid_plan_is_refused(plan, options, match):
     refused(FAMILIES["llava"].build(), PlanError, match, plan, **options)
 
 

@@ -166,7 +166,7 @@ def test_gradients_are_refused_on_the_packed_path(family):
 
 @pytest.mark.skipif(OLD, reason="before 5.23 prompts in chunks lose their pictures, patched or not")
 @both_layouts
-def test_a_prompt_given_in_chunks_that_cut_an_image_is_refused(family, path):
+def test_a_prompt_given_in_chunks_that_split_an_image_is_refused(family, path):
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, EARLY, path=path), pytest.raises(InputError, match="chunk"):
         continuation(model, inputs, prefill_chunk_size=16)

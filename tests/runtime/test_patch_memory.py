@@ -49,7 +49,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "plan", "first"), CASES)
 @families
-def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
+def test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
     samples, cache = generated(family, name, plan)
     for layer in range(first, LAYERS):
         for sample, rows in zip(samples, cache.layers[layer].layout.lengths, strict=True):
@@ -61,7 +61,7 @@ def test_rows_are_the_plans_tokens_and_text_and_new_tokens(family, name, plan, f
 
 @pytest.mark.parametrize(("name", "plan"), [c.values[:2] for c in CASES if not c.values[2]])
 @families
-def test_no_mask_is_built_for_rows_without_padding(family, name, plan):
+def test_no_mask_is_built_for_samples_without_padding(family, name, plan):
     """Nor looked for: transformers takes a 4-D one as it is."""
     model, inputs, shapes = family.build(), family.inputs(name), []
     with vtfast.patch(model, plan, path="packed"), torch.no_grad():
@@ -143,14 +143,14 @@ def test_steps_write_in_place_while_room_remains():
         assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
 
 
-def test_few_rows_have_as_much_room_as_many():
+def test_short_samples_have_as_much_room_as_long_ones():
     """They had what was left of 128, and were copied after a few tokens."""
     rows = PackedKVLayout([0, 0, 0], torch.device("cpu"))
     rows.extend([120, 3, 40], [])
     assert rows.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
 
 
-def test_rows_that_were_all_cropped_off_make_room_for_more_than_before():
+def test_tokens_all_cropped_off_make_room_for_more_than_before():
     rows = PackedKVLayout([0], torch.device("cpu"))
     layer = PackedKVLayer(rows)
     for length in (3, 3 + 2 * ROOM):

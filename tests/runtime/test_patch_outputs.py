@@ -178,7 +178,7 @@ def test_the_loss_of_a_padded_batch_is_the_oracles(family, path):
 
 
 @both_layouts
-def test_a_label_inside_a_picture_is_refused_in_any_row(family, path):
+def test_a_label_inside_a_picture_is_refused_in_any_sample(family, path):
     model, inputs = family.build(), family.inputs("batch")
     labels = torch.full_like(inputs["input_ids"], -100)
     column = (inputs["input_ids"][2] == 90).nonzero()[3]

@@ -18,7 +18,7 @@ def right_padded(inputs):
 
 
 @both_layouts
-def test_every_row_has_the_logits_and_picks_of_that_row_alone(family, path):
+def test_every_sample_has_the_logits_and_picks_of_that_sample_alone(family, path):
     samples = [family.named("batch")[i] for i in ORDER]
     model, inputs = family.build(), right_padded(family.batch(samples))
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle:
@@ -32,7 +32,7 @@ def test_every_row_has_the_logits_and_picks_of_that_row_alone(family, path):
 
 
 @both_layouts
-def test_every_row_goes_on_as_that_row_alone(family, path):
+def test_every_sample_goes_on_as_that_sample_alone(family, path):
     """Each row's next token is read at its own last token; decoding appends behind the padding."""
     parts, model = [family.standard["batch"][i] for i in ORDER], family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle:

@@ -61,7 +61,7 @@ def run(family, inputs, path, impl, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", ["single", "batch"])
 @families
-def test_packed_rows_have_the_padded_logits_and_tokens(family, name):
+def test_packed_samples_have_the_padded_logits_and_tokens(family, name):
     """`test_patch_parity.py` compares the padded ones with the oracle."""
     inputs = family.inputs(name)
     expected, said = run(family, inputs, "padded", "eager")
@@ -105,7 +105,7 @@ def beyond(kernels):
         ("fp32 attention", r"attention: the kernel takes head sizes 1 to 128 .*float32, got 144"),
     ],
 )
-def test_a_model_beyond_the_attention_kernels_runs_padded(kernels, reason):
+def test_a_model_the_attention_kernels_do_not_support_runs_padded(kernels, reason):
     model, inputs = beyond(kernels)
     plan = [Prune(0, "uniform", 0.6), Prune(3, "random", 0.2)]
     with vtfast.patch(model, plan, path="padded", impl="eager"):
@@ -158,7 +158,7 @@ def test_fp64_is_packed_in_plain_pytorch(impl, monkeypatch):
         ("scores", "topk", "padded", "takes head sizes 1 to 256, got 272"),
     ],
 )
-def test_a_model_beyond_a_kernel_that_must_run_is_refused_at_the_patch(
+def test_a_model_a_required_kernel_does_not_support_is_refused_at_the_patch(
     kernels, method, path, message
 ):
     model, _ = beyond(kernels)
@@ -181,7 +181,7 @@ def test_gradients_are_refused(family, path):
 
 
 @families
-def test_a_picture_beyond_a_kernel_is_refused_at_the_layer_it_reaches(monkeypatch, family):
+def test_a_picture_too_large_for_a_kernel_is_refused_at_the_layer_it_reaches(monkeypatch, family):
     """The stage before may have shrunk it; a method of one's own has no limit of ours."""
     model, inputs = family.build(), family.inputs("single")
     tokens = family.tokens_of(family.named("single")[0].pictures[0])

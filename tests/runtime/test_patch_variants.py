@@ -42,7 +42,7 @@ def build(name, attention="sdpa"):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @paths
-def test_the_llavas_there_are_have_the_oracles_logits_and_tokens(name, path):
+def test_llava_variants_have_the_oracles_logits_and_tokens(name, path):
     tokens = [IMAGE] * VARIANTS[name][0]
     inputs = FAMILIES["llava"].batch(
         [

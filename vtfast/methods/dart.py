@@ -76,7 +76,7 @@ def _text_pivots(ctx: SelectionContext, norms: Tensor) -> tuple[Ragged, Tensor]:
     ends = list(accumulate(counts))
     candidates = torch.cat([text[ends[b] - counts[b] : ends[b]] for b in sequences.samples])
     of_segment = Ragged.from_lengths([counts[b] for b in sequences.samples], segments.device)
-    first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # any row for an empty segment
+    first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # if empty: any
     before = candidates < sequences.visual[first][of_segment.cells[0]]
     chosen = Ragged.from_lengths([min(_PIVOTS, n) for n in of_segment.lengths], segments.device)
     scores = norms[candidates].masked_fill(before, torch.nan)  # so that text before ranks last

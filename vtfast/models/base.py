@@ -160,7 +160,7 @@ def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
 
 
 def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
-    """A function that reads what `note` attached to a tower's output, once for each picture now.
+    """A function that reads what `note` attached to a tower's output, one entry per picture.
 
     For beams and return sequences transformers repeats the feature tensors, so the same object
     stands for the same picture, and the first occurrences are the pictures in order.

@@ -5,8 +5,8 @@ or reorder. A release in `TESTED` has passed the model tests. Any other is neith
 refused blindly: before the first patch of a kind of model in a process, a tiny random model of its
 class runs pruned in both layouts: two padded samples with one and two pictures, with and without a
 KV cache; one sample without padding, in plain calls of several tokens; beams, and drafts that are
-cropped off again. Logits must be those of the full sequence with the dropped tokens masked out, computed
-layer by layer without vtfast.
+cropped off again. Logits must be those of the full sequence with the dropped tokens masked out,
+computed layer by layer without vtfast.
 
 It does not try positions="renumber", static caches, videos, right padding, or attention
 implementations other than SDPA and eager.
@@ -328,7 +328,9 @@ class _Trial:
                     f"{number}'s tokens, not {expected}"
                 )
             if scores is not None and scores[stay].min() < scores[go].max() - _TOLERANCE:
-                raise ValueError(f"layer {stage.layer - 1} attends more to tokens that were dropped")
+                raise ValueError(
+                    f"layer {stage.layer - 1} attends more to tokens that were dropped"
+                )
         return before & ~after
 
     def _scores(self, layer: int, gone: dict[int, Tensor]) -> Tensor:
