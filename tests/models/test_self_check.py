@@ -1,4 +1,4 @@
-"""A release of transformers that vtfast does not fit is refused, and never silently wrong.
+"""A release of transformers that vtfast does not work with is refused, never silently wrong.
 
 Later releases are made by hand here: classes that hand on an argument under another name, or not at
 all, as transformers 5.24 did with the cache. Every one of them has to be refused by the self-check,
@@ -301,7 +301,7 @@ def test_a_packed_model_keeps_its_attention_when_another_is_checked(untested):
 
 
 def hand_under_another_name(monkeypatch, cls, old, new, *, hidden):
-    """Whoever calls a module of this class says `new` where it said `old`.
+    """Calls of a module of this class pass `new` where they passed `old`.
 
     `hidden`: the forward takes any keyword argument, so its signature does not show it.
     """
@@ -440,7 +440,7 @@ def test_labels_under_another_name(family, untested, monkeypatch):
 
 @families
 def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
-    """The truth is made layer by layer, which would then be no truth."""
+    """The expected logits are computed layer by layer, which would then be wrong."""
     model = family.build()
     cls = type(model.model.language_model)
     forward = cls.forward
@@ -553,7 +553,7 @@ def only_in(monkeypatch, layout):
 def test_the_release_that_renamed_the_cache_would_have_been_refused(
     family, only, functions_only, untested, monkeypatch
 ):
-    """As vtfast was before 0.2: it knew one name of the cache and went on without."""
+    """vtfast before 0.2 knew one name of the cache and silently ran without one."""
     other = "past_key_values" if CACHE == "cache" else "cache"
     monkeypatch.setattr(names, "given_cache", lambda call: call.get(other))
     monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: kwargs.get(other))
