@@ -20,7 +20,7 @@ def top(scores: torch.Tensor, keep: int) -> list[int]:
 
 
 def diverse(features: torch.Tensor, keep: int) -> list[int]:
-    """Greedy farthest points on cosine distance, ascending; first the row whose nearest is farthest."""
+    """Greedy max-min on cosine distance, ascending; first the row whose nearest is farthest."""
     x = features.double().numpy()
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     distance = 1 - x @ x.T
