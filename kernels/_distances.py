@@ -20,7 +20,8 @@ _NORM_ROWS, _NORM_BLOCK = 8, 512
 
 _MIN_SQUARE = tl.constexpr(2.0**-126)  # squared norms below it lose bits in fp32
 
-# Values of `nearest`, which holds distances as `ordered_bits`; all finite rows lie between them.
+# Special values of `nearest`, which holds distances as `ordered_bits`; the distances of finite rows
+# lie between the last two.
 PICKED = tl.constexpr(-(2**31))
 NOT_FINITE = tl.constexpr(-(2**31) + 1)
 FARTHEST = tl.constexpr(2**31 - 1)
@@ -206,8 +207,8 @@ def distance_matrices(
 
 
 def _depth(x: torch.Tensor) -> int:
-    """Features read at a time. Twice as many spill in fp32 on sm_80, and nearly everywhere for rows
-    that the compiler does not know to start at multiples of 16 bytes.
+    """Features read at a time. Twice as many would spill registers: on sm_80 in fp32, and on nearly
+    every GPU if the compiler does not know that rows start at multiples of 16 bytes.
     """
     if x.element_size() == 4:
         return 16

@@ -3,11 +3,11 @@
 The programs of one launch cannot wait for one another, so each program repeats the selection for
 its whole segment, in registers, and then copies only its own block of selected rows and its own
 span of columns. This saves a launch and repeats the selection once per block, which pays for small
-batches, where launches cost more than selecting. It is not timed on a GPU yet, so nothing in vtfast
-uses it by itself.
+batches, where launches cost more than selecting. It has not been timed on a GPU yet, so nothing in
+vtfast uses it by default.
 
 Limits: 4096 rows a segment. For longer segments, where a selection costs more than a launch, the
-ops that take `gather=` select and gather in two launches; that is no fallback.
+ops that take `gather=` select and gather in two launches; this is not a fallback.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ WORDS_PER_WARP, UNALIGNED_WORDS_PER_WARP = 32, 2  # of a block
 
 @triton.jit
 def block_of_program(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS: tl.constexpr):
-    """This program's segment: number, first row, rows, first output row, k, first row to copy of k.
+    """Segment number, its first row, length, first output row and k; this program's first pick.
 
-    Programs 0 to blocks - 1 belong to segment 0, and so on, whatever k of a segment is.
+    Every segment has `blocks` programs whatever its k is; the first `blocks` are segment 0's.
     """
     segment = tl.program_id(0) // blocks
     first, n = segment_bounds(cu_seqlens_ptr, segment)
@@ -75,7 +75,7 @@ def copy_picks(
 
 
 def fits(longest: int, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether one launch selects and gathers. It does not if there is nothing to copy."""
+    """Whether one launch can select and gather; False too if there is nothing to copy."""
     return longest <= MAX_LENGTH and any(x.numel() for x in tensors)
 
 

@@ -17,7 +17,7 @@ from ._checks import check_impl
 
 
 class _Absent:
-    """Stands for triton where it is not installed, so that files with kernels can be imported."""
+    """Stand-in for triton where it is not installed, so that files with kernels can be imported."""
 
     def __getattr__(self, name: str) -> "_Absent":
         if name.startswith("__"):
@@ -111,8 +111,8 @@ def architecture(device: torch.device) -> str:
 def _architecture(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx942"
-    # Others, 12.x among them, have the tensor core instructions of 8.x and less shared memory. What
-    # is launched there fits 99 KiB, or `_threshold.why_unsupported_length` says that it does not.
+    # Other GPUs, such as 12.x, have the tensor core instructions of 8.x and less shared memory. All
+    # launches fit its 99 KiB, except those that `_threshold.why_unsupported_length` refuses.
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
@@ -123,7 +123,7 @@ def shared_memory(device: torch.device) -> int:
 
 
 def fp32_precision() -> str:
-    """`input_precision` of fp32 products: three of tf32 are as exact as fp32; AMD has no tf32."""
+    """`input_precision` of fp32 products: three tf32 products are as exact; AMD has no tf32."""
     return "tf32x3" if torch.version.hip is None else "ieee"
 
 

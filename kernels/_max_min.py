@@ -9,7 +9,7 @@ from .ragged import Ragged
 
 _MIN_ROWS_TO_HALVE = 256  # on a CPU: for fewer rows one product is as fast as several smaller ones
 _MIN_NORM = 2.0**-63  # its square is the smallest number fp32 holds with all bits
-_BELOW_DISTANCES = -1e30  # but above the -infinity of picked rows
+_BELOW_DISTANCES = -1e30  # below every distance, but above the -infinity of picked rows
 
 
 def distances(features: torch.Tensor, segments: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def distances(features: torch.Tensor, segments: Ragged) -> tuple[torch.Tensor, t
 
 
 def _fill_distances(x: torch.Tensor, ceiling: torch.Tensor, out: torch.Tensor) -> None:
-    """`out[i, j] = ceiling[i] - x[i] · x[j]`, in halves: the off-diagonal product is made once."""
+    """`out[i, j] = ceiling[i] - x[i] · x[j]`, in halves, to compute the off-diagonal once."""
     n = len(x)
     if n < _MIN_ROWS_TO_HALVE or x.device.type != "cpu":
         torch.addmm(ceiling, x, x.T, alpha=-1, out=out)

@@ -2,8 +2,8 @@
 
 The state of each query is the largest logit so far (`m_i`), the sum of exp(logit - m_i) (`l_i`),
 and the values summed with those weights (`acc`). A larger maximum scales `l_i` and `acc` down, so
-logits never overflow and no block is read twice. Exponentials are to the base 2, which the hardware
-has; `scale` carries the factor log2(e) and must be positive.
+logits never overflow and no block is read twice. Exponentials are in base 2, for which the hardware
+has an instruction; `scale` carries the factor log2(e) and must be positive.
 
 Source: Milakov and Gimelshein, arXiv 1805.02867; Dao, FlashAttention-2, arXiv 2307.08691;
 re-derived.
@@ -50,7 +50,7 @@ def dot_operand(x):
 
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
-    """fp32 `x` rounded to nearest even. The interpreter truncates bf16, so there it is by hand."""
+    """fp32 `x` rounded to nearest even; by hand in the interpreter, which truncates bf16."""
     if INTERPRET and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
@@ -92,8 +92,8 @@ def online_softmax_step(
 ):
     """Fold one block of keys and values in and return the new `m_i`, `l_i`, `acc`.
 
-    A position that is not live reads as 0. Masks that are constant truths cost nothing: the
-    compiler drops them.
+    A position that is not live reads as 0. Masks that are constantly true cost
+    nothing: the compiler drops them.
     """
     if index_ptr is None:
         row = position.to(tl.int64)

@@ -2,10 +2,10 @@
 
 Triton inspects every argument, constant and option to find the compiled kernel. An op that runs in
 every layer for every token cannot afford that. `Relaunch` keeps the compiled kernel of each launch
-under a key of all that Triton specialises on and more: dtypes, the values of sizes and strides,
-constants, options, the device. Triton itself still launches tensors that do not start at a multiple
-of 16 bytes, interpreted kernels (nothing is compiled), and on AMD tensors in a storage of more than
-2 GiB, for which AMD's compiler makes another kernel.
+under a key of everything that Triton specialises on and more: dtypes, the values of sizes and
+strides, constants, options, the device. Three cases still go through Triton's look-up: tensors that
+do not start at a multiple of 16 bytes, interpreted kernels (nothing is compiled), and on AMD
+tensors in a storage of more than 2 GiB, for which AMD's compiler makes another kernel.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Attention in plain PyTorch for the reference of the attention ops.
+"""Attention in plain PyTorch, from which `reference` builds its attention ops.
 
 Everything ends in `scaled_dot_product_attention` over `[B, nq, H, D]` queries and `[B, nk, Hkv, D]`
-keys. They are token-major like the packed tensors, so that they can be views of these.
+keys. They are token-major like the packed tensors, so that they can be views of them.
 """
 
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ def tile(longest: int) -> tuple[int, int]:
     for length, warps in TILES:
         if longest <= length:
             return length // COLUMNS, warps
-    raise AssertionError(why_unsupported_length(longest))  # the ops ask before they launch
+    raise AssertionError(why_unsupported_length(longest))  # the ops check this first
 
 
 def why_unsupported_length(longest: int, device: torch.device | None = None) -> str:
@@ -89,7 +89,7 @@ def kth_largest(key, k, BITS: tl.constexpr):
 
 @triton.jit
 def _picks(above, equal, k):
-    """Mask of the k selected keys and their output places: all above, the first of those equal."""
+    """Mask of the k selected keys (all above, then the first equal ones), and their places."""
     # One sum counts both, in 16 bits each: neither count is above 16384.
     both = above.to(tl.int32) + (equal.to(tl.int32) << 16)
     line = tl.sum(both, axis=1)

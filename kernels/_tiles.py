@@ -1,8 +1,8 @@
 """Launch settings of the attention kernels, per GPU, head size and element size.
 
 Every entry fits the shared memory and compiles with Triton 3.6 and 3.7 without register spills,
-with keys in place and through an index; only rows whose stride is no multiple of 16 elements may
-spill. None has been timed yet.
+whether keys are read in place or through an index; only rows whose stride is no multiple of 16
+elements may spill. None has been timed yet.
 """
 
 from functools import lru_cache
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
 MAX_HEAD = {4: 128, 2: 256}  # by element size in bytes; larger heads spill
 
-# Of a pair the second tile is for short sequences, and for batches that would not fill the GPU.
+# The second tile of a pair is for short sequences, and for batches that would not fill the GPU.
 # Both tile sizes share BLOCK_N (`keys`), so a result does not depend on the batch.
 _ATTENTION = {
     ("sm_80", 64): (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
@@ -41,7 +41,7 @@ _ATTENTION = {
     ("gfx942", 128): (Tile(128, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("gfx942", 256): (Tile(64, 32, 4, 2),),
 }
-# fp32 products are three of tf32, for which q is in registers twice: small tiles.
+# An fp32 product is three tf32 products, which hold q in registers twice, so tiles are small.
 _ATTENTION_FP32 = {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 2),)}
 
 
@@ -62,7 +62,7 @@ DECODE_ROWS = 16  # query heads of a program: the least that tensor cores take
 
 # By element size in bytes and padded head size.
 _DECODE = {
-    (2, 64): Tile(DECODE_ROWS, 128, 4, 3),  # 64 through an index spill
+    (2, 64): Tile(DECODE_ROWS, 128, 4, 3),  # 64 keys through an index spill
     (2, 128): Tile(DECODE_ROWS, 64, 4, 3),
     (2, 256): Tile(DECODE_ROWS, 32, 4, 3),
     (4, 64): Tile(DECODE_ROWS, 64, 4, 2),

@@ -9,9 +9,10 @@ in groups that need at most 1 GiB of distances. Limits: 16384 rows a segment and
 "auto" falls back to PyTorch for anything else.
 
 Source: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning" (CVPR 2025), re-derived.
-Different from the authors' code on purpose: distances in fp32 whatever the input dtype, a row's
-distance to itself never counts, picked rows are excluded (k distinct rows even among duplicates),
-and only a running minimum is kept, so a step reads one row of distances instead of all picked ones.
+Deliberate differences from the authors' code: distances are in fp32 whatever the input dtype, a
+row's distance to itself never counts, picked rows are excluded (k distinct rows even among
+duplicates), and only a running minimum is kept, so a step reads one row of distances instead of all
+picked ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ from .ragged import Ragged
 
 _OP = "diversity_select"
 
-# Of the distances made at once: those of one segment of 16384 rows, or of many smaller segments.
+# Limit on the distances held at once: one segment of 16384 rows, or many smaller segments.
 _MAX_MATRIX_BYTES = 2**30
 
 
@@ -139,7 +140,7 @@ def _pick_group(
     index: torch.Tensor,
     order: torch.Tensor,
 ) -> None:
-    """Pick rows of some segments; their matrices are freed before those of the next are made."""
+    """Pick rows of one group of segments; its matrices are freed before the next group's exist."""
     matrix, cu_matrix = distance_matrices(x, inverse, nearest, cu_seqlens, cu_keep, lengths)
     rows, warps = tile(max(lengths))
     _greedy_kernel[(len(lengths),)](
@@ -158,7 +159,7 @@ def _pick_group(
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[slice]:
-    """Split segments into consecutive groups whose matrices fit the cap, or of one segment."""
+    """Split segments into consecutive groups, of one or more, whose matrices fit the limit."""
     start = size = 0
     for segment, length in enumerate(lengths):
         more = 4 * length * padded_columns_on_host(length)

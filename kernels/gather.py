@@ -1,7 +1,7 @@
 """Copy chosen rows of several packed tensors in one launch.
 
 `out_t[j] = x_t[index[j]]` for every tensor t. Not `x[index]` per tensor: hidden states, rotary rows
-and positions are gathered by the same index, and at our sizes a launch costs more than the bytes.
+and positions are gathered by the same index, and at our sizes a launch costs more than the copy.
 Traffic: the chosen rows once in and once out, and the index. The kernel copies bits as integers, so
 the result is exact for every dtype. Limits: the kernel has no backward ("auto" falls back to
 PyTorch where a tensor needs a gradient), and index values are not checked on the device.
@@ -115,7 +115,7 @@ def copy_plan(
     block: int,
     unaligned_block: int,
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
-    """What the kernel gets of the tensors that are not empty, for `copy_rows`.
+    """The arguments of `copy_rows` for those of the tensors that are not empty.
 
     block: words of a row to copy at a time; unaligned_block: the same where rows do not begin, or
     end, at multiples of 16 bytes. Returns sources, outputs, row strides in units, and layouts.
@@ -145,7 +145,7 @@ def why_unsupported_gather(tensors: Sequence[torch.Tensor]) -> str:
 
 
 def empty_outputs(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """An output of `num_rows` rows for each tensor, contiguous whatever the strides of that are."""
+    """An empty output of `num_rows` rows for each tensor, contiguous whatever its strides."""
     return [torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors]
 
 
@@ -192,7 +192,7 @@ def _layout(x: torch.Tensor, block: int, unaligned_block: int) -> tuple[int, Lay
     size = x.element_size()
     width = size * x.shape[1]
     stride = size * x.stride(0)
-    bits = width | stride | x.data_ptr()  # its low bits tell the alignment of all three
+    bits = width | stride | x.data_ptr()  # its low bits give the alignment common to all three
     word = 4 if bits % 4 == 0 else 2 if bits % 2 == 0 else 1
     unit = word if stride % 16 else 16
     block = unaligned_block if bits % 16 else block

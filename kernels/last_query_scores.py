@@ -193,7 +193,7 @@ def _launch(
     l_split = torch.empty_like(m_split)
     group = heads // key_heads
     parts = cdiv(group, _HEADS)
-    # Of wide heads twice as many keys at a time spill in fp32, and overfill a gfx942.
+    # For wide heads, 64 keys would spill in fp32 and exceed the shared memory of gfx942.
     keys = 32 if head_size > 128 else 64
     with on_device_of(k):
         filled = min(_SPLITS, cdiv(longest, keys))  # of the longest sequence

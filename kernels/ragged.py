@@ -109,7 +109,7 @@ class Ragged:
 
 
 def host_ints(name: str, values: object) -> tuple[int, ...]:
-    """`values` as a tuple of Python ints. Refuses tensors: reading a device would stall it."""
+    """`values` as a tuple of Python ints. Refuses tensors: reading them would stall the device."""
     if isinstance(values, _REFUSED_ITERABLES) or not isinstance(values, Iterable):
         raise TypeError(
             f"{name} must be a sequence of host ints, got {type(values).__name__}; pass a list"

@@ -52,8 +52,8 @@ _WAVE = 128  # programs: about one for each multiprocessor of the GPUs in `_tile
 def _segment_of_tile(cu_ptr, num_segments, number, QUERIES: tl.constexpr):
     """The segment that tile `number` belongs to, and the tile's number in it, by binary search.
 
-    The tiles of segment s start at number cu[s] // QUERIES + s. These are always enough tiles for a
-    segment, and at most one too many.
+    The tiles of segment s start at number cu[s] // QUERIES + s. That is always enough tiles for a
+    segment, and at most one more than it needs.
     """
     low = number * 0  # 0 as a tensor, since the loop changes it
     high = low + num_segments - 1

@@ -1,8 +1,8 @@
 """The specification: what every op computes, in plain PyTorch. Read this file first.
 
-These functions run on a CPU and wherever an op falls back to PyTorch, on CUDA too without a read
-from the device, and the tests hold the kernels to them. Arguments are checked by the op files
-beside this one, not here. All selections share these rules:
+These functions run on the CPU and wherever an op falls back to PyTorch (on CUDA without a read from
+the device), and the tests compare the kernels with them. Arguments are checked in the file of each
+op, not here. All selections share these rules:
 
 - The result is int32 row numbers of the packed tensor, ascending within each segment, exactly
   `keep[s]` distinct ones from segment `s`.
@@ -21,7 +21,7 @@ from ._philox import philox_4x32
 from ._sdpa import attend, attend_ranges, attend_unread, back_to_back
 from .ragged import Ragged
 
-# Of the distances made at once; batches that need more are done in several groups of segments.
+# Limit on the distances held at once; larger batches are processed in groups of segments.
 _MAX_MATRIX_BYTES = 256 * 2**20
 _SECOND_WORD = 0x80000000
 
@@ -168,7 +168,7 @@ def ragged_decode(
     scale: float | None = None,
     k_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of one query per sequence over its own rows of a cache; 0 for a sequence without.
+    """Attention of one query per sequence over its own rows of a cache; 0 if it has no rows.
 
     With lengths on the device only the first `max_length` rows of a sequence are seen.
     """

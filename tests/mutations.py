@@ -109,14 +109,16 @@ MUTATIONS = [
         RUNTIME + "kv_cache.py",
         "self.mask = self.mask[index.to(self.mask.device)]",
         "self.mask = self.mask[: len(index)]",
-        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-padded-reordered]",
+        PATCH
+        + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-padded-reordered]",
     ),
     Mutation(
         "Padded: samples a, b repeat as a, b, a, b, where the cache has a, a, b, b.",
         RUNTIME + "kv_cache.py",
         "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
         "torch.arange(self.vtfast.batch).repeat(repeats)",
-        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-padded-repeated]",
+        PATCH
+        + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-padded-repeated]",
     ),
     Mutation(
         "Padded: an attention function of others is handed positions with gaps.",
@@ -131,7 +133,7 @@ MUTATIONS = [
         RUNTIME + "hooks.py",
         "kwargs = {k: v for k, v in kwargs.items() if k != STATE}",
         "kwargs = dict(kwargs)",
-        PATCH + "attention.py::test_a_single_row_has_the_oracles_logits_and_tokens"
+        PATCH + "attention.py::test_a_single_sample_has_the_oracles_logits_and_tokens"
         "[llava-test-4d-masks]",
     ),
     Mutation(
@@ -194,21 +196,23 @@ MUTATIONS = [
         RUNTIME + "packed_kv_cache.py",
         "starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]",
         "starts, lengths = self.starts[: len(order)], self.lengths[: len(order)]",
-        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-reordered]",
+        PATCH
+        + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-packed-reordered]",
     ),
     Mutation(
         "Packed: samples a, b repeat as a, b, a, b, where a, a, b, b is meant.",
         RUNTIME + "kv_cache.py",
         "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
         "torch.arange(self.vtfast.batch).repeat(repeats)",
-        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-repeated]",
+        PATCH
+        + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-packed-repeated]",
     ),
     Mutation(
         "Packed: padding stays until the first stage that drops tokens.",
         RUNTIME + "state.py",
         "self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)",
         "self.unpads = False",
-        PATCH + "memory.py::test_rows_are_the_plans_tokens_and_text_and_new_tokens"
+        PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-late]",
     ),
     Mutation(
@@ -216,7 +220,7 @@ MUTATIONS = [
         RUNTIME + "state.py",
         "any(s.drops(self.segments) for s in stages)",
         "list(stages)[1].drops(self.segments)",  # [0] was put before the plan's by the layout
-        PATCH + "memory.py::test_rows_are_the_plans_tokens_and_text_and_new_tokens"
+        PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-all-first]",
     ),
     Mutation(
@@ -224,7 +228,7 @@ MUTATIONS = [
         RUNTIME + "hooks.py",
         'kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)',
         "pass",
-        PATCH + "memory.py::test_no_mask_is_built_for_rows_without_padding[llava-batch-plan1]",
+        PATCH + "memory.py::test_no_mask_is_built_for_samples_without_padding[llava-batch-plan1]",
     ),
     Mutation(
         "Packed: a cache has seen fewer tokens once its longest sample leaves it.",
@@ -254,14 +258,15 @@ MUTATIONS = [
         RUNTIME + "packed_kv_cache.py",
         "self._room(t).index_copy_(0, target, t[source]) for t",
         "self._room(t).zero_() for t",
-        PATCH + "turns.py::test_rearranged_rows_go_on_with_what_they_hold[llava-packed-repeated]",
+        PATCH
+        + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-packed-repeated]",
     ),
     Mutation(
         "Packed: a buffer that grows gets no room for the new tokens.",
         RUNTIME + "packed_kv_cache.py",
         "self._move(list(range(len(new))), layers, extra=new)",
         "self._move(list(range(len(new))), layers)",
-        PATCH + "turns.py::test_buffers_grow_between_turns_and_rearranged_rows[llava-packed]",
+        PATCH + "turns.py::test_buffers_grow_between_turns_and_rearranged_samples[llava-packed]",
     ),
     # -- what a call of the model gives back ---------------------------------------------------
     Mutation(
@@ -284,7 +289,7 @@ MUTATIONS = [
         RUNTIME + "validation.py",
         "(placeholder[:, :-1] & (labels[:, 1:] != -100)).any()",
         "(placeholder[:1, :-1] & (labels[:1, 1:] != -100)).any()",
-        PATCH + "outputs.py::test_a_label_inside_a_picture_is_refused_in_any_row[llava-padded]",
+        PATCH + "outputs.py::test_a_label_inside_a_picture_is_refused_in_any_sample[llava-padded]",
     ),
     Mutation(
         "Methods that read attention scores run with assisted decoding.",
@@ -338,7 +343,8 @@ MUTATIONS = [
         RUNTIME + "state.py",
         "state.images = images if state.images is None else state.images + images",
         "state.images = images",
-        PATCH + "edges.py::test_pictures_are_counted_on_after_rows_of_a_cache_moved[mask-padded]",
+        PATCH
+        + "edges.py::test_pictures_are_counted_on_after_samples_of_a_cache_moved[mask-padded]",
     ),
     Mutation(
         "Pictures without pixels get the numbers of those of earlier turns.",
@@ -527,7 +533,7 @@ MUTATIONS = [
         MODELS + "self_check.py",
         "if scores is not None and scores[stay].min()",
         "if False and scores[stay].min()",
-        "tests/models/test_self_check.py::test_scores_made_another_way[llava]",
+        "tests/models/test_self_check.py::test_scores_computed_differently[llava]",
     ),
     Mutation(
         "The self-check does not try the packed layout.",
@@ -669,7 +675,7 @@ MUTATIONS = [
         "kernels/image_hash.py",
         "line[:, None] * width + column",
         "0 * (line[:, None] * width + column)",
-        "tests/runtime/test_image_hash.py::test_a_key_depends_on_the_order_of_the_values",
+        "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
     ),
 ]
 

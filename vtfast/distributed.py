@@ -1,9 +1,9 @@
-"""Which of several launched processes this is, and how they put their results together.
+"""Share work among several launched processes: which one this is, and how results are combined.
 
 The launcher is torchrun or `accelerate launch`. torchrun tells each process by RANK, WORLD_SIZE and
 LOCAL_RANK, and so does accelerate, except under `--cpu`: there it starts a single process, or
-several by MPI (`--mpirun_hostfile`). MPI has names of its own; they count if accelerate has also
-set where the processes meet.
+several by MPI (`--mpirun_hostfile`). MPI sets variables of its own, which are read only if
+accelerate has also set MASTER_ADDR and MASTER_PORT.
 """
 
 import os

@@ -10,7 +10,7 @@ class VTFastError(Exception):
 
 
 class PlanError(VTFastError, ValueError):
-    """A plan, a stage of one, or a preset's `keep` or `horizon` cannot be what was asked."""
+    """A plan, one of its stages, or a preset's `keep` or `horizon` is invalid or cannot be met."""
 
 
 class AlreadyPatchedError(VTFastError, RuntimeError):
@@ -30,4 +30,4 @@ class InputError(VTFastError, ValueError):
 
 
 class StateError(VTFastError, RuntimeError):
-    """A call came at the wrong moment, or what it builds on has changed since."""
+    """A call came at the wrong moment, or what it relies on has changed since."""

@@ -19,13 +19,13 @@ from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.stage import Stage
 
-_DEFAULT_KEEP = float("0.5")  # an object of its own, so that a keep that was passed can be told
+_DEFAULT_KEEP = float("0.5")  # a distinct object, which tells keep=0.5 from no keep
 _PATHS = ("auto", "packed", "padded")
 _POSITIONS = ("keep", "renumber")
 
 
 class Handle:
-    """A patched model: its plan, the report of its last prefill, and the way back.
+    """A patched model: its plan, the report of its last prefill, and `remove` to undo the patch.
 
     A context manager; leaving it removes the patch, also after an exception.
     """
@@ -86,15 +86,16 @@ def patch(
         seed: int, of the random stages; the same picture, seed, layer and budget give the same
             picks on every device.
         positions: "keep": rotary positions of the original sequence. "renumber": after a stage that
-            drops, the tokens of a sample count 0, 1, … again on all rotary axes, new ones go on
-            from each layer's own length, and keys cached below keep theirs; as in the papers' code.
-            For one turn, without drafts; anything else is refused.
+            drops, the tokens of a sample count 0, 1, … again on all rotary axes, new ones continue
+            from each layer's own length, and keys cached in earlier layers keep theirs; as in the
+            papers' code. A second turn and drafts are refused.
         impl: "auto" (Triton kernels on a GPU, plain PyTorch elsewhere) | "triton" | "eager": which
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
-            without padding, [1, tokens, D], from the first stage that drops on, a padded one from
-            layer 0 on (`output_hidden_states` shows it); "auto" is packed on a GPU without
-            gradients where the attention kernels take the model's dtype and head size, else padded.
+            without padding, [1, tokens, D], from the first stage that drops tokens on, or from
+            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed
+            on a GPU without gradients where the attention kernels take the model's dtype and head
+            size, else padded.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
             (which waits for the device).
 
@@ -102,12 +103,12 @@ def patch(
 
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
-        UnsupportedModelError: another model, or a wrapper of one (names the inner model to pass).
-        UnsupportedVersionError: a release of transformers that vtfast does not fit. One it was not
+        UnsupportedModelError: any other model, or a wrapper (names the inner model to pass).
+        UnsupportedVersionError: a release of transformers vtfast does not work with. One it was not
             tested with is checked at the first patch of a kind of model in a process, on a tiny
             model, in about half a second; VTFAST_SELF_CHECK=always checks all, =never none.
-        PlanError: a plan that cannot be, does not fit the model, or names an unknown method.
-        InputError: an argument out of its range. StateError: no Triton where it is asked for.
+        PlanError: a plan that is invalid, does not fit the model, or names an unknown method.
+        InputError: an argument out of its range. StateError: impl="triton" without Triton.
 
     Example:
         >>> with vtfast.patch(model, keep=0.25) as handle:
@@ -133,10 +134,10 @@ def patch(
 
 
 def check_transformers(model: Any, path: str) -> None:
-    """Make sure that vtfast fits the installed transformers, once for each kind of model.
+    """Make sure that vtfast works with the installed transformers, once for each kind of model.
 
-    A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; what it
-    fails is refused with UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
+    A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; a
+    release that fails it raises UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
     family, implementation = family_of(model), model.config.get_text_config()._attn_implementation
     how = _patch_tiny, implementation, path
@@ -154,7 +155,7 @@ def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
 
 
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
-    """Patch without asking which release of transformers this is."""
+    """Patch without checking the release of transformers."""
     parts = family.parts(model)
     ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
     stages = {
@@ -200,7 +201,7 @@ def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -
 
 
 def _hooks_of(model: nn.Module) -> PatchHooks | None:
-    """The active hooks, found by the hooks it has on the model (so a deep copy finds its own)."""
+    """The `PatchHooks` of a patched model, found by its hooks (so a deep copy finds its own)."""
     if not isinstance(model, nn.Module):
         return None
     for module in model.modules():

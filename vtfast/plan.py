@@ -1,6 +1,6 @@
-"""What is pruned where: a `Plan` is a few `Prune` stages and what can be computed from them.
+"""`Plan`: which stages prune a model, and the token counts and costs that follow from them.
 
-None of it needs a model, a tensor or a random number: how many visual tokens there are in every
+Nothing here needs a model, a tensor or a random number: how many visual tokens there are in every
 layer is a pure function of the plan and of the number an image starts with.
 """
 
@@ -77,8 +77,8 @@ class Plan:
             keeps_all = isinstance(before.keep, float) and before.keep == 1
             if per == ("image", "frame") and not keeps_all:
                 raise PlanError(
-                    f"{after!r} cuts clips by frame after {before!r} pruned them as a whole, which "
-                    'leaves no known number in a frame; give that stage per="frame" too'
+                    f"{after!r} prunes clips by frame after {before!r} pruned them as a whole, so "
+                    'the tokens left in a frame are not known; give that stage per="frame" too'
                 )
             same = type(before.keep) is type(after.keep)
             counts = isinstance(before.keep, int) and per[0] != per[1]  # of different things
@@ -143,8 +143,8 @@ class Plan:
     ) -> Plan:
         """The plan of a two-stage preset, or of `vtw`, at a measured horizon.
 
-        Where the task has none (`horizon.layer` is None) the stage there is left out, the first
-        stage is solved again for the same `keep`, and a warning says so.
+        Where the task has none (`horizon.layer` is None) the second stage is left out, the first is
+        solved again for the same `keep`, and a warning says so.
         """
         first, _, then = check_name(name).partition("+")
         num_layers, task = horizon.num_layers, horizon.task
@@ -158,7 +158,7 @@ class Plan:
             )
         if not then:
             raise PlanError(
-                f"{task} has no horizon and preset {name!r} no stage to plan without one; "
+                f"{task} has no horizon and preset {name!r} cannot be planned without one; "
                 'pass a preset such as "divprune+random", or use Plan.preset'
             )
         warnings.warn(
@@ -205,7 +205,7 @@ class Plan:
         return resolved
 
     def check(self, num_layers: int) -> None:
-        """Raise PlanError if a stage lies beyond the last of `num_layers` decoder layers."""
+        """Raise PlanError if a stage comes after the last of `num_layers` decoder layers."""
         num_layers, last = whole_number("num_layers", num_layers, least=1), self.stages[-1]
         if last.layer >= num_layers:
             raise PlanError(
@@ -267,7 +267,7 @@ class Plan:
         return "\n".join([head, *(f"  {stage}" for stage in self.stages)])
 
     def _label(self, keep: float | None, horizon: int | None, source: str | None) -> Plan:
-        """Note what the plan was solved for; only on a plan that nobody has seen yet."""
+        """Note what the plan was solved for; only right after the plan was made."""
         for name, value in (("keep", keep), ("horizon", horizon), ("horizon_source", source)):
             object.__setattr__(self, name, value)
         return self
@@ -276,7 +276,7 @@ class Plan:
 def multiply_adds(config: Any, tokens: Sequence[int]) -> int:
     """Multiply-adds of decoder layers in a prefill, with `tokens[i]` tokens in layer i.
 
-    Of one layer with T tokens, hidden size h, H query heads and G key/value heads of d channels,
+    For one layer with T tokens, hidden size h, H query heads and G key/value heads of d channels,
     and a gated MLP of width m:
 
         T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down

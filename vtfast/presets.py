@@ -1,4 +1,4 @@
-"""From a preset's name and one average budget to its stages: the arithmetic behind `Plan.preset`.
+"""The arithmetic behind `Plan.preset`: the stages of a preset that meet an average budget.
 
 The budget `keep` is the share of visual tokens *averaged over all L decoder layers*, the accounting
 of the papers; a layer before the first stage counts as 1. With K the layer of the first stage, H
@@ -54,7 +54,7 @@ PAPER: dict[tuple[str, int], tuple[tuple[int, str, int], ...]] = {
 DEFAULT_KEEP = 0.5
 _RATIO = 8  # f1/f2
 _HALF = 0.5  # PyramidDrop's share from stage to stage
-_SLACK = 1e-9  # layers: keep·L is a little off L's multiples where keep = layers/L was meant
+_SLACK = 1e-9  # in layers: with keep = layers/L, keep·L may miss a whole number by rounding
 
 # Stages, the average keep they were solved for, and the horizon; None where there is none.
 Solved = tuple[tuple[Prune, ...], float | None, int | None]
@@ -130,7 +130,7 @@ def paper_stages(name: str, tokens: int) -> tuple[Prune, ...]:
 
 
 def _pyramid(num_layers: int, keep: float | None) -> Solved:
-    """Three stages by the scores of their own layers, each keeping the same share of the last."""
+    """Three stages by the scores of their own layers, each keeping the same share of the rest."""
     if num_layers < 4:
         raise PlanError(
             f"preset 'pyramiddrop' prunes at three layers after the first and the model has "
@@ -159,8 +159,8 @@ def _check_reachable(name: str, share: float, layer: int, num_layers: int) -> No
     """Refuse an average that the layers before the first stage use up."""
     if layer and share * num_layers - layer <= _SLACK:
         raise PlanError(
-            f"keep={share:g}: the layers before preset {name!r} prunes, {layer} of {num_layers}, "
-            f"keep everything; the smallest reachable keep is {_above(layer / num_layers)}"
+            f"keep={share:g}: preset {name!r} keeps everything in the first {layer} of "
+            f"{num_layers} layers; the smallest reachable keep is {_above(layer / num_layers)}"
         )
 
 
@@ -170,7 +170,7 @@ def _vtw(num_layers: int, keep: float | None, horizon: int | None) -> Solved:
         if keep is not None:
             raise PlanError(
                 f"keep={keep!r} and horizon={horizon!r}: preset 'vtw' drops everything at one "
-                "layer, which either of them gives; pass one"
+                "layer, which either one determines; pass one"
             )
         layer = whole_number("horizon", horizon)
         if layer >= num_layers:
@@ -217,12 +217,12 @@ def _between(name: str, layer: int, horizon: int | None, num_layers: int) -> int
 
 
 def _above(bound: float) -> str:
-    """The next number of four decimals above `bound`: what an error names can be passed."""
+    """The next number of four decimals above `bound`, so that the value an error names is valid."""
     return f"{(math.floor(bound * 1e4 + 1e-6) + 1) / 1e4:g}"
 
 
 def _at_most(bound: float) -> str:
-    """`bound` cut to four decimals: what an error names can be passed."""
+    """`bound` rounded down to four decimals, so that the value an error names is valid."""
     return f"{math.floor(bound * 1e4 + 1e-6) / 1e4:g}"
 
 

@@ -55,8 +55,8 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
     ) -> "Qwen25VLProcessor":
         """The processor of a checkpoint: a local folder or a Hugging Face Hub id.
 
-        `kwargs` are those of every `from_pretrained`, as `revision` and `local_files_only`. Raises
-        OSError where a file is missing or cannot be fetched.
+        `kwargs` are those of every `from_pretrained`, such as `revision` and `local_files_only`.
+        Raises OSError where a file is missing or cannot be fetched.
         """
         name = pretrained_model_name_or_path
         settings, _ = cls.get_processor_dict(name, **kwargs)

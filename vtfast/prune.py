@@ -1,7 +1,7 @@
 """One stage of a pruning plan: at which layer, by which method, how many visual tokens stay.
 
 A stage is a value: validated when made, frozen, hashable. How many tokens it keeps is arithmetic on
-the host (`Prune.count`); which ones is the business of the method it names.
+the host (`Prune.count`); the method it names decides which ones.
 """
 
 import math
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from vtfast.errors import PlanError
 
 # The methods that come with the package and the options each knows: allowed values, default first.
-# A method that is not here was registered by somebody else and gets whatever options it is given.
+# Any other method was registered by a user and gets its options unchecked.
 BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str | bool, ...]]] = {
     "random": {},
     "topk": {"score_layer": ("previous", "this")},
@@ -33,14 +33,14 @@ class Prune:
     Args:
         layer: int ≥ 0, the decoder layer of the language model whose input is pruned (0-based;
             0 = after the projector or merger, before the language model).
-        method: `"random"`, `"topk"`, `"diversity"`, `"dart"`, `"uniform"`, `"drop"`, or a name
-            registered. Whether it is registered is checked when a model is patched.
+        method: `"random"`, `"topk"`, `"diversity"`, `"dart"`, `"uniform"`, `"drop"`, or a
+            registered name. Whether it is registered is checked when a model is patched.
         keep: a float in [0, 1] is a fraction of the image's *original* tokens (1.0 keeps all), an
             int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only.
         options: `per="image" | "frame"` for every method: whether a video clip has one budget over
             all its frames or one per frame. `score_layer="previous" | "this"` for `"topk"`.
-            `official_budget=True` for `"dart"`: of k tokens to keep, 4 + 8·floor(k/8), as its code
-            does. A registered method gets every other option as it is given; values must be
+            `official_budget=True` for `"dart"`: keeps 4 + 8·floor(k/8) tokens instead of k, as its
+            code does. A registered method gets every other option as it is given; values must be
             hashable.
 
     Raises PlanError for anything else. Two stages are equal when all of this is equal, where 1 and
@@ -80,7 +80,7 @@ class Prune:
 
         Returns `min(floor(keep·N + 0.5), left)` for a fraction and `min(keep, left)` for a number
         of tokens; at least 1, unless `keep` is 0 or no token is left. With `official_budget` that
-        number is first taken to 4 + 8·floor(number/8).
+        number k first becomes 4 + 8·floor(k/8).
         """
         original, left = whole_number("original", original), whole_number("left", left)
         if isinstance(self.keep, int):

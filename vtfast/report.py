@@ -33,7 +33,7 @@ class Report:
     @cached_property
     def kept(self) -> dict[int, tuple[Tensor, ...]]:
         """With `record=True`: for each stage that dropped something, by layer, one int64 tensor per
-        sample: columns of the input row (left padding counted) of the visual tokens kept."""
+        sample, the positions of its kept visual tokens in the input (left padding counts)."""
         return {
             layer: tuple(part % self._chunk for part in rows.split(counts))
             for layer, (rows, counts) in self._kept.items()

@@ -48,7 +48,7 @@ def test_without_a_horizon_it_is_said_once():
 @pytest.mark.parametrize("name", ["vtw", "divprune"])
 def test_without_a_horizon_there_must_be_another_stage_to_plan(name):
     with pytest.raises(
-        PlanError, match=r"has no horizon and preset .* no stage to plan without one"
+        PlanError, match=r"has no horizon and preset .* cannot be planned without one"
     ):
         Plan.from_horizon(Horizon(None), name=name)
 

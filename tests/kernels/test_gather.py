@@ -37,7 +37,7 @@ def test_copies_the_chosen_rows_of_every_tensor(impl, index, index_dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
-def test_copies_bytes_that_triton_or_a_gpu_does_not_know(impl, dtype):
+def test_copies_dtypes_that_triton_or_a_gpu_does_not_know(impl, dtype):
     x = torch.arange(28, dtype=torch.uint8).view(4, 7)
     (out,) = gather_rows(torch.tensor([3, 1]), x.view(dtype), impl=impl)
     assert out.dtype == dtype

@@ -170,7 +170,7 @@ class Ops(TorchDispatchMode):
         (8, 0, ["topk_select", "gather_rows"]),
     ],
 )
-def test_launches_once_up_to_4096_rows_and_twice_beyond(device, n, width, ran):
+def test_launches_once_up_to_4096_rows_and_twice_above(device, n, width, ran):
     with Ops() as ops:
         check(topk, ragged([n, 1], device), [2, 1], [rows(n + 1, width).to(device)])
     assert ops.names == ran

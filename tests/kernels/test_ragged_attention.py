@@ -50,7 +50,7 @@ def test_queries_before_the_first_key_give_exactly_zero(q_lengths, k_lengths):
 
 
 @pytest.mark.parametrize("lengths", [[6, 6], [6, 9]])
-def test_a_neighbour_cannot_reach_into_a_sequence(lengths):
+def test_a_sequence_does_not_read_its_neighbours(lengths):
     """Not even with NaN: 0 times NaN would show."""
     q, k, v = inputs(sum(lengths), sum(lengths))
     clean = ragged_attention(q, k, v, ragged(lengths), ragged(lengths))[:6]

@@ -111,7 +111,7 @@ def test_queries_before_the_first_key_give_exactly_zero(q_lengths):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("first", [6, 64, 66])
-def test_a_neighbour_cannot_reach_into_a_sequence(first, causal):
+def test_a_sequence_does_not_read_its_neighbours(first, causal):
     """Not even with NaN or infinity in its queries, keys and values: 0 times NaN would show."""
     q, k, v = inputs(first + 6, first + 6, 2, 1)
     expected = run(q, k, v, [first, 6], [first, 6], causal=causal)[:first]

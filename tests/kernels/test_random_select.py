@@ -156,7 +156,7 @@ def test_picks_for_k_are_among_those_for_k_plus_one():
 
 
 @pytest.mark.parametrize("changed", ["seed", "stream", "image_hash"])
-def test_draws_anew_when_any_of_its_names_changes(changed):
+def test_another_seed_stream_or_image_hash_gives_other_picks(changed):
     def draw(number):
         names = {"seed": 1, "stream": 1, "image_hash": 1, changed: number}
         names["image_hash"] = torch.tensor([names["image_hash"]])

@@ -9,7 +9,7 @@ import vtfast
 from vtfast import Prune
 from vtfast.methods.dart import dart
 
-# Samples by their parts: text rows, and pictures as (tokens,).
+# Samples by their parts: text tokens, and pictures as (tokens,).
 CASES = {
     "one-picture": ([[5, (30,), 9]], [13]),
     "four-pivots-and-equal-shares": ([[5, (60,), 9]], [4 + 8 * 3]),
@@ -29,7 +29,7 @@ CASES = {
 
 
 def expected(ctx):
-    """Ranks of every picture, one row after another through the plain reading."""
+    """Ranks kept of every picture, one sample after another, by the plain loops."""
     norms = ctx.attention.keys.float().abs().sum((1, 2))
     states = ctx.sequences.norm(ctx.sequences.hidden).float()
     visual = ctx.sequences.visual.tolist()
@@ -47,7 +47,7 @@ def expected(ctx):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("samples", "keep"), CASES.values(), ids=CASES)
-def test_dart_is_its_plain_reading_ascending_and_exact(samples, keep, seed):
+def test_dart_agrees_with_plain_loops_and_is_exact(samples, keep, seed):
     ctx = context(samples, keep, seed=seed)
     index = dart(ctx)
     assert picks(index, ctx) == expected(ctx)
@@ -70,7 +70,7 @@ def test_a_picture_keeps_the_same_alone_and_in_a_batch():
     assert picks(dart(alone), alone)[0] == picks(dart(together), together)[0]
 
 
-def test_tokens_all_alike_go_by_position():
+def test_equal_tokens_are_kept_by_position():
     ctx = context([[5, (30,), 9]], [13])
     ctx.sequences.hidden.fill_(1.0)
     ctx.attention.keys.fill_(1.0)

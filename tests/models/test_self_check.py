@@ -1,4 +1,4 @@
-"""A release of transformers that vtfast does not fit is refused, and never silently wrong.
+"""A release of transformers that vtfast does not work with is refused, never silently wrong.
 
 Later releases are made by hand here: classes that hand on an argument under another name, or not at
 all, as transformers 5.24 did with the cache. Every one of them has to be refused by the self-check,
@@ -132,7 +132,7 @@ def test_any_other_value_is_refused(monkeypatch):
 
 
 @families
-def test_both_layouts_are_tried_in_every_way(family, untested, monkeypatch):
+def test_every_kind_of_run_is_tried_in_both_layouts(family, untested, monkeypatch):
     tried, runs = [], self_check._runs
 
     def noted(batch, alone, path):
@@ -301,7 +301,7 @@ def test_a_packed_model_keeps_its_attention_when_another_is_checked(untested):
 
 
 def hand_under_another_name(monkeypatch, cls, old, new, *, hidden):
-    """Whoever calls a module of this class says `new` where it said `old`.
+    """Calls of a module of this class pass `new` where they passed `old`.
 
     `hidden`: the forward takes any keyword argument, so its signature does not show it.
     """
@@ -440,7 +440,7 @@ def test_labels_under_another_name(family, untested, monkeypatch):
 
 @families
 def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
-    """The truth is made layer by layer, which would then be no truth."""
+    """The expected logits are computed layer by layer, which would then be wrong."""
     model = family.build()
     cls = type(model.model.language_model)
     forward = cls.forward
@@ -464,7 +464,7 @@ def test_pictures_that_are_not_found(untested, monkeypatch):
 def test_a_layout_that_is_not_taken(untested, monkeypatch):
     model = build_llava()
     monkeypatch.setattr(hooks.PatchHooks, "_why_always_padded", lambda self, config: "because")
-    refused(model, match=r"the padded layout was taken \(because\)")
+    refused(model, match=r"the padded layout was used \(because\)")
 
 
 def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
@@ -524,7 +524,7 @@ def test_a_single_late_layer_whose_attention_loses_our_keyword(family, untested,
 
 
 @families
-def test_scores_made_another_way(family, untested, monkeypatch):
+def test_scores_computed_differently(family, untested, monkeypatch):
     """A new normalisation of the queries, say: scores read from the weights would be wrong."""
     model = family.build()
     attention = type(model.model.language_model.layers[0].self_attn)
@@ -534,7 +534,7 @@ def test_scores_made_another_way(family, untested, monkeypatch):
         return forward(self, hidden_states.flip(-1), *args, **kwargs)
 
     monkeypatch.setattr(attention, "forward", normalised)
-    refused(model, match="layer 1 attends to other tokens than were kept")
+    refused(model, match="layer 1 attends more to tokens that were dropped")
 
 
 def only_in(monkeypatch, layout):
@@ -553,7 +553,7 @@ def only_in(monkeypatch, layout):
 def test_the_release_that_renamed_the_cache_would_have_been_refused(
     family, only, functions_only, untested, monkeypatch
 ):
-    """As vtfast was before 0.2: it knew one name of the cache and went on without."""
+    """vtfast before 0.2 knew one name of the cache and silently ran without one."""
     other = "past_key_values" if CACHE == "cache" else "cache"
     monkeypatch.setattr(names, "given_cache", lambda call: call.get(other))
     monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: kwargs.get(other))

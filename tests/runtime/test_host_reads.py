@@ -132,14 +132,14 @@ def test_a_padded_batch_costs_one_read_in_prefill_and_none_in_decoding(family, p
 
 
 @both_layouts
-def test_a_single_row_costs_one_read_in_prefill_and_none_in_decoding(family, path):
+def test_a_single_sample_costs_one_read_in_prefill_and_none_in_decoding(family, path):
     prefill, steps = extra_reads(family, path, FOUR_STAGES, family.inputs("single"))
     assert prefill <= 1
     assert max(steps) <= 0
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
-def test_a_single_llava_row_without_a_mask_costs_no_read_at_all(path):
+def test_a_single_llava_sample_without_a_mask_costs_no_read_at_all(path):
     family = FAMILIES["llava"]
     inputs = unmasked(family.inputs("single"))
     prefill, steps = extra_reads(family, path, FOUR_STAGES, inputs)
@@ -179,7 +179,7 @@ def test_generating_twenty_tokens_costs_one_read_in_all(family, path):
 
 @both_layouts
 def test_a_read_in_a_method_is_counted(family, path):
-    """The counter reaches into our hooks: these tests can fail."""
+    """The counter counts inside our hooks, so these tests can fail."""
 
     def nosy(context):
         context.features.sum().item()
@@ -197,7 +197,7 @@ def test_a_read_in_a_method_is_counted(family, path):
 
 @both_layouts
 def test_beams_of_unequal_prompts_are_reordered_without_a_read(family, path):
-    """Beams change places among copies of one prompt, whose rows are as many."""
+    """Beams change places among copies of one prompt, which are equally long."""
     samples = family.samples([9], [3, Picture(seed=2), 5], [2, Picture(seed=3), 9])
     inputs, model = family.batch(samples), family.build()
     beams = {"num_beams": 3, "steps": 6}

@@ -39,7 +39,7 @@ REARRANGED = [
 
 @pytest.mark.parametrize(("rearrange", "order"), REARRANGED)
 @both_layouts
-def test_a_rearranged_cache_goes_on_as_the_rows_it_holds(family, path, rearrange, order):
+def test_a_rearranged_cache_goes_on_as_the_samples_it_holds(family, path, rearrange, order):
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected = continuation(model, inputs, steps=6)[order]
@@ -93,7 +93,7 @@ def test_a_cache_counts_the_tokens_it_has_seen(family, path):
 
 @both_layouts
 def test_a_cache_counts_as_before_when_samples_leave_it(family, path):
-    """The longest one too, by whose rows a packed layer counts."""
+    """Also when the longest one leaves, whose length a packed layer reports."""
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         talk = Conversation(family, model, inputs)
@@ -186,7 +186,7 @@ def unmasked(inputs):
 
 @both_layouts
 def test_only_the_tokens_kept_are_cached(family, path):
-    """Every layer of an unpadded row holds exactly the rows that the report says it saw."""
+    """Every layer of an unpadded sample holds exactly the tokens that the report says it saw."""
     inputs, model = family.inputs("single"), family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path) as handle:
         talk = Conversation(family, model, inputs)

@@ -121,7 +121,7 @@ SLIDING = [
 
 
 class Elsewhere(torch.nn.Parameter):
-    """Says that it is on a second GPU, as accelerate leaves half of a model that fits no single."""
+    """Claims to be on a second GPU, as when accelerate splits a model that one GPU cannot hold."""
 
     device = torch.device("cuda", 1)
 
@@ -159,7 +159,7 @@ BAD_PLANS = [
 
 
 @pytest.mark.parametrize(("plan", "options", "match"), BAD_PLANS)
-def test_a_plan_that_cannot_be_is_refused(plan, options, match):
+def test_an_invalid_plan_is_refused(plan, options, match):
     refused(FAMILIES["llava"].build(), PlanError, match, plan, **options)
 
 

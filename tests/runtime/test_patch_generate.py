@@ -1,4 +1,4 @@
-"""Generation on a patched model: rows of a batch, beams, samples, interleaved runs."""
+"""Generation on a patched model: samples of a batch, beams, samples, interleaved runs."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from vtfast import Prune
 
 
 @both_layouts
-def test_every_row_of_a_padded_batch_has_the_logits_of_that_row_alone(family, path):
+def test_every_sample_of_a_padded_batch_has_the_logits_of_that_sample_alone(family, path):
     samples = family.named("batch")
     inputs = family.batch(samples)
     model = family.build()
@@ -30,7 +30,7 @@ def test_every_row_of_a_padded_batch_has_the_logits_of_that_row_alone(family, pa
 
 
 @both_layouts
-def test_every_row_of_a_padded_batch_says_what_that_row_says_alone(family, path):
+def test_every_sample_of_a_padded_batch_says_what_that_sample_says_alone(family, path):
     samples = family.named("batch")
     model = family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path):

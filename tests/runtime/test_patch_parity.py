@@ -53,12 +53,12 @@ def test_twenty_greedy_tokens_are_the_oracles(family, path, plan):
 
 
 @both_layouts
-def test_a_single_unpadded_row_has_the_oracles_logits(family, path):
+def test_a_single_unpadded_sample_has_the_oracles_logits(family, path):
     check_logits(family, path, FOUR_STAGES, family.inputs("single"))
 
 
 @both_layouts
-def test_a_single_unpadded_row_has_the_oracles_tokens(family, path):
+def test_a_single_unpadded_sample_has_the_oracles_tokens(family, path):
     check_tokens(family, path, FOUR_STAGES, family.inputs("single"))
 
 
@@ -82,13 +82,13 @@ def test_logits_are_zero_where_a_token_was_dropped(family, path):
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
-def test_image_and_video_rows_have_the_oracles_logits(path):
+def test_image_and_video_samples_have_the_oracles_logits(path):
     family = FAMILIES["qwen"]
     check_logits(family, path, FOUR_STAGES, family.inputs("video"))
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
-def test_image_and_video_rows_have_the_oracles_tokens(path):
+def test_image_and_video_samples_have_the_oracles_tokens(path):
     family = FAMILIES["qwen"]
     check_tokens(family, path, FOUR_STAGES, family.inputs("video"))
 

@@ -53,7 +53,7 @@ def test_tokens_are_the_oracles(family, path, plan):
 
 
 @both_layouts
-def test_renumbering_is_not_keeping(family, path):
+def test_renumbering_changes_the_logits(family, path):
     model, inputs = family.build(), family.inputs("single")
     plan = [Prune(1, "random", 0.5)]
     with vtfast.patch(model, plan, path=path):
@@ -101,7 +101,7 @@ def test_beams_take_their_positions_along(family, path):
 
 @both_layouts
 def test_a_rearranged_cache_takes_its_positions_along(family, path):
-    """Only the second and third rows have pictures, so only they were renumbered."""
+    """Only the second and third samples have pictures, so only they were renumbered."""
     model, inputs = family.build(), family.inputs("batch")
     with renumbered(model, PLANS["in-the-middle"], path):
         expected = continuation(model, inputs, steps=6)[[2, 0]]
@@ -168,7 +168,7 @@ def test_a_picture_after_text_on_one_cache_is_refused(family, path):
 
 
 @both_layouts
-def test_a_cache_counted_otherwise_cannot_go_on(family, path):
+def test_a_cache_with_other_positions_is_refused(family, path):
     model, inputs = family.build(), family.inputs("single")
     with renumbered(model, PLANS["in-the-middle"], path):
         talk = Conversation(family, model, inputs)
@@ -180,7 +180,7 @@ def test_a_cache_counted_otherwise_cannot_go_on(family, path):
 
 
 @pytest.mark.parametrize("bad", ["original", None, True])
-def test_an_unknown_way_to_count_is_refused(bad):
+def test_an_unknown_value_of_positions_is_refused(bad):
     model = FAMILIES["llava"].build()
     with pytest.raises(InputError, match="'keep', 'renumber'"):
         vtfast.patch(model, positions=bad)

@@ -34,7 +34,7 @@ def test_tokens_are_the_oracles(family, name, attention):
 
 @families
 def test_a_plain_call_takes_one_too(family):
-    """With the 2-D mask, as somebody writes it who does not use `generate`."""
+    """With a 2-D mask, as in decoding loops written without `generate`."""
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
         expected = model(**fed(family, inputs), **{CACHE: DynamicCache()}).logits
@@ -140,7 +140,7 @@ def test_a_later_prepared_mask_is_refused(family):
 
 
 @families
-def test_packed_says_that_it_cannot(family):
+def test_the_packed_layout_refuses_a_static_cache(family):
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, FOUR_STAGES, path="packed"), torch.no_grad():
         with pytest.raises(InputError, match=r'static cache.*path="padded"'):
@@ -149,7 +149,7 @@ def test_packed_says_that_it_cannot(family):
             continuation(model, inputs, cache_implementation="static")
 
 
-def test_a_cache_that_is_neither_is_refused():
+def test_a_cache_neither_dynamic_nor_static_is_refused():
     """Each of its layers may see another part of the sequence."""
     family = FAMILIES["llava"]
 

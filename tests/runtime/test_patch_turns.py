@@ -106,7 +106,7 @@ def test_five_tokens_at_once_between_single_ones(family, path):
 
 
 @both_layouts
-def test_rows_bring_their_pictures_in_different_turns(family, path):
+def test_samples_bring_their_pictures_in_different_turns(family, path):
     first, second = one(family), other(family)
     with talking(family, path, rows=3) as turns:
         turns.say([4, first, 7], [3], [2, second, 3, first, 4])
@@ -129,7 +129,7 @@ def test_right_padded_turns(family, path):
 
 
 @both_layouts
-def test_one_real_token_a_row_in_a_padded_chunk_is_no_decoding_step(family, path):
+def test_one_real_token_a_sample_in_a_padded_chunk_is_no_decoding_step(family, path):
     with talking(family, path, rows=2) as turns:
         turns.say([4, one(family), 7], [3])
         turns.step(1)
@@ -139,7 +139,7 @@ def test_one_real_token_a_row_in_a_padded_chunk_is_no_decoding_step(family, path
 
 
 @both_layouts
-def test_a_row_may_sit_out_a_turn(family, path):
+def test_a_sample_may_skip_a_turn(family, path):
     with talking(family, path, rows=2) as turns:
         turns.say([4, one(family), 7], [3])
         turns.step(1)
@@ -202,8 +202,8 @@ ROWS = [
 
 @pytest.mark.parametrize(("how", "rows"), ROWS)
 @both_layouts
-def test_rearranged_rows_go_on_with_what_they_hold(family, path, how, rows):
-    """Rows of three lengths, moved in the middle of decoding and once more after a new picture."""
+def test_rearranged_samples_go_on_with_their_own_tokens(family, path, how, rows):
+    """Samples of three lengths, moved in the middle of decoding and again after a new picture."""
     with talking(family, path, rows=3) as turns:
         turns.say([4, one(family), 7], [3], [2, other(family), 3, one(family), 4])
         turns.step(2)
@@ -231,7 +231,7 @@ def test_what_is_cropped_may_be_said_differently(family, path):
 
 
 @both_layouts
-def test_buffers_grow_between_turns_and_rearranged_rows(family, path):
+def test_buffers_grow_between_turns_and_rearranged_samples(family, path):
     with talking(family, path, rows=2) as turns:
         turns.say([4, one(family), 7], [3])
         turns.step(100)
@@ -267,7 +267,7 @@ def test_generate_answers_about_a_picture_after_a_turn_of_text(family, path):
 
 
 @both_layouts
-def test_generate_answers_rows_that_bring_pictures_in_different_turns(family, path):
+def test_generate_answers_samples_that_bring_pictures_in_different_turns(family, path):
     with talking(family, path, rows=2) as turns:
         turns.generate([4, one(family), 7], [3])
         turns.generate([2], [3, other(family), 1, one(family), 5])
@@ -303,7 +303,7 @@ def test_a_cache_made_in_inference_mode_goes_on_outside_of_it(family, path):
 
 @both_layouts
 def test_cropping_over_padding_is_refused(family, path):
-    """Padding has no row in a pruned layer, so another token was lost in its place."""
+    """A pruned layer holds no padding, so a real token was lost in its place."""
     with talking(family, path, rows=2) as turns:
         turns.say([4, one(family), 7], [3], side="right")
         turns.step(3)

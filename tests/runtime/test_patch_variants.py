@@ -1,4 +1,4 @@
-"""Other members of the LLaVA family, and calls that spell the same thing otherwise."""
+"""Other members of the LLaVA family, and equivalent spellings of a call."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def siglip():
     )
 
 
-# Tokens of a picture, and what of a LLaVA is other than in the other tests.
+# Tokens of a picture, and how the LLaVA differs from that of the other tests.
 VARIANTS = {
     "siglip": (36, lambda: {"vision_config": siglip()}, {"vision_feature_select_strategy": "full"}),
     "clip-with-its-class-token": (37, dict, {"vision_feature_select_strategy": "full"}),
@@ -42,7 +42,7 @@ def build(name, attention="sdpa"):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @paths
-def test_the_llavas_there_are_have_the_oracles_logits_and_tokens(name, path):
+def test_llava_variants_have_the_oracles_logits_and_tokens(name, path):
     tokens = [IMAGE] * VARIANTS[name][0]
     inputs = FAMILIES["llava"].batch(
         [

@@ -62,7 +62,7 @@ class Attention:
 
 @dataclass
 class SelectionContext:
-    """What a method may look at when one stage of a plan is due.
+    """What a method may look at when a stage of the plan is reached.
 
     Attributes:
         layer: decoder layer whose input is pruned.

@@ -2,7 +2,7 @@
 
 Pivots are tokens whose keys have a large L1 norm: four of the picture and four of the text after
 it. One pivot after the other takes an equal share of the tokens to keep: those of the picture, not
-taken yet, with the lowest cosine to the pivot. Text pivots themselves are not counted. Norms are of
+taken yet, with the lowest cosine to the pivot. Text pivots do not count among them. Norms are of
 the keys of the layer before, after rotation, over all key heads; cosines are of the hidden states
 entering the layer, under the model's final norm, in fp32.
 
@@ -76,7 +76,7 @@ def _text_pivots(ctx: SelectionContext, norms: Tensor) -> tuple[Ragged, Tensor]:
     ends = list(accumulate(counts))
     candidates = torch.cat([text[ends[b] - counts[b] : ends[b]] for b in sequences.samples])
     of_segment = Ragged.from_lengths([counts[b] for b in sequences.samples], segments.device)
-    first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # of an empty one: any
+    first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # if empty: any
     before = candidates < sequences.visual[first][of_segment.cells[0]]
     chosen = Ragged.from_lengths([min(_PIVOTS, n) for n in of_segment.lengths], segments.device)
     scores = norms[candidates].masked_fill(before, torch.nan)  # so that text before ranks last

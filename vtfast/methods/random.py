@@ -9,8 +9,8 @@ from vtfast.methods.context import SelectionContext
 def random(ctx: SelectionContext) -> Tensor:
     """Row numbers of the kept tokens, int32 ascending.
 
-    They depend on seed, image hash, layer, image size and number kept alone: every device, batch
-    and beam keeps the same tokens.
+    They depend only on seed, image hash, layer, image size and number kept: every device, batch and
+    beam keeps the same tokens.
     """
     return random_select(
         ctx.segments,

@@ -32,12 +32,12 @@ def _supports_all_heads(dtype: torch.dtype, head_size: int) -> str:
 
 @dataclass(frozen=True)
 class Method:
-    """A method under the name that `Prune` uses.
+    """A pruning method, and what the runtime has to know about it.
 
     Attributes:
-        name: the name.
+        name: what `Prune` calls it.
         select: the method itself, from a `SelectionContext` to the row numbers that stay.
-        needs: what has to be prepared for it, of "scores" and "image_hash".
+        needs: which of "scores" and "image_hash" have to be prepared for it.
         kernel_limit: most tokens of an image (or frame) that its Triton kernel takes; None if it
             has no kernel in vtfast.
         why_unsupported: why its kernels cannot run in a model of this dtype and head size; "" if
@@ -149,6 +149,6 @@ class _Checked:
         if not distinct or tuple(found) != ctx.keep:
             raise InputError(
                 f"method {self.name!r} returned {'' if distinct else 'repeated '}rows at layer "
-                f"{ctx.layer}, {tuple(found.tolist())} of the segments where ctx.keep={ctx.keep} "
-                "were asked; return exactly ctx.keep[i] distinct rows of segment i"
+                f"{ctx.layer}: {tuple(found.tolist())} of the segments, expected ctx.keep="
+                f"{ctx.keep}; return exactly ctx.keep[i] distinct rows of segment i"
             )

@@ -1,4 +1,4 @@
-"""Uniform: evenly spaced tokens of the picture's grid, a baseline that sees no feature or score.
+"""Uniform: evenly spaced tokens of the picture's grid, a baseline that uses no features or scores.
 
 Of a grid of t frames, h rows and w columns, k tokens are kept:
 

@@ -57,7 +57,7 @@ def family_of_class(name: str) -> "Family":
 
 
 def supported_class(model: object) -> type:
-    """The class of transformers that a model `family_of` accepts is of, or is derived from."""
+    """The transformers class of a model that `family_of` accepts, or the one it derives from."""
     return next(cls for cls in type(model).__mro__ if _is_supported(cls))
 
 
@@ -66,5 +66,5 @@ def _is_supported(cls: type) -> bool:
 
 
 def _supported_name(model: object) -> str | None:
-    """The class of transformers a model is of, if vtfast knows it."""
+    """The name of the transformers class of a model, if vtfast supports it."""
     return next((cls.__name__ for cls in type(model).__mro__ if _is_supported(cls)), None)

@@ -1,4 +1,4 @@
-"""What the families share: the parts of a model by name, and how their decoder layers read.
+"""What the families share: where a model's parts are, and how its layers compute attention scores.
 
 All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and `k_proj`
 (biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
@@ -61,8 +61,8 @@ class Family(ABC):
     def note(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
     ) -> None:
-        """Leave what image hashes are made from, if wanted, on a tower's output, for `generate`
-        encodes pictures before the forward."""
+        """Attach what is known of the pictures to a tower's output (if `hashed`, their image hashes
+        too), because `generate` encodes pictures before the forward."""
 
     @abstractmethod
     def tiny(self, config: Any) -> PreTrainedConfig:
@@ -127,7 +127,7 @@ class Family(ABC):
 
 
 def check_one_device(text: nn.Module) -> None:
-    """Raise UnsupportedModelError where layers are on several devices; offloaded ones are not."""
+    """Raise UnsupportedModelError where layers are on several devices; offloading is allowed."""
     places = sorted({str(p.device) for p in text.parameters()} - {"meta"})
     if len(places) > 1:
         raise UnsupportedModelError(
@@ -149,21 +149,21 @@ def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tens
 
 
 def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
-    """What generate's pre-encoding left for pictures of a kind, whole; None without it."""
+    """The tower's output for one kind of picture if `generate` has encoded them; else None."""
     encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
     if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
         raise InputError(
-            "the features of the pictures came in chunks (prefill_chunk_size), which cut images "
-            "apart; leave prefill_chunk_size unset while the model is patched"
+            "the features of the pictures came in chunks (prefill_chunk_size), which "
+            "splits images; leave prefill_chunk_size unset while the model is patched"
         )
     return encoded
 
 
 def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
-    """Reads what a tower's output carries per image [images, ...], for features repeated since.
+    """A function that reads what `note` attached to a tower's output, one entry per picture.
 
-    For beams and return sequences transformers repeats the feature tensors themselves, so equal
-    objects are copies of one picture and the first occurrences are the pictures in order.
+    For beams and return sequences transformers repeats the feature tensors, so the same object
+    stands for the same picture, and the first occurrences are the pictures in order.
     """
     note = getattr(encoded, name, None)
     if note is None:

@@ -60,7 +60,7 @@ class Llava(Family):
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
             image_hash = noted(encoded, "vtfast_image_hash")
-            high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square, if not told
+            high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square if unknown
         elif pixels is not None:
             sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
             image_hash = LazyImageHash(pixels)
@@ -68,7 +68,7 @@ class Llava(Family):
         else:
             return []
         where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
-        # A class token is no place of the grid.
+        # A class token is not part of the grid.
         grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
         return [Source(where, sizes, sum(sizes), grid, image_hash)]
 

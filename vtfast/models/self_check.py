@@ -1,15 +1,15 @@
-"""Does vtfast still fit the transformers installed here? A tiny model of the same class answers.
+"""Check on a tiny model that vtfast works with the transformers release that is installed.
 
 vtfast reads and changes what transformers' models hand to their parts, which a release may rename
 or reorder. A release in `TESTED` has passed the model tests. Any other is neither trusted nor
 refused blindly: before the first patch of a kind of model in a process, a tiny random model of its
 class runs pruned in both layouts: two padded samples with one and two pictures, with and without a
 KV cache; one sample without padding, in plain calls of several tokens; beams, and drafts that are
-taken back. Logits must be those of the full sequence with the dropped tokens masked out, computed
-layer by layer without vtfast.
+cropped off again. Logits must be those of the full sequence with the dropped tokens masked out,
+computed layer by layer without vtfast.
 
-Not tried are positions="renumber", static caches, videos, right padding, and other attention
-implementations than SDPA and eager.
+It does not try positions="renumber", static caches, videos, right padding, or attention
+implementations other than SDPA and eager.
 """
 
 import logging
@@ -55,8 +55,8 @@ def check_release(
 ) -> None:
     """Run the self-check if it is due for this kind of model in this process.
 
-    A kind is a class of transformers (for a class derived from one, that one), the types of its
-    text model and vision tower, and the attention implementation. A text model vtfast was never
+    A kind is a class of transformers (a derived class counts as its base), the types of its text
+    model and vision tower, and the attention implementation. A text model vtfast was never
     tested with is tried in the padded layout alone unless `path` is "packed".
 
     Raises UnsupportedVersionError where the self-check fails, before anything is changed.
@@ -69,7 +69,7 @@ def check_release(
     text = config.get_text_config().model_type
     packed = path == "packed" or text in TESTED_TEXT_MODELS
     kind = (cls.__name__, text, config.vision_config.model_type, implementation, packed)
-    with attention.LOCK:  # one at a time; others wait to be told
+    with attention.LOCK:  # one check at a time; other threads wait for its result
         if kind in _passed:
             return
         started = time.perf_counter()
@@ -91,9 +91,9 @@ def self_check(
     implementation: str = "sdpa",
     packed: bool = True,
 ) -> None:
-    """Compare a tiny pruned model with the masked full-length truth; see the module.
+    """Compare a tiny pruned model with the masked full sequence; see the module.
 
-    `config` says of what types the text model and the vision tower are, no more. Raises
+    Only the types of text model and vision tower are read from `config`. Raises
     UnsupportedVersionError naming what differs. Leaves random states, defaults and transformers'
     registries as they were.
     """
@@ -127,7 +127,7 @@ def self_check(
 
 def _runs(batch: "_Trial", alone: "_Trial", path: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """What is tried in one layout, by name."""
-    # Without a cache scores would follow the newest token, so no scores there.
+    # No scores without a cache: they would be those of the newest token.
     yield "with a KV cache and scores", lambda: batch.generate(_BY_SCORES, path, use_cache=True)
     yield "with a KV cache", lambda: batch.generate(_LATE, path, use_cache=True)
     yield "without a KV cache", lambda: batch.generate(_LATE, path, use_cache=False)
@@ -138,7 +138,7 @@ def _runs(batch: "_Trial", alone: "_Trial", path: str) -> Iterator[tuple[str, Ca
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """fp32 on the CPU whatever the caller's defaults are; everything is as before afterwards."""
+    """Run in fp32 on the CPU whatever the caller's defaults; afterwards they are as before."""
     dtype, registered = torch.get_default_dtype(), attention.is_registered()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -194,7 +194,7 @@ def _inputs(family: Family, model: Any, pictures: int) -> tuple[dict[str, Tensor
 
 
 class _Trial:
-    """A tiny model and one batch of so many pictures, pruned and checked in several ways."""
+    """A tiny model and one batch with `pictures` pictures, pruned and checked in several ways."""
 
     def __init__(self, family: Family, model: Any, patch: Patch, pictures: int) -> None:
         self.family, self.model, self.patch = family, model, patch
@@ -215,8 +215,8 @@ class _Trial:
         self._check(torch.stack(out.logits, 1), out.sequences[:, :-1], stages, report)
 
     def call(self, stages: list[Prune], path: str) -> None:
-        """The same of plain calls, one of them with several tokens on a pruned cache; the same
-        tokens must stay as in `generate`."""
+        """The same for plain calls, one of them with several tokens on a pruned cache; they must
+        keep the same tokens as `generate`."""
         more = torch.tensor([[13, 14]])
         with self.patch(self.model, stages, path) as handle:
             first = self.model(**self.inputs, use_cache=True)
@@ -229,17 +229,17 @@ class _Trial:
         self._check(logits, torch.cat([self.inputs["input_ids"], more], 1), stages, report)
         for layer, kept in report.kept.items():
             if not all(map(torch.equal, kept, again.kept[layer])):
-                raise ValueError("`generate` and a plain call keep other tokens of one picture")
+                raise ValueError("`generate` and a plain call keep different tokens of a picture")
 
     def compare_beams(self, stages: list[Prune], path: str) -> None:
-        """Raise ValueError unless beams on a KV cache say what they say without one."""
+        """Raise ValueError unless beams give the same tokens with and without a KV cache."""
         with self.patch(self.model, stages, path):
             found = [
                 self._generate(self.inputs, _NEW + 1, num_beams=2, use_cache=use_cache).sequences
                 for use_cache in (True, False)
             ]
         if not torch.equal(*found):
-            raise ValueError("beams on a KV cache say something else than without one")
+            raise ValueError("beams give different tokens with and without a KV cache")
 
     def compare_drafts(self, stages: list[Prune], path: str) -> None:
         """Raise ValueError unless drafts, which are cropped off the cache, change nothing."""
@@ -249,7 +249,7 @@ class _Trial:
                 for how in ({}, {"prompt_lookup_num_tokens": 2})
             ]
         if not torch.equal(*found):
-            raise ValueError("prompt lookup says something else than greedy decoding")
+            raise ValueError("prompt lookup gives other tokens than greedy decoding")
 
     def _generate(self, inputs: dict[str, Tensor], new: int, **how: Any) -> Any:
         return self.model.generate(
@@ -274,7 +274,7 @@ class _Trial:
         if report is None:
             raise ValueError("no visual token was found, so none was pruned")
         if report.path != path:
-            raise ValueError(f"the {report.path} layout was taken ({report.path_reason})")
+            raise ValueError(f"the {report.path} layout was used ({report.path_reason})")
         return report
 
     def _check(self, logits: Tensor, ids: Tensor, stages: list[Prune], report: Any) -> None:
@@ -328,7 +328,9 @@ class _Trial:
                     f"{number}'s tokens, not {expected}"
                 )
             if scores is not None and scores[stay].min() < scores[go].max() - _TOLERANCE:
-                raise ValueError(f"layer {stage.layer - 1} attends to other tokens than were kept")
+                raise ValueError(
+                    f"layer {stage.layer - 1} attends more to tokens that were dropped"
+                )
         return before & ~after
 
     def _scores(self, layer: int, gone: dict[int, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
 
 NAME = "vtfast"
-LOCK = RLock()  # held while the name comes or goes
+LOCK = RLock()  # held while the name is registered or removed, and during a self-check
 
 
 def register() -> None:

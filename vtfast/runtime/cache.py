@@ -1,4 +1,4 @@
-"""Where vtfast 0.1 had its KV caches; a pickle of one looks for them here and is told to go."""
+"""Here for old pickles only: vtfast 0.1 had its KV caches here, and loading one raises an error."""
 
 from vtfast.errors import StateError
 
@@ -7,6 +7,6 @@ def __getattr__(name: str) -> object:
     if name.startswith("__"):
         raise AttributeError(name)
     raise StateError(
-        "this KV cache was pickled by vtfast 0.1, whose caches later versions cannot go on with; "
+        "this KV cache was pickled by vtfast 0.1, whose caches later versions cannot use; "
         "run the prompt again and pickle the new cache"
     )

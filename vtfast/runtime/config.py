@@ -30,11 +30,11 @@ class PatchConfig:
 
     @cached_property
     def scored_layers(self) -> frozenset[int]:
-        """Layers whose input is kept until the stage behind them reads attention scores from it."""
+        """Layers whose input is kept until the next stage computes attention scores from it."""
         layers = {s.score_layer for s in self.stages.values() if s.score_layer != s.layer}
         return frozenset(layer for layer in layers if layer is not None)
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """What the methods want prepared: "scores", "image_hash"."""
+        """What has to be prepared for the methods: "scores", "image_hash"."""
         return frozenset().union(*(stage.method.needs for stage in self.stages.values()))

@@ -173,8 +173,8 @@ class PatchHooks:
     def _multimodal_pre(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
-        """Of the model with the head, before accelerate's hooks rebuild what the tower left on its
-        output, and of the one without, for who calls that."""
+        """Find the visual tokens of a call. Runs on the model with the head, before accelerate's
+        hooks rebuild the tower's output, and on the one without it, for callers of that."""
         call = _by_name(module, args, kwargs)
         sources = self.parts.family.sources(self.parts.multimodal, call)
         if VISUAL in call or not sources:
@@ -226,7 +226,7 @@ class PatchHooks:
         validation.check_cache(cache)
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
-        # Text only, on a pruned cache. Asking a GPU about one token would cost a read.
+        # Text only, on a pruned cache. For one token a GPU is not read.
         some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
         if visual is None and (chunk > 1 or not some):
             visual = VisualTokens(None, [], *valid_lengths(mask, *embeds.shape[:2]))
@@ -238,8 +238,8 @@ class PatchHooks:
         )
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
         if drops or forward.unpads or (state and 0 in state.stages):
-            # Every layer gets a mask of ours or none, so transformers need not build one: it
-            # returns a 4-D mask as it is.
+            # Every layer gets our mask or none. A 4-D mask keeps transformers from building one,
+            # because it returns it as it is.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
         return (), {**kwargs, STATE: forward}
 
@@ -258,7 +258,7 @@ class PatchHooks:
         if not (self._always_padded or forward.given or number in self._due or module.training):
             forward.passes(module, kwargs)
             return None  # in the packed layout most layers need nothing
-        if self._always_padded:  # attention functions of others need not know our keyword
+        if self._always_padded:  # third-party attention functions do not know it
             kwargs = {k: v for k, v in kwargs.items() if k != STATE}
         if not args:
             raise names.unsupported(

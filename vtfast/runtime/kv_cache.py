@@ -1,13 +1,13 @@
-"""What a generation remembers, and where: on its cache, whose class gains a few overrides.
+"""The state of a generation: kept on its KV cache, whose class gains a few overrides.
 
 transformers asks a cache two different questions by one method. `get_seq_length()` without a layer
 is how many tokens the generation has seen: positions and slicing of inputs follow from it.
 `get_seq_length(i)` is what layer i holds: masks follow from it. With pruning they differ by `gap`.
 
-`adopt` therefore changes the class of a cache that exists already. A new object would not do:
-`generate` and the caller hold this one. Neither would methods set on the instance: a copy and a
-pickle of it would call the original's. Layers of ours alone would not do either: they are not told
-which of the two questions is asked.
+`adopt` therefore changes the class of the existing cache. A new object would not work: `generate`
+and the caller hold this one. Nor would methods set on the instance: a copy or a pickle of it would
+call the original's. Nor would cache layers of our own: they are not told which of the two questions
+is asked.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ class PaddedKVMask:
         self.mask = mask
 
     def step(self, given: Tensor | None, length: int) -> None:
-        """One more column, real unless the attention mask `given` [batch, tokens] says no; none
-        where a static cache of this `length` had them all from the start."""
+        """Add a column, real unless the attention mask `given` [batch, tokens] hides it. The mask
+        of a static cache has all `length` columns from the start."""
         if self.mask is not None and self.mask.shape[1] < length:
             last = torch.ones_like(self.mask[:, :1]) if given is None else given[:, -1:].bool()
             self.mask = torch.cat([self.mask, last], dim=1)
@@ -46,7 +46,7 @@ class PaddedKVMask:
             self.mask = self.mask[:, :-remove]
 
     def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
-        """Reorder, drop or repeat samples; the layers, transformers' own, have done so."""
+        """Reorder, drop or repeat samples, as transformers' own layers have done already."""
         if self.mask is not None:
             self.mask = self.mask[index.to(self.mask.device)]
 
@@ -56,14 +56,14 @@ class CacheState:
     """Everything vtfast keeps for one generation."""
 
     packed: bool
-    plan: Plan  # what pruned it; another plan cannot go on
-    positions: str  # the same for how positions were counted
+    plan: Plan  # what pruned it; another plan cannot continue
+    positions: str  # how positions were counted; neither can another count
     batch: int
     stages: dict[int, PackedKVLayout | PaddedKVMask] = field(default_factory=dict)  # by layer
     moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples
     gap: int = 0  # tokens seen - columns of layer 0
     images: Tensor | None = None  # int64 [batch], images seen so far
-    free: Tensor | None = None  # int64 scalar: text since the last picture or padding of a chunk
+    free: Tensor | None = None  # int64 scalar: tokens after the last picture or padding of a chunk
     end: int = 0  # tokens seen when that chunk ended
 
 
@@ -88,8 +88,8 @@ class PrunedCacheMixin:
             if into > int(state.free):
                 raise StateError(
                     f"cannot crop {remove} tokens off a pruned cache: its last picture or padding "
-                    f"ends {remove - into + int(state.free)} tokens before the end, and of those "
-                    "layers hold different numbers; crop less, or start a new cache"
+                    f"ends {remove - into + int(state.free)} tokens before the end, and layers "
+                    "hold different numbers of its tokens; crop less, or start a new cache"
                 )
             state.free, state.end = state.free - into, state.end - into
         with self._announced():
@@ -128,7 +128,7 @@ class PrunedCacheMixin:
 
     @contextmanager
     def _announced(self) -> Iterator[None]:
-        """Tell packed layers that what moves them is ours, whose layouts follow right after."""
+        """Tell packed layers to expect a move or crop; their layouts are updated right after it."""
         layouts = [s for s in self.vtfast.stages.values() if isinstance(s, PackedKVLayout)]
         for layout in layouts:
             layout.announced = True
@@ -167,7 +167,7 @@ CACHES = (*_PRUNED, *_PRUNED.values())
 
 
 def state_of(cache: Cache | None) -> CacheState | None:
-    """What vtfast keeps on this cache, None before the first stage that dropped something."""
+    """The state on this cache; None until vtfast has something to keep there."""
     return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
 
 

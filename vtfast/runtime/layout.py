@@ -1,4 +1,4 @@
-"""What the two layouts, `padded` and `packed`, are told and what they answer."""
+"""The arguments and results of the two layouts, `padded` and `packed`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayout
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a layout is told of a forward when one of its stages is reached.
+    """What a layout needs to know of a forward when a stage is reached.
 
     Attributes:
         batch, size: shape of the chunk that entered layer 0, B samples of S tokens.
@@ -33,7 +33,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Placement:
-    """How to bring tokens to where a layout wants them.
+    """Where a layout puts the tokens of the running tensor.
 
     index: int64, places of the running tensor to take, in order; None: all as they are.
     slots: int64, where each packed token then sits; None: in order.
@@ -47,7 +47,7 @@ class Placement:
 class Entry:
     """What the layers of a stage span get: a mask or metadata, and what the cache remembers.
 
-    gap: tokens seen less columns of layer 0, where it is known anew.
+    gap: tokens seen minus columns of layer 0; None if it stays as it is.
     """
 
     mask: Any = None  # whatever transformers' mask function makes

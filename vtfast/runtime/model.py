@@ -48,4 +48,4 @@ class Parts:
     layers: nn.ModuleList
     rotary: nn.Module
     norm: nn.Module  # of the last hidden states
-    head_size: int  # 0 where queries, keys and values have several, as in latent attention
+    head_size: int  # 0 where queries, keys and values differ in it, as in latent attention

@@ -1,7 +1,7 @@
-"""What transformers calls the things our hooks need, in every release vtfast runs on.
+"""The names that the supported releases of transformers give to what our hooks need.
 
-The only place that knows more than one name. A hook that does not find what it must find raises
-`UnsupportedVersionError` naming it: a default instead would go on with a wrong answer.
+The only file that knows more than one name for a thing. A hook that does not find what it needs
+raises `UnsupportedVersionError` naming it: falling back to a default would give wrong results.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def unsupported(problem: str) -> UnsupportedVersionError:
     version = transformers.__version__
     advice = f"install a tested release ({', '.join(TESTED)})"
     if version in TESTED:
-        advice = "this release is a tested one, so a module of this model is not as it was there"
+        advice = "this release is tested, so a module of this model must have been changed"
     return UnsupportedVersionError(f"transformers {version}: {problem}; {advice}")
 
 
@@ -78,10 +78,10 @@ def cache_argument() -> str:
 
 
 def check_arguments(module: nn.Module, *names: str | tuple[str, ...]) -> None:
-    """Refuse a module of transformers that does not take these arguments; of a tuple one will do.
+    """Refuse a module of transformers that does not take these arguments; of a tuple one is enough.
 
-    Asked is the class of transformers that the module is of or is derived from, so wrappers and
-    subclasses of others with a forward of their own pass.
+    The forward looked at is that of the transformers class the module has or derives from, so
+    wrappers and third-party subclasses with a forward of their own pass.
     """
     classes = type(module).__mro__
     cls: Any = next((c for c in classes if c.__module__.startswith("transformers.")), None)

@@ -1,8 +1,8 @@
 """The packed layout: the batch is one sequence without padding, [1, tokens, D].
 
 Attention gets `AttentionMetadata` instead of a mask, the cache `PackedKVLayer`s. `padded` offers
-the same functions for the other layout; both take what they need and return it, and change nothing
-but the cache's layers.
+the same functions for the other layout. Both return their results and change nothing but the
+cache's layers.
 """
 
 import torch
@@ -16,19 +16,19 @@ from vtfast.runtime.visual_tokens import to_device
 
 
 class Packed:
-    """No padding: packed tokens are where they are."""
+    """All tokens one after another, without padding."""
 
     is_packed = True
 
     def __init__(self, kernels: bool) -> None:
-        self.kernels = kernels  # whether Triton's will read the cache
+        self.kernels = kernels  # whether Triton kernels will read the cache
 
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` of the running tensor, one after another."""
         return Placement(index=source, slots=None)
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
-        """Make the stage's layers packed ones and announce the tokens to come."""
+        """Pack the cache layers of the stage span and announce the tokens to come."""
         if cache is None:
             return Entry(metadata=AttentionMetadata.without_past(chunk.lengths, hidden.device))
         seen, cached = cache.get_seq_length(), chunk.cached
@@ -65,7 +65,7 @@ class Packed:
     def _pack_layers(
         chunk: Chunk, stage: Stage, cache: Cache, device: torch.device
     ) -> PackedKVLayout:
-        """Replace the layers of this stage span; what they hold already is taken over."""
+        """Replace the cache layers of this stage span by packed ones that take their tokens."""
         layers = cache.layers
         past = int(cache.get_seq_length(stage.layer)) if stage.layer < len(layers) else 0
         lengths, valid = [past] * chunk.batch, None

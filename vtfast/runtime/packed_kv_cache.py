@@ -35,8 +35,8 @@ class DecodeSpans:
 class AttentionMetadata:
     """What attention over packed tokens has to know, for one stage span in one forward.
 
-    A decoding step has one new token per sample: `decode` says where the tokens of each are; in
-    plain PyTorch, and where samples are alike, `window` does, as `attend_windows` takes it.
+    In a decoding step, with one new token per sample, `decode` says where each sample's tokens are;
+    in plain PyTorch with samples of equal length `window` does, as `attend_windows` takes it.
     Otherwise `queries` and `keys` are the segments of the new tokens and of those they attend to,
     and `index` holds the buffer rows of the keys, None when these are the new tokens themselves.
     """
@@ -57,9 +57,9 @@ class AttentionMetadata:
 class PackedKVLayout:
     """Lengths, places and growth of the tokens that the layers of a stage span have cached.
 
-    Layers hold their layout and not the other way round: a cycle would keep the memory of a cache
-    nobody has any more until the garbage collector looks. `layers` is therefore given: all of the
-    cache, of which those that are ours are moved.
+    Layers refer to their layout and not the other way round: a reference cycle would keep the
+    memory of an unused cache until the garbage collector runs. Methods that move tokens are
+    therefore given `layers`, all of the cache's, and move those that have this layout.
     """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
@@ -81,7 +81,7 @@ class PackedKVLayout:
         self, new: list[int], layers: list[Any], *, step: bool = False, kernels: bool = False
     ) -> AttentionMetadata:
         """Announce that every layer is about to append new[b] tokens to sample b; in a decoding
-        `step` one each. `kernels`: whether Triton's will read them."""
+        `step` one each. `kernels`: whether Triton kernels will read them."""
         self.turn += 1
         self.fresh = not any(self.lengths)
         lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
@@ -130,10 +130,10 @@ class PackedKVLayout:
         self._places = ()
 
     def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
-        """Reorder, drop or repeat samples; `alike`: each place gets one of its own length, as the
-        beams of one prompt are. Then nothing is read from the device."""
+        """Reorder, drop or repeat samples; `alike`: each is replaced by one of the same length,
+        as the beams of one prompt are; then nothing is read from the device."""
         even = len(set(self.lengths)) == len(set(self.capacities)) == 1
-        if alike and not even and index.device.type == "cpu":  # looking costs nothing here
+        if alike and not even and index.device.type == "cpu":  # comparing costs nothing here
             alike = [self.lengths[b] for b in index.numpy()] == self.lengths
         elif alike and not even:
             lengths = to_device(self.lengths, index.device)
@@ -195,7 +195,7 @@ class PackedKVLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _room(self, like: Tensor) -> Tensor:
-        """An empty buffer for rows like these; who goes on outside inference mode may write it."""
+        """An empty buffer for rows like these that can be written outside inference mode too."""
         with torch.inference_mode(False):
             return like.new_empty(self.layout.total, *like.shape[1:])
 
@@ -209,8 +209,9 @@ class PackedKVLayer(CacheLayerMixin):
         """
         if self._turn == self.layout.turn:
             raise StateError(
-                "this KV cache was packed by vtfast.patch, and the model that goes on with it is "
-                "not patched so; patch it with the same plan and path, or start a new cache"
+                "this KV cache was packed by vtfast.patch, but the model called with it is not "
+                "patched with the packed layout; patch it with the same plan and path, or start a "
+                "new cache"
             )
         self._turn = self.layout.turn
         if not self.is_initialized:
@@ -252,8 +253,8 @@ class PackedKVLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
     def _done_by_layout(self, _: object) -> None:
-        """The cache does this once for all layers of a span (see `kv_cache.PrunedCacheMixin`);
-        without it they would keep what should have moved."""
+        """Leave it to the cache, which does this once for all layers of a span (see
+        `kv_cache.PrunedCacheMixin`); refuse any other caller: nothing would have moved."""
         if not self.layout.announced:
             raise names.unsupported("a KV cache is moved or cropped in a way vtfast does not know")
 

@@ -95,8 +95,8 @@ class Padded:
         return flat.index_fill_(0, chunk.slots, True).view(chunk.batch, -1)
 
     def _mask(self, cache: Cache | None, layer: int, hidden: Tensor, mask: Tensor | None) -> Any:
-        """transformers' mask for a layer of this length. Its shortcut (`is_causal` for a mask)
-        would read our mask back, so it is closed when there is one."""
+        """transformers' mask for a layer of this length. Its shortcut (`is_causal` instead
+        of a mask) would read our mask back to the host, so it is disabled when there is one."""
         return create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,

@@ -1,4 +1,4 @@
-"""What a stage makes of a method's answer: which tokens stay, and what is known of them then."""
+"""Run a method and apply its selection: which tokens stay, and where they are afterwards."""
 
 import time
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def shorten(
 
 
 def choose(method: Method, context: SelectionContext) -> tuple[Tensor, float]:
-    """A method's answer, and the milliseconds it took; waits for the device."""
+    """A method's selection, and the milliseconds it took; waits for the device."""
     device = context.segments.device
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""A stage of a plan as one model runs it, and what its scores are made from."""
+"""A stage of a plan as one model runs it, and what its scores are computed from."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Stage:
 
     @staticmethod
     def that_keeps_all(until: int) -> "Stage":
-        """At layer 0, where the packed layout can begin without a stage of the plan."""
+        """A stage at layer 0 that drops nothing, so that the packed layout can begin there."""
         return Stage(Prune(0, "uniform", 1.0), method("uniform"), until)
 
     @property

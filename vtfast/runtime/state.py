@@ -1,7 +1,7 @@
 """What one forward of the text model knows and does: which tokens are there, and where.
 
-All bookkeeping is in packed tokens: the real tokens of all samples one after another; padding has
-no place among them. Host integers say how many each sample has; `origin` says where each token came
+All bookkeeping is in packed tokens: the real tokens of all samples one after another, without
+padding. Host integers say how many each sample has; `origin` says where each token came
 from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in `slots` alone; what
 a method sees, selects and drops is the same in both.
 """
@@ -72,8 +72,8 @@ class ForwardState:
         self.changed = False  # tokens differ from what transformers thinks they are
         self.unpads = False  # drop padding at layer 0: some stage will drop tokens
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
-        self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: r
-        self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: r
+        self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: all
+        self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self.select_ms: dict[int, float] = {}
@@ -136,7 +136,7 @@ class ForwardState:
         return hidden, kwargs
 
     def passes(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
-        """A layer runs as it is: it must hold the list of rotary rows that packed stages rewrite.
+        """A layer without a stage: check that it got the list of rotary rows that stages rewrite.
 
         Only compares objects; with packed tokens this is called in every layer of every step.
         """
@@ -145,8 +145,8 @@ class ForwardState:
         self._expect_attention(module)
 
     def _expect_attention(self, module: nn.Module) -> None:
-        """Count the layers that have to attend by `metadata`: those with attention of transformers'
-        own, for somebody may have replaced it by nothing."""
+        """Count the layers that must attend by `metadata`: those with transformers' own attention,
+        because a user may have replaced the attention of others by a no-op."""
         attends = getattr(module, "self_attn", None)
         if self.metadata is not None and type(attends).__module__.startswith("transformers."):
             self.to_attend += 1
@@ -206,14 +206,14 @@ class ForwardState:
         return hidden, index
 
     def _seen(self, stage: Stage) -> Chunk:
-        """This forward as a layout is told of it."""
+        """What a layout needs to know of this forward."""
         state, past = state_of(self.cache), self.visual.past if self.visual else None
         cached = state.stages.get(stage.layer) if state else None
         shape = self.batch, self.chunk
         return Chunk(*shape, self.lengths, self.slots, self.mask, past, cached)
 
     def _adopt(self, cache: Cache) -> CacheState:
-        """What is remembered on the cache, from now on if it is not yet."""
+        """The state on the cache, made if there is none yet."""
         how = self.layout.is_packed, self.config.plan, self.config.positions
         return adopt(cache, *how, self.batch)
 
@@ -301,7 +301,7 @@ class ForwardState:
         return after.stay
 
     def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
-        """What random picks of a stage follow, int64 [segments]."""
+        """Image hash of each segment, int64 [segments]: random picks depend on it."""
         assert self.visual is not None
         state = state_of(self.cache)
         seen = state.images if state else None
@@ -311,7 +311,10 @@ class ForwardState:
         """What the score layer attends with: queries of the tokens `last`, keys of all."""
         query = self.query
         if query is None:
-            raise InputError("attention scores were read; register the method with scores=True")
+            raise InputError(
+                "attention scores were read by a method registered without them; "
+                "register the method with scores=True"
+            )
         hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
         return self.parts.family.attention(query.layer, hidden, cos, sin, last)
 

@@ -39,7 +39,7 @@ def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
     labels, rows = call.get("labels"), call.get("logits_to_keep")
     mask: Any = call.get("attention_mask")
     for placeholder in placeholders:
-        # Asking a GPU would cost a read in every generation.
+        # Checking this on a GPU would cost a host read in every generation.
         on_host = isinstance(rows, int) and rows == 1 and placeholder.device.type == "cpu"
         if on_host and placeholder[:, -1].numpy().any():
             raise InputError(
@@ -84,7 +84,7 @@ def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
 
 
 def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions: str) -> None:
-    """Refuse later chunks that a cache cannot take."""
+    """Refuse a later chunk (a second turn, or drafts) that the cache or positions do not allow."""
     static = isinstance(cache, StaticCache)
     if cache is None or not (static or positions == "renumber") or int(cache.get_seq_length()) == 0:
         return
@@ -109,7 +109,7 @@ def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradie
             f"this KV cache was pruned by the plan {state.plan.name!r} "
             f"(positions={state.positions!r}) in the "
             f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
-            "with any more; patch it so again, or start a new cache"
+            "with any more; patch it that way again, or start a new cache"
         )
     if state.packed and gradients:
         raise InputError(
@@ -150,7 +150,7 @@ def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: b
         if limit is not None and longest > limit:
             raise InputError(
                 f'impl="triton": a picture brings {longest} visual tokens to layer {stage.layer}, '
-                f'whose selection kernel takes {limit}; patch with impl="auto", or shrink it'
+                f'whose selection kernel takes {limit}; shrink it, or patch with impl="auto"'
             )
         segments = [replace(s, left=stage.prune.count(s.original, s.left)) for s in segments]
 
@@ -165,7 +165,7 @@ def check_attention(now: str, expected: str) -> None:
 
 
 def check_cache(cache: Cache | None) -> None:
-    """Refuse the caches whose layers we do not know."""
+    """Refuse caches whose layers vtfast does not know."""
     if cache is not None and type(cache) not in CACHES:
         raise InputError(
             f"a pruned generation needs a DynamicCache or a StaticCache, got "

@@ -27,7 +27,7 @@ class Segment:
     image: (
         int  # number of the image in the chunk, in reading order, as in `VisualTokens.image_hash`
     )
-    grid: tuple[int, ...]  # frames, rows, columns it began with; 0 when nobody knows
+    grid: tuple[int, ...]  # frames, rows, columns it began with; 0 if unknown
     frame: int = 0
 
 
@@ -63,7 +63,7 @@ class VisualTokens:
 
 
 class LazyImageHash:
-    """`image_hash(pixels, grid)`, hashed when first asked for; then the pixels are let go."""
+    """`image_hash(pixels, grid)`, computed at the first call, which then releases the pixels."""
 
     def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
         self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
@@ -156,7 +156,7 @@ def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:
-    """Split clips into frames; one that lost tokens as a whole has no frames any more."""
+    """Split clips into frames; a plan prunes no clip as a whole before that."""
     if any(s.grid[0] == 0 for s in segments):
         raise InputError(
             'per="frame" needs the number of frames, and a clip came as features without its grid; '
