@@ -446,7 +446,8 @@ MUTATIONS = [
         "An argument that transformers no longer hands over is taken to be None.",
         RUNTIME + "names.py",
         'if "position_embeddings" not in kwargs:\n        raise',
-        'if "position_embeddings" not in kwargs:\n        return None\n    if False:\n        raise',
+        'if "position_embeddings" not in kwargs:\n        return None\n'
+        "    if False:\n        raise",
         "tests/models/test_self_check.py::"
         "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-rotary]",
     ),

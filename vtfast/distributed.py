@@ -1,9 +1,9 @@
-"""Which of several launched processes this is, and how they put their results together.
+"""Which of several launched processes this is, and how they combine their results.
 
 The launcher is torchrun or `accelerate launch`. torchrun tells each process by RANK, WORLD_SIZE and
 LOCAL_RANK, and so does accelerate, except under `--cpu`: there it starts a single process, or
-several by MPI (`--mpirun_hostfile`). MPI has names of its own; they count if accelerate has also
-set where the processes meet.
+several by MPI (`--mpirun_hostfile`). MPI has names of its own; they are used only if accelerate has
+also set the address at which the processes meet (MASTER_ADDR, MASTER_PORT).
 """
 
 import os

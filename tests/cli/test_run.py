@@ -246,7 +246,7 @@ def test_compare_shows_ratios_of_what_was_measured(shown: str) -> None:
 
 
 def test_compare_times_both_warm_and_says_how(shown: str, run) -> None:
-    assert re.search(r"Times: median of [1-5] rounds?, one after the other", shown)
+    assert re.search(r"Times: median of [1-5] rounds? in alternating order, after", shown)
     record = run("--compare")
     assert 1 <= record["timed_rounds"] <= 5
     assert "first run" in run()["notes"][0]

@@ -124,7 +124,7 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
 
 def test_few_samples_are_said_to_be_few():
     (note,) = summary(n=30).notes
-    assert note.startswith("30 samples may all miss a loss that hits up to 9.5 % of them; 299 see")
+    assert note.startswith("30 samples cannot rule out that up to 9.5 % of the answers are lost; ")
     assert summary(n=299).notes == []
     assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
