@@ -783,9 +783,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Break vtfast in small ways, one at a time, in a copy of the repository, and "
         "report every break that its test does not see. The exit status is 0 if all are seen.",
         epilog="Each break takes a few seconds more than pytest needs to start. A break is listed "
-        "as green when its test passes all the same: make the test stricter. It is listed as broken "
-        "when it shows nothing: its code is no longer there, or pytest cannot run its test. The list "
-        "is in this file; its first lines say how to add to it.",
+        "as green when its test passes all the same: make the test stricter. It is listed as "
+        "broken when it shows nothing: its code is no longer there, or pytest cannot run its test. "
+        "The list is in this file; its first lines say how to add to it.",
     )
     parser.add_argument(
         "-k", metavar="WORD", default="", help="only breaks with this in sentence, file or test"

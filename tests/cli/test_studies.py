@@ -92,7 +92,7 @@ def test_score_leaves_out_bad_lines_as_the_others_do(folder):
     assert "skipped line 1" in result.stderr
 
 
-def test_what_is_read_is_never_written_over(folder):
+def test_out_never_overwrites_an_input_file(folder):
     good = {"image": "a.png", "question": "read the code .", "answer": "K 1 M"}
     for name in ("mine.json", "mine.jsonl"):
         (folder / name).write_text(json.dumps(good) + "\n")
