@@ -1,4 +1,4 @@
-# Everything works from a fresh clone with nothing but Python >= 3.11:
+# Everything works from a fresh clone; only Python >= 3.11 has to be installed:
 #   make demo    make test    make help
 # Overridable: PYTHON (which interpreter), VENV (where the environment lives), ARGS (passed on).
 
@@ -19,14 +19,14 @@ WORKERS := -n logical --maxprocesses 8 --dist loadfile
 TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
 OLDEST := build/constraints-oldest.txt
-# What stays pinned where everything else is as new as pip brings it.
+# What stays pinned while everything else is the newest that pip installs.
 NEWEST := build/constraints-newest.txt
 KEPT := torch triton setuptools pytest pytest-xdist pytest-benchmark hypothesis
-# The tests compile all kernels with a second Triton too; it lies beside the first, not in its place.
+# The tests compile all kernels with a second Triton too; it is installed beside the first one.
 SECOND_TRITON := triton-3.6.0
 
-# Where the figures of a GPU go, and which earlier ones to go on with. PYTHON is then any that has
-# torch, triton and transformers: nothing is installed. Without it the environment here is used.
+# OUT: where the figures of a GPU go; RESUME: an earlier result to continue. PYTHON may be any
+# interpreter that has torch, triton and transformers: nothing is installed. Default: $(VENV).
 OUT ?= bench/out
 RESUME ?=
 GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
@@ -38,17 +38,17 @@ GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY) ## create the environment and install vtfast into it (the others do it too)
+setup: $(READY) ## create the environment and install vtfast into it (others do it when needed)
 
-triton: $(VENV)/$(SECOND_TRITON)/.vtfast-ready ## a second version of Triton, to compile kernels with
+triton: $(VENV)/$(SECOND_TRITON)/.vtfast-ready ## install a second version of Triton, with which the tests compile kernels too
 
 demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full and pruned
 	@$(BIN)/vtfast demo $(ARGS)
 
-test: lint triton ## lint, types, and every test that needs no GPU
+test: lint triton ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 
-test-triton: $(READY) ## packed models through interpreted kernels (an hour or more; not in .ci/run)
+test-triton: $(READY) ## packed models with interpreted kernels (an hour or more; not in .ci/run)
 	$(BIN)/pytest $(TRITON_TESTS) --impl triton -k packed $(WORKERS) $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
@@ -61,22 +61,22 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
 	@rm $@.names
 
-test-newest: ## the model tests on whatever transformers pip brings today, in $(VENV)-newest
+test-newest: ## the model tests on the newest transformers that pip installs, in $(VENV)-newest
 	@mkdir -p build && rm -rf $(VENV)-newest
 	@for name in $(KEPT); do grep "^$$name==" constraints.txt; done > $(NEWEST)
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-newest CONSTRAINTS=$(NEWEST) EXTRAS=dev
 	$(VENV)-newest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
 
-test-install: $(READY) ## do the README's own commands install and run vtfast where only torch is?
+test-install: $(READY) ## do the README's commands install and run vtfast where only torch is installed?
 	$(BIN)/python tests/helpers/readme_install.py $(VENV)-install
 
-fuzz: $(READY) ## ten times the random cases of the tests, new ones every time
+fuzz: $(READY) ## run the tests with random cases on ten times as many, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
-mutants: $(READY) ## does every test named in tests/mutations.py see the code broken? 10 minutes
+mutants: $(READY) ## does every test in tests/mutations.py fail when its code is broken? 10 minutes
 	$(BIN)/python tests/mutations.py $(ARGS)
 
-aot: $(READY) triton ## compile all cases of all kernels for all GPUs; write aot.json and the docs' table
+aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its summary in docs/kernels.md
 	$(BIN)/python tests/helpers/aot_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
@@ -87,21 +87,21 @@ lint: $(READY) ## ruff (rules, formatting) and mypy
 bench: $(READY) ## time every op on this CPU with pytest-benchmark
 	$(BIN)/pytest tests/bench/micro.py -n 0 $(ARGS)
 
-gpu-check: $(GPU_READY) ## is everything right on this GPU? PYTHON=, OUT=, RESUME=; at most 9 minutes
+gpu-check: $(GPU_READY) ## check all results on this GPU; takes PYTHON=, OUT=, RESUME=; at most 9 minutes
 	$(GPU) bench/gpu.py check $(GPU_ARGS) $(ARGS)
 
-gpu-ops: $(GPU_READY) ## how fast is every op on this GPU? The same options; at most 9 minutes
+gpu-ops: $(GPU_READY) ## time every op on this GPU; the same options; at most 9 minutes
 	$(GPU) bench/gpu.py ops $(GPU_ARGS) $(ARGS)
 
-gpu-model: $(GPU_READY) ## how fast is a whole model on this GPU? The same options; at most 9 minutes
+gpu-model: $(GPU_READY) ## time whole models on this GPU; the same options; at most 9 minutes
 	$(GPU) bench/gpu.py model $(GPU_ARGS) $(ARGS)
 
-gpu-dry: $(READY) ## all three on the CPU at tiny sizes: do they run from end to end?
+gpu-dry: $(READY) ## run these three at tiny sizes on the CPU, to see that they work
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py check --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py ops --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py model --dry --out $(OUT)/dry $(ARGS)
 
-report: $(READY) ## plots, README and docs from the figures in bench/results
+report: $(READY) ## write plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)
 
 evidence: $(READY) ## measure the paper's claims on the bundled models (20 minutes on 2 cores)
@@ -115,7 +115,7 @@ clean: ## remove what building, testing and linting leave behind (keeps the envi
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find kernels vtfast tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installed once: a second call finds the stamp newer than what it was made from.
+# Installed once: a second call finds the stamp newer than the files it depends on.
 # setuptools comes first and builds without isolation, so the pinned version is the one used.
 $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \

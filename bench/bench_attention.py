@@ -1,8 +1,8 @@
 """Ragged attention in prefill and in decoding: whole prompts, and keys read through an index.
 
 Every baseline that is installed takes part: SDPA sequence by sequence and over batches padded
-beforehand (which costs nothing here) with each of its backends, torch's `varlen_attn`, flash-attn 2
-and 3, FlexAttention. Keys through an index are compared with gathering first.
+beforehand (outside the time) with each of its backends, torch's `varlen_attn`, flash-attn 2
+and 3, FlexAttention. Reading keys through an index is compared with gathering them first.
 """
 
 import inspect
@@ -71,7 +71,7 @@ class Batch:
         return variants
 
     def _masking(self, call: Callable) -> dict:
-        """How this version is told to be causal, and that heads are grouped, if it must be told."""
+        """Arguments that make this version causal, and let it take grouped heads if needed."""
         known = inspect.signature(call).parameters
         names: dict = {"enable_gqa": True} if "enable_gqa" in known else {}
         causal = [name for name in ("causal", "is_causal") if name in known]
@@ -79,7 +79,7 @@ class Batch:
         return names | ({causal[0]: self.causal} if causal else window)
 
     def flex(self) -> list[Variant]:
-        """FlexAttention with a block mask, and making that mask apart."""
+        """FlexAttention with a block mask, and the making of that mask as a variant of its own."""
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         (q_of, q_at), (k_of, k_at) = self.q.cells, self.k.cells
@@ -108,12 +108,12 @@ class Batch:
         return attention_near(*inputs[:3], self.parts(), self.causal, plain)
 
     def padded_gate(self, inputs: tuple) -> Check:
-        """The same of an answer that is padded, `[B, n, H, D]`."""
+        """The gate for an answer that is padded, `[B, n, H, D]`."""
         near = self.gate(inputs)
         return lambda got: near(got[self.q.cells])
 
     def make(self, seed: int, keys: int) -> tuple[torch.Tensor, ...]:
-        """Packed queries, and so many keys and values."""
+        """Packed queries, and `keys` packed keys and values."""
         device, sizes = str(self.q.device), [(keys, self.w.key_heads)] * 2
         how = {"device": device, "dtype": dtype_for(device)}
         sizes = [(self.q.total, self.w.heads), *sizes]
@@ -192,7 +192,7 @@ def decode(w: Workload, device: str, with_flex: bool) -> Case:
 
 
 def through_an_index(w: Workload, device: str, decoding: bool) -> Case:
-    """Keys and values that were kept are read where they lie, among all."""
+    """Attention to kept keys and values, read through an index into the whole, not gathered."""
     whole, keep = Ragged.from_lengths(w.lengths, device), w.keep(SHARE)
     kept = Ragged.from_lengths(keep, device)
     queries = Ragged.from_lengths([1] * len(keep), device) if decoding else kept

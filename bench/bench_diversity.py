@@ -1,10 +1,10 @@
-"""Diversity selection: DivPrune's greedy as published, as a good plain loop, and vtfast's.
+"""Diversity selection: DivPrune's greedy loop as published, a faster plain loop, and vtfast's op.
 
-As published ("textbook") every step takes the minimum over the distances of all rows picked so far;
-"running minimum" takes one with the newest row's. All run in fp32, because in bf16 the published
-loop picks other rows whenever its roundings change; there only the number of its picks is checked.
-Every other variant's picks are replayed in fp64: each must be as far from the picks before it as
-any row still there, up to rounding.
+The published loop ("textbook") takes, at every step, the minimum over the distances to all rows
+picked so far; "running minimum" updates it with those to the newest pick. All run in fp32; in bf16
+the published loop picks other rows with every change of roundings, so only the number of its picks
+is checked. The picks of all other variants are replayed in fp64: each must be as far from the picks
+before it as any remaining row, up to rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ CASES = [  # workload, share kept; on a CPU the small ones
     *(("qwen mix b8", 0.25), ("qwen 16k", 0.1)),
 ]
 MOST_PAIRS_ON_CPU = 3_000_000
-MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: beyond, some seconds
+MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: with more steps, for seconds
 
 
 def distances(features: torch.Tensor) -> torch.Tensor:
-    """Of one picture or several, with an infinite diagonal: no row is its own neighbour."""
+    """Distances in one picture or several; infinite diagonal: no row is its own neighbour."""
     x = features / features.norm(dim=-1, keepdim=True)
     distance = 1.0 - x @ x.mT
     distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
@@ -80,7 +80,7 @@ def case(w: Workload, share: float, device: str) -> Case:
         return (running_minimum(distance, keep[0], step) + starts).flatten()
 
     def in_pick_order(inputs: tuple[torch.Tensor]) -> Check:
-        """vtfast's picks are ascending: their order is asked for, and must name the same rows."""
+        """vtfast's picks are ascending; their pick order, computed too, must hold the same rows."""
         index, order = diversity_select(*inputs, segments, keep, return_order=True)
 
         def check(got: torch.Tensor) -> str:

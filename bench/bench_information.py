@@ -1,4 +1,4 @@
-"""What scoring every visual token costs in three variants, and what sharing the prefix gains.
+"""Time scoring every visual token in three variants; count what sharing the prefix saves.
 
 paper    one whole forward for every layer and unit, as the released code does it
 padded   layer inputs cached once; the units of a layer as one padded batch of [prefix, unit, text]
@@ -41,7 +41,7 @@ _kept: list[torch.Tensor] = []
 
 @vtfast.register_method("bench-keep-this", scores=False, replace=True)
 def keep_this(ctx: vtfast.methods.SelectionContext) -> torch.Tensor:
-    """The one token the bench is at."""
+    """A method that keeps the one token the bench is scoring."""
     return _kept[-1]
 
 

@@ -1,8 +1,8 @@
 """How long a call of each op keeps Python busy, beside a kernel that does nothing.
 
-At 576 tokens most ops are done in a few microseconds, so a call must not take many more. On a GPU
-the calls are launched, and the host's time to issue them is measured. Without one a driver that
-does nothing stands in: what Triton's launcher and the driver take, 2 to 4 us a launch, is missing.
+At 576 tokens most ops run for a few microseconds, so a call must not take much longer. On a GPU
+the calls are launched, and the host's time to issue them is measured. Without one, a
+stand-in driver does nothing: the 2 to 4 us of Triton's launcher and the driver are missing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from op_calls import op_calls
 from report import aligned
 
 TARGET = 8.0  # us of a call above as many launches of an empty kernel
-CALLS = 50  # a round: few, so that some rounds run undisturbed
+CALLS = 50  # per round: few, so that some rounds run undisturbed
 LAUNCHES = {"diversity_select": 3, "last_query_scores": 2, "ragged_decode": 2}
 
 

@@ -1,10 +1,10 @@
-"""Whole models: time to first token, decoding, memory, beside the same model natively shorter.
+"""Time to first token, decoding and memory of whole models, beside the same model natively shorter.
 
 On CUDA LLaVA-1.5-7B and Qwen2.5-VL-7B in bf16, on a CPU a LLaVA of 16 layers of 1024 in fp32, with
-random weights. Cases come in a fixed order of value. Where answers are wrong (`model_parity.py` in
-tests/helpers) a case is red, nothing of it is timed, and the exit code is 1. Pictures are encoded
-beforehand. `break-even` cases look for the number of visual tokens from which on a packed prefill
-takes less time than an unpatched one.
+random weights. Cases come in a fixed order, the most telling first. A case with wrong answers
+(`model_parity.py` in tests/helpers) is red and not timed, and the exit code is 1. Pictures are
+encoded beforehand. `break-even` cases find the number of visual tokens from which on a packed
+prefill takes less time than an unpatched one.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TINY_LADDER = (8, 32)
 
 @dataclass(frozen=True)
 class Case:
-    """One model, plan and batch; `batch` and `tokens` None: a search for the break-even."""
+    """One model, plan and batch; if `batch` and `tokens` are None, a search for the break-even."""
 
     subject: Subject
     preset: str
@@ -186,7 +186,7 @@ def break_even(points: Sequence[tuple[int, float]]) -> float | None:
 def main() -> int:
     options = parser(__doc__, rounds=7).parse_args()
     if options.device == "cpu":
-        torch.set_num_threads(1)  # what a CPU's times are of
+        torch.set_num_threads(1)  # times on a CPU are of one thread
     subjects = random_models.TINY if options.tiny else random_models.SUBJECTS[options.device]
     chosen = (case for case in cases(subjects) if any(text in case.name for text in options.only))
     facts = machine.header(options.device) | {"flash_attn": machine.version("flash_attn")}

@@ -7,7 +7,7 @@ the host cost of a model so small that nothing else takes time.
     python bench/bench_overhead.py --json FILE --only "b1, divprune"
     python bench/bench_overhead.py --host    # a decoding step: operators and Python, also of Triton
 
-`--host` launches nothing: a driver that does nothing stands in for the GPU.
+`--host` launches nothing: a stand-in driver that does nothing takes the place of the GPU.
 """
 
 import ctypes
@@ -42,11 +42,11 @@ from vtfast.runtime.state import ForwardState
 
 TEXTS = ((64,), (16, 48, 80, 112))  # text tokens of each sample
 STEPS, LAYERS = 50, 32  # decoded tokens and layers of the tiny model
-SELECT, GATHER = "_select", "_take"  # of the forward's state: pick the tokens of a stage, move them
+SELECT, GATHER = "_select", "_take"  # methods of ForwardState: pick a stage's tokens, gather them
 
 
 def keep_freed_memory() -> None:
-    """Where the C library is glibc, give nothing back to the system from now on."""
+    """From now on keep freed memory in the process, if the C library is glibc."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-4, 0)  # M_MMAP_MAX
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -80,7 +80,7 @@ def measure(model: Any, tokens: int, rounds: int, case: Any) -> dict:
 
 
 def _share_of_selection(prompted: Prompted, plan: Plan) -> float:
-    """Of a packed prefill: picking tokens (scores and features included) and gathering them."""
+    """Share of a packed prefill spent on picking tokens (with their scores) and gathering them."""
     spent = []
 
     def timed(inner: Callable) -> Callable:
@@ -101,9 +101,9 @@ def _share_of_selection(prompted: Prompted, plan: Plan) -> float:
 
 
 def host_cost(variants: dict, plan: Plan, rounds: int, layers: int) -> dict[str, dict]:
-    """At batch 1: microseconds of a prefill and of a decoding step, and the operators of a step.
+    """Microseconds of a prefill and of a decoding step at batch 1, and the operators of a step.
 
-    variants: name → what `vtfast.patch` is told, None for the unpatched model. All run in turn.
+    variants: name → options of `vtfast.patch`, None for the unpatched model. All run in turn.
     """
     model = replace(TINY, layers=layers).build()
     inputs, token = inputs_of(model, (16,), TINY.visual_tokens), torch.tensor([[5]])
@@ -131,7 +131,7 @@ def host_cost(variants: dict, plan: Plan, rounds: int, layers: int) -> dict[str,
 
 
 def python_row(rounds: int, layers: int) -> dict:
-    """What a patch adds in each layout: microseconds a layer of a prefill, and a decoded token."""
+    """Microseconds that a patch adds per layer of a prefill and per decoded token, by layout."""
     plan = Plan([Prune(0, "diversity", 0.5), Prune(layers // 2, "random", 0.1)])
     variants = {"stock": None, PADDED: {"path": PADDED}, PACKED: {"path": PACKED}}
     found = host_cost(variants, plan, rounds, layers)

@@ -1,11 +1,11 @@
-"""Measure what arXiv 2512.07580 claims, on the three bundled models: docs/evidence.md.
+"""Test the claims of arXiv 2512.07580 on the three bundled models, and write docs/evidence.md.
 
 horizons   of every model and task: losses on 500 scenes, scores of every token on 48 of them
 sweeps     of one model on three tasks: accuracy with 20 % kept from a layer on, by layer and method
 plans      DivPrune alone and with Random at the task's horizon, at the same average budget
 
-Takes 20 minutes on two free cores; finished samples are kept in build/evidence. Tables and figures
-of the page are made from `results/evidence.json`, its text by hand.
+Takes 20 minutes on two free cores; finished samples are kept in build/evidence. The page's tables
+and figures are made from `results/evidence.json`; its text is written by hand.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PLAN_SCENES, PLAN_SEED, KEEPS = 300, 8, (0.5, 0.25)
 
 
 def card(name: str) -> dict[str, Any]:
-    """What was noted of a bundled model when it was trained."""
+    """The model card of a bundled model, written when it was trained."""
     return json.loads((CHECKPOINTS / name / "training.json").read_text())
 
 
@@ -66,7 +66,7 @@ def measure_plans(name: str, task: str, horizon: dict[str, Any]) -> list[dict[st
     model, processor = toy.load(name)
     data = evaluate.dataset(processor, task, PLAN_SCENES, PLAN_SEED, family_of(model).SIZES)
     measured, rows = Horizon.of_record(horizon), []
-    for keep in KEEPS if measured.layer is not None else ():  # else it is DivPrune alone
+    for keep in KEEPS if measured.layer is not None else ():  # without one both plans are equal
         alone = _right(model, data, plan="divprune", keep=keep)
         together = _right(model, data, plan="divprune+random", keep=keep, horizon=measured)
         gain = vars(estimate(together - alone, resample(PLAN_SCENES, 0), 0.95))
@@ -76,7 +76,7 @@ def measure_plans(name: str, task: str, horizon: dict[str, Any]) -> list[dict[st
 
 
 def _right(model: Any, data: information.Dataset, **how: Any) -> np.ndarray:
-    """1.0 for every sample whose true answer is all arg max of a patched model, answer given.
+    """1.0 for every sample whose answer tokens are all the arg max of a patched model, given them.
 
     DivPrune and random picks do not look at the text, so this is what greedy decoding would say.
     """
@@ -113,7 +113,7 @@ def measure(jobs: int) -> dict[str, Any]:
 
 
 def write_horizons(result: dict[str, Any]) -> None:
-    """Into the cards and configurations of the bundled checkpoints."""
+    """Write horizons into the cards and configurations of the bundled checkpoints."""
     for name, tasks in result["horizons"].items():
         found = {task: Horizon.of_record(record) for task, record in tasks.items()}
         fresh = {**card(name), **evaluate.record(found)}
@@ -295,7 +295,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare page and JSON")
     args, document = parser.parse_args(), DOCS / "evidence.md"
     if not (args.page or args.check):
-        measured = json.dumps(measure(args.jobs))  # 5 digits behind the point keep the file small
+        measured = json.dumps(measure(args.jobs))  # 5 decimals keep the file small
         rounded = json.loads(measured, parse_float=lambda number: round(float(number), 5))
         RESULT.write_text(json.dumps(rounded) + "\n")
     result, text = json.loads(RESULT.read_text()), document.read_text()

@@ -1,13 +1,13 @@
-"""Everything on a GPU in three commands that end within their time, on stock packages.
+"""Check and time vtfast on a GPU in three commands, each within a time limit, on stock packages.
 
-    make gpu-check PYTHON=python3 OUT=bench/out        # is everything right?
-    make gpu-ops   PYTHON=python3 OUT=bench/out        # how fast is every op?
-    make gpu-model PYTHON=python3 OUT=… RESUME=FILE    # whole models; goes on with an earlier run
+    make gpu-check PYTHON=python3 OUT=bench/out        # check all results
+    make gpu-ops   PYTHON=python3 OUT=bench/out        # time every op
+    make gpu-model PYTHON=python3 OUT=… RESUME=FILE    # time whole models; continues a run
 
-Steps run in a fixed order of value, each a process with a limit and a log; those of `check` that
-passed on the same sources and device are not repeated. Each command leaves `gpu_<name>.json`, from
-which a repetition goes on, and `gpu_<name>.md`. The exit code is 1 if something is wrong or broken.
-A step out of time is not red, and not passed.
+Steps run in a fixed order, the most telling first, each in a process with a time limit and a log;
+steps of `check` that passed on the same sources and device are not repeated. Each command writes
+`gpu_<name>.json`, which a later run continues, and `gpu_<name>.md`. The exit code is 1 if a result
+is wrong or a step breaks. A step that runs out of time counts neither as failed nor as passed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import report
 import torch
 
 HERE = Path(__file__).resolve().parent
-# The ops by value, and the scripts that have their cases.
+# The ops, the most telling first, and the scripts that have their cases.
 OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection",
        "random": "selection", "topk": "selection", "fused": "selection", "decode": "attention",
        "scores": "scores"}  # fmt: skip
@@ -55,7 +55,7 @@ class Step:
 
 
 class Runner:
-    """Runs steps until the time is up, each with a log."""
+    """Runs steps until the time is up, and writes a log of each."""
 
     def __init__(self, out: Path, seconds: float) -> None:
         self.end, self.logs = time.monotonic() + seconds, out / "logs"
@@ -65,7 +65,7 @@ class Runner:
         return self.end - time.monotonic()
 
     def run(self, step: Step) -> dict:
-        """Status, exit code, seconds, last line said; ended with its children at its limit."""
+        """Status, exit code, seconds, last line; at its limit it is killed with its children."""
         if step.missing or self.left() < 1:
             status = "not run" if step.missing else "not begun"
             return {"status": status, "seconds": 0.0, "said": step.missing or "the time was up"}
@@ -84,7 +84,7 @@ class Runner:
                 code = process.wait() and None
         said = log.read_text(errors="replace")
         status = {0: "passed", None: "out of time"}.get(code, "failed")
-        if code is None and " FAILED" in said:  # a test that failed before is red all the same
+        if code is None and " FAILED" in said:  # a test that failed before counts all the same
             status = "failed"
         if step.name.startswith("tests: ") and code == 5:  # none of this kind in the file
             status = "passed"
@@ -111,7 +111,7 @@ def check_steps(device: str, out: Path, dry: bool) -> list[Step]:
         return Step(f"parity: {op}", [*command, *["--tiny"] * dry], 90.0)
 
     def sanitizer(tool: str) -> Step:
-        """Over every op once; without PyTorch's own memory pool, which hides much."""
+        """Calls every op once, without PyTorch's memory pool, which hides many errors."""
         program = shutil.which("compute-sanitizer")
         command = [program or "", "--tool", tool, "--error-exitcode", "9", sys.executable]
         command += [str(machine.ROOT / "tests" / "helpers" / "op_calls.py"), device]
@@ -122,7 +122,7 @@ def check_steps(device: str, out: Path, dry: bool) -> list[Step]:
     files = DRY_TESTS if dry else TESTS
     return [
         *(tests(file, "not hypothesis", 120.0) for file in files),
-        *map(parity, list(OPS)[: 1 if dry else None]),  # a dry run of the ops has the others
+        *map(parity, list(OPS)[: 1 if dry else None]),  # a dry run of `ops` has the others
         *map(sanitizer, ("memcheck", "racecheck")),
         *(tests(file, "hypothesis", 150.0) for file in files if not dry),
     ]
@@ -154,10 +154,10 @@ def check(options: argparse.Namespace, runner: Runner) -> int:
 
 
 def bench_steps(options: argparse.Namespace, runner: Runner, target: Path) -> list[Step]:
-    """Every bench script and then the cases with a compiled variant; or the one of whole models."""
+    """All cases of every op, then those with a compiled variant; or the bench of whole models."""
 
     def bench(name: str, script: str, seconds: float, *arguments: str) -> Step:
-        # A case that has begun is waited for; the process ends with the time in any case.
+        # A case that has begun may finish; at `seconds` the process is killed in any case.
         command = [sys.executable, str(HERE / f"bench_{script}.py"), "--json", str(target)]
         command += [*arguments, "--seconds", str(0.9 * seconds)]
         dry = ["--tiny", "--device", "cpu", "--rounds", "1"] if options.dry else []
@@ -166,7 +166,7 @@ def bench_steps(options: argparse.Namespace, runner: Runner, target: Path) -> li
     if options.what == "model":
         only = DRY_MODELS if options.dry and options.only == [""] else options.only
         return [bench("model", "model", max(0.0, runner.left()), "--only", *only)]
-    most = 0.4 * options.seconds  # for one script, so that one that hangs leaves some over
+    most = 0.4 * options.seconds  # for one script, so that one that hangs leaves time for others
     chosen = [op for op in OPS if any(text in op for text in options.only)]
     plain = [bench(op, OPS[op], most, "--op", op) for op in chosen]
     more = [bench(f"{op}, compiled", OPS[op], most, "--op", op, "--compiled") for op in chosen]
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("what", choices=("check", "ops", "model"))
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where everything goes")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with this earlier JSON")
-    parser.add_argument("--seconds", type=float, default=520, help="all must end within (520)")
+    parser.add_argument("--seconds", type=float, default=520, help="time limit of all (520)")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="steps with these")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: does it run?")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Run the cases of an op: parity first, then times, as a table on stderr and JSON on stdout.
+"""Check and then time the cases of an op; print a table on stderr and JSON on stdout.
 
-Every variant of a case must give an answer that passes the case's gate before anything is timed;
-where one does not, the case shows the mismatch and no time, and the exit code is 1. Figures that
-`--json FILE` has already, from the same sources on the same device, are not measured again.
+The answer of every variant of a case must pass the case's gate before anything is timed; if one
+does not, the case shows the mismatch and no time, and the exit code is 1. Figures that are already
+in `--json FILE`, from the same sources on the same device, are not measured again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from machine import call_samples, graph_samples, sets_needed, summary
 from parity import Check
 
 START = time.monotonic()
-SLOWEST_IN_A_GRAPH = 20  # ms of a plain call: above, a graph has thousands of launches
+SLOWEST_IN_A_GRAPH = 20  # ms of a plain call; a slower one makes graphs of thousands of launches
 _backend = "inductor"
 
 
@@ -32,8 +32,8 @@ class Variant:
     """One way to do what the case asks: a function of the case's inputs.
 
     role: "vtfast"; "eager", the plain baseline; "fair", another baseline; "compiled", one that is
-        timed with `--compiled` only; "note", worth knowing, neither checked nor compared.
-    gate: its own check of the answer, where it legitimately differs from the others'.
+        timed with `--compiled` only; "note", shown for information, neither checked nor compared.
+    gate: its own check of the answer, if that may legitimately differ from the others'.
     missing: why there is no call, for example "not installed".
     """
 
@@ -50,7 +50,7 @@ class Case:
 
     make: number → inputs on the device, with which a variant is called.
     gate: inputs → the check that an answer to them must pass.
-    nbytes, flops: the least that must be moved and computed, for the position on the roofline.
+    nbytes, flops: the fewest that the case needs, for its place on the roofline.
     """
 
     name: str
@@ -80,7 +80,7 @@ def compiled(function: Callable) -> Callable:
 
 
 class Record:
-    """All figures so far, in a file that is complete after every case."""
+    """All figures so far, in a file that is valid JSON after every case."""
 
     def __init__(self, path: Path | None, facts: dict, ceilings: dict):
         self.path, self.runs, self.left = path, [], {}
@@ -113,7 +113,7 @@ class Record:
         measure: Callable,
         done: Callable = lambda *_: True,
     ) -> None:
-        """Measure the cases that are not done, as long as the next one should end in time."""
+        """Measure the cases that are not done, while the next one is expected to end in time."""
         left, longest = [], 0.0
         for case in cases:
             if (row := self.rows.get((op, case.name))) and done(row, case):
@@ -132,7 +132,7 @@ class Record:
             print(f"{op}: stopped at its limit, left: {left}", file=sys.stderr)
 
     def end(self, *ops: str) -> int:
-        """Show the figures of these ops; 1 if one of them is red."""
+        """Show the figures of these ops; returns the exit code: 1 if a case of them is red."""
         rows = [row for row in self.rows.values() if row["op"] in ops]
         if rows:
             shown = report.sections({**self.as_json(), "rows": rows})
@@ -149,9 +149,9 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
     parser.add_argument("--json", type=Path, metavar="FILE", help="add to this file, not stdout")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after so long")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after this time")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds ({rounds})")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs")
     only = {"nargs": "+", "default": [""], "metavar": "TEXT"}
     parser.add_argument("--only", **only, help="cases with one of these in their name")
     return parser
@@ -165,14 +165,14 @@ def main(ops: dict[str, Callable[[str, bool], Iterable[Case]]], description: str
     arguments.add_argument("--compiled", action="store_true", help="with compiled variants too")
     arguments.add_argument("--check", action="store_true", help="only parity")
     options = arguments.parse_args()
-    torch.set_num_threads(1)  # what a CPU's times are of
+    torch.set_num_threads(1)  # times on a CPU are of one thread
     _backend = "eager" if options.tiny else "inductor"
     ceilings = {} if options.check else machine.ceilings(options.device, options.tiny)
     record = Record(options.json, machine.header(options.device), ceilings)
     chosen = [options.op] if options.op else list(ops)
 
     def done(row: dict, case: Case) -> bool:
-        """A case is timed anew as a whole with compiled variants, so that all ran together."""
+        """With a new compiled variant the whole case is timed again, so that all ran together."""
         wanted = (v for v in case.variants if v.role == "compiled" and options.compiled)
         return all(variant.name in row["ways"] for variant in wanted)
 
@@ -185,7 +185,7 @@ def main(ops: dict[str, Callable[[str, bool], Iterable[Case]]], description: str
 
 
 def _measure(op: str, options: argparse.Namespace, case: Case, run: int) -> dict:
-    """The row of a case: first whose answers are right and then, if all are, the times."""
+    """The row of a case: which answers are right, and if all are, the times."""
     row = {"op": op, "case": case.name, "shape": case.shape,
            "dtype": str(case.dtype).removeprefix("torch."), "nbytes": case.nbytes,
            "flops": case.flops, "run": run, "red": {}, "ways": {}}  # fmt: skip
@@ -251,7 +251,7 @@ def _measure_graphs(case: Case, inputs: tuple, calls: dict, row: dict) -> None:
     sets = [inputs, *(case.make(i) for i in range(1, sets_needed(touched, l2)))]
     covered = len(sets) * touched >= 3 * l2
     scratch = None if covered else torch.ones(3 * l2 // 4, device="cuda")
-    refused = {}  # beforehand: a failed capture would leave the random generator unusable
+    refused = {}  # not captured: a failed capture leaves the random generator unusable
     for name in calls:
         if row["ways"][name]["host_reads"]:
             refused[name] = "it waits for the device"

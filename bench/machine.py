@@ -1,10 +1,10 @@
-"""How calls are timed, in milliseconds and alternating rounds, and the facts of the machine.
+"""Time calls, in milliseconds and in alternating rounds, and record the facts of the machine.
 
 - call: plain calls; on a GPU by `triton.testing.do_bench`, which clears the L2 cache before each,
-  on a CPU by processor time of this process, in which waiting on a busy machine does not count;
+  on a CPU in processor time of this process, which leaves out waiting on a busy machine;
 - warm: replays of a CUDA graph of several calls on the same inputs, without gaps between launches;
-- cold: the same over sets of inputs in turn that do not fit the L2 cache three times over. Where 64
-  sets still fit, reading scratch memory precedes them in the graph and its time is subtracted.
+- cold: the same over several sets of inputs in turn, together three times the L2 cache. If 64 sets
+  are not enough, the graph first reads scratch memory, and the time of that is subtracted.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from vtfast.kernels._launch import triton
 Samples = dict[str, list[float]]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests" / "helpers"))  # oracles, parity checks and models
-MEASURED = ("kernels", "vtfast", "bench")  # whose sources decide a figure
+MEASURED = ("kernels", "vtfast", "bench")  # folders whose sources a figure depends on
 MAX_SETS = 64
 _LEAST_ROUNDS, _ENOUGH_MS = 3, 1e3
 _GRAPH_CALLS = 10  # in a warm graph: a replay itself costs some microseconds
@@ -49,14 +49,14 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 
 
 def clock_of(device: str) -> Callable[[], float]:
-    """Seconds: of the host once a GPU is idle, or processor time of this process on a CPU."""
+    """A clock in seconds: host time once the GPU is idle; on a CPU, this process's CPU time."""
     if device == "cpu":
         return time.process_time
     return lambda: torch.cuda.synchronize() or time.perf_counter()
 
 
 def call_samples(calls: dict, device: str, rounds: int = 9, seconds: float = 0.02) -> Samples:
-    """One sample per call and round, taken over about `seconds`; fewer rounds of slow calls."""
+    """One sample per call and round, each over about `seconds`; slow calls get fewer rounds."""
     timers = {name: _timer(call, device, seconds) for name, call in calls.items()}
     samples: Samples = {name: [] for name in calls}
     for number in range(rounds):
@@ -87,14 +87,14 @@ def _timer(call: Callable[[], object], device: str, seconds: float) -> Callable[
 
 
 def sets_needed(nbytes: int, cache: int) -> int:
-    """Sets of inputs of so many bytes that are three times the cache, at most `MAX_SETS`."""
+    """How many sets of `nbytes` bytes make three times the cache, at most `MAX_SETS`."""
     return min(MAX_SETS, max(2, -(-3 * cache // max(1, nbytes))))
 
 
 def graph_samples(calls: dict, sets: Sequence[tuple], scratch: torch.Tensor | None = None):
     """Warm and cold samples of calls that take one set of inputs; cold ones need two sets or more.
 
-    Third, for each call that cannot be captured, why not; it is in neither of the two.
+    Returns warm, cold, and the reasons of the calls that cannot be captured and are in neither.
     """
     flush = [] if scratch is None else [lambda: scratch.sum()]
     warm, cold, refused = {}, {}, {}
@@ -131,7 +131,7 @@ def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
 
 
 def _replayed(graphs: dict[str, torch.cuda.CUDAGraph]) -> Samples:
-    """Milliseconds of one replay of each, in alternation."""
+    """Milliseconds of one replay of each, in alternating rounds."""
 
     def timed(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -166,7 +166,7 @@ def same(run: dict, facts: dict) -> bool:
 
 
 def sources() -> str:
-    """A digest of all sources that decide a figure, which also says their state without git."""
+    """A digest of all sources that figures depend on; it identifies their state without git too."""
     digest = hashlib.sha256()
     for path in sorted(path for name in MEASURED for path in (ROOT / name).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
@@ -174,7 +174,7 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """The commit by git, else by the environment variable COMMIT."""
+    """The commit, from git or else from the environment variable COMMIT."""
     git, files = ["git", "-C", str(ROOT)], [f"{name}/*.py" for name in MEASURED]
     code, head, _ = collect_env.run(shlex.join([*git, "rev-parse", "HEAD"]))
     if code:

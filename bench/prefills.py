@@ -1,6 +1,6 @@
-"""All variants of a prefill on the same prompts, and what each costs.
+"""Run all variants of a prefill on the same prompts, and count what each costs.
 
-- unpatched: stock transformers on all tokens, with SDPA, and with FlashAttention-2 where it is;
+- unpatched: stock transformers on all tokens, with SDPA, and with FlashAttention-2 if installed;
 - native: the same model on sequences as short as the plan makes them (`native_run.py`);
 - padded, packed: patched, in either layout.
 """
@@ -31,7 +31,7 @@ from vtfast.runtime.names import cache_argument, returned_cache
 class Variant:
     """`prefill` gives the last token's logits [B, V] and a state, from which `step` goes on.
 
-    within: what must be entered around both.
+    within: makes the context in which both must run.
     """
 
     within: Callable[[], AbstractContextManager]
@@ -45,7 +45,7 @@ class Prompted:
     Args:
         model: unpatched, its pictures encoded (`random_models.encoded_once`).
         inputs: with `attention_mask` and `position_ids`, one picture a sample.
-        steps: how many tokens a decoding is timed over.
+        steps: how many decoded tokens are timed.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Tensor], steps: int = 1) -> None:
@@ -83,7 +83,7 @@ class Prompted:
         return Variant(nullcontext, run.prefill, step)
 
     def flash(self) -> dict[str, Variant]:
-        """With FlashAttention-2, where it is installed."""
+        """The unpatched model with FlashAttention-2, if that is installed."""
         flash = self.stock(lambda: attention(self.model, "flash_attention_2"))
         return {FLASH: flash} if is_flash_attn_2_available() else {}
 
@@ -95,7 +95,7 @@ class Prompted:
 
 @contextmanager
 def attention(model: Any, name: str) -> Iterator[None]:
-    """The language model's attention implementation, for a while."""
+    """Set the attention implementation of the language model while the block runs."""
     text = model.model.language_model
     before = text.config._attn_implementation
     text.set_attn_implementation(name)
@@ -108,13 +108,13 @@ def attention(model: Any, name: str) -> Iterator[None]:
 def race(
     variants: dict[str, Variant], rounds: int, device: str, steps: int = 0, decoded: int = 0
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of prefills, and in the first `decoded` rounds of a token decoded after one."""
+    """Milliseconds of prefills and, in the first `decoded` rounds, per token decoded afterwards."""
     clock, taken = clock_of(device), {name: {"ttft": [], "decode": []} for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 else -1]:
             variant, state = variants[name], None
             if device == "cuda":
-                gc.collect()  # what is still held would count, and might not fit
+                gc.collect()  # caches still held would count, and might not leave room
             with variant.within():
                 start = clock()
                 _, state = variant.prefill()
@@ -128,13 +128,13 @@ def race(
 
 
 def ratios(taken: list[float], to: list[float]) -> dict[str, float]:
-    """Median and spread of the ratios within the rounds."""
+    """Median and percentiles of the ratios within each round."""
     return summary([a / b for a, b in zip(taken, to, strict=True)])
 
 
 def counts(variant: Variant, device: str) -> dict[str, int | None]:
-    """Of one prefill that has run before: kernels on a GPU, dispatched operators (inner ones too),
-    host reads, allocations, the most memory held above what there was, bytes of the KV cache."""
+    """Count in one prefill, not the first: kernels on a GPU, dispatched operators (inner ones too),
+    host reads, allocations, peak memory above what was in use, bytes of the KV cache."""
     with variant.within():
         with profiling(device) as seen:
             variant.prefill()

@@ -1,8 +1,8 @@
-"""What figures say: tables for the terminal, README and docs, and the plots, from the JSON alone.
+"""Make tables for the terminal, README and docs, and the plots, from the JSON of the benches.
 
-Ops are compared by the sternest metric that both sides have: "cold", "warm", else "call"
-(`machine.py`); "best" is the fastest baseline by it. Ratios of whole models are medians of those
-within a round, "of unpatched" is of the faster attention. In the JSON variants are "ways".
+Ops are compared by the first metric that both sides have: "cold", else "warm", else "call"
+(`machine.py`); "best" is the fastest baseline by it. Ratios of whole models are medians of the
+ratios within a round; "of unpatched" is of the faster attention. In the JSON variants are "ways".
 """
 
 import argparse
@@ -19,7 +19,7 @@ METRICS, BASELINES = ("cold", "warm", "call"), ("eager", "fair", "compiled")
 UNPATCHED, FLASH, NATIVE, PADDED, PACKED = VARIANTS = (
     "unpatched, SDPA", "unpatched, FlashAttention-2", "native", "padded", "packed"
 )  # fmt: skip
-# At most so many times native; natively a batch of unequal prompts is padded, packed it is not.
+# Largest ratios to native, by layout and batch; native pads a batch of unequal prompts.
 TARGETS = {(PADDED, 1): 1.05, (PADDED, 4): 1.05, (PACKED, 1): 1.03, (PACKED, 4): 0.95}
 SHARE = 0.02  # of a packed prefill, for selecting and gathering
 OP_HEAD = ["case", "dtype", "eager", "compiled", "best", "vtfast", "p20-p80", "x eager", "x best",
@@ -91,7 +91,7 @@ def on_cpu(record: dict) -> bool:
 
 
 def verdict(row: dict) -> str:
-    """One case in a few words, as it is measured."""
+    """One case in a few words, printed as soon as it is measured."""
     if "ways" not in row:  # of `bench_overhead.py`
         said = "; ".join(missed(row)) if "batch" in row else "measured"
     elif trouble(row) != "ok":
@@ -123,7 +123,7 @@ def ours(row: dict, metric: str) -> float | None:
 
 
 def metric_of(row: dict) -> str | None:
-    """The sternest metric in which vtfast has a baseline, None where the answers are wrong."""
+    """The first of `METRICS` that vtfast and a baseline have; None if an answer is wrong."""
     compared = (m for m in METRICS if ours(row, m) is not None and medians(row, m, BASELINES))
     return None if row["red"] else next(compared, None)
 
@@ -145,7 +145,7 @@ def ratios_of(rows: Sequence[dict], roles: Sequence[str]) -> dict[str, float]:
 
 
 def of_ceiling(row: dict, runs: Sequence[dict]) -> tuple[str, float]:
-    """GB/s, or TFLOP/s where arithmetic is the floor; and its share of the measured ceiling."""
+    """GB/s, or TFLOP/s if arithmetic is the limit, and its share of the measured ceiling."""
     ms, found = ours(row, metric_of(row)), runs[row["run"]]["ceilings"]
     moved, computed = row["nbytes"] / ms / 1e6, row["flops"] / ms / 1e9
     of_copy, of_product = moved / found["copy_gb_s"], computed / found["matmul_tflop_s"]
@@ -182,7 +182,7 @@ def last_lines(rows: Sequence[dict]) -> list[str]:
 
 
 def remarks(rows: Sequence[dict]) -> list[str]:
-    """What is wrong, what is missing, what a graph does not take, each once."""
+    """What is wrong, missing, or not captured in a graph, each once."""
     said = []
     for row in rows:
         said += [f"RED {row['op']}, {row['case']}: {n}: {why}" for n, why in row["red"].items()]
@@ -272,7 +272,7 @@ def model_verdict(row: dict) -> str:
 
 
 def worst_lines(rows: Sequence[dict]) -> list[str]:
-    """The worst cases against both yardsticks."""
+    """The worst cases against the unpatched and against the native prefill."""
     good, lines = measured(rows), []
     for name, what in (("of_unpatched", "an unpatched"), ("of_native", "a native")):
         ratios = {row["case"]: median(row, PACKED, name) for row in good}
@@ -391,7 +391,7 @@ def block_of(records: dict[str, dict], model: bool) -> str:
 
 
 def with_block(text: str, name: str, block: str) -> str:
-    """The text with what is between the markers of this name replaced."""
+    """The text, with `block` between the markers of this name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"expected one {begin} and one {end}; put them where the tables belong")
@@ -400,7 +400,7 @@ def with_block(text: str, name: str, block: str) -> str:
 
 
 def pages(folder: Path) -> dict[Path, str]:
-    """README and docs as they must be, by the files in a folder."""
+    """README and docs as the result files in a folder determine them."""
     ops, models, cost = results(False, folder), results(True, folder), folder / "overhead_cpu.json"
     costs = overhead(json.loads(cost.read_text())) if cost.exists() else "Not measured yet."
     told, saved = status([*models.values(), *ops.values()]), savings(models.values())
@@ -413,7 +413,7 @@ def pages(folder: Path) -> dict[Path, str]:
 
 
 def disagreements(folder: Path) -> list[str]:
-    """What is not as the files in a folder say."""
+    """What in README and docs differs from the result files in a folder."""
     stale = [path.name for path, text in pages(folder).items() if path.read_text() != text]
     drawn = [plots(name, model) for model in (False, True) for name in results(model, folder)]
     files = [DOCS.parent / file for some in drawn for file, _ in some.values()]

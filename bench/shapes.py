@@ -1,8 +1,8 @@
-"""The named workloads: packed batches of pictures as real models give them to the ops.
+"""The named workloads of the op benches: packed batches of pictures at the sizes of real models.
 
-LLaVA-1.5 has 576 visual tokens of 4096 numbers and 32 heads; Qwen2.5-VL as many tokens as the
-picture is large, of 3584 numbers, 28 query and 4 key heads. The mixes are pictures of different
-sizes, drawn once from a fixed seed.
+LLaVA-1.5 has 576 visual tokens of 4096 numbers and 32 heads. In Qwen2.5-VL the number of tokens
+depends on the size of the picture; they have 3584 numbers, 28 query and 4 key heads. The mixes are
+pictures of different sizes, drawn once from a fixed seed.
 """
 
 import random
@@ -29,7 +29,7 @@ class Workload:
         return sum(self.lengths)
 
     def keep(self, share: float) -> list[int]:
-        """How many tokens of each picture stay."""
+        """How many tokens of each picture are kept."""
         return [max(1, int(share * n + 0.5)) for n in self.lengths]
 
     def prompt(self, share: float = 1.0) -> "Workload":
@@ -64,11 +64,11 @@ def _shrunk(w: Workload) -> Workload:
 
 
 def dtype_for(device: str) -> torch.dtype:
-    """The dtype that models run in there."""
+    """The dtype in which models run on this device."""
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def normal(seed: int, *shape: int, device: str, dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers, never zeros: power and caches depend on what is in a tensor."""
+    """Random numbers and not zeros, because a GPU's power and so its speed depend on the values."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=device).to(dtype)

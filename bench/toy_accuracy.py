@@ -1,4 +1,4 @@
-"""Accuracy of the bundled models at several budgets: README and docs/accuracy.md.
+"""Measure the accuracy of the bundled models at several budgets, for README and docs/accuracy.md.
 
 Greedy `generate` on pinned drawn scenes, exact match, the default plan at each budget, with 95 %
 Wilson intervals; ten minutes a model on two cores. Scenes are of the sizes that the model was
@@ -30,7 +30,7 @@ TITLES = {
 
 
 def measure(name: str, n: int, seed: int) -> dict:
-    """Accuracies of every task at every budget, and what each budget comes to."""
+    """Accuracy of every task at every budget, and the tokens and FLOPs of each budget."""
     model, processor = vtfast.toy.load(name)
     layers, sizes = model.config.text_config.num_hidden_layers, family_of(model).SIZES
     tokens = [width * height // GRID**2 for width, height in sizes]

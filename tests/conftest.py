@@ -1,4 +1,4 @@
-"""PatchHooks set-up, and the fixture the op tests share."""
+"""Set-up of the test session, and the fixtures that many tests share."""
 
 import functools
 import importlib
@@ -20,7 +20,7 @@ from devices import DEVICE
 
 import vtfast
 
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
+torch.set_num_threads(1)  # the models are tiny: more threads would only wait for one another
 
 
 def pytest_report_header() -> str:
@@ -29,12 +29,12 @@ def pytest_report_header() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--impl", help="of every patch whose test leaves it open: eager or triton")
+    parser.addoption("--impl", help="impl of every patch whose test passes none: eager or triton")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def numbers_of_the_interpreter() -> None:
-    """Triton 3.6 turns one-element arrays to ints as NumPy 2.4 no longer allows."""
+    """Make Triton 3.6 convert one-element arrays to ints as NumPy 2.4 still allows."""
     if DEVICE != "cpu" or find_spec("triton") is None or not version("triton").startswith("3.6."):
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
@@ -79,7 +79,7 @@ def strict_interpreter() -> None:
 def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put a fence of poison on both sides of whatever `torch.empty` returns.
 
-    At the end all fences must stand: no kernel wrote before or beyond its output.
+    At the end all fences must be intact: no kernel wrote before or after its output.
     """
     empty, width, poison, fenced = torch.empty, 64, 0x5A, []
 
@@ -97,12 +97,12 @@ def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> 
     yield
     for whole, margin in fenced:
         assert (whole[:margin] == poison).all(), "written before an output"
-        assert (whole[-margin:] == poison).all(), "written beyond an output"
+        assert (whole[-margin:] == poison).all(), "written after an output"
 
 
 @pytest.fixture
 def cuda_streams(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What torch says of CUDA's streams: which is `current`, and whether it is `captured`."""
+    """Set what torch reports of CUDA streams: which is `current`, and whether it is `captured`."""
     cuda = SimpleNamespace(current=0, captured=False)
     current, captured = "_cuda_getCurrentRawStream", "is_current_stream_capturing"
     monkeypatch.setattr(torch._C, current, lambda device: cuda.current, raising=False)
@@ -112,9 +112,9 @@ def cuda_streams(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def poisoned_memory():
-    """Fill what `torch.empty` and its kin return: NaN in floats, the largest value in integers.
+    """Fill what `torch.empty` and the like return: NaN in floats, the largest value in integers.
 
-    An output that nobody writes cannot pass for the zeros a fresh process tends to get.
+    So an output that is never written cannot pass for the zeros that a fresh process often gets.
     """
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory

@@ -1,6 +1,6 @@
-"""Small breaks of the code, and for each the test that must turn red: `make mutants` tries them.
+"""Small breaks of the code, and for each the test that must fail: `make mutants` tries them.
 
-A test that cannot fail is worth nothing, and only a break can show that it fails. Every entry of
+A test that cannot fail is worth nothing, and only a break can show that it can. Every entry of
 `MUTATIONS` replaces a few characters of one file so that one promise no longer holds, and names one
 case of the test that makes this promise. Other tests may turn red too.
 
@@ -9,8 +9,8 @@ once in the file), and name the fastest case of the test. Then run
 
     python tests/mutations.py -k "a word of the sentence"
 
-and read what pytest says: an error in the broken code itself, such as a call that cannot be, shows
-nothing about the test.
+and read what pytest says: an error in the broken code itself, such as a call with wrong arguments,
+shows nothing about the test.
 """
 
 import argparse
@@ -32,9 +32,9 @@ TIME_LIMIT = 600  # seconds for one test; a break may make it run forever
 
 
 class Mutation(NamedTuple):
-    """One break: `old`, which occurs once in `file`, becomes `new`, and `test` must turn red.
+    """One break: `old`, which occurs once in `file`, becomes `new`, and `test` must fail.
 
-    `what` says in one sentence what is wrong then; `test` is what pytest is given.
+    `what` says in one sentence what is then wrong; `test` is the argument for pytest.
     """
 
     what: str
@@ -681,7 +681,7 @@ MUTATIONS = [
 
 
 class Outcome(NamedTuple):
-    """What a test made of a mutation: "red" as it must be, "green", or "broken"."""
+    """The outcome of a mutation: "red" (its test failed, as it must), "green", or "broken"."""
 
     mutation: Mutation
     verdict: str
@@ -710,10 +710,10 @@ def applied(mutation: Mutation, copy: Path) -> Iterator[None]:
 
 
 def verdict(status: int) -> str:
-    """What the exit status of pytest says of a mutation.
+    """The verdict that follows from the exit status of pytest.
 
-    1: a test failed, so the break was seen. Above it pytest could not import, collect or find the
-    test (or had none to run), which says nothing of the break.
+    1: a test failed, so the break was seen. Above 1 pytest could not import, collect or find the
+    test (or had none to run), which says nothing about the break.
     """
     return {0: "green", 1: "red"}.get(status, "broken")
 
@@ -741,7 +741,7 @@ def pytest_in(copy: Path, *tests: str) -> tuple[int, str]:
 
 
 def reasons(output: str) -> list[str]:
-    """The lines of pytest's summary that name what failed, or its last words."""
+    """The lines of pytest's summary that name what failed, or its last line."""
     lines = [line for line in output.splitlines() if line.strip()]
     return [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
 
@@ -761,7 +761,7 @@ class Copies:
             self._free.put(folder / str(i))
 
     def run(self, *tests: str, mutation: Mutation | None = None) -> tuple[int, str]:
-        """Run tests in a copy that is free, with a break if there is one."""
+        """Run tests in a free copy, with the break of a mutation if one is given."""
         copy = self._free.get()
         try:
             if mutation is None:
@@ -772,7 +772,7 @@ class Copies:
             self._free.put(copy)
 
     def try_out(self, mutation: Mutation) -> Outcome:
-        """Break the code and run the test that must turn red."""
+        """Break the code and run the test that must fail."""
         started = time.perf_counter()
         try:
             status, output = self.run("-x", mutation.test, mutation=mutation)
@@ -788,9 +788,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Break vtfast in small ways, one at a time, in a copy of the repository, and "
         "report every break that its test does not see. The exit status is 0 if all are seen.",
         epilog="Each break takes a few seconds more than pytest needs to start. A break is listed "
-        "as green when its test passes all the same: sharpen the test. It is listed as broken when "
-        "it says nothing: its code is no longer there, or pytest cannot run its test. The list is "
-        "in this file; its first lines say how to add to it.",
+        "as green when its test passes all the same: make the test stricter. It is listed as "
+        "broken when it shows nothing: its code is no longer there, or pytest cannot run its test. "
+        "The list is in this file; its first lines say how to add to it.",
     )
     parser.add_argument(
         "-k", metavar="WORD", default="", help="only breaks with this in sentence, file or test"
@@ -809,10 +809,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with TemporaryDirectory(prefix="vtfast-mutants-") as folder:
         copies = Copies(Path(folder), min(options.jobs, len(chosen)))
-        print(f"Breaks to try: {len(chosen)}. First their tests without any.", flush=True)
+        print(f"Breaks to try: {len(chosen)}. First their tests run without them.", flush=True)
         status, output = copies.run(*sorted({m.test for m in chosen}))
         if status != 0:
-            print("These tests do not pass on the code as it is, so they can show nothing:")
+            print("These tests do not pass on the code as it is, so they show nothing:")
             print(*reasons(output), sep="\n")
             return 1
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -822,7 +822,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(outcomes: Iterable[Outcome], number: int) -> Iterator[Outcome]:
-    """The same outcomes, each printed when it comes."""
+    """The same outcomes, each printed as soon as it is known."""
     for i, outcome in enumerate(outcomes, 1):
         left = f"[{i}/{number}] {outcome.verdict:6} {outcome.seconds:3.0f} s"
         print(f"{left}  {outcome.mutation.what}\n{'':10}{outcome.reason}", flush=True)
@@ -830,7 +830,7 @@ def _told(outcomes: Iterable[Outcome], number: int) -> Iterator[Outcome]:
 
 
 def _report(outcomes: list[Outcome]) -> int:
-    """Print what its test did not see; the exit status."""
+    """Print the breaks that their tests did not see; return the exit status."""
     unseen = [o for o in outcomes if o.verdict != "red"]
     print(f"\n{len(outcomes) - len(unseen)} of {len(outcomes)} breaks turned their test red.")
     for outcome in sorted(unseen):

@@ -1,4 +1,4 @@
-"""The documents name what there is."""
+"""The documents name only modules and attributes that exist."""
 
 import re
 from importlib import import_module
@@ -13,7 +13,7 @@ HOW = (ROOT / "docs" / "how-it-works.md").read_text()
 PICTURE = (ROOT / "docs" / "how-it-works.svg").read_text()
 NAMES = sorted(set(re.findall(r"`([a-z_0-9]+(?:\.\w+)+|[a-z_]+)`", HOW)))
 PLACES = ("vtfast.runtime", "vtfast")
-OTHERS = {"generate"}  # of transformers
+OTHERS = {"generate"}  # names of transformers
 
 
 def found(name: str) -> bool:
@@ -41,17 +41,17 @@ def _has(thing: object, path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - OTHERS))
-def test_how_it_works_names_what_there_is(name: str) -> None:
+def test_every_name_in_how_it_works_exists(name: str) -> None:
     assert found(name.removeprefix("vtfast."))
 
 
-def test_how_it_works_names_something() -> None:
+def test_the_check_finds_names_and_sees_a_missing_one() -> None:
     assert len(NAMES) > 25
     assert not found("hooks.PatchHooks._no_such_hook")
     assert not found("no_such_module")
 
 
-def test_the_picture_names_what_there_is() -> None:
+def test_every_name_in_the_picture_exists() -> None:
     names = re.findall(r"monospace\">([\w.]+)<", PICTURE)
     homes = ("hooks.PatchHooks", "state", "packed_kv_cache", "kernels.ragged_decode")
     assert len(names) > 8

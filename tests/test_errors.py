@@ -1,4 +1,4 @@
-"""Errors: every one is caught as ours and as the built-in it stands for."""
+"""Every error of vtfast can be caught as `VTFastError` and as a built-in error."""
 
 import pytest
 
@@ -15,6 +15,6 @@ from vtfast import errors
         (errors.StateError, RuntimeError),
     ],
 )
-def test_an_error_is_ours_and_a_built_in(error, builtin):
+def test_an_error_is_a_vtfast_error_and_a_built_in_one(error, builtin):
     assert issubclass(error, errors.VTFastError)
     assert issubclass(error, builtin)

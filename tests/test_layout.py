@@ -1,4 +1,4 @@
-"""The layers hold, importing vtfast is light, and nobody's top-level `kernels` is ours."""
+"""Imports follow the layers and are light; vtfast shadows no top-level package `kernels`."""
 
 import ast
 import io
@@ -84,7 +84,7 @@ def test_imports_follow_the_layers(path: str) -> None:
         ("bench/bench_gather.py", "import kernels.gather"),
     ],
 )
-def test_the_check_sees_a_broken_layer(path: str, source: str) -> None:
+def test_the_check_sees_a_forbidden_import(path: str, source: str) -> None:
     assert len(violations(path, source)) == 1
 
 
@@ -113,16 +113,16 @@ def test_the_check_sees_a_broken_layer(path: str, source: str) -> None:
         ),
     ],
 )
-def test_the_check_lets_a_sound_layer_pass(path: str, source: str) -> None:
+def test_the_check_accepts_allowed_imports(path: str, source: str) -> None:
     assert violations(path, source) == []
 
 
-# Circles that are still there: a list that only ever gets shorter.
+# Files that import lazily what imports them; nothing may be added.
 IMPORT_LAZILY = ("vtfast/__init__.py", "vtfast/ops.py")
 
 
-def test_no_modules_import_one_another() -> None:
-    """Not inside a function and not for a type either."""
+def test_no_imports_are_circular() -> None:
+    """Imports inside functions and for types count too."""
     ours = [f for f in PYTHON_FILES if f.startswith(("vtfast/", "kernels/"))]
     sources = {f: (ROOT / f).read_text() for f in ours if f not in IMPORT_LAZILY}
     assert circles(sources) == []
@@ -133,7 +133,7 @@ def test_no_modules_import_one_another() -> None:
 
 
 def test_kernels_is_no_regular_package() -> None:
-    """With an `__init__.py` it would shadow the Hugging Face package of that name."""
+    """With an `__init__.py` it would shadow the Hugging Face package `kernels`."""
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
@@ -208,7 +208,7 @@ def test_kernels_import_without_triton() -> None:
 
 
 @pytest.mark.parametrize("name", vtfast.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(vtfast, name) is not None
     assert name in dir(vtfast)
 
@@ -227,7 +227,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_kernels_from_the_root_is_at_most_a_namespace() -> None:
-    """One without a loader, so any regular package of that name wins."""
+    """A namespace package has no loader, and Python prefers any regular package to it."""
     code = (
         "from importlib.util import find_spec\n"
         "spec = find_spec('kernels')\n"
@@ -236,7 +236,7 @@ def test_kernels_from_the_root_is_at_most_a_namespace() -> None:
     assert run(code) == ["True"]
 
 
-def test_a_regular_kernels_package_wins_from_the_root(tmp_path: Path) -> None:
+def test_a_regular_kernels_package_is_preferred_from_the_root(tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("OWNER = 'somebody else'")
     code = f"import sys\nsys.path.append({str(tmp_path)!r})\nimport kernels\nprint(kernels.OWNER)"
@@ -252,8 +252,8 @@ def test_transformers_sees_no_kernels_package_from_the_root(tmp_path: Path) -> N
     assert run(code) == run(code, "-P", cwd=tmp_path)
 
 
-def test_no_folder_of_ours_stands_in_for_the_hugging_face_kernels() -> None:
-    """Inside a pytest run: neither the top-level folder nor `tests/kernels` is on the path."""
+def test_no_folder_here_shadows_the_hugging_face_kernels() -> None:
+    """In a pytest run neither the top-level folder nor `tests/kernels` is found as `kernels`."""
     import transformers
 
     assert transformers.LlavaForConditionalGeneration
@@ -273,7 +273,7 @@ HOMES = "data|home|lustre|media|mnt|nfs|opt|private|root|scratch|srv|tmp|Users|v
 def machine_paths(text: str) -> list[str]:
     """Paths in `text` that mean something on one machine only, on Windows too.
 
-    What follows a letter, a dot or a bracket is part of a URL, of a longer path or of a template.
+    A path that follows a letter, a dot or a bracket is part of a URL, a longer path or a template.
     """
     here = "|".join(re.escape(str(path)) + r"\b" for path in (ROOT, Path(sys.prefix)))
     kinds = (here, rf"/(?:{HOMES})\w*/\w+", "file:/{3}", r"\b[A-Za-z]:(?:\\{1,2}|/)(?=\w)\w+")

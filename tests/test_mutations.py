@@ -1,4 +1,4 @@
-"""The breaks of `tests/mutations.py` fit the code as it is; `make mutants` tries them out."""
+"""Every break of `tests/mutations.py` can be applied to the code; `make mutants` tries them."""
 
 import runpy
 from types import SimpleNamespace
@@ -11,27 +11,27 @@ MUTATIONS = mutants.MUTATIONS
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[m.what for m in MUTATIONS])
-def test_a_break_fits_the_code(mutation) -> None:
+def test_a_break_can_be_applied_to_the_code(mutation) -> None:
     source = (ROOT / mutation.file).read_text()
     broken = mutants.apply(mutation, source)
     assert broken != source
     compile(broken, mutation.file, "exec")
 
 
-def test_every_test_named_is_there() -> None:
+def test_every_named_test_exists() -> None:
     for mutation in MUTATIONS:
         path, _, node = mutation.test.partition("::")
         assert f"\ndef {node.partition('[')[0]}(" in (ROOT / path).read_text(), mutation.test
 
 
-def test_every_break_is_told_by_one_sentence() -> None:
+def test_every_break_is_described_in_one_sentence() -> None:
     sentences = [m.what for m in MUTATIONS]
     assert len(set(sentences)) == len(sentences) > 40
     assert [s for s in sentences if ". " in s or not (s[0].isupper() and s.endswith("."))] == []
 
 
 @pytest.mark.parametrize("source", ["", "x = 1\nx = 1\n"])
-def test_code_that_does_not_occur_once_is_said(source) -> None:
+def test_code_that_does_not_occur_once_is_an_error(source) -> None:
     mutation = mutants.Mutation("What.", "file.py", "x = 1", "x = 2", "test")
     assert mutants.apply(mutation, "x = 1\n") == "x = 2\n"
     with pytest.raises(ValueError, match=r"occurs [02] times in file\.py, not once"):

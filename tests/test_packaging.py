@@ -1,4 +1,4 @@
-"""What is shipped, and that `vtfast.kernels` can be imported however vtfast came to be there.
+"""What is shipped, and that `vtfast.kernels` can be imported however vtfast was installed.
 
 Everything is built from a copy of the repository's files, without isolation and without a
 network; the environments installed into see this one's torch through a `.pth` file.
@@ -148,7 +148,7 @@ def test_package_and_metadata_agree_on_the_version(metadata: Message) -> None:
     assert metadata["Version"] == vtfast.__version__
 
 
-def test_constraints_pin_everything_that_is_asked_for() -> None:
+def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [project["dependencies"], *project["optional-dependencies"].values()]
     needed = [Requirement(line) for lines in asked for line in lines]
@@ -158,14 +158,14 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
     assert [str(one) for one in needed if not one.specifier.contains(pins[one.name])] == []
 
 
-def test_constraints_name_no_place() -> None:
+def test_constraints_contain_no_path_or_url() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert [pin for pin in pins if pin.count("==") != 1 or set(pin) & set("/+@ ")] == []
 
 
 class Installed(NamedTuple):
-    """One way of having vtfast: an interpreter, the checkout beside it, and where imports lead."""
+    """One kind of installation: its interpreter, the checkout, and where imports are found."""
 
     python: Path
     root: Path
@@ -218,7 +218,7 @@ def installed(
 
 
 @pytest.mark.parametrize("installed", ["wheel"], indirect=True)
-def test_a_type_checker_outside_reads_our_types(installed: Installed) -> None:
+def test_a_type_checker_reads_the_types_of_an_installed_vtfast(installed: Installed) -> None:
     """Without `py.typed` in the wheel mypy would refuse the import, or take all for `Any`."""
     folder = installed.elsewhere / "typed"
     folder.mkdir()
@@ -231,7 +231,7 @@ def test_a_type_checker_outside_reads_our_types(installed: Installed) -> None:
 
 
 def test_kernels_import_from_the_repository_root(installed: Installed) -> None:
-    """The checkout answers there, whatever is installed."""
+    """From there the checkout is imported, whatever is installed."""
     (file, doubled) = installed.says(IMPORT, cwd=installed.root)
     assert Path(file).is_relative_to(installed.root)
     assert doubled == "False"

@@ -1,4 +1,4 @@
-"""Plans: what a sequence of stages may be, what it comes to per layer, and how it is told."""
+"""Plans: which stages are allowed, how many tokens each layer sees, and how a plan is printed."""
 
 import copy
 import dataclasses
@@ -71,7 +71,7 @@ def test_keeps_that_do_not_increase_within_their_kind_are_accepted(keeps):
     assert [stage.keep for stage in plan.stages] == list(keeps)
 
 
-def test_frames_are_not_cut_after_whole_clips():
+def test_frames_are_not_pruned_after_whole_clips():
     """A clip pruned as a whole has an unknown number of tokens left in each frame."""
     frame = Prune(5, "random", 0.25, per="frame")
     with pytest.raises(PlanError, match=r"by frame after .* as a whole"):
@@ -84,7 +84,7 @@ def test_tokens_per_frame_and_per_image_are_not_compared():
     Plan([Prune(0, "diversity", 4, per="frame"), Prune(5, "random", 20)])
 
 
-def test_labels_are_not_the_callers_to_give():
+def test_labels_cannot_be_passed_by_the_caller():
     with pytest.raises(TypeError):
         Plan(TWO_STAGES, keep=0.5)
 
@@ -217,7 +217,7 @@ def test_a_plan_that_keeps_everything_saves_nothing():
     assert plan.flops_ratio(SMALL, 64, 11) == 1
 
 
-def test_several_images_are_cut_one_by_one():
+def test_several_images_are_pruned_one_by_one():
     plan = Plan([Prune(0, "random", 10)])
     assert plan.flops_ratio(SMALL, (64, 36), 11) == plan.flops_ratio(SMALL, [50, 50], 11)
     assert plan.flops_ratio(SMALL, (64, 36), 11) > plan.flops_ratio(SMALL, 100, 11)
@@ -237,7 +237,7 @@ def test_a_model_too_shallow_for_the_plan_has_no_ratio():
         Plan(TWO_STAGES).flops_ratio(SMALL, 576, 11)
 
 
-def test_a_plan_is_told_stage_by_stage():
+def test_a_plan_is_printed_stage_by_stage():
     plan = Plan.preset(
         "divprune+random",
         num_layers=32,
@@ -252,7 +252,7 @@ def test_a_plan_is_told_stage_by_stage():
     ]
 
 
-def test_tokens_frames_and_drops_are_told_as_such():
+def test_tokens_frames_and_drops_are_printed_as_such():
     plan = Plan([Prune(0, "diversity", 284, per="frame"), Prune(20, "drop", 0)])
     assert str(plan).splitlines() == [
         "custom",
@@ -261,7 +261,7 @@ def test_tokens_frames_and_drops_are_told_as_such():
     ]
 
 
-def test_the_realised_average_is_told():
+def test_the_realised_average_is_printed():
     told = Plan.paper("divprune+random", 192).describe(576, 32).splitlines()
     assert told[0] == "divprune+random, released setting 192, horizon 20 (the paper's)"
     assert told[-1] == "  an image of 576: 576 → 284 → 38 tokens, 191.75 on average"
@@ -284,7 +284,7 @@ def test_a_list_resolves_to_a_plan():
 
 @pytest.mark.parametrize("plan", [Plan(TWO_STAGES), TWO_STAGES], ids=["plan", "list"])
 @pytest.mark.parametrize("given", [{"keep": 0.5}, {"horizon": 20}], ids=["keep", "horizon"])
-def test_keep_and_horizon_go_with_a_name_only(plan, given):
+def test_keep_and_horizon_are_accepted_with_a_preset_name_only(plan, given):
     with pytest.raises(
         PlanError, match=r"goes with a preset name only.*leave it out, or pass a preset"
     ):

@@ -1,4 +1,4 @@
-"""Presets: the budgets, horizons and names they refuse, and what they advise instead."""
+"""Presets: the budgets, horizons and names they refuse, and the fix that each error names."""
 
 import math
 import re
@@ -131,7 +131,7 @@ def test_the_number_of_layers_is_a_number(num_layers):
 
 
 @pytest.mark.parametrize("name", ["", "DivPrune", "random+divprune", "divprune+", "vtw+random", 7])
-def test_an_unknown_preset_is_refused_with_what_there_is(name):
+def test_an_unknown_preset_is_refused_with_the_known_ones(name):
     with pytest.raises(PlanError, match="unknown preset") as refused:
         Plan.preset(name, num_layers=32)
     assert all(preset in str(refused.value) for preset in PRESETS)

@@ -156,7 +156,7 @@ def test_vtw_by_keep_drops_at_the_nearest_layer(keep, num_layers, layer):
     assert (plan.keep, plan.horizon) == (keep, None)
 
 
-def test_vtw_by_horizon_drops_there():
+def test_vtw_by_horizon_drops_at_the_horizon():
     plan = Plan.preset("vtw", num_layers=32, horizon=20)
     assert plan.stages == (Prune(20, "drop", 0),)
     assert (plan.keep, plan.horizon, plan.horizon_source) == (None, 20, "given")
@@ -200,7 +200,7 @@ def test_every_released_setting_is_exact():
     ("name", "label"),
     [("divprune+random", 128), ("divprune", 192), ("divprune+vtw", "64"), (["divprune+vtw"], 64)],
 )
-def test_an_unknown_setting_is_refused_with_what_there_is(name, label):
+def test_an_unknown_setting_is_refused_with_the_known_ones(name, label):
     with pytest.raises(PlanError, match=r"no released setting.*pass one of .*'divprune\+vtw', 64"):
         Plan.paper(name, label)
 

@@ -74,7 +74,7 @@ def test_one_is_a_token_and_one_point_zero_is_all():
 
 
 @pytest.mark.parametrize("bad", [(-1, 0), (5, -1), (5.0, 5), (True, 1)])
-def test_counts_are_asked_for_whole_numbers(bad):
+def test_counts_of_anything_but_whole_numbers_are_refused(bad):
     with pytest.raises(PlanError, match="expected a whole number >= 0; pass an int"):
         Prune(0, "random", 0.5).count(*bad)
 

@@ -1,4 +1,4 @@
-"""What the README shows is what was run."""
+"""The README shows measured numbers, real output, and examples that run."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def test_the_accuracy_table_is_the_measured_one():
 
 
 def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
-    """Line by line, but for times."""
+    """Line by line, except for times."""
     (block,) = (b for b in README.split("```")[1::2] if "\n$ vtfast run" in b)
     first, second, *expected = block.strip().splitlines()
     monkeypatch.chdir(tmp_path)

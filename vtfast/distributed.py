@@ -1,9 +1,9 @@
-"""Share work among several launched processes: which one this is, and how results are combined.
+"""Which of several launched processes this is, and how they combine their results.
 
 The launcher is torchrun or `accelerate launch`. torchrun tells each process by RANK, WORLD_SIZE and
 LOCAL_RANK, and so does accelerate, except under `--cpu`: there it starts a single process, or
-several by MPI (`--mpirun_hostfile`). MPI sets variables of its own, which are read only if
-accelerate has also set MASTER_ADDR and MASTER_PORT.
+several by MPI (`--mpirun_hostfile`). MPI has names of its own; they are used only if accelerate has
+also set the address at which the processes meet (MASTER_ADDR, MASTER_PORT).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`bench/bench_launch.py`: every op is called, and what was not launched is not called a launch."""
+"""`bench/bench_launch.py`: every op is timed, and figures without a GPU are marked as such."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole-model bench as a program: in what order, no time without parity, what it leaves."""
+"""The whole-model bench: the order of its cases, no time without parity, and its files."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`bench/bench_overhead.py`: its file is complete after every case; the host cost is of Python."""
+"""`bench/bench_overhead.py`: its file is complete after every case; the host cost is counted."""
 
 import json
 import os

@@ -66,7 +66,7 @@ def command(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("red", [{}, {"vtfast": "differs"}], ids=["green", "red"])
 def test_benches_continue_with_what_was_carried_over(ops, command, tmp_path, red):
-    """And what was red in it still is."""
+    """What was red in the earlier run stays red."""
     _, out = ops
     found = record(out)
     found["rows"][0]["red"] = red
@@ -79,7 +79,7 @@ def test_benches_continue_with_what_was_carried_over(ops, command, tmp_path, red
 
 
 def test_measured_cases_are_not_measured_again_by_the_next_run(ops, tmp_path):
-    """In another folder, by the script itself."""
+    """The script itself leaves them out, also in another folder."""
     _, out = ops
     done = dry("ops", tmp_path, "--resume", str(out / "gpu_ops.json"), "--only", "topk")
     assert done.returncode == 0, done.stderr

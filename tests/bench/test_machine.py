@@ -1,4 +1,4 @@
-"""Timing: on CUDA what is done with the times that a GPU gives, which a stand-in gives here."""
+"""Timing on CUDA and on a CPU; a stand-in gives the times of a GPU."""
 
 import json
 import sys

@@ -49,7 +49,7 @@ def test_a_replay_sees_a_pick_that_is_not_the_farthest():
 
 
 def spoilt(x):
-    """One number of it, the last, is another."""
+    """A copy of an answer whose last number is changed."""
     if not isinstance(x, torch.Tensor):
         return [*x[:-1], spoilt(x[-1])]
     x = x.clone()

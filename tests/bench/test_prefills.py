@@ -73,7 +73,7 @@ def test_all_variants_agree(prompted):
 
 @both
 def test_the_native_run_decodes_what_the_masked_model_does(prompted):
-    """With two runs of layers of different length, against keeping the first tokens."""
+    """With two stage spans of different length; both keep the first tokens of each picture."""
     plan = Plan([Prune(s.layer, "bench-first", s.keep) for s in PLAN.stages])
     native, padded = prompted.native(plan), prompted.patched(plan, PADDED)
     expected, state = native.prefill()
@@ -92,7 +92,7 @@ def test_a_mask_of_ones_is_left_out_as_generate_does(built):
     assert "attention_mask" not in prompted.next[0]
 
 
-def test_wrong_rows_are_red_in_both_layouts(prompted, monkeypatch):
+def test_wrong_tokens_are_red_in_both_layouts(prompted, monkeypatch):
     monkeypatch.setattr(ForwardState, "_take", wrong_rows)
     wrong = model_parity.disagreements(prompted, PLAN)
     assert {f"{PADDED}, first tokens", f"{PACKED}, first tokens"} <= set(wrong)

@@ -1,4 +1,4 @@
-"""What is said about figures: ratios, tables, and the pages that must agree with the JSON."""
+"""Reports of figures: ratios, tables, and the pages that must agree with the JSON."""
 
 import json
 import sys
@@ -34,13 +34,13 @@ def test_best_is_the_fastest_baseline_and_a_loss_is_a_loss():
     assert report.times_faster(row(), ["eager"], "call") == 2.25
 
 
-def test_what_is_only_noted_competes_with_nobody():
+def test_a_variant_in_the_role_note_is_not_compared():
     noted = row(floor=([1.0], "note"), **SPECS)
     assert report.best(noted, "call") == ("quick", 2.0)
 
 
-def test_like_is_compared_with_like():
-    """A baseline without a cold time is not put beside our cold time."""
+def test_only_times_of_one_metric_are_compared():
+    """vtfast's cold time is not compared with a baseline that has none."""
     mixed = row()
     mixed["ways"]["vtfast"]["cold"] = {"median": 1.0}
     assert report.metric_of(mixed) == "call"
@@ -220,7 +220,7 @@ def overhead_row(batch, padded, packed, share=0.01):
         (overhead_row(4, 1.1, 1.1, 0.5), ["padded 1.100", "packed 1.100", "select + gather 50.0%"]),
     ],
 )
-def test_a_missed_target_is_told(found, targets):
+def test_a_missed_target_is_reported(found, targets):
     said = report.missed(found)
     assert len(said) == len(targets)
     assert all(text.startswith(begin) for text, begin in zip(said, targets, strict=True))

@@ -274,7 +274,7 @@ def test_an_interrupt_ends_without_a_traceback(
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
 
 
-def test_what_was_asked_about_is_not_written_over(tmp_path: Path, ran: type[RanError]) -> None:
+def test_out_never_overwrites_an_input_file(tmp_path: Path, ran: type[RanError]) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
     for picture in (tmp_path / "mine.png", frames / "0.png"):

@@ -1,4 +1,4 @@
-"""Which model --model, --device and --dtype mean: the bundled ones, and what wins over them."""
+"""Which model --model, --device and --dtype mean: bundled models, and folders of the same name."""
 
 import shutil
 
@@ -23,13 +23,15 @@ def test_a_bundled_model_takes_the_dtype_that_is_asked_for() -> None:
     assert checkpoint("toy-llava-small").weights(CPU, "bfloat16").dtype == torch.bfloat16
 
 
-def test_a_folder_wins_over_a_bundled_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_takes_precedence_over_a_bundled_name(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(CHECKPOINTS / "llava", tmp_path / "toy-llava")
     monkeypatch.chdir(tmp_path)
     assert checkpoint("toy-llava").model is None
 
 
-def test_an_unknown_bundled_model_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_bundled_model_is_refused_with_the_known_names() -> None:
     line = "--model toy-nonesuch: there is no toy model 'nonesuch'; available: llava"
     with pytest.raises(InputError, match=line):
         checkpoint("toy-nonesuch")

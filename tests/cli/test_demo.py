@@ -1,7 +1,7 @@
-"""`vtfast demo`: what it says is what the models did.
+"""`vtfast demo`: it prints what the models answered, and their times.
 
-The demo runs here without its timings or with a tiny model timed: the numbers mean nothing then,
-but every step is taken.
+The demo runs here without timing, or times a tiny model: those numbers mean nothing, but every step
+is run.
 """
 
 import json
@@ -23,7 +23,7 @@ COLUMNS = ["full", "keep 0.75", "keep 0.5"]
 
 
 def demo(*arguments: object, **options: Any):
-    """`vtfast demo` in this process; unless asked for, its stderr is no terminal."""
+    """Run `vtfast demo` in this process; by default its stderr is no terminal."""
     return answered("demo", *arguments, columns=120, **options)
 
 
@@ -193,10 +193,10 @@ def test_the_picture_is_a_png_with_a_panel_per_stage(shown: SimpleNamespace) -> 
 # What is refused
 
 
-def test_a_keep_out_of_the_plans_reach_is_refused_before_any_work(
+def test_an_unreachable_keep_is_refused_before_any_work(
     tmp_path: Path,
 ) -> None:
-    """0.7 is in reach on the bundled model, but not on the one that is timed."""
+    """A keep of 0.7 is reachable on the bundled model, but not on the one that is timed."""
     assert Interview.bundled(0).pruned("divprune+vtw", 0.7, 0).keep == 0.7
     picture = tmp_path / "kept.png"
     line = refused(call("demo", "--plan", "divprune+vtw", "--keep", "0.7", "--out", picture))

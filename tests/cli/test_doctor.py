@@ -1,7 +1,7 @@
-"""`vtfast doctor`: what is there, what the ops really do, and when something is broken.
+"""`vtfast doctor`: what it lists, which implementation an op really uses, and what is broken.
 
-It runs in this process, whose Triton interprets kernels on the CPU, unless something heavy has to
-be missing.
+It runs in this process, where Triton interprets kernels on the CPU, except where torch has to be
+missing.
 """
 
 import json
@@ -26,7 +26,7 @@ from vtfast.runtime import names
 
 @pytest.fixture(scope="module")
 def result():
-    """Of `vtfast doctor --json`, run once."""
+    """The result of `vtfast doctor --json`, run once."""
     return answered("doctor", "--json")
 
 
@@ -36,12 +36,12 @@ def record(result) -> dict:
 
 
 def tried(name: str, advice: list[str] | None = None) -> dict[str, str]:
-    """One of doctor's checks alone."""
+    """The result of one of doctor's checks."""
     return _trial.try_check(name, [] if advice is None else advice)
 
 
 def with_one_check(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What `vtfast doctor --json` says and exits with, trying only this."""
+    """What `vtfast doctor --json` prints when this is its only check."""
     monkeypatch.setattr(_trial, "op_calls", dict)
     monkeypatch.setattr(_trial, "CHECKS", {name: _trial.CHECKS[name]})
     result = call("doctor", "--json")
@@ -122,7 +122,7 @@ def test_on_a_cpu_every_op_takes_its_pytorch_fallback_and_says_why(
         assert op["reason"] == "its Triton kernel runs on CUDA tensors, got cpu"
 
 
-def test_a_kernel_that_is_launched_is_seen(
+def test_an_op_that_launches_its_kernel_is_reported_as_triton(
     monkeypatch: pytest.MonkeyPatch, strict_interpreter: None
 ) -> None:
     """What doctor says follows the dispatch of the ops: here one op is made to take its kernel."""
@@ -217,7 +217,7 @@ def test_an_unsupported_version_is_broken_with_the_command_that_corrects_it(
     assert result.stdout.endswith("vtfast cannot be used like this.\n")
 
 
-def test_a_missing_option_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optional_package_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     optional = {"torchvision", "accelerate", "matplotlib", "triton"}
 
     def without(name: str) -> str:
@@ -232,8 +232,8 @@ def test_a_missing_option_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["advice"] == []
 
 
-def test_without_torch_doctor_still_speaks() -> None:
-    """Nor transformers, which takes long to import."""
+def test_doctor_reports_without_torch() -> None:
+    """Without transformers too, which takes long to import."""
     code = "for name in 'torch', 'transformers':\n    sys.modules[name] = None\n"
     done = python(f"{code}from vtfast.cli import main\nmain()", "doctor")
     assert done.returncode == 1

@@ -9,7 +9,7 @@ MODEL = ("--model", "toy-llava-small", "--device", "cpu")
 ASKED = ("evaluate", *MODEL, "--task", "background", "--samples", "3")
 
 
-def test_the_command_prints_draws_and_goes_on(tmp_path, monkeypatch):
+def test_the_command_prints_draws_and_continues_a_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plans = ("--plan", "uniform", "--plan", "vtw", "--keep", "0.5,0.25")
     options = ("--log", "run.jsonl", "--out", "plans.png")

@@ -83,8 +83,8 @@ def test_a_token_is_drawn_square(layout: str) -> None:
         assert box.width / box.height == pytest.approx(view.grid[1] / view.grid[0])
 
 
-def test_a_veil_lies_on_its_own_raster() -> None:
-    """Row by row: in 2 x 3, patch 4 is the middle of the second row."""
+def test_the_dark_overlay_follows_the_raster_of_its_picture() -> None:
+    """Patches count row by row: in a raster of 2 x 3, patch 4 is the middle of the second row."""
     white = Image.new("RGB", (30, 20), "white")
     shown = View(white, (2, 3), (StageView(0, "random", (4,)),))
     figure = draw([shown], "", "")

@@ -1,11 +1,11 @@
-"""The prefill race: every variant runs as many tokens as it says, equally often."""
+"""The timing of prefills: every variant runs as many tokens as it says, equally often."""
 
 import torch
 
 from vtfast.cli._prefill_race import TINY, MidSize, Race
 
 
-def test_every_variant_is_timed_as_often() -> None:
+def test_every_variant_is_timed_equally_often() -> None:
     race = Race(TINY, "divprune", (0.5,), seed=0, rounds=3)
     passes = []
     timings = race.run(lambda: passes.append(1))

@@ -1,6 +1,6 @@
 """`vtfast run`: the answer it streams is the model's, and its table says what happened.
 
-All runs are in this process, equal ones only once.
+All runs are in this process; equal runs are made only once.
 """
 
 import functools
@@ -34,7 +34,7 @@ FIELDS = (
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """One whose code the model reads at the default keep too."""
+    """A scene whose code the model reads at the default keep too."""
     return Scene.from_seed(2)
 
 
@@ -111,7 +111,9 @@ def test_a_user_gets_a_png_with_a_panel_per_stage(user: SimpleNamespace) -> None
 
 
 @pytest.mark.parametrize("task", toy.TASKS)
-def test_everything_kept_the_bundled_model_answers_right(run, scene: Scene, task: str) -> None:
+def test_the_bundled_model_answers_right_if_all_tokens_are_kept(
+    run, scene: Scene, task: str
+) -> None:
     question, truth = scene.question(task)
     record = run("--keep", "1", "--plan", "random", question=question)
     assert record["runs"][0]["answer"] == truth
@@ -161,7 +163,7 @@ def test_the_command_flushes_every_word(
     assert [text.rstrip() for text in flushed[:3]] == words  # a space comes with either word
 
 
-def test_a_long_answer_is_cut_and_said_to_be(run) -> None:
+def test_a_long_answer_is_truncated_and_a_note_says_so(run) -> None:
     record = run("--max-new-tokens", "2")
     (pruned,) = record["runs"]
     assert (pruned["new_tokens"], pruned["finished"]) == (2, False)
@@ -247,7 +249,7 @@ def test_compare_shows_ratios_of_what_was_measured(shown: str) -> None:
 
 
 def test_compare_times_both_warm_and_says_how(shown: str, run) -> None:
-    assert re.search(r"Times: median of [1-5] rounds?, one after the other", shown)
+    assert re.search(r"Times: median of [1-5] rounds? in alternating order, after", shown)
     record = run("--compare")
     assert 1 <= record["timed_rounds"] <= 5
     assert "first run" in run()["notes"][0]
@@ -269,13 +271,13 @@ def test_the_unpruned_answer_is_the_unpatched_models(run, scene: Scene) -> None:
     assert record["identical"] is False
 
 
-def test_answers_that_differ_are_said_to(picture: Path) -> None:
+def test_a_line_says_that_the_answers_differ(picture: Path) -> None:
     ask = ("run", "--model", "toy-llava", "--image", picture, "--prompt", QUESTION)
     result = answered(*ask, "--compare", "--keep", "0.1", "--plan", "random")
     assert "The answers differ." in result.stdout
 
 
-def test_everything_kept_the_answers_are_identical(run) -> None:
+def test_the_answers_are_identical_if_all_tokens_are_kept(run) -> None:
     record = run("--compare", "--keep", "1", "--plan", "random")
     assert record["identical"] is True
 
@@ -293,7 +295,7 @@ def test_what_is_timed_is_what_is_compared(run, monkeypatch: pytest.MonkeyPatch)
         assert shown["seconds_to_first_token"] == middle
 
 
-def test_rounds_alternate_and_end_when_patience_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_alternate_and_end_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     variants = {name: lambda name=name: order.append(name) for name in "ab"}
     _answering.alternate(variants)

@@ -80,7 +80,7 @@ def test_what_can_be_refused_is_refused_before_the_weights_are_read(
     assert says in refused(call(*ask, *options))
 
 
-def test_a_machine_out_of_memory_is_told_what_to_do(
+def test_running_out_of_memory_is_one_line_that_says_what_to_do(
     picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Checkpoint, *arguments: object) -> None:
@@ -94,7 +94,7 @@ def test_a_machine_out_of_memory_is_told_what_to_do(
     )
 
 
-def test_a_package_that_breaks_transformers_sends_to_the_doctor(
+def test_a_package_that_breaks_transformers_is_named_beside_vtfast_doctor(
     picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a torchvision built for another torch does: transformers hides its error in another."""
@@ -116,7 +116,7 @@ def test_a_package_that_breaks_transformers_sends_to_the_doctor(
     )
 
 
-def test_an_answer_cannot_command_the_terminal() -> None:
+def test_an_answer_cannot_control_the_terminal() -> None:
     assert printable("red\x1b[2J\x07 \nblue\t✓") == "red[2J \nblue\t✓"
 
 

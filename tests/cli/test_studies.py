@@ -45,7 +45,7 @@ def test_horizon_prints_draws_and_continues_its_log(folder):
     options = ("--layers", "0,3,7", "--window", "4", "--log", "run.jsonl", "--out", "h.png")
     shown = answered("horizon", *MODEL, *asked, *options).stdout
     assert "toy-llava-small on background: horizon at layer 3 of 8" in shown
-    assert "6 samples may all miss a loss" in " ".join(shown.split())
+    assert "6 samples cannot rule out that up to" in " ".join(shown.split())
     log = (folder / "run.jsonl").read_text()
     assert len(log.splitlines()) == 7
     (folder / "run.jsonl").write_text(log[: len(log) // 2])
@@ -92,7 +92,7 @@ def test_score_leaves_out_bad_lines_as_the_others_do(folder):
     assert "skipped line 1" in result.stderr
 
 
-def test_what_is_read_is_never_written_over(folder):
+def test_out_never_overwrites_an_input_file(folder):
     good = {"image": "a.png", "question": "read the code .", "answer": "K 1 M"}
     for name in ("mine.json", "mine.jsonl"):
         (folder / name).write_text(json.dumps(good) + "\n")
@@ -146,7 +146,7 @@ def test_no_number_is_cut_off_at_80_columns(folder):
         ("sweep", ["--task", "code", "--keep", "half"], "--keep half: expected shares above 0"),
         ("sweep", ["--task", "code", "--keep", "0.2,2"], "--keep 0.2,2: expected shares above 0"),
         ("sweep", ["--task", "code", "--methods", "best"], "method 'best' is unknown"),
-        ("sweep", ["--task", "code", "--no-scores"], "--no-scores leaves nothing to choose by"),
+        ("sweep", ["--task", "code", "--no-scores"], "--no-scores excludes the method information"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -16,7 +16,7 @@ def run(right, seconds, tokens=1.0):
     return {"right": right, "tokens": tokens, "flops": 2, "seconds": seconds, "kv_bytes": 3}
 
 
-def test_the_table_is_its_arithmetic():
+def test_the_table_follows_from_the_records():
     """Times by batch: two questions that ran together count once."""
     records = [
         {"block": 0, "runs": {"unpruned": run(True, 2.0), "a": run(False, 1.0)}},

@@ -1,4 +1,4 @@
-"""Comparing plans: what is counted, what is refused, going on, and several processes."""
+"""Comparing plans: what is counted, what is refused, continued runs, and several processes."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_accuracy_is_that_of_greedy_answers_one_by_one(asked, found):
     assert comparison.of("none").correct < 7
 
 
-def test_what_is_lost_is_told(found):
+def test_lost_and_gained_answers_are_counted(found):
     comparison, _ = found
     none = comparison.of("none")
     assert (none.lost, none.gained) == (7 - none.correct, 0)
@@ -105,7 +105,7 @@ def test_times_are_shares_of_the_unpruned_models(found):
     assert all(row.time_ratio > 0 and row.seconds > 0 for row in comparison.rows)
 
 
-def test_a_match_of_ones_own_and_longer_answers_are_taken(asked):
+def test_a_function_as_match_and_the_length_of_answers_are_used(asked):
     heard = []
 
     def first_letter(said, answer):
@@ -197,10 +197,10 @@ def test_a_patched_or_training_model_is_refused(asked):
         model.eval()
 
 
-# -- going on --------------------------------------------------------------------------------------
+# -- continued runs --------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_and_ends_in_the_same_table(asked, found, tmp_path, monkeypatch):
+def test_a_stopped_run_continues_and_gives_the_same_table(asked, found, tmp_path, monkeypatch):
     comparison, log = found
     lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == 8
@@ -228,7 +228,7 @@ def test_a_log_of_another_comparison_is_refused(asked, found):
 SAMPLES = Path(__file__).parent / "samples_0_1"  # written by that release, the log half-way
 
 
-def test_a_log_of_0_1_is_gone_on_with(asked, tmp_path):
+def test_a_log_of_0_1_can_be_continued(asked, tmp_path):
     model, questions = asked[0], dataset(asked[1].processor, "shape_colour", 4, 0)
     two_stages = [Prune(0, "diversity", 0.5), Prune(4, "random", 5)]
     plans, batches, batch = {"random": "random", "two stages": two_stages}, [], questions.batch

@@ -24,7 +24,7 @@ OURS = {"plan", "keep", "horizon", "seed", "positions"}
 
 @pytest.fixture
 def classes():
-    """`vtfast.evaluation.lmms_models` above stand-ins."""
+    """`vtfast.evaluation.lmms_models`, its base classes replaced by stand-ins."""
     with stand_ins() as module:
         yield module
 
@@ -60,7 +60,7 @@ def test_bad_plans_and_arguments_are_refused(classes):
 
 @pytest.mark.parametrize("plan", ["fastest", "paper:divprune+random:7", "paper:divprune"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_plan_nobody_knows_is_refused_before_weights_are_read(classes, name, plan, monkeypatch):
+def test_an_unknown_plan_is_refused_before_weights_are_read(classes, name, plan, monkeypatch):
     monkeypatch.setattr("lmms_stand_in.StandIn.__init__", None)
     with pytest.raises(ValueError, match=r"unknown preset|no released setting|expected one such"):
         getattr(classes, name)(plan=plan)

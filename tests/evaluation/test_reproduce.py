@@ -32,7 +32,7 @@ THEIRS = [words for words in COMMANDS if words[:3] == ["python", "-m", "lmms_eva
 
 
 class Rows(list):
-    """As much of a dataset as the page uses."""
+    """The part of a dataset's interface that the page uses."""
 
     def shuffle(self, seed):
         return self

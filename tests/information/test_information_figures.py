@@ -32,7 +32,7 @@ def test_curves_are_drawn_by_layer_with_bands_and_the_horizon_marked():
     assert lines(information)["mean"].get_ydata().tolist() == pytest.approx(mean)
 
 
-def test_no_horizon_is_said_and_not_marked():
+def test_a_missing_horizon_is_named_in_the_heading_and_not_marked():
     figure = summary((300, "p", 3, 0.1)).figure()
     assert "no horizon" in figure.get_suptitle()
     assert not any("horizon" in label for ax in figure.axes for label in lines(ax))
@@ -73,7 +73,7 @@ def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
     assert limits == {(-0.13, 0.13)}  # one scale, symmetric
 
 
-def test_scores_want_a_picture_each():
+def test_a_figure_of_scores_needs_one_picture_for_each():
     picture = Image.new("RGB", (30, 20))
     with pytest.raises(InputError, match="2 pictures for scores of 1; pass one for each"):
         scores().figure([picture, picture])

@@ -1,4 +1,4 @@
-"""Files of vtfast 0.1 are read, and what is read is what was saved.
+"""Files of vtfast 0.1 can be read, with the values that were saved.
 
 `samples_0_1` was written by that release on the bundled toy-llava-small and four scenes; its logs
 stop after two of them.
@@ -58,7 +58,7 @@ def continued(name, tmp_path):
     return data, asked, Path(shutil.copy(SAMPLES / name, tmp_path))
 
 
-def test_a_horizon_goes_on_from_a_log_of_0_1(tmp_path):
+def test_a_log_of_a_horizon_of_0_1_can_be_continued(tmp_path):
     data, asked, log = continued("horizon.jsonl", tmp_path)
     model, _ = bundled("llava-small")
     found = information.horizon(model, data, layers=[2, 6], maps=2, log=log, **HOW)
@@ -69,7 +69,7 @@ def test_a_horizon_goes_on_from_a_log_of_0_1(tmp_path):
         assert found.curves[name].mean == pytest.approx(curve.mean, abs=1e-4)
 
 
-def test_a_sweep_goes_on_from_a_log_of_0_1(tmp_path):
+def test_a_log_of_a_sweep_of_0_1_can_be_continued(tmp_path):
     data, asked, log = continued("sweep.jsonl", tmp_path)
     model, _ = bundled("llava-small")
     methods = ["random", "information"]

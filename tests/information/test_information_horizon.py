@@ -1,4 +1,4 @@
-"""The horizon: its curves, its rule, what it is good for, and runs that are broken off."""
+"""The horizon: its curves, its rule, plans made from it, and interrupted runs."""
 
 import json
 
@@ -89,12 +89,12 @@ def test_the_horizon_is_the_first_layer_from_which_on_all_three_stay_within_tole
     assert summary(*changes).layer == layer
 
 
-def test_a_wider_tolerance_brings_the_horizon_nearer():
+def test_a_wider_tolerance_makes_the_horizon_earlier():
     assert summary((300, "p", 1, 0.87), tolerance=0.05).layer == 1
     assert summary((300, "p", 1, 0.87), tolerance=0.02).layer == 2
 
 
-def test_more_confidence_puts_the_horizon_off():
+def test_more_confidence_makes_the_horizon_later():
     changes = [(1, "right", 1, False)]
     assert summary(*changes, confidence=0.6).layer == 1
     assert summary(*changes, confidence=0.999).layer == 2
@@ -107,7 +107,7 @@ def test_the_interval_says_where_resampled_data_put_the_horizon():
     assert summary((300, "p", 3, 0.1)).interval == (None, None)
 
 
-def test_within_again_after_a_dip_counts_from_the_dip():
+def test_the_horizon_comes_after_the_last_layer_outside_the_tolerance():
     within = np.array([True, False, True, True])
     assert first_from_which_on(within, (0, 3, 6, 9)) == 6
     assert first_from_which_on(~within, (0, 3, 6, 9)) is None
@@ -122,9 +122,9 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
     assert 0.83 < inside / 300 < 0.95  # 0.9, and 4 standard errors below
 
 
-def test_few_samples_are_said_to_be_few():
+def test_a_note_says_what_few_samples_cannot_rule_out():
     (note,) = summary(n=30).notes
-    assert note.startswith("30 samples may all miss a loss that hits up to 9.5 % of them; 299 see")
+    assert note.startswith("30 samples cannot rule out that up to 9.5 % of the answers are lost; ")
     assert summary(n=299).notes == []
     assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
@@ -138,7 +138,7 @@ def test_what_was_not_measured_is_not_claimed():
     assert none.notes[0].startswith("Measured at layers 0, 1, 2, 3 only")
 
 
-def test_a_model_that_knows_nothing_has_nothing_to_lose_and_it_is_said():
+def test_a_note_says_that_a_model_without_right_answers_loses_nothing():
     rows = [{**record([0.1] * 4, [False] * 4, [0.0] * 4), "right_full": False} for _ in range(300)]
     found = summarize(rows, layers=(0, 1, 2, 3), maps=300, **ABOUT)
     assert found.notes == ["The model answers nothing right, so there is nothing to lose."]
@@ -155,7 +155,7 @@ def test_a_measured_horizon_makes_the_plan_of_a_patch():
     assert vtfast.Plan.from_horizon(found, keep=0.5).horizon == 1
 
 
-def test_a_patch_without_a_horizon_drops_the_random_stage_and_says_so():
+def test_a_patch_without_a_horizon_leaves_out_the_random_stage_and_warns():
     found = summary((300, "p", 3, 0.1), num_layers=LAYERS)
     with (
         pytest.warns(UserWarning, match="reading has no horizon"),
@@ -178,7 +178,7 @@ def test_a_saved_horizon_is_read_as_it_was(tmp_path):
     assert information.Horizon.load(tmp_path / "horizon.json") == found
 
 
-def test_a_run_cut_off_anywhere_goes_on_and_ends_the_same(tmp_path):
+def test_a_run_interrupted_anywhere_can_be_continued_with_the_same_result(tmp_path):
     log, options = tmp_path / "run.jsonl", {"layers": [0, 3], "size": 5}
     whole = measured(log=log, **options)
     text = log.read_bytes()
@@ -228,7 +228,7 @@ def test_a_log_that_can_no_longer_be_written_is_one_error(tmp_path):
         measured(log=log, layers=[2], progress=take_away)
 
 
-def test_of_samples_noted_twice_the_first_note_counts(tmp_path):
+def test_the_first_of_two_records_of_a_sample_counts(tmp_path):
     log = tmp_path / "run.jsonl"
     whole = measured(log=log, layers=[2])
     lines = log.read_text().splitlines()
@@ -258,7 +258,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, written, s
     assert log.read_text() == written
 
 
-def test_a_run_of_another_model_is_not_gone_on_with(tmp_path):
+def test_a_run_of_another_model_is_not_continued(tmp_path):
     log = tmp_path / "run.jsonl"
     measured(log=log, layers=[2])
     with pytest.raises(InputError, match="is the log of a run with model="):

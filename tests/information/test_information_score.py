@@ -131,7 +131,7 @@ def test_the_size_of_a_packed_batch_changes_nothing(chunk):
         assert np.abs(one.scores - two.scores).max() < CLOSE
 
 
-def test_where_memory_runs_out_smaller_batches_go_on(monkeypatch):
+def test_batches_get_smaller_when_memory_runs_out(monkeypatch):
     _, usual = scored("llava", which=slice(1), layers=[2, 3])
     run, sizes = probe_module.Probe._run, []
 
@@ -180,7 +180,7 @@ def test_the_model_is_left_as_it_was():
     assert changed == []
 
 
-def test_hooks_and_attention_go_where_scoring_breaks_off(monkeypatch):
+def test_hooks_and_attention_are_undone_when_scoring_is_interrupted(monkeypatch):
     family = FAMILIES["llava"]
     model = family.build()
     inputs = family.batch(family.samples(*BATCHES["llava"][:1], seed=3))

@@ -99,7 +99,7 @@ def test_random_runs_with_every_seed_and_says_how_far_they_spread():
     assert (found.of("diversity", 0.25)[0].spread, row.retained) == (0.0, None)
 
 
-def test_a_run_broken_off_goes_on_and_ends_the_same(tmp_path):
+def test_an_interrupted_run_can_be_continued_with_the_same_result(tmp_path):
     log, calls = tmp_path / "sweep.jsonl", []
     options = {"methods": ["random", "information"], "layers": (1,), "size": 5}
     whole = swept(**options)
@@ -152,7 +152,7 @@ def test_methods_and_budgets_named_twice_are_swept_once():
     assert twice == swept(methods=["random"], keep=0.25, layers=(0,), retained=False)
 
 
-def test_a_run_with_other_budgets_is_not_gone_on_with(tmp_path):
+def test_a_run_with_other_budgets_is_not_continued(tmp_path):
     log = tmp_path / "sweep.jsonl"
     swept(keep=0.25, layers=(0,), retained=False, log=log)
     with pytest.raises(InputError, match=r"with keep=\[0.25\], and this one has \[0.5\]; pass"):

@@ -1,4 +1,4 @@
-"""Plans at a measured horizon: where it is, where there is none, and on which model it holds."""
+"""Plans at a measured horizon: with one, without one, and on another model."""
 
 import warnings
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def test_the_second_stage_is_put_where_the_horizon_is():
     assert (plan.horizon, plan.horizon_source) == (9, "measured on reading a code")
 
 
-def test_vtw_drops_everything_there():
+def test_vtw_drops_everything_at_the_horizon():
     assert Plan.from_horizon(Horizon(9), name="vtw").tokens_per_layer(5, 12) == (5,) * 9 + (0,) * 3
 
 
@@ -38,7 +38,7 @@ def test_without_a_horizon_the_first_stage_is_solved_again_for_the_same_keep(nam
     assert "horizon (none measured on reading a code)" in str(plan)
 
 
-def test_without_a_horizon_it_is_said_once():
+def test_a_missing_horizon_is_warned_about_once():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         Plan.from_horizon(Horizon(None))
@@ -58,7 +58,7 @@ def test_a_preset_without_a_horizon_refuses_one():
         Plan.from_horizon(Horizon(9), name="divprune")
 
 
-def test_a_measured_horizon_is_as_good_as_a_layer():
+def test_a_measured_horizon_can_be_passed_in_place_of_a_layer():
     plan = Plan.resolve(
         "divprune+random", num_layers=12, keep=0.4, horizon=Horizon(9), model_type="llava"
     )

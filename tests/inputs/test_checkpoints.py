@@ -118,12 +118,12 @@ def test_checking_a_plan_uses_the_checkpoints_own_horizon(folder: Path) -> None:
     ],
     ids=["here", "absolute", "deep", "no id", "file", "no checkpoint"],
 )
-def test_a_name_of_nothing_is_refused(name: str, says: str) -> None:
+def test_a_name_that_is_no_checkpoint_is_refused(name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         find(name)
 
 
-def test_without_the_network_the_cache_is_named_and_what_to_do() -> None:
+def test_without_a_network_the_error_names_the_cache_and_the_fix() -> None:
     """The tests run with HF_HUB_OFFLINE=1."""
     with pytest.raises(
         InputError, match=r"not in the local cache; HF_HUB_OFFLINE keeps it .* unset"
@@ -131,7 +131,7 @@ def test_without_the_network_the_cache_is_named_and_what_to_do() -> None:
         find("owner/name")
 
 
-def test_a_cache_that_cannot_be_written_is_no_missing_network(
+def test_a_cache_that_cannot_be_written_is_not_reported_as_a_missing_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(name: str, file: str) -> None:
@@ -155,7 +155,7 @@ def _drop_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def _cut_weights(folder: Path) -> None:
+def _truncate_weights(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:100_000])
 
@@ -177,11 +177,11 @@ def _widen(folder: Path) -> None:
         (_break_json, "cannot load its configuration: .*not a valid JSON file"),
         (_drop_tokenizer, "cannot load its processor: "),
         (_drop_weights, "cannot load its weights: .*no file named model.safetensors"),
-        (_cut_weights, "cannot load its weights: "),
+        (_truncate_weights, "cannot load its weights: "),
         (_lose_a_tensor, r"1 tensors of the model .*, such as \S+\.0\.mlp\.up_proj\.weight; d"),
         (_widen, "cannot load its weights: "),
     ],
-    ids=["json", "no tokenizer", "no weights", "cut weights", "lost tensor", "other sizes"],
+    ids=["json", "no tokenizer", "no weights", "truncated weights", "lost tensor", "other sizes"],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(folder: Path, damage, says: str) -> None:
     damage(folder)
@@ -204,6 +204,6 @@ def test_a_device_that_is_not_there_is_refused(name: str, says: str) -> None:
         device_named(name)
 
 
-def test_a_device_is_chosen_by_itself() -> None:
+def test_auto_is_a_gpu_if_there_is_one() -> None:
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device_named("cpu") == CPU

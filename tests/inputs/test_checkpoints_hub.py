@@ -81,7 +81,7 @@ def test_a_hub_id_in_the_cache_needs_no_network(from_hub: dict) -> None:
         ("hub is gone", "ENDPOINT cannot be reached ("),
     ],
 )
-def test_what_the_hub_refuses_is_told_apart_in_one_line(
+def test_every_refusal_of_the_hub_has_a_line_of_its_own(
     from_hub: dict, label: str, says: str
 ) -> None:
     code, stdout, stderr = from_hub[label]

@@ -67,11 +67,11 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
     ],
 )
 def test_a_bad_line_is_reported_with_its_number_and_the_others_are_read(folder, line, reason):
-    class Deaf:
+    class KnowsOneAnswer:
         def encode(self, text, add_special_tokens):
             return [1] if text == GOOD["answer"] else []
 
-    examples, bad = read_examples(write(folder, GOOD, line, GOOD), Deaf())
+    examples, bad = read_examples(write(folder, GOOD, line, GOOD), KnowsOneAnswer())
     assert len(examples) == 2
     assert [one.number for one in bad] == [2]
     assert reason in bad[0].reason

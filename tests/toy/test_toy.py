@@ -134,7 +134,7 @@ def test_a_model_that_is_not_bundled_is_refused_naming_those_that_are():
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen"])
-def test_dropping_nothing_is_as_exact_as_greedy_generation_also_of_a_model_that_errs(name):
+def test_accuracy_with_all_tokens_is_that_of_greedy_generation_on_a_model_with_errors(name):
     loaded, processor = copy.deepcopy(loaded_once(name)[0]), loaded_once(name)[1]
     sizes = family_of(loaded).SIZES
     weight = loaded.lm_head.weight

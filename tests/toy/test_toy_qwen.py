@@ -1,4 +1,4 @@
-"""What training the toy Qwen exchanges or rebuilds is what transformers does, at every size."""
+"""What training replaces in the toy Qwen computes what transformers does, at every size."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Training a toy model: the packed rows, the step, the schedule, and the command."""
+"""Training a toy model: the packed sequences, the step, the schedule, and the command."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def test_bad_training_options_end_with_one_line_and_code_2(tmp_path, capsys, opt
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_training_never_writes_into_a_folder_that_holds_something(tmp_path, capsys):
+def test_training_never_writes_into_a_folder_that_is_not_empty(tmp_path, capsys):
     (tmp_path / "precious").write_text("data")
     assert train.main(["--out", str(tmp_path), *ONE_STEP]) == 2
     assert "not an empty folder" in capsys.readouterr().err

@@ -26,7 +26,7 @@ class Answer:
     Attributes:
         text: without special tokens.
         tokens: how many, special tokens included.
-        finished: whether the model ended it; False if it was cut off at the longest length allowed.
+        finished: whether the model ended it; False if it reached the longest length allowed.
         first_seconds: until the first token, the encoding of the pictures included.
         token_ms: per further token; None if there is none.
         cache_bytes: of keys and values allocated at the end.
@@ -79,7 +79,7 @@ def ask(
 def ask_on_terminal(
     model: Any, prompt: Prompt, max_new_tokens: int, stdout: Console, stderr: Console
 ) -> Answer:
-    """The same, with every word on stdout as soon as it is known."""
+    """As `ask`, and every word is printed to stdout as soon as it is complete."""
     begun = False
     try:
         with ExitStack() as waiting:
@@ -99,7 +99,7 @@ def ask_on_terminal(
 
 
 def printable(text: str) -> str:
-    """Without characters that would move a terminal's cursor or change its colours."""
+    """The text without characters that would move a terminal's cursor or change its colours."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
@@ -108,8 +108,8 @@ def alternate(
 ) -> dict[str, list[Answer]]:
     """Every variant's answers in up to `ROUNDS` rounds, each in the reverse order of the last.
 
-    There is at least one round, and none starts after `PATIENCE` seconds. Every variant must have
-    run before, so that no time contains a warm-up.
+    At least one round is run, and none starts after `PATIENCE` seconds. Every variant must have run
+    before, so that no time includes a warm-up.
     """
     answers: dict[str, list[Answer]] = {name: [] for name in variants}
     started = perf_counter()
@@ -123,7 +123,7 @@ def alternate(
 
 
 def with_median_times(answer: Answer, timed: Sequence[Answer]) -> Answer:
-    """An answer with the median times of the same answer, given again."""
+    """The answer with the median times of `timed`, which are repetitions of it."""
     steps = [a.token_ms for a in timed if a.token_ms is not None]
     return replace(
         answer,

@@ -37,7 +37,7 @@ def find(name: str, stderr: Console) -> Checkpoint:
 def loaded(checkpoint: Checkpoint, device: str, dtype: str, stderr: Console) -> Iterator[Any]:
     """The model in eval mode on a device; while it is used, transformers logs only errors.
 
-    Raises InputError if it cannot be loaded, or if it or its work does not fit the memory.
+    Raises InputError if it cannot be loaded, or if it or its activations do not fit in memory.
     """
     place = device_named(device)
     try:

@@ -1,4 +1,4 @@
-"""Draw what a plan kept of each picture: beside it one panel per stage, dropped patches dark."""
+"""Draw what a plan kept of each picture: the picture, then one panel per stage, the rest dark."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ from vtfast.patching import Handle
 
 @dataclass(frozen=True)
 class StageView:
-    """The patches of a picture that a stage left, by number in raster order."""
+    """The patches of a picture that are left after a stage, by number in raster order."""
 
     layer: int
     method: str
@@ -20,10 +20,10 @@ class StageView:
 
 @dataclass(frozen=True)
 class View:
-    """A picture as a raster of visual tokens, and the patches that each stage left of it.
+    """A picture as a raster of visual tokens, and the patches left after each stage.
 
     Attributes:
-        picture: as the model is given it; a pixel more or less per token does not matter.
+        picture: as the model is given it; its sides need not be multiples of the grid's.
         grid: rows and columns of visual tokens.
         stages: one per stage of the plan; empty for the unpatched model.
         name: what to call the picture in print.
@@ -43,7 +43,7 @@ class View:
 def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
     """Every picture of a prompt, and every time step of its video, with what was kept of it.
 
-    handle: of a patch with `record=True` under which the prompt was answered.
+    handle: that of a patch with `record=True` under which the model answered the prompt.
     """
     stages = stage_views(handle, prompt.columns)
     several = len(prompt.images) + (prompt.clip is not None) > 1

@@ -125,7 +125,7 @@ Layout = Annotated[
 
 Images = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="A picture. Repeat it for more, in order."),
+    typer.Option(metavar="FILE", help="A picture. Repeat the option for several, in order."),
 ]
 Task = Annotated[
     str | None,
@@ -140,7 +140,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help='Ask what is in a file, one JSON object per line: {"image": "a.png", "question": '
+        help='Ask the questions of a file, a JSON object per line: {"image": "a.png", "question": '
         '"…", "answer": "…"}; image may be a list, paths are relative to the file.',
     ),
 ]
@@ -149,7 +149,7 @@ Samples = Annotated[
     typer.Option(
         min=1,
         metavar="INT",
-        help="How many questions, the first ones. Default: 100 scenes, or all.",
+        help="Ask this many questions, the first ones. Default: 100 scenes, or the whole file.",
     ),
 ]
 SkipBad = Annotated[
@@ -176,7 +176,7 @@ Per = Annotated[
     str,
     one_of(
         "--per",
-        "mean_token: the mean over the answer's tokens; first_token: the paper's.",
+        "mean_token: the mean over the answer's tokens; first_token: the first, as in the paper.",
         *("mean_token", "first_token"),
     ),
 ]
@@ -187,7 +187,7 @@ Log = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help="Note finished samples here; after an interruption the same command continues.",
+        help="Write finished samples here; after an interruption the same command continues.",
     ),
 ]
 Out = Annotated[

@@ -2,7 +2,7 @@
 
 The model has random weights, so its answers mean nothing, but its prefill has the shape of a real
 one: 576 visual tokens, in a decoder so large that they take most of the time. Each pruned variant
-is timed beside its ideal: the same model, unpatched, given as few visual tokens from the start.
+is timed beside its ideal: the same model, unpatched, with as few visual tokens from the start.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class MidSize:
 
     @property
     def visual_tokens(self) -> int:
-        """Of the one picture."""
+        """Visual tokens of the picture."""
         return self.grid**2
 
     def build(self) -> LlavaForConditionalGeneration:
@@ -56,7 +56,7 @@ class MidSize:
         text = LlamaConfig(
             vocab_size=_VOCABULARY,
             hidden_size=self.width,
-            intermediate_size=self.width * 43 // 16,  # LLaMA-7B's share: 11008 / 4096
+            intermediate_size=self.width * 43 // 16,  # LLaMA-7B's ratio: 11008 / 4096
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
@@ -115,14 +115,14 @@ class Timing:
 
 
 class Race:
-    """Times the full model and, for every keep, the pruned and the natively shorter one.
+    """Times prefills: of the full model, and for every keep pruned and natively shorter.
 
     Making a `Race` is quick and raises PlanError if the preset cannot meet a keep on this model;
-    `run` takes the time.
+    `run` does the timing.
 
     Args:
         sizes: of the model and the prompt.
-        preset, keeps, seed: what to prune by, see `vtfast.patch`.
+        preset, keeps, seed: how to prune, as in `vtfast.patch`.
         rounds: int ≥ 1; each times every variant once, in alternating order.
     """
 

@@ -17,7 +17,7 @@ from vtfast.errors import InputError
 
 def consoles() -> tuple[Console, Console]:
     """stdout, on which nothing is read as markup, and stderr."""
-    if hasattr(sys.stdout, "reconfigure"):  # a model may say what the terminal cannot show
+    if hasattr(sys.stdout, "reconfigure"):  # an answer may not fit the terminal's encoding
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, markup=False, emoji=False), Console(stderr=True)
 
@@ -85,7 +85,7 @@ def deliver(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """A measurement's result as --out and --json ask for it: a picture; JSON or tables."""
+    """Give a result as --out and --json say: drawn to a picture; printed as JSON or as tables."""
     if out:
         with writing(out):
             draw(out)

@@ -123,19 +123,19 @@ def _patch_and_generate() -> str:
 
 def _self_check(name: str) -> str:
     check_class(getattr(transformers, name))  # what a first patch does on an untested release
-    return "a tiny pruned one has the logits of the masked sequence, in both layouts"
+    return "a tiny pruned model has the logits of the masked sequence, in both layouts"
 
 
 def _registry() -> str:
     attention.register()
     if not attention.is_registered() or ATTENTIONS[attention.NAME] is not attention.attend:
         raise ValueError(f"another package has registered the attention {attention.NAME!r}")
-    return f"{attention.NAME!r} is ours"
+    return f"{attention.NAME!r} is vtfast's attention"
 
 
 CHECKS: dict[str, Callable[[], str]] = {
     **{f"toy-{name} answers": partial(_bundled_model, name) for name in BUNDLED},
-    "transformers": lambda: f"{transformers.__version__}; tested were {', '.join(TESTED)}",
+    "transformers": lambda: f"{transformers.__version__}; tested releases: {', '.join(TESTED)}",
     **{f"self-check of {name}": partial(_self_check, name) for name in SUPPORTED},
     "patch and generate": _patch_and_generate,
     "attention registry": _registry,

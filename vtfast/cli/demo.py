@@ -45,9 +45,7 @@ def demo(
     as_json: options.AsJson = False,
     no_timing: Annotated[
         bool,
-        typer.Option(
-            "--no-timing", metavar="", help="Leave out the larger model: much sooner done."
-        ),
+        typer.Option("--no-timing", metavar="", help="Do not time the larger model: much faster."),
     ] = False,
     tiny_timing: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:

@@ -29,7 +29,7 @@ PACKAGES = {
     "rich": ("", True, "this command"),
     "typer": ("", True, "this command"),
     "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
-    "torchvision": ("", False, "the stock processor of Qwen2.5-VL; vtfast brings one without"),
+    "torchvision": ("", False, "the stock processor of Qwen2.5-VL; else vtfast uses its own"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
 _STYLES = {"ok": "green", "broken": "bold red", "warning": "yellow", "missing": "yellow"}
@@ -48,7 +48,7 @@ def doctor(as_json: options.AsJson = False) -> None:
       vtfast doctor --json | jq .ops
     """
     stdout, stderr = consoles()
-    with working(stderr, "looking around"):
+    with working(stderr, "examining this machine"):
         found = examine()
     if as_json:
         print(json.dumps(found, indent=2))
@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
     advice: list[str] = []
     packages = [_package(name, advice) for name in PACKAGES]
     found: dict[str, Any] = {"runtime": "", "devices": [], "ops": [], "checks": []}
-    if all(x["status"] != "broken" for x in packages):  # else the rest would fail for that only
+    if all(x["status"] != "broken" for x in packages):  # else the rest fails for that alone
         from vtfast.cli import _trial
 
         found = _trial.run(advice)

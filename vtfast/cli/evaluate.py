@@ -31,7 +31,7 @@ def evaluate(
             metavar="NAME",
             callback=_check_plans,
             help=f"How to prune: {', '.join(PRESETS)}; or a released setting, such as "
-            f"paper:divprune+random:192. Repeat it. Default: {', '.join(DEFAULT_PLANS)}.",
+            f"paper:divprune+random:192. Repeat for several. Default: {', '.join(DEFAULT_PLANS)}.",
         ),
     ] = None,
     keep: Annotated[

@@ -24,12 +24,12 @@ def horizon(
         typer.Option(
             min=0,
             metavar="INT",
-            help="Samples whose every unit is scored, the first ones. 0: losses only, much faster.",
+            help="Score all units of this many samples, the first. 0: losses only, much faster.",
         ),
     ] = 64,
     tolerance: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="What may be lost, as a share of the full model's."),
+        typer.Option(metavar="SHARE", help="Loss allowed, as a share of the full model's."),
     ] = 0.01,
     layers: options.Layers = None,
     window: options.Window = None,

@@ -50,7 +50,7 @@ def run(
     as_json: options.AsJson = False,
     max_frames: Annotated[
         int,
-        typer.Option(min=1, metavar="INT", help="Take at most so many frames, evenly spaced."),
+        typer.Option(min=1, metavar="INT", help="Use at most this many frames, evenly spaced."),
     ] = 16,
     fps: Annotated[
         float | None,
@@ -200,15 +200,14 @@ def run(
 
 
 def _notes(record: Mapping[str, Any], unknown: Sequence[str], most: int, toy: bool) -> list[str]:
-    """What the numbers do not say by themselves."""
+    """Remarks on how the numbers were measured, and on the answer."""
     rounds, pruned = record["timed_rounds"], record["runs"][-1]
     if rounds:
-        times = f"Times: median of {rounds} round{'s' * (rounds != 1)}, one after the other, in "
-        times += "changing order, both warmed up."
+        times = f"Times: median of {rounds} round{'s' * (rounds != 1)} in alternating order, "
+        times += "after a warm-up."
     else:
-        times = "Times of a first run, with all that is done once; --compare warms up and takes "
-        times += "medians."
-    notes = [f"{times} The first token waits for the pictures' encoding too."]
+        times = "Times: of a first run, set-up included; --compare warms up and takes medians."
+    notes = [f"{times} Time to first token includes encoding the pictures."]
     notes.append(f"Layout: {pruned['path']} ({pruned['path_reason']}).")
     if not all(run["finished"] for run in record["runs"]):
         notes.append(f"Cut short: --max-new-tokens {most}.")

@@ -22,7 +22,7 @@ def score(
     data: options.Data = None,
     skip_bad: options.SkipBad = False,
     sample: Annotated[
-        int, typer.Option(min=0, metavar="INT", help="Which scene or good line, from 0.")
+        int, typer.Option(min=0, metavar="INT", help="Which scene or usable line, from 0.")
     ] = 0,
     seed: options.SceneSeed = 0,
     layers: options.Layers = None,

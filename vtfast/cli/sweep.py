@@ -33,7 +33,7 @@ def sweep(
     keep: Annotated[
         str, typer.Option(metavar="LIST", help="Shares of the visual tokens to keep, such as 0.2.")
     ] = "0.2",
-    seeds: Annotated[int, typer.Option(min=1, metavar="INT", help="How often random draws.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, metavar="INT", help="Seeds to run random with.")] = 3,
     no_scores: Annotated[
         bool,
         typer.Option(
@@ -74,7 +74,10 @@ def sweep(
     source = options.source_of_questions(task, data)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if no_scores and "information" in names:
-        raise InputError("--no-scores leaves nothing to choose by for the method information")
+        raise InputError(
+            "--no-scores excludes the method information, which keeps tokens by their scores; "
+            "leave one of them out"
+        )
     budgets, chosen = options.shares(keep), options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):

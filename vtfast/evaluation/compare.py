@@ -1,8 +1,8 @@
 """Compare plans: ask a model the same questions unpruned and under each of them.
 
-Batch after batch every plan answers, in alternating order, so that times are compared on the same
-pictures at about the same moment. Each finished batch is written to a log, if one is given, and a
-run that was stopped goes on from there.
+All plans answer one batch before the next, in alternating order, so that times are compared on the
+same pictures at about the same moment. Each finished batch is written to a log, if one is given,
+and a run that was stopped continues from there.
 """
 
 import string
@@ -63,7 +63,7 @@ def evaluate(
 ) -> Comparison:
     """Measure accuracy, tokens, arithmetic, time and memory of plans, beside the unpruned model.
 
-    Decoding is greedy. But for times the result depends on the arguments alone, also in several
+    Decoding is greedy. Except for times the result depends on the arguments alone, also in several
     runs with a `log` and in several processes: under torchrun or `accelerate launch` each takes
     every n-th batch, on the model it has loaded, and all return the whole table.
 
@@ -78,8 +78,8 @@ def evaluate(
             function (said, answer) -> bool.
         max_new_tokens: of an answer. Default: one more than the longest true answer has.
         batch: questions asked together, int ≥ 1.
-        log: a file for finished questions (JSON lines); a run that finds one goes on with it. With
-            several processes each adds its number to the name, and as many have to go on.
+        log: a file for finished questions (JSON lines); a run that finds one continues it. Each of
+            several processes adds its number to the name, and as many have to continue it.
         progress: a bar after two seconds; or a function that is called after every question.
 
     Raises InputError and PlanError for what cannot be compared, before anything runs.
@@ -221,7 +221,7 @@ class _Asker:
     def __call__(self, block: list[int], backwards: bool) -> list[dict[str, Any]]:
         """Records of the questions `block`, in its order; see `tabulate`."""
         inputs = self._dataset.batch(block, self._model.device).inputs
-        if not self._warm:  # kernels compile and buffers come into being
+        if not self._warm:  # kernels compile and buffers are allocated
             for plan in self._plans.values():
                 self._run(inputs, plan)
             self._warm = True

@@ -43,8 +43,8 @@ class _Pruned:
 class _OnOneDevice(_Pruned):
     """Puts lmms-eval's LLaVA classes on one device.
 
-    They ask for `device_map=""`, which transformers 5 refuses. With several processes it stays: it
-    tells their classes to use a device for each process.
+    These pass `device_map=""`, which transformers 5 refuses. With several processes the empty value
+    stays, because it makes these classes use one device per process.
     """
 
     def __init__(

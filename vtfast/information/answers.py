@@ -45,8 +45,11 @@ def check_answers(
 def with_answers(
     inputs: Mapping[str, Any], answers: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The batch with every answer but its last token behind the prompt, padded on the left, and
-    for each sample the columns in `inputs` that its prompt came from (-1: from none)."""
+    """Append every answer without its last token to its prompt, and pad on the left.
+
+    Returns the batch, and for each sample the column of `inputs` that each of its columns comes
+    from (-1: none).
+    """
     call = {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()

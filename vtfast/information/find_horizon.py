@@ -42,13 +42,13 @@ def horizon(
         model, layers, window, chunk, impl: as in `score`.
         dataset: samples with their answers.
         per: "mean_token" (all tokens of the answer) or "first_token" (the paper's).
-        maps: score the units of that many samples, the first ones; the losses, which cost a small
-            part of that, are measured on all. 0: losses only.
+        maps: score the units of the first `maps` samples. The losses cost far less and are measured
+            on all samples. 0: losses only.
         tolerance: in (0, 1), a share of the full model's probability and accuracy.
         confidence: in (0.5, 1).
         seed: of the bootstrap.
         batch: samples run together.
-        log: a file for finished samples (JSON lines); a run that finds one goes on with it.
+        log: a file for finished samples (JSON lines); a run that finds one continues it.
         progress: a bar after two seconds; or a function that is called after every sample.
 
     Raises InputError for what cannot be measured, and what `score` raises.

@@ -37,14 +37,14 @@ _RULED = ("absolute", "p_loss", "accuracy_loss")
 
 @dataclass(frozen=True)
 class Horizon(Result):
-    """From which decoder layer on visual tokens no longer matter to a model on a task, as measured.
+    """The measured decoder layer from which on visual tokens no longer matter to a model on a task.
 
     `vtfast.patch(model, …, horizon=this)` and `Plan.from_horizon` take it.
 
     Attributes:
         layer: 0-based, visual tokens do not matter from its input on; None where there is none.
-        interval: the layer in `confidence` of resampled data sets, without the caution of upper
-            bounds; None stands for "none".
+        interval: range of the layer in a share `confidence` of resampled data sets, by their means
+            and not by upper bounds; None stands for "none".
         num_layers, model_type, task: what it holds for.
         layers: measured ones.
         curves: by name an `Estimate` with an entry per measured layer. "information": mean score of
@@ -96,8 +96,9 @@ class Horizon(Result):
         if self.samples < needed:
             seen = 1 - (1 - self.confidence) ** (1 / self.samples)
             notes.append(
-                f"{self.samples} samples may all miss a loss that hits up to {100 * seen:.1f} % of "
-                f"them; {needed} see {100 * self.tolerance:g} % at this confidence."
+                f"{self.samples} samples cannot rule out that up to {100 * seen:.1f} % of the "
+                f"answers are lost; {needed} can rule out {100 * self.tolerance:g} % at this "
+                "confidence."
             )
         if not self.maps:
             notes.append("No unit was scored; the rule looks at the losses alone.")

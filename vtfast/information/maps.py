@@ -5,7 +5,7 @@
 A layer's score is that of its *input*: visual tokens other than V_k are removed before decoder
 layer i, physically, and what stays keeps its position. y is the first token of the true answer and
 p an fp32 softmax over the vocabulary. Source: arXiv 2512.07580, section on the information score,
-as its released code computes it. It needs the answer: a tool to look with, not to prune with.
+as its released code computes it. It needs the true answer, so it is for analysis, not for pruning.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class PictureScores:
         scores: fp64 [layers, units], units in raster order.
         grid: of units, as steps in time (1 for an image), rows, columns.
         token_grid: of visual tokens, likewise.
-        columns: of each unit, where its tokens stand in the input sequence.
+        columns: for each unit, the columns of its tokens in the input sequence.
     """
 
     sample: int

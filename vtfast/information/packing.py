@@ -22,7 +22,7 @@ from vtfast.runtime.packed_kv_cache import AttentionMetadata
 class Kept:
     """A sequence to run: the text of a sample and some of its visual tokens.
 
-    `columns` are the places of these tokens in the sample's sequence, int64 ascending, maybe none;
+    `columns` are the places of these tokens in the sample's sequence, int64 ascending, or none;
     the first `tokens` tokens of the answer are predicted.
     """
 
@@ -52,7 +52,7 @@ class Packing:
 class TextOfBatch:
     """The text of a batch [B, S]: what remains without its visual tokens.
 
-    `text`: int64 per sample, columns of its text, the answer's but for its last token too.
+    `text`: int64 per sample, columns of its text, with the answer except its last token.
     `answers`: token ids per sample; the last len(answer) columns predict them. `length`: S.
     """
 

@@ -46,7 +46,7 @@ def choices(
             except PlanError as error:
                 raise PlanError(f'{error} (or "{ORACLE}", the oracle)') from None
             for share in budgets:
-                Prune(0, name, share)  # such as "drop", which keeps nothing
+                Prune(0, name, share)  # raises if the method refuses the share, as "drop" does
     return names, budgets
 
 

@@ -1,6 +1,6 @@
 """Run a batch once, then continue from any decoder layer with the text and some visual tokens.
 
-The engine behind scores, horizons and the oracle experiment. Tokens are removed physically and keep
+Scores, horizons and the oracle experiment are built on it. Tokens are removed physically and keep
 their positions. Everything that is asked of one layer runs as one packed batch through the model's
 own decoder layers (`packing`).
 """
@@ -30,7 +30,7 @@ _CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took e
 
 @dataclass(frozen=True)
 class Reading:
-    """Probability of each token of the true answer after those before, and if it is the largest."""
+    """p of each token of the true answer given those before it, and whether it is the largest."""
 
     p: tuple[float, ...]
     best: tuple[bool, ...]
@@ -43,14 +43,14 @@ class Probe:
         model: an unpatched one in eval mode.
         inputs: a batch whose last tokens predict the first token of the answers.
         answers: token ids of each sample's answer, at least one.
-        layers: those to go on from.
+        layers: those from which `follow` can continue.
         chunk: sequences in a packed batch at most; None: as many as fit a share of the memory.
             Either is halved when memory runs out, down to one.
         impl: of the ops.
 
     Attributes:
         pictures: in reading order.
-        full: a `Reading` per sample of the whole answer with every token there.
+        full: a `Reading` per sample of the whole answer, with no visual token removed.
         original: int64 per sample, the column in `inputs` of every column here (answers go after
             the prompt, and prompts of several lengths are padded anew).
         visual: int64 per sample, columns in `inputs` of its visual tokens.

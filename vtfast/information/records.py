@@ -1,9 +1,8 @@
-"""The log of a long run: its finished samples in a file, so that a run that was killed goes on.
+"""The log of a long run: its finished samples in a file, so that a stopped run can be continued.
 
-One JSON object a line. The first holds the settings; only a run with the same goes on with the
-file.
-A sample is written as a whole line once it is finished and reaches the disk before the next one
-begins. A last line that was cut off is removed and its sample is run again.
+The file has one JSON object per line. The first holds the settings; only a run with equal settings
+continues the file. A finished sample is written as a whole line, which is on the disk before the
+next sample begins. An incomplete last line is removed and its sample is run again.
 """
 
 import hashlib
@@ -79,7 +78,7 @@ class Records:
                 file.write(b"".join(map(_line, lines)))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:  # the disk is full; what is whole stays
+        except OSError as error:  # such as a full disk; whole lines stay valid
             raise self._cannot_write(error) from None
 
     def _cannot_write(self, error: OSError) -> InputError:
@@ -90,7 +89,7 @@ class Records:
         assert self.path is not None
         found = self.path.read_bytes()
         whole = found[: found.rfind(b"\n") + 1]
-        # Without a whole line it is the beginning of this very run, or a file not to be lost.
+        # A file without a whole line is the beginning of this run's log, or no log and left alone.
         ours = bool(whole) or _line({"settings": settings}).startswith(found)
         before: dict[str, Any] = settings
         try:

@@ -1,4 +1,4 @@
-"""Write a result of a measurement to a file, read it back, and draw it: once, for all of them.
+"""Write the result of a measurement to a file, read it back, and draw it.
 
 A result is a frozen dataclass. Its JSON has a field of the same name for each of its fields, with
 tuples and arrays as lists and nested dataclasses as objects; what a field is read back as follows

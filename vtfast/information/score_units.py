@@ -46,8 +46,8 @@ def score(
         per: "first_token": p of the first token of the answer, the paper's. "mean_token": the mean
             over all its tokens, each after the true ones before it. (The probability of a whole
             answer of several would hide what single tokens still carry.)
-        chunk: units in a packed batch at most. Default: as fit a share of the memory. Halved, if
-            need be to 1, when memory runs out.
+        chunk: units in a packed batch at most. Default: as many as fit a share of the memory.
+            Halved when memory runs out, down to 1.
         impl: "auto" | "eager" | "triton", of the ops.
         progress: a bar after two seconds; or a function that is called after every layer.
 
@@ -81,7 +81,7 @@ def score_probe(
 
     Args:
         lengths: tokens of each answer that `per="mean_token"` averages; those after them, such as
-            an end mark, only count for whether the answer is right.
+            the end-of-sequence token, only count for whether the answer is right.
         maps: whether to score units; without, the result holds only p with and without all visual
             tokens.
     """

@@ -1,7 +1,7 @@
 """Measure accuracy by pruning method and by the layer that is pruned, on a data set.
 
 A method selects tokens in a patched model that sees the prompt alone. What the selection is worth
-is then read from a second run with the true answer behind the prompt (`vtfast.information.probe`),
+is then read from a second run with the true answer after the prompt (`vtfast.information.probe`),
 so a method that looks at the last token never sees the answer. The method `"information"` keeps the
 tokens of the highest score: an oracle to compare with (arXiv 2512.07580), not a method to prune
 with, as it needs the answer. With scores, the table also says how much of the information each
@@ -55,7 +55,7 @@ def sweep(
         dataset, batch, log, progress: as in `horizon`.
         methods: names of registered methods, and "information".
         keep: shares of an image's visual tokens in [0, 1].
-        seeds: of "random", at least one: 0, 1, ….
+        seeds: how many "random" is run with, int ≥ 1; they are 0, 1, ….
         retained: score all units, for the information in what methods keep ("information" needs
             that anyway). It is most of the work.
         confidence: of the intervals.

@@ -44,7 +44,7 @@ from vtfast.processors import Qwen25VLProcessor
 
 _LOGS = (logging, hub_logging)
 _LARGE_MODEL = 20e9  # bytes of the weights of a 7B model, and room to spare
-_HUB_SECONDS = 10  # the hub has to answer; transformers itself would retry for half a minute
+_HUB_SECONDS = 10  # for the hub to answer; transformers itself would retry for half a minute
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _find_folder(name: str) -> bool:
 
 
 def _find_on_hub(name: str) -> bool:
-    """Whether only the local cache has the checkpoint; False if it can be had from the hub."""
+    """Whether only the local cache has the checkpoint; False if the hub can be asked and has it."""
     start = f"--model {name}: there is no such folder here, and "
     try:
         cached = isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME), str)
@@ -205,7 +205,7 @@ def _find_on_hub(name: str) -> bool:
 def hub_cache() -> str:
     """The folder in which models from the hub are kept, and its free space.
 
-    Raises UserWarning, with what to do, if it has no room for a model of 7B or is not writable.
+    Raises UserWarning, with what to do, if it has no room for a 7B model or is not writable.
     """
     folder = Path(constants.HF_HUB_CACHE)
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -216,7 +216,7 @@ def hub_cache() -> str:
     if not os.access(there, os.W_OK):
         raise UserWarning(f"{about}, is not writable: {fix}")
     if free < _LARGE_MODEL:
-        raise UserWarning(f"{about}, does not hold a model of 7B: {fix}")
+        raise UserWarning(f"{about}, has no room for a 7B model: {fix}")
     return about
 
 

@@ -87,7 +87,7 @@ class Dataset:
         return len(self.examples)
 
     def batch(self, indices: Sequence[int], device: Any = "cpu") -> Batch:
-        """The examples of these numbers, encoded, on a device.
+        """The examples with these numbers, encoded, on a device.
 
         Prompts are padded on the left, as `generate` needs it, whatever the tokenizer's own side.
         """
@@ -117,10 +117,10 @@ class Dataset:
             return self.processor(
                 images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"
             )
-        except Exception as error:  # too small, too narrow, …: the processor knows
+        except Exception as error:  # the picture is too small or too narrow, for example
             names = chosen[0].name
             if len(chosen) > 1:
-                for i in indices:  # which of them it is
+                for i in indices:  # raises for the one that the processor refuses
                     self._encoded([i])
                 names += f" to {chosen[-1].name} together"
             raise InputError(f"the processor cannot take {names}: {error}") from error
@@ -139,8 +139,8 @@ def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> st
 
     A processor without a template gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`.
 
-    Raises InputError for one that takes video and has no template: its model was trained on another
-    form.
+    Raises InputError for a processor that takes video and has no template: its model was trained on
+    another form than LLaVA's.
     """
     if not processor.chat_template:
         if getattr(processor, "video_token", None):
@@ -170,7 +170,7 @@ def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example
     """
     path, examples, bad = Path(path), [], []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no others: texts may hold those
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() splits texts
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None
@@ -219,7 +219,7 @@ def _opened(image: Image.Image | Path) -> Image.Image:
 def _is_text(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(value.encode().strip())
-    except UnicodeEncodeError:  # half of a character
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
@@ -229,4 +229,4 @@ def _bytes_of(image: Image.Image | Path) -> bytes:
     try:
         return Path(image).read_bytes()
     except OSError:
-        return _opened(image).tobytes()  # says what is wrong
+        return _opened(image).tobytes()  # raises, and says what is wrong

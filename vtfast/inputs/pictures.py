@@ -41,8 +41,8 @@ def read_clip(paths: Sequence[Path], max_frames: int, fps: float | None = None) 
 
     Args:
         paths: one folder, one animated picture, or frame files in order. The pictures of a folder
-            are sorted by name, numbers in it by value: frame2 before frame10.
-        max_frames: int ≥ 1. Of more frames so many are taken, evenly spaced, with both ends.
+            are sorted by name, with numbers compared by value: frame2 before frame10.
+        max_frames: int ≥ 1. If there are more, this many are taken evenly, with the first and last.
         fps: frames per second of all frames. None: the animation's own rate, else 2.
 
     Raises InputError for what cannot be read, and for frames of different sizes.
@@ -124,7 +124,7 @@ def _reading(path: Path, option: str) -> Iterator[None]:
     """Turn any error of Pillow or the file system into one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a large or odd picture is still a picture
+            warnings.simplefilter("ignore")  # a warning about a large or odd picture is no error
             yield
     except FileNotFoundError:
         raise InputError(f"{option} {path}: there is no such file") from None
@@ -134,6 +134,6 @@ def _reading(path: Path, option: str) -> Iterator[None]:
     except UnidentifiedImageError:
         hint = _SPLIT_FILMS if option == "--video" else "; convert it to PNG or JPEG"
         raise InputError(f"{option} {path} is not a picture that Pillow can read{hint}") from None
-    except Exception as error:  # decoders raise whatever a broken file makes them trip over
+    except Exception as error:  # a decoder may raise anything on a broken file
         reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
         raise InputError(f"{option} {path}: cannot read this picture: {reason}") from None

@@ -112,7 +112,7 @@ class Prompt:
             media |= {"do_sample_frames": False, "fps": fps}
         try:
             return self._checkpoint.processor(text=[self.written], return_tensors="pt", **media)
-        except Exception as error:  # too small, too narrow, …: the processor knows
+        except Exception as error:  # the picture is too small or too narrow, for example
             raise InputError(
                 f"--model {self._checkpoint.name} cannot take this input: {short(error)}"
             ) from error

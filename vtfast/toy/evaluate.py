@@ -98,7 +98,7 @@ def measure(
 
 
 def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
-    """Horizons by task, for the model card; the curves end with what drops nothing."""
+    """Horizons by task, for the model card; the curves end with the accuracy of dropping none."""
     one = horizons[TASKS[0]]
     curves = {}
     for task, found in horizons.items():

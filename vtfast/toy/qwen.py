@@ -1,7 +1,7 @@
 """The bundled Qwen2.5-VL as a stock transformers model: pictures of several sizes, M-RoPE.
 
 Patches of 6 pixels, merged two by two: a visual token is 12 x 12 pixels, as in the LLaVA. Windows
-are 4 x 4 visual tokens, ragged at the right and lower edge of most sizes; the decoder has grouped
+are 4 x 4 visual tokens, smaller at the right and lower edge of most sizes; the decoder has grouped
 query attention. The word list is the LLaVA's with three tokens more.
 """
 
@@ -192,7 +192,7 @@ def attend_equal_windows_at_once(
     """`Qwen2_5_VLVisionAttention.forward` of transformers 5.23.0, for training.
 
     Modifications: windows of one length are one batch, instead of one call each; the attention
-    function is the registered one, without an eager way round it and without FlashAttention's.
+    function is the registered one, without a path for eager or for FlashAttention.
     """
     attend = AttentionInterface()[self.config._attn_implementation]
     tokens = hidden_states.shape[0]

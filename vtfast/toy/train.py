@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         "config.json as vtfast_horizon.",
         epilog="The bundled models: llava is --steps 1600 --seed 1, about 25 minutes on two free "
         "cores; llava-small is --layers 8 --steps 1300 --seed 2; qwen is --family qwen --layers 8 "
-        "--steps 1700 --seed 3, about 35 minutes, on pictures of eight sizes. A look at the whole "
+        "--steps 1700 --seed 3, about 35 minutes, on pictures of eight sizes. To try the whole "
         "pipeline: --out build/look --steps 3 --layers 2 --n-eval 10. On shared cores set "
         "OMP_WAIT_POLICY=PASSIVE: waiting threads then give way.",
     )
