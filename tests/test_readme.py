@@ -40,7 +40,7 @@ def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
 def test_the_examples_run_as_they_stand():
     family = FAMILIES["llava"]
     first, *blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     blocks.append(re.sub(r"model = .*from_pretrained.*", "", first))  # nothing can be downloaded
     assert blocks[-1] != first
     deep = LlamaConfig(**{**TEXT, "num_hidden_layers": 24})  # layer 20 is in an example

@@ -167,7 +167,7 @@ def test_the_first_table_is_of_the_default_plan_on_the_first_device_that_has_it(
     said = report.savings([a_gpu_record([other]), a_gpu_record([other, quarter, half])])
     assert "| share of unpatched | full | keep 0.5 | keep 0.25 |" in said
     assert "| visual tokens, average of layers | 1.00 | 0.50 | 0.25 |" in said
-    assert "| time to first token | 1.00 | 0.50 | 0.25 |" in said
+    assert "| time to first token, pictures encoded before | 1.00 | 0.50 | 0.25 |" in said
     assert "NVIDIA Z:" in said
     assert report.savings([a_gpu_record([other])]) == "Not measured yet."
 

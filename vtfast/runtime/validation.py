@@ -24,9 +24,9 @@ def check_drafts(rows: int | Tensor | None, config: PatchConfig) -> None:
     counts_guesses = "scores" in config.needs or config.positions == "renumber"
     if isinstance(rows, int) and rows > 1 and counts_guesses:
         raise InputError(
-            f"logits_to_keep={rows}: assisted and prompt-lookup decoding are unsupported with "
-            'score-based methods and with positions="renumber", because the last token of the '
-            "prompt is a guess there; use a method without scores and "
+            "assisted and prompt-lookup decoding are unsupported with score-based methods and with "
+            'positions="renumber", because the last token of the prompt is a guess there (the call '
+            f"has logits_to_keep={rows}); use a method without scores and "
             'positions="keep", or decode without drafts (a plain call takes 0 or 1)'
         )
 
