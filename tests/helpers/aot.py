@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time, as it is shipped, for GPUs that need not be here.
+"""Compile every kernel ahead of time, with the settings of its launcher, for GPUs not present.
 
 `python tests/helpers/aot.py gate|all GPU,... GPU...` prints a JSON object: the settings of all
 kernels on the GPUs named last, and of the cases compiled for those named first what the assembler
@@ -147,7 +147,7 @@ def rows(mode: str, compiled: list[str], archs: list[str]) -> list[dict[str, Any
 
 
 def _inspect(asm: dict[str, Any]) -> dict[str, int]:
-    """Count in what the assembler made. Reading it back takes longer than making it: once only."""
+    """Counts from the assembled code; cached, since disassembling takes longer than assembling."""
     counted = repr(COUNTED).encode()
     known = CACHE / f"{hashlib.sha256(counted + asm['cubin']).hexdigest()}.json"
     if not known.exists():

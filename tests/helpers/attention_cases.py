@@ -61,6 +61,6 @@ def sdpa_alone(q, k, v, q_lengths, k_lengths, causal, scale):
 
 
 def allowed_error(exact, q, k, v, q_lengths, k_lengths, causal, scale):
-    """Twice what SDPA errs in the same dtype, and a little where SDPA is lucky."""
+    """Twice the error of SDPA in the same dtype, and a little where SDPA happens to be exact."""
     sdpa = sdpa_alone(q, k, v, q_lengths, k_lengths, causal, scale)
     return 2 * np.abs(*fp64(sdpa) - exact).max(initial=0.0) + TINY[q.dtype] / 8

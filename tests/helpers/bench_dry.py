@@ -22,7 +22,7 @@ def dry(what: str, out: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def wrong_rows(state, index, *tensors):
-    """Every token one place further than it belongs."""
+    """A wrong gather: every token one place too far."""
     return [t.roll(1, dims=-2) for t in _take(state, index, *tensors)]
 
 

@@ -27,12 +27,12 @@ class Conversation:
         self.tokens.append(out.logits[:, -1:].argmax(-1))
 
     def keep(self, rows):
-        """Go on with these rows of the batch, as somebody did with the cache."""
+        """Continue with these samples of the batch, after the test selected them in the cache."""
         self.mask, self.positions = self.mask[rows], self.positions[..., rows, :]
         self.tokens = [t[rows] for t in self.tokens]
 
     def forget(self, steps):
-        """Go back some steps, as somebody did with the cache."""
+        """Go back some steps, after the test cropped the cache."""
         self.done -= steps
         self.mask, self.tokens = self.mask[:, :-steps], self.tokens[:-steps]
 

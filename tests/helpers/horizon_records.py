@@ -1,4 +1,4 @@
-"""Hand-made records of samples that a horizon is computed from: all alike, but for some changes."""
+"""Hand-made records of samples that a horizon is computed from, equal but for some changes."""
 
 from vtfast.information.horizons import summarize
 

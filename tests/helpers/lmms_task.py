@@ -52,7 +52,7 @@ def share(rows):
 
 
 def write_task(folder: Path, task: str, n: int) -> None:
-    """`scenes(n, 0, task)` as lmms-eval reads a task of somebody's own."""
+    """`scenes(n, 0, task)` in the form of a custom task of lmms-eval."""
     rows = []
     for i, (picture, question, answer) in enumerate(
         zip(*vtfast.toy.scenes(n, 0, task), strict=True)

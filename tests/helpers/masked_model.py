@@ -1,5 +1,4 @@
-"""An unpatched model that acts as if some tokens were gone: what `generate` must give, whatever it
-does.
+"""An unpatched model with some tokens masked out: it gives what `generate` must return.
 
 The columns stay in the sequence, and a mask hides them from all others from the layer on that lost
 them. Nothing is cached, so every way to decode (beams, samples, …) is transformers' own, on the
@@ -17,8 +16,8 @@ from model_oracle import additive
 def hidden(model, gone):
     """Within the block, run `model.generate(..., use_cache=False)` of this unpatched model.
 
-    `gone`: layer -> columns every row has lost from this layer's input on; rows that `generate`
-    makes copies of (beams, return sequences) lose the same.
+    `gone`: layer -> columns every sample has lost from this layer's input on; copies that
+    `generate` makes of a sample (beams, return sequences) lose the same.
     """
     text = model.model.language_model
     seen = {}

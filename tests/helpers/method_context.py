@@ -55,7 +55,7 @@ def context(
 
 
 def doubled(x: torch.Tensor) -> torch.Tensor:
-    """Stands for the final norm. It changes directions, so that a method without it fails."""
+    """A stand-in for the final norm. It changes directions, so that a method without it fails."""
     return x * torch.tensor([1.0, 2.0]).repeat(D // 2).to(x.dtype)
 
 

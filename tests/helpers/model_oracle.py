@@ -1,4 +1,4 @@
-"""What a pruned model must compute, read the slow way: full length, masked, no cache.
+"""The oracle of a pruned model, computed slowly: full length, dropped tokens masked, no cache.
 
 Nothing is removed here. Every layer sees the whole sequence through a 4-D mask that hides the
 dropped tokens from all others, and each new token is the arg max of a forward over everything so
@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 Gone = Mapping[
     int, Sequence[Tensor]
-]  # layer -> columns each row has lost from this layer's input on
+]  # layer -> columns each sample has lost from this layer's input on
 
 
 class Oracle:
@@ -27,7 +27,7 @@ class Oracle:
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], *, renumber: bool = False
     ) -> None:
         self.model, self.text = model, model.model.language_model
-        self.renumber = renumber  # a row that has lost tokens counts the others 0, 1, … again
+        self.renumber = renumber  # a sample that lost tokens counts the others from 0
         self.ids, self.valid = inputs["input_ids"], inputs["attention_mask"].bool()
         self.embeddings = self._embed(inputs)
         self.positions = self._positions(inputs)  # [axes, batch, length]
@@ -44,7 +44,7 @@ class Oracle:
         return self.model.lm_head(self.text.norm(hidden))
 
     def greedy(self, gone: Gone, steps: int) -> Tensor:
-        """The next `steps` tokens of every row, [batch, steps].
+        """The next `steps` tokens of every sample, [batch, steps].
 
         Refuses inputs on which rounding could decide a token.
         """
@@ -58,7 +58,7 @@ class Oracle:
 
     @torch.no_grad()
     def attention(self, layer: int, gone: Gone, new: Tensor | None = None) -> Tensor:
-        """What every token pays to every other at `layer`, [batch, heads, n, n]."""
+        """Attention of every token to every other at `layer`, [batch, heads, n, n]."""
         hidden, mask, rotary = self._run(layer, gone, new)
         block = self.text.layers[layer]
         _, weights = block.self_attn(
@@ -67,7 +67,7 @@ class Oracle:
         return weights
 
     def text_columns(self, row: int) -> list[int]:
-        """Real columns of a row outside any picture."""
+        """Real columns of a sample outside any picture."""
         config = self.model.config
         placeholders = [config.image_token_id, getattr(config, "video_token_id", -1)]
         visual = torch.isin(self.ids[row], torch.tensor(placeholders))
@@ -84,7 +84,7 @@ class Oracle:
         return cache.layers[layer].keys.transpose(1, 2).flatten(2)
 
     def attention_row(self, layer: int, gone: Gone) -> Tensor:
-        """What each row's last token pays to every column at `layer`, mean over heads."""
+        """Attention of each sample's last token to every column at `layer`, mean over heads."""
         return self.attention(layer, gone)[:, :, -1].mean(1)
 
     def survivors(self, gone: Gone) -> Tensor:
@@ -166,7 +166,7 @@ class Oracle:
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """[batch, 1, n, n]: 0 where a query may look, else the lowest number; itself it always may."""
+    """[batch, 1, n, n]: 0 where a query sees a key, as it always sees itself; else the lowest."""
     n = seen.shape[1]
     visible = seen[:, None] & torch.ones(n, n, dtype=torch.bool).tril() | torch.eye(
         n, dtype=torch.bool

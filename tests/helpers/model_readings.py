@@ -20,7 +20,7 @@ def top(scores: torch.Tensor, keep: int) -> list[int]:
 
 
 def diverse(features: torch.Tensor, keep: int) -> list[int]:
-    """Greedy farthest points on cosine distance, ascending; the loneliest row comes first."""
+    """Greedy max-min on cosine distance, ascending; first the row whose nearest is farthest."""
     x = features.double().numpy()
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     distance = 1 - x @ x.T
@@ -36,9 +36,9 @@ def diverse(features: torch.Tensor, keep: int) -> list[int]:
 def unlike_pivots(
     columns: list[int], text: list[int], keep: int, norms: torch.Tensor, states: torch.Tensor
 ) -> list[int]:
-    """Ranks among the `columns` of one picture that DART keeps of a row, ascending.
+    """Ranks, ascending, that DART keeps among the `columns` of one picture of a sample.
 
-    text: the row's other real columns. norms: L1 norm of every column's key. states: its hidden
+    text: the sample's other real columns. norms: L1 norm of every column's key. states: its hidden
     state. Pivots are the four largest norms of the picture and the four of the text after it (short
     of four, the first text before makes up the number); in reading order each takes its equal share
     of what is least like it, the first ones one more where shares are unequal.
@@ -84,18 +84,18 @@ def _parts(side: int, parts: int, keep: int) -> list[tuple[int, int]]:
     ]
 
 
-def drawn(count: int, keep: int, *, seed: int, key: int, layer: int) -> list[int]:
+def drawn(count: int, keep: int, *, seed: int, image_hash: int, layer: int) -> list[int]:
     """The random picks: the `keep` largest Philox words of `count`, ascending."""
     words = [
-        tuple(_philox(i // 4, key, layer | second, seed)[i % 4] for second in (0, 1 << 31))
+        tuple(_philox(i // 4, image_hash, layer | second, seed)[i % 4] for second in (0, 1 << 31))
         for i in range(count)
     ]
     best = sorted(range(count), key=lambda i: (-words[i][0], -words[i][1], i))
     return sorted(best[:keep])
 
 
-def picture_key(pixels: torch.Tensor, grid: tuple[int, int, int] = (0, 0, 0)) -> int:
-    """The 64-bit key of one picture, 0 ≤ key < 2⁶⁴.
+def picture_hash(pixels: torch.Tensor, grid: tuple[int, int, int] = (0, 0, 0)) -> int:
+    """The 64-bit hash of one picture, 0 ≤ hash < 2⁶⁴.
 
     pixels: the picture's values in the order the tower gets them. Each is rounded to bfloat16 (to
     nearest, ties to even) and read as an unsigned 16-bit integer.
@@ -114,9 +114,9 @@ def _mix(value: int, number: int) -> int:
     return z ^ (z >> 31)
 
 
-def _philox(block: int, key: int, stream: int, seed: int) -> tuple[int, int, int, int]:
+def _philox(block: int, image_hash: int, stream: int, seed: int) -> tuple[int, int, int, int]:
     """Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)."""
-    a, b, c, d = block, key & _32, (key >> 32) & _32, stream
+    a, b, c, d = block, image_hash & _32, (image_hash >> 32) & _32, stream
     low, high = seed & _32, (seed >> 32) & _32
     for _ in range(10):
         first, second = 0xD2511F53 * a, 0xCD9E8D57 * c

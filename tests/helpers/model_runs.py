@@ -1,4 +1,4 @@
-"""Runs the model tests share: a prefill, a continuation, what was dropped, a method to look in."""
+"""Runs that model tests share: a prefill, a continuation, what was dropped, a probing method."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,7 +97,7 @@ def probing(select: Callable) -> Iterator[None]:
 
 
 def first_rows(context) -> Tensor:
-    """A selection of one's own: the first tokens of every image."""
+    """A custom selection: the first tokens of every image."""
     offsets = context.segments.offsets
     rows = [
         torch.arange(start, start + count)

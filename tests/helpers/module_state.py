@@ -1,4 +1,4 @@
-"""Everything a model's modules remember, taken down so that two moments can be compared."""
+"""A snapshot of all attributes of a model's modules, to compare two moments."""
 
 from collections.abc import Mapping
 from typing import Any

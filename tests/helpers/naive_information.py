@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Naive:
-    """One sample with its answer behind it, on an unpatched model."""
+    """One sample followed by its answer, on an unpatched model."""
 
     @torch.no_grad()
     def __init__(self, family: Family, model, sample: Sample, answer: Sequence[int]) -> None:

@@ -1,9 +1,9 @@
 """The same model run natively on sequences as short as a plan makes them: the reference of pruning.
 
-Saved multiply-adds are not saved time, so this is the ideal beside every pruned prefill: the model,
-unpatched, layer by layer on shorter sequences. It selects nothing and takes the first visual tokens,
-padded on the left as transformers wants it.
-"""  # noqa: E501
+Saved multiply-adds are not saved time, so every pruned prefill is compared with this ideal: the
+model, unpatched, layer by layer on shorter sequences. It selects nothing and takes the first visual
+tokens, padded on the left as transformers wants it.
+"""
 
 import copy
 from typing import Any

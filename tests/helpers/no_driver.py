@@ -1,4 +1,4 @@
-"""Stand in for the driver of a GPU that is not here: Triton compiles for it, and launches nothing.
+"""A stand-in for the driver of an absent GPU: Triton compiles for it and launches nothing.
 
 For compiling ahead of time, and for timing what Python does around a launch.
 """
@@ -12,7 +12,7 @@ from triton.runtime import driver
 
 
 class _Launcher:
-    """Takes a launch and forgets it."""
+    """Accepts a launch and does nothing."""
 
     def __init__(self, source: Any, metadata: Any):
         pass

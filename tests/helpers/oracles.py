@@ -1,7 +1,7 @@
-"""Oracles: every op a second time, as plain loops over NumPy fp64 and Python integers.
+"""Oracles: every op implemented again, as plain loops over NumPy fp64 and Python integers.
 
-Nothing here is fast, and nothing is shared with `kernels/`, so that a mistake there cannot go
-unnoticed by being made here too. Segments are host lengths; selections return lists of packed rows.
+Nothing here is fast, and nothing is shared with `kernels/`, so that a mistake there is not
+repeated here. Segments are host lengths; selections return lists of packed rows.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The checks of an answer before it is timed: where it first differs, or an empty text.
+"""Checks of a result before it is timed: they return where it first differs, or an empty string.
 
 They share nothing with `kernels/`.
 """

@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass
 class Sample:
-    """One row of a batch, without padding."""
+    """One sample of a batch, without padding."""
 
     ids: list[int]
     pictures: list[Picture] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Family:
         return out
 
     def named(self, name: str, seed: int = 0) -> list[Sample]:
-        """The samples of `standard[name]`: "single", a "batch" of rows with 0, 1 and 2 images, …"""
+        """The samples of `standard[name]`: "single", a "batch" with 0, 1 and 2 images, …"""
         return self.samples(*self.standard[name], seed=seed)
 
     def inputs(
@@ -87,13 +87,13 @@ class Family:
 
 
 def visual_columns(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Column numbers of the visual tokens of every row, ascending."""
+    """Column numbers of the visual tokens of every sample, ascending."""
     visual = (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)
     return [row.nonzero()[:, 0] for row in visual]
 
 
 def image_columns(family: Family, samples: list[Sample], inputs: dict) -> list[list[torch.Tensor]]:
-    """Column numbers of the visual tokens of every picture of every row."""
+    """Column numbers of the visual tokens of every picture of every sample."""
     columns = visual_columns(inputs)
     return [
         list(row.split([family.tokens_of(p) for p in sample.pictures]))

@@ -1,8 +1,8 @@
-"""Several turns on one cache, fed by hand, and the oracle's word on all of them together.
+"""Several turns on one cache, fed by hand, and a check of all of them by the oracle.
 
 Every call feeds a chunk to a patched model and notes its logits and what was dropped. `check` then
 builds one sequence of everything said and compares the logits of every token still there with the
-oracle's. Crops and rearranged rows are noted too, so any order of calls can be checked.
+oracle's. Crops and rearranged samples are noted too, so any order of calls can be checked.
 """
 
 import copy
@@ -15,7 +15,7 @@ from tiny_models import IMAGE, VIDEO, VOCABULARY, Sample
 
 
 class Turns:
-    """A talk of some rows on one cache.
+    """A conversation of some samples on one cache.
 
     `handle` is that of the model's patch, made with `record=True`, None before it is patched. With
     `masked=False` no attention mask is passed (then nothing may be padded).
@@ -34,7 +34,7 @@ class Turns:
         self.gone = {}  # layer -> bool [rows, length]: lost from this layer's input on
 
     def say(self, *parts, side="left", seed=0):
-        """One chunk: the parts of every row, as `Family.samples` takes them."""
+        """One chunk: the parts of every sample, as `Family.samples` takes them."""
         self._feed(*self._chunk(parts, seed, side))
 
     def generate(self, *parts, steps=4, seed=0):
@@ -69,7 +69,7 @@ class Turns:
         self._note_what_was_dropped(start, end)
 
     def step(self, count=1):
-        """The best next token of every row, `count` times."""
+        """The best next token of every sample, `count` times."""
         for _ in range(count):
             last = self.mask.shape[1] - 1 - self.mask.flip(1).argmax(1)
             best = self.logits[torch.arange(len(last)), last].argmax(-1, keepdim=True)
@@ -90,7 +90,7 @@ class Turns:
         self.gone = {layer: lost[:, :-count] for layer, lost in self.gone.items()}
 
     def rearrange(self, rows, how="batch_select_indices"):
-        """Go on with these rows, by this method of the cache and the argument it takes."""
+        """Continue with these samples, by this method of the cache and the argument it takes."""
         numbers = torch.arange(len(self.ids))
         if how == "batch_repeat_interleave":
             self.cache.batch_repeat_interleave(rows)
@@ -106,7 +106,7 @@ class Turns:
         self.pictures = [list(self.pictures[i]) for i in index]
 
     def fork(self):
-        """The same talk once more, on a copy of its cache."""
+        """The same conversation on a copy of its cache."""
         other = copy.copy(self)
         other.cache = copy.deepcopy(self.cache)
         other.pictures = [list(row) for row in self.pictures]
@@ -122,7 +122,7 @@ class Turns:
         return {**self.family.batch(samples), "attention_mask": self.mask}
 
     def lost(self):
-        """The columns every row has lost, by layer, as the oracle takes them."""
+        """The columns every sample has lost, by layer, as the oracle takes them."""
         return {layer: [row.nonzero()[:, 0] for row in lost] for layer, lost in self.gone.items()}
 
     def check(self):

@@ -1,8 +1,8 @@
 """Every kernel compiles for the GPUs we ship for, without spilling, and uses what makes it fast.
 
 Says nothing about results or times: no GPU is needed, and none is used. One case per kernel is
-compiled here, with the older Triton for one GPU alone; what `make aot` kept of all others must
-belong to the settings the code has now.
+compiled here, with the older Triton for one GPU only; what `make aot` recorded of all others must
+be of the settings that the code has now.
 """
 
 import re
@@ -24,7 +24,7 @@ def name(row):
 
 @pytest.fixture(scope="module")
 def listed():
-    """The settings of all kernels on all GPUs by name, with what came of those compiled here."""
+    """The settings of all kernels on all GPUs by name, with the figures of those compiled here."""
     pytest.importorskip("triton", reason="there is no triton outside Linux")
     return {name(row): row for row in aot.in_processes_of_their_own("gate")["rows"]}
 
@@ -41,7 +41,7 @@ def kept():
 
 @pytest.fixture(scope="module")
 def of(kept, compiled):
-    """The rows of one GPU, or of one kernel there: what was kept, and over it what comes out."""
+    """The rows of one GPU, or one kernel there: the record, overridden by what is compiled here."""
 
     def choose(arch, kernel=""):
         rows = (row for row in (kept | compiled).values() if row["arch"] == arch)
@@ -57,7 +57,7 @@ def names(rows):
 
 
 def test_every_kernel_is_compiled(compiled, kept):
-    """Here with each Triton, and everywhere in what was kept."""
+    """Here with each Triton, and for every GPU in the record."""
     sources = (path.read_text() for path in (ROOT / "kernels").glob("*.py"))
     kernels = {k for text in sources for k in re.findall(r"^def (_\w+_kernel)\(", text, re.M)}
     here = {(kernel, arch, version) for kernel, _, arch, version in compiled}
@@ -91,14 +91,14 @@ def test_nothing_spills_out_of_the_registers(of, arch):
 
 @pytest.mark.parametrize("arch", aot.ARCHS)
 def test_a_program_fits_its_processor(of, arch):
-    """Its shared memory, and its threads: 1024 whatever the GPU."""
+    """Its shared memory, and its threads: at most 1024 on every GPU."""
     lanes = 32 if arch in aot.NVIDIA else 64
     assert names(row for row in of(arch) if row["shared"] > SHARED_LIMIT[arch]) == []
     assert names(row for row in of(arch) if row["setting"]["warps"] * lanes > 1024) == []
 
 
 def test_a_program_fits_smaller_gpus_or_is_not_launched_there(of):
-    """`why_unsupported_length` keeps away what stores through shared memory, 8 bytes a row."""
+    """`why_unsupported_length` refuses those that store through shared memory, 8 bytes a row."""
     for row in of("sm_80"):
         if row["shared"] > SMALLEST:
             constants = row["setting"]["constants"]
@@ -117,7 +117,7 @@ def test_gathered_rows_move_16_bytes_at_a_time(of, arch):
 
 @pytest.mark.parametrize("arch", aot.NVIDIA)
 def test_selections_gather_16_bytes_at_a_time(of, arch):
-    """A block of 32 picks is as many loads a thread as above, whatever the tile."""
+    """A block of 32 picks takes as many loads a thread as above, whatever the tile."""
     fused = [row for kernel in ("_topk_gather", "_random_gather") for row in of(arch, kernel)]
     wrong = (row for row in fused if (row["loads_128"], row["stores_128"]) != (8, 8))
     assert names(wrong) == []

@@ -1,4 +1,4 @@
-"""What a device must do: the same random picks as a CPU, no waits, graphs that follow their inputs.
+"""What must hold on a device: random picks as on a CPU, no waits, graphs that follow their inputs.
 
 On a CPU, which has no graphs, the captured decoding step is called instead.
 """
@@ -90,7 +90,7 @@ def test_a_captured_op_follows_its_inputs_when_replayed(name: str) -> None:
 
 
 def graph_of(call: Callable[[], object]) -> tuple[Callable[[], object], object]:
-    """A graph of this call, which is not run: what replays it, and where its answer will be."""
+    """A graph of this call, not run yet: the function that replays it, and its output."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

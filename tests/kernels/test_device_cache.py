@@ -13,7 +13,7 @@ GPU = torch.device("cuda", 0)
 
 
 class Built:
-    """Stands for tensors on a device."""
+    """A stand-in for tensors on a device."""
 
     def __init__(self, numbers):
         self.numbers = numbers

@@ -220,7 +220,7 @@ def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatc
 
 
 def test_the_matrices_of_a_group_are_freed_before_the_next_are_made(monkeypatch, device):
-    """Otherwise the cap on a group would not cap the whole call."""
+    """Otherwise the limit on a group would not limit the whole call."""
     make, made = diversity_module.distance_matrices, []
 
     def make_one(*arguments):

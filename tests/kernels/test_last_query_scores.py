@@ -48,7 +48,7 @@ def fp64(x):
 )
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_agrees_with_the_plain_softmax(impl, lengths, num_heads, num_kv_heads, dtype):
-    """Inputs are read in fp32, so low-precision ones are held to fp32 rounding too."""
+    """Inputs are read in fp32, so low-precision ones too may err by fp32 rounding only."""
     q, k = heads(len(lengths), num_heads, dtype), heads(sum(lengths), num_kv_heads, dtype, seed=1)
     scores = last_query_scores(q, k, ragged(lengths), scale=0.7, impl=impl)
     expected = oracles.last_query_scores(fp64(q), fp64(k), lengths, 0.7)
@@ -77,7 +77,7 @@ def test_the_kernel_errs_at_most_twice_as_much_as_the_reference(lengths, number,
 
 
 def test_a_key_of_minus_infinity_gets_nothing(impl):
-    """Also where all keys of a split are such."""
+    """Also where all keys of a split are minus infinity."""
     k = torch.ones(200, 1, 4)
     k[:128] = -INF
     scores = last_query_scores(torch.ones(1, 2, 4), k, ragged([200]), scale=1.0, impl=impl)

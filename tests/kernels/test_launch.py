@@ -1,4 +1,4 @@
-"""What all ops with a kernel share: registration, and which implementation a call takes."""
+"""What all ops with a kernel share: registration, and which implementation a call runs."""
 
 import os
 import re
@@ -153,7 +153,7 @@ class Made(TorchDispatchMode):
 
 
 class Idle:
-    """A kernel that runs nothing, so that what is around it can be watched."""
+    """A kernel that runs nothing, so that the code around it can be watched."""
 
     def __init__(self):
         self.options = []  # of every launch
@@ -255,7 +255,7 @@ def test_what_does_not_fit_a_small_gpu_falls_back_to_pytorch(small_gpu):
 
 
 def test_newer_tritons_need_no_shared_memory_to_store_picks(monkeypatch):
-    """So the GPU is not asked how much it has."""
+    """So the amount of shared memory is not asked for."""
     monkeypatch.setattr(_threshold, "_BYTES_OUT", 0)
     monkeypatch.setattr(_threshold, "shared_memory", lambda device: 1 / 0)
     assert _threshold.why_unsupported_length(16384, torch.device("cuda", 7)) == ""

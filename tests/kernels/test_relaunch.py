@@ -15,7 +15,7 @@ from vtfast.kernels._relaunch import Relaunch
 
 
 class Kernel:
-    """Stands for Triton: counts look-ups and records what compiled kernels are launched with."""
+    """A stand-in for Triton: counts look-ups, and records the launches of compiled kernels."""
 
     def __init__(self):
         names = {"x_ptr": False, "index_ptr": False, "n": True, "stride": False, "scale": False}

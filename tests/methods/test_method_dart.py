@@ -9,7 +9,7 @@ import vtfast
 from vtfast import Prune
 from vtfast.methods.dart import dart
 
-# Samples by their parts: text rows, and pictures as (tokens,).
+# Samples by their parts: text tokens, and pictures as (tokens,).
 CASES = {
     "one-picture": ([[5, (30,), 9]], [13]),
     "four-pivots-and-equal-shares": ([[5, (60,), 9]], [4 + 8 * 3]),
@@ -29,7 +29,7 @@ CASES = {
 
 
 def expected(ctx):
-    """Ranks of every picture, one row after another through the plain reading."""
+    """Ranks kept of every picture, one sample after another, by the plain loops."""
     norms = ctx.attention.keys.float().abs().sum((1, 2))
     states = ctx.sequences.norm(ctx.sequences.hidden).float()
     visual = ctx.sequences.visual.tolist()

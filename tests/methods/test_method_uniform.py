@@ -41,7 +41,7 @@ def test_a_quarter_of_a_square_is_every_other_row_and_column():
 @pytest.mark.parametrize("grid", [(1, 24, 24), (1, 8, 16), (1, 17, 15)])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.9])
 def test_no_place_is_far_from_a_kept_one(grid, share):
-    """Half a step of the grid in rows, and in columns, away at most, and one for rounding."""
+    """At most half a step of the grid in rows and in columns, and one for rounding."""
     _, height, width = grid
     keep = max(1, int(share * height * width))
     kept = torch.tensor([divmod(place, width) for place in evenly(grid, keep)]).float()

@@ -1,4 +1,4 @@
-"""A release of transformers that vtfast does not fit is refused, and never silently wrong.
+"""A release of transformers that vtfast does not work with is refused, never silently wrong.
 
 Later releases are made by hand here: classes that hand on an argument under another name, or not at
 all, as transformers 5.24 did with the cache. Every one of them has to be refused by the self-check,
@@ -142,9 +142,9 @@ def test_every_kind_of_run_is_tried_in_both_layouts(family, untested, monkeypatc
 
     monkeypatch.setattr(self_check, "_runs", noted)
     vtfast.patch(family.build(), PLAN)
-    ways = ("with a KV cache and scores", "with a KV cache", "without a KV cache")
-    ways += ("plain calls without padding", "beams", "drafts")
-    assert tried == [(path, way) for path in ("padded", "packed") for way in ways]
+    kinds = ("with a KV cache and scores", "with a KV cache", "without a KV cache")
+    kinds += ("plain calls without padding", "beams", "drafts")
+    assert tried == [(path, kind) for path in ("padded", "packed") for kind in kinds]
 
 
 def test_every_generation_has_the_cache_its_name_says(untested, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_packed_model_keeps_its_attention_when_another_is_checked(untested):
 
 
 def hand_under_another_name(monkeypatch, cls, old, new, *, hidden):
-    """Whoever calls a module of this class says `new` where it said `old`.
+    """Calls of a module of this class pass `new` where they passed `old`.
 
     `hidden`: the forward takes any keyword argument, so its signature does not show it.
     """
@@ -440,7 +440,7 @@ def test_labels_under_another_name(family, untested, monkeypatch):
 
 @families
 def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
-    """The truth is made layer by layer, which would then be no truth."""
+    """The expected logits are computed layer by layer, which would then be wrong."""
     model = family.build()
     cls = type(model.model.language_model)
     forward = cls.forward
@@ -553,7 +553,7 @@ def only_in(monkeypatch, layout):
 def test_the_release_that_renamed_the_cache_would_have_been_refused(
     family, only, functions_only, untested, monkeypatch
 ):
-    """As vtfast was before 0.2: it knew one name of the cache and went on without."""
+    """vtfast before 0.2 knew one name of the cache and silently ran without one."""
     other = "past_key_values" if CACHE == "cache" else "cache"
     monkeypatch.setattr(names, "given_cache", lambda call: call.get(other))
     monkeypatch.setattr(names, "handed_cache", lambda kwargs, layer: kwargs.get(other))
@@ -598,7 +598,7 @@ def _without_attention(layer):
 @pytest.mark.parametrize("change", MINE.values(), ids=MINE)
 @pytest.mark.parametrize("path", ["padded", "packed"])
 @families
-def test_what_somebody_has_changed_in_a_model_is_not_taken_for_a_release(family, path, change):
+def test_what_a_user_has_changed_in_a_model_is_not_taken_for_a_release(family, path, change):
     model, inputs = family.build(), family.inputs("batch")
     change(model)
     with vtfast.patch(model, PLAN, path=path), torch.no_grad():

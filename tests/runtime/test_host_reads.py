@@ -179,7 +179,7 @@ def test_generating_twenty_tokens_costs_one_read_in_all(family, path):
 
 @both_layouts
 def test_a_read_in_a_method_is_counted(family, path):
-    """The counter reaches into our hooks: these tests can fail."""
+    """The counter counts inside our hooks, so these tests can fail."""
 
     def nosy(context):
         context.features.sum().item()
@@ -197,7 +197,7 @@ def test_a_read_in_a_method_is_counted(family, path):
 
 @both_layouts
 def test_beams_of_unequal_prompts_are_reordered_without_a_read(family, path):
-    """Beams change places among copies of one prompt, whose rows are as many."""
+    """Beams change places among copies of one prompt, which are equally long."""
     samples = family.samples([9], [3, Picture(seed=2), 5], [2, Picture(seed=3), 9])
     inputs, model = family.batch(samples), family.build()
     beams = {"num_beams": 3, "steps": 6}

@@ -1,11 +1,11 @@
-"""Random picks follow the picture: its key, and nothing else about the batch or the run."""
+"""Random picks depend on the hash of the picture, and on nothing else of the batch or the run."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 from cache_name import CACHE, cache_of
-from model_readings import picture_key
+from model_readings import picture_hash
 from model_runs import both_layouts, continuation, first_rows, logits_of, probing
 from tiny_models import FAMILIES, IMAGE, Picture, image_columns
 
@@ -41,20 +41,20 @@ def generating(family, model, inputs):
     continuation(model, inputs, steps=2)
 
 
-# -- the key ---------------------------------------------------------------------------------------
+# -- the hash --------------------------------------------------------------------------------------
 
 
 def test_llava_hashes_are_the_sums_of_mixed_bfloat16_bits():
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = [picture_key(p) for p in pixels]
-    assert [k % 2**64 for k in image_hash(pixels).tolist()] == expected
+    expected = [picture_hash(p) for p in pixels]
+    assert [h % 2**64 for h in image_hash(pixels).tolist()] == expected
 
 
 def test_qwen_hashes_have_the_grid_mixed_in():
     grids = [(1, 4, 4), (2, 2, 6)]
     pixels = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
-    expected = [picture_key(pixels[:16], grids[0]), picture_key(pixels[16:], grids[1])]
-    assert [k % 2**64 for k in image_hash(pixels, torch.tensor(grids)).tolist()] == expected
+    expected = [picture_hash(pixels[:16], grids[0]), picture_hash(pixels[16:], grids[1])]
+    assert [h % 2**64 for h in image_hash(pixels, torch.tensor(grids)).tolist()] == expected
 
 
 def test_a_hash_depends_on_the_grid_and_not_on_the_values_alone():
@@ -71,16 +71,16 @@ def test_a_hash_depends_on_the_order_of_the_values():
 def test_a_picture_hashed_in_parts_has_the_hash_of_the_whole():
     pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
     assert pixels[0].numel() > _CHUNK_CPU
-    assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
+    assert [h % 2**64 for h in image_hash(pixels).tolist()] == [picture_hash(p) for p in pixels]
 
 
 @pytest.mark.parametrize(
     "shape", [(3,), (2, 5), (1, _CHUNK_CPU + 3), (0, 3, 8, 8), (2, 0)], ids=str
 )
 def test_inputs_of_any_shape_have_hashes(shape):
-    """Features may come instead of pixels, and of some kinds none at all."""
+    """Features may be passed instead of pixels, and some kinds of input may be absent."""
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert [k % 2**64 for k in image_hash(pixels).tolist()] == [picture_key(p) for p in pixels]
+    assert [h % 2**64 for h in image_hash(pixels).tolist()] == [picture_hash(p) for p in pixels]
 
 
 def test_large_pictures_have_the_same_hash_alone_and_together():
@@ -92,10 +92,10 @@ def test_large_pictures_have_the_same_hash_alone_and_together():
 @families
 def test_methods_see_the_hash_of_every_picture(family):
     samples = family.samples([2, picture(family, 1), 1, picture(family, 2), 3], [3])
-    inputs, keys = family.batch(samples), []
+    inputs, hashes = family.batch(samples), []
 
     def look(context):
-        keys.extend(context.image_hash.tolist())
+        hashes.extend(context.image_hash.tolist())
         return first_rows(context)
 
     model = family.build()
@@ -104,14 +104,14 @@ def test_methods_see_the_hash_of_every_picture(family):
     pixels, grid = inputs["pixel_values"].chunk(2), (0, 0, 0)
     if family.name == "qwen":
         grid = (1, 8, 8)
-    assert [k % 2**64 for k in keys] == [picture_key(p, grid) for p in pixels]
+    assert [h % 2**64 for h in hashes] == [picture_hash(p, grid) for p in pixels]
 
 
 @pytest.mark.parametrize("run", [logits_of, generating], ids=["forward", "generate"])
 @pytest.mark.parametrize(("plan", "times"), [(RANDOM, 1), ([Prune(2, "diversity", 0.5)], 0)])
 @families
 def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family, plan, times, run):
-    """A plain forward hashed every picture twice, and every plan hashed."""
+    """Once a plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
         "vtfast.runtime.visual_tokens.image_hash", lambda *x: hashed.append(x) or image_hash(*x)
@@ -124,11 +124,11 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
 
 @both_layouts
 def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, path):
-    """Features encoded elsewhere; the count goes on in a later turn on the same cache."""
+    """Features encoded elsewhere; the count continues in a later turn on the same cache."""
     samples = family.samples(
         [2, picture(family, 1), 1, picture(family, 2), 3], [3, picture(family, 4)]
     )
-    inputs, model, keys = family.batch(samples), family.build(), []
+    inputs, model, hashes = family.batch(samples), family.build(), []
     grid = {k: v for k, v in inputs.items() if k == "image_grid_thw"}
     positions = torch.zeros_like(
         inputs["input_ids"]
@@ -136,7 +136,7 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
     inputs["position_ids"] = positions.expand(3, -1, -1) if family.name == "qwen" else positions
 
     def look(context):
-        keys.append(context.image_hash.tolist())
+        hashes.append(context.image_hash.tolist())
         return first_rows(context)
 
     def turn(**more):
@@ -150,7 +150,7 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
         cache = cache_of(turn())
         mask = torch.cat([inputs["attention_mask"]] * 2, 1)
         turn(attention_mask=mask, **{CACHE: cache})
-    assert keys == [[0, 1, 0], [2, 3, 1]]
+    assert hashes == [[0, 1, 0], [2, 3, 1]]
 
 
 # -- the picks -------------------------------------------------------------------------------------
@@ -211,9 +211,9 @@ def test_different_pictures_draw_different_picks(family):
     ("tokens", "sides", "grid"),
     [
         (576, (336, 336), [1, 24, 24]),
-        (577, (336, 336), [1, 24, 24]),  # a class token is no place of the grid
+        (577, (336, 336), [1, 24, 24]),  # a class token is not part of the grid
         (577, (168, 672), [1, 12, 48]),
-        (576, None, [1, 24, 24]),  # features alone: pictures are square, if not told otherwise
+        (576, None, [1, 24, 24]),  # features alone: pictures count as square
     ],
 )
 def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):

@@ -1,7 +1,8 @@
 """Models that accelerate dispatched: weights on the host, on disk, or placed by a device map.
 
 accelerate replaces the forward of every module, moves inputs, and loads weights as they are needed;
-hooks stay outside of that. On one CPU the arithmetic is the same, so results are compared exactly.
+our hooks are not affected by that. On one CPU the arithmetic is the same, so results are compared
+exactly.
 """
 
 import accelerate
@@ -40,7 +41,7 @@ def same(got, expected):
 
 
 def lasting(model):
-    """Its state without the weights, which accelerate takes in and out."""
+    """Its state without the weights, which accelerate loads and unloads."""
     state = module_state(model)
     return {key: value for key, value in state.items() if key[1] not in ("_parameters", "_buffers")}
 
@@ -123,7 +124,7 @@ def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
 
 @both_layouts
 def test_random_picks_in_generate_follow_the_picture_on_an_offloaded_model_too(family, path):
-    """The rebuilt containers had lost the picture's key, so its number in the sample was taken."""
+    """The rebuilt containers had lost the image hash, so the number in the sample was used."""
     inputs, model = family.inputs("batch"), offloaded(family)
     with vtfast.patch(model, [Prune(0, "random", 0.5)], path=path, record=True) as handle:
         logits_of(family, model, inputs)
@@ -134,7 +135,7 @@ def test_random_picks_in_generate_follow_the_picture_on_an_offloaded_model_too(f
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
 def test_budgets_per_frame_hold_in_generate_on_an_offloaded_model_too(path):
-    """The number of frames was lost with them, and the plan refused."""
+    """The rebuilt containers had lost the number of frames, so the plan was refused."""
     family = FAMILIES["qwen"]
     inputs, model = family.inputs("video"), offloaded(family)
     plan = [Prune(0, "diversity", 0.5, per="frame")]

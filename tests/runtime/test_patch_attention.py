@@ -1,4 +1,4 @@
-"""The padded layout works with attention functions of others: one that takes 4-D masks, and one
+"""The padded layout works with third-party attention functions: one that takes 4-D masks, and one
 that takes 2-D masks and removes padding itself, as FlashAttention 2 does.
 """
 
@@ -50,7 +50,7 @@ def mask_2d(batch_size, q_length, kv_length, attention_mask=None, **kwargs):
 def without_padding(
     module, query, key, value, attention_mask, scaling, position_ids=None, **kwargs
 ):
-    """Causal attention over the real keys of each row; the last q of them are the queries."""
+    """Causal attention over the real keys of each sample; the last q of them are the queries."""
     assert not any("vtfast" in name for name in kwargs)
     out, length = torch.zeros_like(query), query.shape[2]
     if position_ids is not None:  # FlashAttention 2 takes gaps in them for several sequences
@@ -189,7 +189,7 @@ def test_setting_one_while_patched_is_refused_with_the_fix(family, path):
 
 @both_layouts
 def test_a_model_whose_attention_was_set_while_patched_keeps_it_when_unpatched(family, path):
-    """Undo takes back what vtfast set, not what somebody set since."""
+    """Undo takes back what vtfast set, not what the caller has set since."""
     model = family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path):
         model.set_attn_implementation("eager")

@@ -21,13 +21,13 @@ def test_a_copied_cache_goes_on_by_itself(family, path):
         expected = continuation(model, inputs, steps=6)
         talk = Conversation(family, model, inputs)
         talk.step()
-        twin = copy.copy(talk)
-        twin.cache, twin.tokens = copy.deepcopy(talk.cache), list(talk.tokens)
+        fork = copy.copy(talk)
+        fork.cache, fork.tokens = copy.deepcopy(talk.cache), list(talk.tokens)
         for _ in range(4):
             talk.step()
-            twin.step()
+            fork.step()
     assert torch.equal(torch.cat(talk.tokens, 1), expected)
-    assert torch.equal(torch.cat(twin.tokens, 1), expected)
+    assert torch.equal(torch.cat(fork.tokens, 1), expected)
 
 
 REARRANGED = [
@@ -93,7 +93,7 @@ def test_a_cache_counts_the_tokens_it_has_seen(family, path):
 
 @both_layouts
 def test_a_cache_counts_as_before_when_samples_leave_it(family, path):
-    """The longest one too, by whose rows a packed layer counts."""
+    """Also when the longest one leaves, whose length a packed layer reports."""
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         talk = Conversation(family, model, inputs)
@@ -186,7 +186,7 @@ def unmasked(inputs):
 
 @both_layouts
 def test_only_the_tokens_kept_are_cached(family, path):
-    """Every layer of an unpadded row holds exactly the rows that the report says it saw."""
+    """Every layer of an unpadded sample holds exactly the tokens that the report says it saw."""
     inputs, model = family.inputs("single"), family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path) as handle:
         talk = Conversation(family, model, inputs)

@@ -39,7 +39,7 @@ def test_right_padding_gives_the_logits_of_left_padding(family, path):
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected = logits_of(family, model, left)
         got = logits_of(family, model, right)
-    # A stable sort by validity keeps the order of the tokens, so the rows correspond.
+    # A stable sort by validity keeps the order of the tokens, so the logits correspond.
     for row, mask in enumerate(left["attention_mask"].bool()):
         torch.testing.assert_close(got[row, : mask.sum()], expected[row, mask], rtol=0, atol=ATOL)
 

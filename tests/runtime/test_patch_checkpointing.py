@@ -55,7 +55,7 @@ def test_loss_and_gradients_are_those_without_it(family, plan, reentrant):
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
 @families
 def test_a_method_is_asked_once(family, reentrant):
-    """Another answer in backward would give gradients of another forward."""
+    """Another selection in backward would give the gradients of another forward."""
     model, inputs, calls = family.build(), family.inputs("single"), []
 
     def counted(context):

@@ -56,7 +56,7 @@ def test_decoding_is_that_of_a_model_with_hidden_tokens(family, path, options):
 
 @both_layouts
 def test_beams_of_one_sample_are_those_of_a_model_with_hidden_tokens(family, path):
-    """All rows of the batch are equally long, which the packed layout treats apart."""
+    """All samples of the batch are equally long, which the packed layout handles apart."""
     check(family, path, family.inputs("single"), {"num_beams": 4, "num_return_sequences": 4})
 
 
@@ -74,7 +74,7 @@ def test_pictures_mixed_up_under_beams_are_mixed_up_as_on_a_model_with_hidden_to
 
 
 def test_transformers_before_5_23_mix_up_several_llava_pictures_under_beams():
-    """Two beams of one sample see different pictures, on a model nobody patched."""
+    """Two beams of one sample see different pictures on an unpatched model."""
     family, seen = FAMILIES["llava"], []
     model, inputs = family.build(), family.batch([family.named("batch")[2]])
 
@@ -166,7 +166,7 @@ DRAFTS = [
 @pytest.mark.parametrize("drafts", DRAFTS)
 @both_layouts
 def test_text_scores_with_drafts_are_refused(family, path, drafts):
-    """The row's last token would be a guess, and the picks differ from plain decoding."""
+    """The last token would be a guess, and the picks would differ from plain decoding."""
     model, inputs = family.build(), family.inputs("single")
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -5:-3]  # so that a guess is found
     with (
@@ -178,7 +178,7 @@ def test_text_scores_with_drafts_are_refused(family, path, drafts):
 
 @both_layouts
 def test_text_scores_with_drafts_that_come_after_the_prefill_are_exact(family, path):
-    """Where the prompt holds no guess, the row's last token is its own and nothing is refused."""
+    """Where the prompt holds no guess, its last token is real and nothing is refused."""
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected, _ = drafted(model, inputs)

@@ -1,7 +1,7 @@
-"""Corners that were wrong once, each with the story of how.
+"""Edge cases that once failed; each docstring says how.
 
-Found by attacking the first runtime: things a caller may do around a generation (undo the patch,
-crop, repeat, hide a picture) that must give what they say or a refusal, never other numbers.
+They are things a caller may do around a generation (undo the patch, crop, repeat, hide a picture)
+that must give the right result or be refused, and never give wrong numbers silently.
 """
 
 import pytest
@@ -35,7 +35,7 @@ def test_an_old_handle_leaves_a_later_patch_running(family, path):
 
 @both_layouts
 def test_a_hidden_visual_token_is_refused(family, path):
-    """It had no row of its own, so its neighbour was pruned in its place."""
+    """It was not counted as a token, so its neighbour was pruned in its place."""
     model, inputs = family.build(), family.inputs("batch")
     column = (inputs["input_ids"][1] == IMAGE).nonzero()[0]
     inputs["attention_mask"][1, column] = 0
@@ -45,7 +45,7 @@ def test_a_hidden_visual_token_is_refused(family, path):
 
 @paths
 def test_budgets_per_frame_are_the_same_in_generate(path):
-    """Pre-encoded features lost the number of frames unless the plan wanted keys."""
+    """Pre-encoded features lost the number of frames unless the plan needed image hashes."""
     family, plan = FAMILIES["qwen"], [Prune(0, "diversity", 1, per="frame")]
     model, inputs = family.build(), family.batch([family.named("video")[0]])
     with vtfast.patch(model, plan, path=path, record=True) as handle:
@@ -57,7 +57,7 @@ def test_budgets_per_frame_are_the_same_in_generate(path):
 
 
 def test_random_picks_per_frame_do_not_depend_on_the_batch():
-    """A clip in the batch changed how the keys of all others were mixed."""
+    """A clip in the batch changed how the image hashes of all others were mixed."""
     family, plan = FAMILIES["qwen"], [Prune(0, "random", 0.5, per="frame")]
     clip, _ = family.named("video")
     model = family.build()
@@ -73,7 +73,7 @@ def test_random_picks_per_frame_do_not_depend_on_the_batch():
 
 @both_layouts
 def test_a_packed_cache_goes_on_only_under_its_patch(family, path):
-    """Without it the next rows overwrote the last ones, silently."""
+    """Without the patch new tokens silently overwrote the last ones."""
     model = family.build()
     with vtfast.patch(model, HALF, path=path):
         talk = Conversation(family, model, family.inputs("single"))
@@ -90,7 +90,7 @@ def test_a_packed_cache_goes_on_only_under_its_patch(family, path):
 
 @both_layouts
 def test_cropping_into_a_picture_is_refused(family, path):
-    """Layers hold different numbers of its tokens, so other rows were lost."""
+    """Layers hold different numbers of its tokens, so other tokens were lost."""
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, HALF, path=path):
         talk = Conversation(family, model, inputs)
@@ -116,7 +116,7 @@ def test_generating_from_a_prompt_that_ends_in_a_picture_is_refused(path):
 @paths
 @pytest.mark.parametrize("selecting", [lambda c: c.batch_repeat_interleave(2), "mask"])
 def test_pictures_are_counted_on_after_samples_of_a_cache_moved(path, selecting):
-    """The count kept the old rows: a second picture then failed."""
+    """The count stayed with the old samples: a second picture then failed."""
     family = FAMILIES["llava"]
     first, second = family.samples([4, Picture(seed=1), 7], [3, Picture(seed=2), 5])
     model = family.build()
@@ -159,7 +159,7 @@ def test_pictures_that_lose_nothing_are_counted_too():
 
 
 def test_a_picture_of_half_precision_has_one_hash(monkeypatch):
-    """In fp16 the tower saw rounded pixels, and a plain forward hashed the others."""
+    """In fp16 the tower saw rounded pixels, and a plain forward hashed the unrounded ones."""
     family = FAMILIES["qwen"]
     model, inputs = family.build(dtype=torch.float16), family.inputs("single")
     seen = []
@@ -175,7 +175,7 @@ def test_a_picture_of_half_precision_has_one_hash(monkeypatch):
 
 
 def test_scores_of_an_unknown_text_model_are_refused():
-    """Qwen3 norms its queries and keys, which the score does not know: it was silently another."""
+    """Qwen3 norms its queries and keys, which our scores ignored: they were silently wrong."""
     model = FAMILIES["llava"].build()
     model.config.text_config = Qwen3Config(num_hidden_layers=6)
     with pytest.raises(UnsupportedModelError, match="qwen3"):
@@ -185,7 +185,7 @@ def test_scores_of_an_unknown_text_model_are_refused():
 
 @both_layouts
 def test_the_text_model_can_be_called_by_itself(family, path):
-    """The hook wanted embeddings, and tokens are as good."""
+    """The hook required embeddings, although the model takes token ids too."""
     model, ids = family.build(), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         expected = model.model.language_model(input_ids=ids).last_hidden_state
@@ -215,7 +215,7 @@ def without_mask(inputs):
 
 @paths
 def test_a_method_that_takes_tokens_of_another_picture_is_refused(path):
-    """The counts of both pictures were then wrong, and nobody said so."""
+    """The counts of both pictures were then wrong, without an error."""
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.inputs("batch")
 

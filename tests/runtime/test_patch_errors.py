@@ -121,7 +121,7 @@ SLIDING = [
 
 
 class Elsewhere(torch.nn.Parameter):
-    """Says that it is on a second GPU, as accelerate leaves half of a model that fits no single."""
+    """Claims to be on a second GPU, as when accelerate splits a model that one GPU cannot hold."""
 
     device = torch.device("cuda", 1)
 

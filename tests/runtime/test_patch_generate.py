@@ -1,4 +1,4 @@
-"""Generation on a patched model: rows of a batch, beams, samples, interleaved runs."""
+"""Generation on a patched model: samples of a batch, beams, samples, interleaved runs."""
 
 import pytest
 import torch

@@ -62,7 +62,7 @@ def test_text_without_a_picture_is_bit_identical_under_any_plan(family, path):
 
 @both_layouts
 def test_layers_before_the_first_stage_are_bit_identical(family, path):
-    """But for padding, which the packed layout drops at once where visual tokens will go."""
+    """Except padding, which the packed layout drops at layer 0 if some stage will drop tokens."""
     model, inputs = family.build(), family.inputs("batch" if path == "padded" else "single")
     with torch.no_grad():
         expected = model.model(**inputs, output_hidden_states=True).hidden_states

@@ -1,4 +1,4 @@
-"""Inputs a patched model cannot prune are refused in the forward; methods of one's own; labels."""
+"""Inputs a patched model cannot prune are refused in the forward; registered methods; labels."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ EARLY = [Prune(0, "diversity", 0.5)]
 TEXT_SCORES = [Prune(2, "topk", 0.5)]
 
 
-# -- a method of one's own -------------------------------------------------------------------------
+# -- a registered method ---------------------------------------------------------------------------
 
 
 @vtfast.register_method("test-longest")
@@ -51,7 +51,7 @@ def test_a_registered_method_gets_batching_generation_and_positions(family, path
 
 @both_layouts
 def test_a_method_sees_what_is_there(family, path):
-    """Features, cut and budget of the images still there, the oracle's hidden states among them."""
+    """Features, segments and budgets of the images still there; features are the oracle's."""
     plan = [Prune(0, "random", 0.5), Prune(3, "test-probe", 0.2, flavour="sweet")]
     model, inputs, seen = family.build(), family.inputs("batch"), []
 
@@ -79,7 +79,7 @@ def test_a_method_sees_what_is_there(family, path):
 
 @both_layouts
 def test_a_method_sees_the_sequences_around_the_pictures(family, path):
-    """Hidden states of all real rows, the keys of the layer before, whose is whose, and grids."""
+    """Hidden states of all tokens, keys of the layer before, the sample of each segment, grids."""
     plan = [Prune(0, "random", 0.5), Prune(3, "test-probe", 0.2)]
     samples = family.named("batch")
     model, inputs, seen = family.build(), family.batch(samples), []
@@ -174,7 +174,7 @@ def test_a_prompt_given_in_chunks_that_split_an_image_is_refused(family, path):
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
 def test_text_scores_with_prompt_lookup_decoding_are_refused(path):
-    """The row's last token would be a candidate, and the picks differ from plain decoding."""
+    """The last token would be a draft, and the picks would differ from plain decoding."""
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.inputs("single")
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -7:-5]  # so that a draft is found

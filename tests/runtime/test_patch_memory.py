@@ -30,8 +30,8 @@ def generated(family, name, plan):
     return samples, cache_of(out)
 
 
-def expected_rows(family, plan, sample):
-    """Rows of each layer: text, new tokens (the last one is never cached), visual tokens kept."""
+def expected_tokens(family, plan, sample):
+    """Tokens in each layer: text, new ones (the last one is never cached), visual ones kept."""
     sizes = [family.tokens_of(p) for p in sample.pictures]
     text = len(sample.ids) - sum(sizes)
     kept = [Plan(plan).tokens_per_layer(n, LAYERS) for n in sizes]
@@ -52,17 +52,17 @@ CASES = [
 def test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens(family, name, plan, first):
     samples, cache = generated(family, name, plan)
     for layer in range(first, LAYERS):
-        for sample, rows in zip(samples, cache.layers[layer].layout.lengths, strict=True):
+        for sample, tokens in zip(samples, cache.layers[layer].layout.lengths, strict=True):
             if sample.pictures:
-                assert rows == expected_rows(family, plan, sample)[layer]
+                assert tokens == expected_tokens(family, plan, sample)[layer]
             else:
-                assert rows == len(sample.ids) + NEW - 1
+                assert tokens == len(sample.ids) + NEW - 1
 
 
 @pytest.mark.parametrize(("name", "plan"), [c.values[:2] for c in CASES if not c.values[2]])
 @families
 def test_no_mask_is_built_for_samples_without_padding(family, name, plan):
-    """Nor looked for: transformers takes a 4-D one as it is."""
+    """Nor is padding looked for: transformers returns a 4-D mask as it is."""
     model, inputs, shapes = family.build(), family.inputs(name), []
     with vtfast.patch(model, plan, path="packed"), torch.no_grad():
         hook = model.model.language_model.layers[0].register_forward_pre_hook(
@@ -103,7 +103,7 @@ def test_generations_leave_nothing_behind(family):
 @pytest.mark.parametrize("path", ["packed", "padded"])
 @families
 def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
-    """Without the garbage collector: on a GPU it may not look for a long time."""
+    """Without the garbage collector, which may not run for a long time."""
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         out = model.generate(
@@ -121,52 +121,52 @@ def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
             gc.enable()
 
 
-def places(rows):
+def places(layout):
     """Lengths and starts of one more step, as the kernel is given them."""
-    decode = rows.extend([1, 1], [], step=True, kernels=True).decode
-    assert decode.max_length == max(rows.capacities)
+    decode = layout.extend([1, 1], [], step=True, kernels=True).decode
+    assert decode.max_length == max(layout.capacities)
     return decode.lengths, decode.starts
 
 
 def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
-    rows = PackedKVLayout([0, 0], torch.device("cpu"))
-    rows.extend([200, 130], [])
-    addresses = [t.data_ptr() for t in (*places(rows), rows._where)]
+    layout = PackedKVLayout([0, 0], torch.device("cpu"))
+    layout.extend([200, 130], [])
+    addresses = [t.data_ptr() for t in (*places(layout), layout._where)]
     for step in range(2, ROOM):
         with torch.inference_mode(step % 2 == 0):
-            now = places(rows)
+            now = places(layout)
         lengths, starts = (t.tolist() for t in now)
-        assert [t.data_ptr() for t in (*now, rows._where)] == addresses
-        assert (lengths, starts) == (rows.lengths, rows.starts)
+        assert [t.data_ptr() for t in (*now, layout._where)] == addresses
+        assert (lengths, starts) == (layout.lengths, layout.starts)
         assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
-        assert rows._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
+        assert layout._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
 
 
 def test_short_samples_have_as_much_room_as_long_ones():
-    """They had what was left of 128, and were copied after a few tokens."""
-    rows = PackedKVLayout([0, 0, 0], torch.device("cpu"))
-    rows.extend([120, 3, 40], [])
-    assert rows.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
+    """They once had only the rest of 128 and were copied after a few tokens."""
+    layout = PackedKVLayout([0, 0, 0], torch.device("cpu"))
+    layout.extend([120, 3, 40], [])
+    assert layout.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
 
 
 def test_tokens_all_cropped_off_make_room_for_more_than_before():
-    rows = PackedKVLayout([0], torch.device("cpu"))
-    layer = PackedKVLayer(rows)
+    layout = PackedKVLayout([0], torch.device("cpu"))
+    layer = PackedKVLayer(layout)
     for length in (3, 3 + 2 * ROOM):
         new = torch.randn(1, 2, length, 4)
-        rows.extend([length], [layer])
+        layout.extend([length], [layer])
         layer.update(new, new)
-        assert torch.equal(layer.keys[rows.starts[0] :][:length], new[0].transpose(0, 1))
-        rows.crop(length)
+        assert torch.equal(layer.keys[layout.starts[0] :][:length], new[0].transpose(0, 1))
+        layout.crop(length)
 
 
 def test_a_step_without_room_moves_everything_once():
-    rows = PackedKVLayout([0, 0], torch.device("cpu"))
-    rows.extend([200, 130], [])
+    layout = PackedKVLayout([0, 0], torch.device("cpu"))
+    layout.extend([200, 130], [])
     for _ in range(ROOM):
-        rows.extend([1, 1], [], step=True)
-    assert rows.starts == [0, 200 + ROOM]
-    lengths, starts = (t.tolist() for t in places(rows))
-    assert lengths == rows.lengths == [200 + ROOM + 1, 130 + ROOM + 1]
-    assert starts == rows.starts == [0, 200 + ROOM + 1 + ROOM]
+        layout.extend([1, 1], [], step=True)
+    assert layout.starts == [0, 200 + ROOM]
+    lengths, starts = (t.tolist() for t in places(layout))
+    assert lengths == layout.lengths == [200 + ROOM + 1, 130 + ROOM + 1]
+    assert starts == layout.starts == [0, 200 + ROOM + 1 + ROOM]

@@ -20,7 +20,7 @@ def alive_at(oracle, lost, layer):
 
 
 def rows_of(rectangle, alive):
-    """Real rows of [batch, longest, D], right-aligned, or of [1, rows, D]."""
+    """Real tokens of [batch, longest, D], right-aligned, or of [1, tokens, D]."""
     if len(rectangle) < len(alive):
         return rectangle[0]
     lengths = alive.sum(1).tolist()
@@ -135,7 +135,7 @@ def test_logits_to_keep_are_those_rows_of_all_logits(family, path, rows, expecte
 
 @both_layouts
 def test_several_last_logits_are_refused_with_text_scores(family, path):
-    """So they come with drafts, whose tokens the scores would follow."""
+    """Drafts ask for them, and scores of a draft token would be wrong."""
     model, inputs = family.build(), family.inputs("batch")
     with (
         vtfast.patch(model, FOUR_STAGES, path=path),

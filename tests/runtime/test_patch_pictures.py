@@ -73,7 +73,7 @@ def test_every_picture_of_a_batch_keeps_its_own_budget(path):
 
 @paths
 def test_frames_of_one_clip_draw_picks_of_their_own(path):
-    """They share the clip's key, and its mixing with their number makes them differ."""
+    """They share the clip's hash, which is mixed with the number of the frame."""
     samples = QWEN.samples([3, clip(4, 8, 6, 1), 5])
     inputs, model = QWEN.batch(samples), QWEN.build()
     plan = [Prune(0, "random", 0.5, per="frame"), Prune(3, "random", 0.25, per="frame")]
@@ -84,7 +84,7 @@ def test_frames_of_one_clip_draw_picks_of_their_own(path):
     stayed = torch.isin(columns, first).view(4, 12)
     assert stayed.sum(1).tolist() == [6, 6, 6, 6]
     assert len(stayed.unique(dim=0)) == 4
-    again = torch.isin(first, second).view(4, 6)  # of frames cut by the stage before
+    again = torch.isin(first, second).view(4, 6)  # of frames pruned by the stage before
     assert again.sum(1).tolist() == [3, 3, 3, 3]
     assert len(again.unique(dim=0)) == 4
 
@@ -103,7 +103,7 @@ def test_what_is_left_of_frames_is_no_grid(path):
 
 @paths
 def test_touching_llava_pictures_are_the_oracles(path):
-    """Three pictures without a word between them, in two of three rows."""
+    """Three pictures without a word between them, in two of three samples."""
     family = FAMILIES["llava"]
     a, b, c = (Picture(seed=seed) for seed in (1, 2, 3))
     check(family, path, FOUR_STAGES, family.samples([2, a, b, c, 4], [3, c, a, 5], [7]))

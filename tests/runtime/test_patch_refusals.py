@@ -17,7 +17,7 @@ paths = pytest.mark.parametrize("path", ["padded", "packed"])
 
 
 class CountingCache(DynamicCache):
-    """A cache of somebody's own."""
+    """A cache class of the caller's own."""
 
 
 @both_layouts

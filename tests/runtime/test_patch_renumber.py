@@ -101,7 +101,7 @@ def test_beams_take_their_positions_along(family, path):
 
 @both_layouts
 def test_a_rearranged_cache_takes_its_positions_along(family, path):
-    """Only the second and third rows have pictures, so only they were renumbered."""
+    """Only the second and third samples have pictures, so only they were renumbered."""
     model, inputs = family.build(), family.inputs("batch")
     with renumbered(model, PLANS["in-the-middle"], path):
         expected = continuation(model, inputs, steps=6)[[2, 0]]

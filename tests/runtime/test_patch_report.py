@@ -33,7 +33,7 @@ def test_tokens_per_sample_and_layer_are_what_the_plan_says(family, path):
 
 @both_layouts
 def test_the_layers_really_see_that_many_tokens(family, path):
-    """The number of visual tokens reported is the number of rows in each layer's input."""
+    """The number of visual tokens reported is that in each layer's input."""
     samples, shapes = family.named("single"), []
     model, inputs = family.build(), family.batch(samples)
     with vtfast.patch(model, FOUR_STAGES, path=path) as handle:

@@ -1,4 +1,4 @@
-"""Padding on the right: every row is that row alone, whatever stands beside it."""
+"""Padding on the right: every sample is that sample alone, whatever the batch."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from turns import Turns
 import vtfast
 from vtfast import InputError
 
-ORDER = [2, 0, 1]  # the longest row first, in the middle, and last
+ORDER = [2, 0, 1]  # the longest sample first, in the middle, and last
 
 
 def right_padded(inputs):
-    """The same rows with their padding behind."""
+    """The same samples, padded on the right."""
     order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)
     return {k: v.gather(1, order) if v.shape == order.shape else v for k, v in inputs.items()}
 
@@ -33,7 +33,7 @@ def test_every_sample_has_the_logits_and_picks_of_that_sample_alone(family, path
 
 @both_layouts
 def test_every_sample_goes_on_as_that_sample_alone(family, path):
-    """Each row's next token is read at its own last token; decoding appends behind the padding."""
+    """A sample's next token is read at its last token; decoding appends after the padding."""
     parts, model = [family.standard["batch"][i] for i in ORDER], family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle:
         turns = Turns(family, model, handle, rows=3)

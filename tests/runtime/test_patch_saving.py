@@ -21,7 +21,7 @@ def files(folder):
 
 @both_layouts
 def test_a_patched_model_is_saved_byte_for_byte_as_an_unpatched_one(family, path, tmp_path):
-    """Weights, configuration, generation configuration; no word of ours in any of them."""
+    """Weights, configuration and generation configuration contain nothing of vtfast."""
     model = family.build()
     model.save_pretrained(tmp_path / "plain")
     with vtfast.patch(model, FOUR_STAGES, path=path):
@@ -68,7 +68,7 @@ def through_torch(what):
 
 @both_layouts
 def test_a_patched_model_that_is_written_down_whole_comes_back_patched(family, path):
-    """Whatever plans name has to have a name of its own: what checks a dtype was a lambda."""
+    """Everything a plan refers to must be picklable: once a dtype check was a lambda."""
     model, inputs = family.build(), family.inputs("batch")
     plan = [Prune(0, "diversity", 0.6), Prune(3, "topk", 0.2)]
     with vtfast.patch(model, plan, path=path):

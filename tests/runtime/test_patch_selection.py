@@ -3,7 +3,7 @@
 import pytest
 import torch
 from model_oracle import Oracle
-from model_readings import diverse, drawn, evenly_spaced, picture_key, top, unlike_pivots
+from model_readings import diverse, drawn, evenly_spaced, picture_hash, top, unlike_pivots
 from model_runs import FOUR_STAGES, both_layouts, gone, logits_of
 from tiny_models import FAMILIES, LAYERS, image_columns, visual_columns
 
@@ -42,12 +42,12 @@ def merged_grid(family, picture):
     return frames, height // 2, width // 2
 
 
-def expected_ranks(stage, *, oracle, row, left, keep, lost, grid, key=None):
+def expected_ranks(stage, *, oracle, row, left, keep, lost, grid, image_hash=None):
     """Ranks among `left`, the columns of one image still there, that a stage must keep."""
     if stage.method == "uniform":
         return evenly_spaced(len(left), keep, grid)
     if stage.method == "random":
-        return drawn(len(left), keep, seed=SEED, key=key, layer=stage.layer)
+        return drawn(len(left), keep, seed=SEED, image_hash=image_hash, layer=stage.layer)
     if stage.method == "diversity":
         return diverse(oracle.hidden(stage.layer, lost)[row, left], keep)
     this = stage.options.get("score_layer") == "this"
@@ -87,7 +87,7 @@ def test_every_stage_keeps_what_its_method_means(family, path, plan):
                     left=columns,
                     keep=Plan(plan).counts(family.tokens_of(picture))[i],
                     lost=lost,
-                    key=picture_key(*pixels_of(family, picture)),
+                    image_hash=picture_hash(*pixels_of(family, picture)),
                     grid=merged_grid(family, picture),
                 )
                 left[row][image] = columns[ranks]

@@ -34,7 +34,7 @@ def test_tokens_are_the_oracles(family, name, attention):
 
 @families
 def test_a_plain_call_takes_one_too(family):
-    """With the 2-D mask, as somebody writes it who does not use `generate`."""
+    """With a 2-D mask, as in decoding loops written without `generate`."""
     model, inputs = family.build(), family.inputs("batch")
     with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
         expected = model(**fed(family, inputs), **{CACHE: DynamicCache()}).logits

@@ -1,4 +1,4 @@
-"""Inside our hooks the host never waits for the device, but once where pictures are found.
+"""Inside our hooks the host waits for the device once, where pictures are found, and never else.
 
 On a GPU torch itself raises at a wait; on the CPU, where nothing waits, `HostReads` counts what
 would. `test_host_reads.py` counts whole forwards; this looks into hooks alone, and runs on both.

@@ -1,4 +1,4 @@
-"""`impl="triton"`: the kernels pick, gather and attend as the eager twins do.
+"""`impl="triton"`: the kernels pick, gather and attend as the PyTorch references do.
 
 Natively on a GPU, in Triton's interpreter elsewhere: there a launch costs some 30 ms, so these runs
 are short. `make test-triton` runs all model tests through the kernels.
@@ -90,7 +90,7 @@ def test_bf16_is_off_by_at_most_twice_what_the_padded_layout_is(family):
 # -- what the kernels cannot do is refused before a layer has run ----------------------------------
 
 
-def beyond(kernels):
+def unsupported_by(kernels):
     """A LLaVA that some kernels cannot run, and inputs for it."""
     dtype = torch.float64 if kernels == "fp64" else torch.float32
     size = {"fp32 attention": 144, "scores": 272}.get(kernels, 16)
@@ -106,7 +106,7 @@ def beyond(kernels):
     ],
 )
 def test_a_model_the_attention_kernels_do_not_support_runs_padded(kernels, reason):
-    model, inputs = beyond(kernels)
+    model, inputs = unsupported_by(kernels)
     plan = [Prune(0, "uniform", 0.6), Prune(3, "random", 0.2)]
     with vtfast.patch(model, plan, path="padded", impl="eager"):
         expected = continuation(model, inputs, steps=2)
@@ -117,7 +117,7 @@ def test_a_model_the_attention_kernels_do_not_support_runs_padded(kernels, reaso
 
 
 def test_latent_attention_runs_padded():
-    """Its heads have no one size, which `patch` had asked for: an AttributeError."""
+    """Its heads have several sizes; `patch` once raised an AttributeError for that."""
     sizes = {"kv_lora_rank": 16, "q_lora_rank": None, "v_head_dim": 16}
     sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "first_k_dense_replace": 99}
     text = {**TEXT, "num_key_value_heads": TEXT["num_attention_heads"], **sizes}
@@ -137,7 +137,7 @@ def test_latent_attention_runs_padded():
 def test_fp64_is_packed_in_plain_pytorch(impl, monkeypatch):
     """Also where kernels would run: on a GPU, which is what is pretended."""
     monkeypatch.setattr(validation, "use_triton", lambda op, impl, device: impl != "eager")
-    model, inputs = beyond("fp64")
+    model, inputs = unsupported_by("fp64")
     logits = {}
     for path in ("padded", "packed"):
         with vtfast.patch(model, FOUR_STAGES, path=path, impl=impl) as handle:
@@ -161,7 +161,7 @@ def test_fp64_is_packed_in_plain_pytorch(impl, monkeypatch):
 def test_a_model_a_required_kernel_does_not_support_is_refused_at_the_patch(
     kernels, method, path, message
 ):
-    model, _ = beyond(kernels)
+    model, _ = unsupported_by(kernels)
     plan = [Prune(1, method, 0.5)]
     with pytest.raises(InputError, match=f'^impl="triton": the kernel {message}; patch with impl='):
         vtfast.patch(model, plan, path=path, impl="triton")
@@ -182,7 +182,7 @@ def test_gradients_are_refused(family, path):
 
 @families
 def test_a_picture_too_large_for_a_kernel_is_refused_at_the_layer_it_reaches(monkeypatch, family):
-    """The stage before may have shrunk it; a method of one's own has no limit of ours."""
+    """The stage before may have shrunk it; registered methods have no such limit."""
     model, inputs = family.build(), family.inputs("single")
     tokens = family.tokens_of(family.named("single")[0].pictures[0])
     short = methods.Method("random", lambda context: 1 / 0, kernel_limit=tokens // 2)

@@ -203,7 +203,7 @@ ROWS = [
 @pytest.mark.parametrize(("how", "rows"), ROWS)
 @both_layouts
 def test_rearranged_samples_go_on_with_their_own_tokens(family, path, how, rows):
-    """Rows of three lengths, moved in the middle of decoding and once more after a new picture."""
+    """Samples of three lengths, moved in the middle of decoding and again after a new picture."""
     with talking(family, path, rows=3) as turns:
         turns.say([4, one(family), 7], [3], [2, other(family), 3, one(family), 4])
         turns.step(2)
@@ -303,7 +303,7 @@ def test_a_cache_made_in_inference_mode_goes_on_outside_of_it(family, path):
 
 @both_layouts
 def test_cropping_over_padding_is_refused(family, path):
-    """Padding has no row in a pruned layer, so another token was lost in its place."""
+    """A pruned layer holds no padding, so a real token was lost in its place."""
     with talking(family, path, rows=2) as turns:
         turns.say([4, one(family), 7], [3], side="right")
         turns.step(3)

@@ -1,6 +1,6 @@
 """Patching is undone without a trace: attributes, hooks, configurations and bits.
 
-Every model is warmed first: transformers hangs hooks of its own on a model's first forward.
+Every model is warmed first: transformers adds hooks of its own in a model's first forward.
 """
 
 import gc
@@ -83,7 +83,7 @@ def test_a_patch_that_was_never_used_is_undone_too(family, path):
 
 @both_layouts
 def test_a_patch_is_seen_in_the_module_state(family, path):
-    """What the tests of undo compare does change: they can fail."""
+    """A patch changes what the tests of undo compare, so they can fail."""
     model, *_ = warmed(family, family.inputs("single"))
     before = module_state(model)
     with vtfast.patch(model, FOUR_STAGES, path=path):

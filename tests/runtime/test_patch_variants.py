@@ -1,4 +1,4 @@
-"""Other members of the LLaVA family, and calls that spell the same thing otherwise."""
+"""Other members of the LLaVA family, and equivalent spellings of a call."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def siglip():
     )
 
 
-# Tokens of a picture, and what of a LLaVA is other than in the other tests.
+# Tokens of a picture, and how the LLaVA differs from that of the other tests.
 VARIANTS = {
     "siglip": (36, lambda: {"vision_config": siglip()}, {"vision_feature_select_strategy": "full"}),
     "clip-with-its-class-token": (37, dict, {"vision_feature_select_strategy": "full"}),

@@ -85,7 +85,7 @@ class Walk:
             turns.rearrange(2, "batch_repeat_interleave")
 
     def parts(self):
-        """A row: text, perhaps one or two pictures, text."""
+        """A sample: text, perhaps one or two pictures, text."""
         parts = [self.draw.randint(1, 6)]
         for _ in range(self.draw.choice([0, 1, 1, 2])):
             parts += [self.picture(), self.draw.randint(1, 4)]

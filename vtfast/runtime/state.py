@@ -311,7 +311,10 @@ class ForwardState:
         """What the score layer attends with: queries of the tokens `last`, keys of all."""
         query = self.query
         if query is None:
-            raise InputError("a method without scores read them; register it with scores=True")
+            raise InputError(
+                "attention scores were read by a method registered without them; "
+                "register the method with scores=True"
+            )
         hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
         return self.parts.family.attention(query.layer, hidden, cos, sin, last)
 
