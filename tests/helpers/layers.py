@@ -89,7 +89,7 @@ ANY_TRANSFORMERS = {"models", "processors", "inputs", "toy", "cli", "tests", "be
 NO_TRITON_KERNELS = {"vtfast.kernels.reference", "vtfast.kernels.ragged"}
 ANY_TRITON = {"kernels", "tests", "bench"}
 
-# Where code may ask which family a model is of: the families, and who trains one.
+# Where code may ask which family a model is of: the families, and what trains a model.
 KNOWS_FAMILIES = {"models", "toy", "tests", "bench"}
 FAMILY_NAMES = {"model_type", "family", "__name__", "architectures"}
 

@@ -214,7 +214,7 @@ def on_kernel(q, k, v, **options):
             lambda: decode(starts=[3]),
         ),
         refusal(
-            "beyond",
+            "past-the-cache",
             ValueError,
             "sequence 1 starts at row 21 with length 4, outside the 24 rows there are",
             lambda: decode(starts=[0, 21]),
@@ -229,7 +229,7 @@ def on_kernel(q, k, v, **options):
             "before", ValueError, "sequence 0 starts at row -1", lambda: decode(starts=[-1, 3])
         ),
         refusal(
-            "beyond the index",
+            "past-the-index",
             ValueError,
             "outside the 5 rows there are",
             lambda: decode(k_index=torch.arange(5)),

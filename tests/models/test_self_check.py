@@ -142,9 +142,9 @@ def test_every_kind_of_run_is_tried_in_both_layouts(family, untested, monkeypatc
 
     monkeypatch.setattr(self_check, "_runs", noted)
     vtfast.patch(family.build(), PLAN)
-    ways = ("with a KV cache and scores", "with a KV cache", "without a KV cache")
-    ways += ("plain calls without padding", "beams", "drafts")
-    assert tried == [(path, way) for path in ("padded", "packed") for way in ways]
+    kinds = ("with a KV cache and scores", "with a KV cache", "without a KV cache")
+    kinds += ("plain calls without padding", "beams", "drafts")
+    assert tried == [(path, kind) for path in ("padded", "packed") for kind in kinds]
 
 
 def test_every_generation_has_the_cache_its_name_says(untested, monkeypatch):
@@ -598,7 +598,7 @@ def _without_attention(layer):
 @pytest.mark.parametrize("change", MINE.values(), ids=MINE)
 @pytest.mark.parametrize("path", ["padded", "packed"])
 @families
-def test_what_somebody_has_changed_in_a_model_is_not_taken_for_a_release(family, path, change):
+def test_what_a_user_has_changed_in_a_model_is_not_taken_for_a_release(family, path, change):
     model, inputs = family.build(), family.inputs("batch")
     change(model)
     with vtfast.patch(model, PLAN, path=path), torch.no_grad():

@@ -21,13 +21,13 @@ def test_a_copied_cache_goes_on_by_itself(family, path):
         expected = continuation(model, inputs, steps=6)
         talk = Conversation(family, model, inputs)
         talk.step()
-        twin = copy.copy(talk)
-        twin.cache, twin.tokens = copy.deepcopy(talk.cache), list(talk.tokens)
+        fork = copy.copy(talk)
+        fork.cache, fork.tokens = copy.deepcopy(talk.cache), list(talk.tokens)
         for _ in range(4):
             talk.step()
-            twin.step()
+            fork.step()
     assert torch.equal(torch.cat(talk.tokens, 1), expected)
-    assert torch.equal(torch.cat(twin.tokens, 1), expected)
+    assert torch.equal(torch.cat(fork.tokens, 1), expected)
 
 
 REARRANGED = [

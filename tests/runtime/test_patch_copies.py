@@ -19,9 +19,9 @@ def test_a_copy_of_a_patched_model_is_patched_and_says_the_same(family, path):
     inputs = family.inputs("batch")
     model, _ = warmed(family, inputs)
     with vtfast.patch(model, FOUR_STAGES, path=path):
-        twin = copy.deepcopy(model)
-        assert vtfast.is_patched(twin)
-        assert torch.equal(continuation(twin, inputs), continuation(model, inputs))
+        copied = copy.deepcopy(model)
+        assert vtfast.is_patched(copied)
+        assert torch.equal(continuation(copied, inputs), continuation(model, inputs))
 
 
 @both_layouts
@@ -31,11 +31,11 @@ def test_a_copy_is_unpatched_by_itself(family, path):
     plain = module_state(copy.deepcopy(model), Alike)
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected, patched = continuation(model, inputs), module_state(model)
-        twin = copy.deepcopy(model)
-        vtfast.unpatch(twin)
-        assert not vtfast.is_patched(twin)
-        assert changes(plain, module_state(twin, Alike)) == []
-        assert torch.equal(logits_of(family, twin, inputs), logits)
+        copied = copy.deepcopy(model)
+        vtfast.unpatch(copied)
+        assert not vtfast.is_patched(copied)
+        assert changes(plain, module_state(copied, Alike)) == []
+        assert torch.equal(logits_of(family, copied, inputs), logits)
         assert vtfast.is_patched(model)
         assert changes(patched, module_state(model)) == []
         assert torch.equal(continuation(model, inputs), expected)
@@ -47,9 +47,9 @@ def test_unpatching_the_original_leaves_its_copy_patched(family, path):
     model, _ = warmed(family, inputs)
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected = continuation(model, inputs)
-        twin = copy.deepcopy(model)
-    assert vtfast.is_patched(twin)
-    assert torch.equal(continuation(twin, inputs), expected)
+        copied = copy.deepcopy(model)
+    assert vtfast.is_patched(copied)
+    assert torch.equal(continuation(copied, inputs), expected)
 
 
 @both_layouts

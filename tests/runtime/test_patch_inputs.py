@@ -1,4 +1,4 @@
-"""Inputs a patched model cannot prune are refused in the forward; methods of one's own; labels."""
+"""Inputs a patched model cannot prune are refused in the forward; registered methods; labels."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ EARLY = [Prune(0, "diversity", 0.5)]
 TEXT_SCORES = [Prune(2, "topk", 0.5)]
 
 
-# -- a method of one's own -------------------------------------------------------------------------
+# -- a registered method ---------------------------------------------------------------------------
 
 
 @vtfast.register_method("test-longest")
