@@ -61,8 +61,8 @@ def run(family, inputs, path, impl, dtype=torch.float32):
 
 @pytest.mark.parametrize(("family", "name"), [("llava", "single"), ("qwen", "batch")])
 def test_packed_samples_have_the_padded_logits_and_tokens(family, name):
-    """`test_patch_parity.py` compares the padded ones with the oracle; `make test-triton` runs every
-    model test on interpreted kernels."""
+    """`test_patch_parity.py` compares the padded ones with the oracle; `make test-triton` runs all
+    model tests on interpreted kernels."""
     family = FAMILIES[family]
     inputs = family.inputs(name)
     expected, said = run(family, inputs, "padded", "eager")
