@@ -8,8 +8,8 @@ the same calls happen, and two modes of torch see them:
   (`nonzero`, `masked_select`, `unique`, indexing with a boolean mask, `bincount`,
   `repeat_interleave` without `output_size`, …), and `x[rows] = 0`, which copies the number from
   memory that is not pinned, and waits for the copy (`index_fill_` does not).
-- A function mode sees what never becomes an operator on the CPU: `tolist`, `cpu`, `print`; and
-  what does not in inference mode: numbers, `where`, lengths.
+- A function mode sees calls that never become an operator on the CPU: `tolist`, `cpu`, `print`;
+  and those that become none in inference mode: numbers, `where`, lengths.
 
 Not counted: `numpy`, which a tensor on a GPU refuses, so it cannot wait for one. Not seen: copies
 to a device, and what reads a tensor without torch (`data_ptr` and the like).
