@@ -120,6 +120,6 @@ def _waits_for_values(func, args, kwargs) -> bool:
         boolean = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         if func.overloadpacket is _aten.index:
             return boolean
-        # One value under a mask is filled in without looking; at numbered rows it is copied there.
+        # A number is filled in under a mask without a read; at numbered rows it is copied.
         return args[2].numel() != 1 if boolean else args[2].ndim == 0
     return False

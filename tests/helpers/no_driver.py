@@ -62,4 +62,4 @@ def stand_in(arch: str) -> None:
 
     assert not triton.knobs.runtime.interpret, "unset TRITON_INTERPRET: here nothing is interpreted"
     driver.set_active(NoDriver(arch))
-    _launch.INTERPRETED = True  # what lets tensors of the CPU pass
+    _launch.INTERPRETED = True  # so that CPU tensors are accepted
