@@ -39,7 +39,7 @@ def cached_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
         def fetch(numbers: tuple[int, ...], device: torch.device) -> T:
             if device.type != "cuda":
                 return kept(numbers, device, 0)
-            # torch.cuda.current_stream() makes an object, and every call of an op comes by here.
+            # torch.cuda.current_stream() makes an object: too slow for every call of an op.
             stream = torch._C._cuda_getCurrentRawStream(device.index)
             if not torch.cuda.is_current_stream_capturing():
                 return kept(numbers, device, stream)
@@ -50,8 +50,8 @@ def cached_per_stream(what: str) -> Callable[[Build[T]], Build[T]]:
                     continue
                 return _used_by_graphs.setdefault(id(found), found)
             raise RuntimeError(
-                f"{what} {reprlib.repr(numbers)} are new while a CUDA graph is captured, which "
-                "cannot copy them to the device; run the same calls once before capturing"
+                f"{what} {reprlib.repr(numbers)} are new while a CUDA graph is captured, and a "
+                "capture cannot copy them to the device; run the same calls once before capturing"
             )
 
         return fetch

@@ -1,10 +1,10 @@
 """Launch a compiled kernel again without Triton's own look-up, which takes longer than the launch.
 
-Triton inspects every argument, constant and option to find the compiled kernel. An op that runs in
-every layer for every token cannot afford that. `Relaunch` keeps the compiled kernel of each launch
-under a key of everything that Triton specialises on and more: dtypes, the values of sizes and
-strides, constants, options, the device. Three cases still go through Triton's look-up: tensors that
-do not start at a multiple of 16 bytes, interpreted kernels (nothing is compiled), and on AMD
+Triton inspects every argument, constant and option to find the compiled kernel. That is too slow
+for an op that runs in every layer for every token. `Relaunch` keeps the compiled kernel of each
+launch under a key of everything that Triton specialises on and more: dtypes, the values of sizes
+and strides, constants, options, the device. Three cases still go through Triton's look-up: tensors
+that do not start at a multiple of 16 bytes, interpreted kernels (nothing is compiled), and on AMD
 tensors in a storage of more than 2 GiB, for which AMD's compiler makes another kernel.
 """
 

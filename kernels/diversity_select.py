@@ -4,9 +4,9 @@ With d(i, j) = 1 - cos(x_i, x_j): start from the row whose nearest other row is 
 repeatedly add the row with the largest distance to its nearest picked row.
 
 Three launches: two for the distances (`_distances.py`), then the picking, one program per segment.
-Traffic: the features, 4 n^2 bytes of distances out, and 4 n k of them in again. Segments are done
-in groups that need at most 1 GiB of distances. Limits: 16384 rows a segment and fp32, fp16, bf16;
-"auto" falls back to PyTorch for anything else.
+Traffic: the features, 4 n^2 bytes of distances out, and 4 n k of them in again. Segments are
+processed in groups that need at most 1 GiB of distances. Limits: 16384 rows a segment and fp32,
+fp16, bf16; "auto" falls back to PyTorch for anything else.
 
 Source: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning" (CVPR 2025), re-derived.
 Deliberate differences from the authors' code: distances are in fp32 whatever the input dtype, a
@@ -80,7 +80,7 @@ def _greedy_kernel(
 
     It holds each row's distance to its nearest picked row in registers, and reads one line of the
     matrix per step, 16 bytes at a time. For that, lines start at multiples of 16 columns and are
-    read to their padded end, whose alignment the compiler knows, unlike that of the row count.
+    read to their padded end: the compiler knows that it is a multiple of 16, but not that n is.
     """
     segment = tl.program_id(0)
     first, n = segment_bounds(cu_seqlens_ptr, segment)

@@ -1,10 +1,10 @@
 """Copy chosen rows of several packed tensors in one launch.
 
-`out_t[j] = x_t[index[j]]` for every tensor t. Not `x[index]` per tensor: hidden states, rotary rows
-and positions are gathered by the same index, and at our sizes a launch costs more than the copy.
-Traffic: the chosen rows once in and once out, and the index. The kernel copies bits as integers, so
-the result is exact for every dtype. Limits: the kernel has no backward ("auto" falls back to
-PyTorch where a tensor needs a gradient), and index values are not checked on the device.
+`out_t[j] = x_t[index[j]]` for every tensor t. Hidden states, rotary rows and positions are gathered
+by the same index, and at our sizes a launch costs more than the copy, so one launch copies them
+all. Traffic: the chosen rows once in and once out, and the index. The kernel copies bits as
+integers, so the result is exact for every dtype. Limits: the kernel has no backward ("auto" falls
+back to PyTorch where a tensor needs a gradient), and index values are not checked on the device.
 """
 
 from collections.abc import Sequence

@@ -6,9 +6,9 @@ runs over all keys of the sequence, in fp32: one row of the attention matrix, th
 Two launches. The first reads every key once for all query heads that share it, in 16 splits a
 sequence, and stores the logits and the softmax state (m_i, l_i) of each split; the second merges
 the splits and averages over heads. There are no atomics, and splits do not depend on the batch, so
-neither do the bits of the result. Traffic: the keys once (per 16 query heads that share them), 4 H
-T bytes of logits out and in, T scores. Limits: fp32, fp16, bf16 and head sizes up to 256; no
-backward; "auto" falls back to PyTorch for anything else.
+neither do the bits of the result. Traffic: the keys once (per 16 query heads that share them),
+4·H·T bytes of logits out and in again, T scores out. Limits: fp32, fp16, bf16 and head sizes up to
+256; no backward; "auto" falls back to PyTorch for anything else.
 
 Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), re-derived.
 """

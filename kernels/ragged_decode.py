@@ -271,8 +271,8 @@ def ragged_decode(
         k_cache, v_cache: `[R, Hkv, D]`, dtype and device of `q`; H is a multiple of Hkv. Rows that
             are not a sequence's own never enter its result, whatever they hold.
         lengths: rows of each sequence, ≥ 0: B host ints, or an int32 `[B]` tensor on the device of
-            `q`, whose values are neither read back nor checked. A CUDA graph needs tensors: host
-            ints are copied to the device, without a wait, once for calls with the same ones.
+            `q`, whose values are neither read back nor checked. Host ints are copied to the device
+            without a wait, and calls with the same ints share one copy; a CUDA graph needs tensors.
         starts: first row of each sequence, in the same form; default the prefix sums of `lengths`.
         max_length: host int ≥ 0 that no length exceeds; default the number of rows. With lengths
             on the device it bounds the work (programs of the kernel, rows that the PyTorch fallback

@@ -105,7 +105,7 @@ MUTATIONS = [
         PATCH + "attention.py::test_turns_on_one_cache_are_the_oracles[llava-test-2d-masks]",
     ),
     Mutation(
-        "Padded: samples that change places keep the mask of the place.",
+        "Padded: reordering the samples does not reorder their masks.",
         RUNTIME + "kv_cache.py",
         "self.mask = self.mask[index.to(self.mask.device)]",
         "self.mask = self.mask[: len(index)]",
@@ -121,7 +121,7 @@ MUTATIONS = [
         + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-padded-repeated]",
     ),
     Mutation(
-        "Padded: an attention function of others is handed positions with gaps.",
+        "Padded: a third-party attention function is handed positions with gaps.",
         RUNTIME + "state.py",
         '{"attention_mask": entry.mask, "position_ids": None}',
         '{"attention_mask": entry.mask}',
@@ -129,7 +129,7 @@ MUTATIONS = [
         "[llava-test-2d-masks]",
     ),
     Mutation(
-        "Padded: an attention function of others is handed vtfast's own keyword argument.",
+        "Padded: a third-party attention function is handed vtfast's own keyword argument.",
         RUNTIME + "hooks.py",
         "kwargs = {k: v for k, v in kwargs.items() if k != STATE}",
         "kwargs = dict(kwargs)",
@@ -137,7 +137,7 @@ MUTATIONS = [
         "[llava-test-4d-masks]",
     ),
     Mutation(
-        "A static cache hides the columns of tokens to come for good.",
+        "A static cache hides the columns of future tokens permanently.",
         RUNTIME + "padded.py",
         "real.expand(-1, room)], 1)",
         "~real.expand(-1, room)], 1)",
@@ -192,7 +192,7 @@ MUTATIONS = [
         PATCH + "turns.py::test_what_is_cropped_may_be_said_differently[llava-packed]",
     ),
     Mutation(
-        "Packed: samples that change places keep the keys and values of the place.",
+        "Packed: reordering the samples does not reorder their keys and values.",
         RUNTIME + "packed_kv_cache.py",
         "starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]",
         "starts, lengths = self.starts[: len(order)], self.lengths[: len(order)]",
@@ -278,7 +278,7 @@ MUTATIONS = [
         "[llava-padded-before-the-llm]",
     ),
     Mutation(
-        "The last of the hidden states stays as short as the layers had it.",
+        "The last entry of `hidden_states` is not put back to full length.",
         RUNTIME + "hooks.py",
         'out["hidden_states"] = (*out["hidden_states"][:-1], hidden)',
         "pass",
@@ -323,7 +323,7 @@ MUTATIONS = [
         PATCH + "pictures.py::test_frames_of_one_clip_draw_picks_of_their_own[padded]",
     ),
     Mutation(
-        "The vision tower's output carries no image hash to where it is encoded before.",
+        "A vision tower's output that `generate` made before the forward carries no image hash.",
         RUNTIME + "hooks.py",
         'self.parts.family.note(args, kwargs, out, "image_hash" in self.config.needs)',
         "self.parts.family.note(args, kwargs, out, False)",
@@ -464,7 +464,7 @@ MUTATIONS = [
         "tests/models/test_transformers_names.py::test_an_argument_a_module_does_not_take_is_named",
     ),
     Mutation(
-        "Checkpointing is thought to take the cache away in generation too.",
+        "Checkpointing is assumed to take the cache away in generation too.",
         RUNTIME + "names.py",
         'checkpointed and (torch.is_grad_enabled() or name == "past_key_values")',
         "checkpointed",
@@ -657,7 +657,7 @@ MUTATIONS = [
         "tests/kernels/test_ragged_attention.py::test_errs_at_most_twice_as_much_as_sdpa",
     ),
     Mutation(
-        "Attention reads keys in the order they lie, whatever the index says.",
+        "Attention reads the keys in their packed order and ignores the index.",
         REFERENCE,
         "k, v = gather_rows(k_index, k, v)",
         "k, v = k[: len(k_index)], v[: len(k_index)]",

@@ -19,7 +19,7 @@ from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.stage import Stage
 
-_DEFAULT_KEEP = float("0.5")  # a distinct object, which tells keep=0.5 from no keep
+_DEFAULT_KEEP = float("0.5")  # an object of its own: tells a given 0.5 from none
 _PATHS = ("auto", "packed", "padded")
 _POSITIONS = ("keep", "renumber")
 
@@ -44,7 +44,7 @@ class Handle:
         return self._hooks.report
 
     def remove(self) -> None:
-        """Undo the patch: exactly the model it was. Idempotent."""
+        """Undo the patch; the model is then exactly what it was. Idempotent."""
         self._hooks.remove()
 
     def __enter__(self) -> "Handle":
@@ -104,9 +104,9 @@ def patch(
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
         UnsupportedModelError: any other model, or a wrapper (names the inner model to pass).
-        UnsupportedVersionError: a release of transformers vtfast does not work with. One it was not
-            tested with is checked at the first patch of a kind of model in a process, on a tiny
-            model, in about half a second; VTFAST_SELF_CHECK=always checks all, =never none.
+        UnsupportedVersionError: a release of transformers vtfast does not work with. An untested
+            release is checked on a tiny model, in about half a second, when a process first patches
+            a kind of model; VTFAST_SELF_CHECK=always checks every release, =never none.
         PlanError: a plan that is invalid, does not fit the model, or names an unknown method.
         InputError: an argument out of its range. StateError: impl="triton" without Triton.
 
@@ -169,7 +169,7 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Undo `patch`: exactly the model it was before. An unpatched model is left alone."""
+    """Undo `patch`; the model is then exactly what it was. An unpatched model is left alone."""
     while (hooks := _hooks_of(model)) is not None:
         hooks.remove()
 

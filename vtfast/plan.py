@@ -234,8 +234,9 @@ class Plan:
         return sum(self.tokens_per_layer(n, num_layers)) / num_layers
 
     def flops_ratio(self, config: Any, n_visual: int | Sequence[int], n_text: int) -> float:
-        """Prefill arithmetic of the decoder layers under this plan, as a share of the unpruned; see
-        `multiply_adds` for what is counted.
+        """Prefill arithmetic of the decoder layers, as a share of the unpruned model's.
+
+        `multiply_adds` says what is counted.
 
         Args:
             config: a transformers configuration, of the text model or of the whole model.
@@ -254,7 +255,7 @@ class Plan:
         return multiply_adds(config, per_layer) / full
 
     def describe(self, n: int, num_layers: int) -> str:
-        """`str(plan)`, and what it comes to for an image of `n` tokens in `num_layers` layers."""
+        """`str(plan)`, and the token counts of an image of `n` tokens in `num_layers` layers."""
         steps = " → ".join(str(count) for count in (n, *self.counts(n)))
         average = self.average_tokens(n, num_layers)
         return f"{self}\n  an image of {n}: {steps} tokens, {average:.2f} on average"

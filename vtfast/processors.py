@@ -107,7 +107,7 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
         repeated = self.image_processor(frames, return_tensors="np")
         _, rows, columns = (int(count) for count in repeated["image_grid_thw"][0])
         steps, places = len(frames) // depth, rows * columns
-        # [step, frame of it, place, channel, repetition, y, x]
+        # [step, frame in the step, place, channel, repetition, y, x]
         patches = repeated["pixel_values"].reshape(steps, depth, places, -1, depth, side, side)
         moved = patches[:, :, :, :, 0].transpose(0, 2, 3, 1, 4, 5)
         return moved.reshape(steps * places, -1), (steps, rows, columns)

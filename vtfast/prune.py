@@ -43,8 +43,8 @@ class Prune:
             code does. A registered method gets every other option as it is given; values must be
             hashable.
 
-    Raises PlanError for anything else. Two stages are equal when all of this is equal, where 1 and
-    1.0 are different keeps, and a default given is the same as a default left out.
+    Raises PlanError for anything else. Two stages are equal when all of this is equal. A keep of 1
+    differs from 1.0; an option given its default value equals the option left out.
 
     Example: `Prune(0, "diversity", 0.5).count(577, 577)` → 289.
     """
@@ -107,7 +107,7 @@ class Prune:
         kept = f"{self.keep:.2%}" if isinstance(self.keep, float) else str(self.keep)
         kept = f"{kept} of each {self.options['per']}'s tokens" if self.keep else "nothing"
         if self._has_official_budget and self.keep:
-            kept += ", k of them taken to 4 + 8·floor(k/8)"
+            kept += ", k of them rounded to 4 + 8·floor(k/8)"
         return f"layer {self.layer}: {self.method} keeps {kept}"
 
     @property

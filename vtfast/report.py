@@ -35,8 +35,8 @@ class Report:
         """With `record=True`: for each stage that dropped something, by layer, one int64 tensor per
         sample, the positions of its kept visual tokens in the input (left padding counts)."""
         return {
-            layer: tuple(part % self._chunk for part in rows.split(counts))
-            for layer, (rows, counts) in self._kept.items()
+            layer: tuple(part % self._chunk for part in flat.split(counts))
+            for layer, (flat, counts) in self._kept.items()
         }
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The bench harness: no speed-up without parity, no figure twice, none lost, losses shown."""
+"""The bench harness: no time without parity, nothing measured twice or lost, losses shown."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The gates before a timing: each sees what is wrong, the gate of every op included."""
+"""The parity checks before a timing find what is wrong, and every op has one."""
 
 from importlib import import_module
 

@@ -1,11 +1,12 @@
 """Compile every kernel ahead of time, with the settings of its launcher, for GPUs not present.
 
-`python tests/helpers/aot.py gate|all GPU,... GPU...` prints a JSON object: the settings of all
-kernels on the GPUs named last, and of the cases compiled for those named first what the assembler
-says of them (registers, stack, spills, shared memory) and how often they use the instructions that
-make them fast. In processes of their own, because Triton decides at its import whether it compiles
-or interprets, and some settings are chosen when a kernel is imported: by the version of Triton, and
-by whose GPU it is.
+`python tests/helpers/aot.py gate|all GPU,... GPU...` compiles the cases for the GPUs of the first
+list and prints a JSON object. It has the settings of all kernels on the GPUs of the second list,
+and for each compiled case what the assembler reports (registers, stack, spills, shared memory) and
+how often it uses the instructions that make the kernel fast.
+
+Every version of Triton and every maker of GPUs needs a process of its own: Triton decides at its
+import whether it compiles or interprets, and some settings are chosen when a kernel is imported.
 """
 
 import hashlib
@@ -206,7 +207,7 @@ def _place(version: str) -> list[str]:
 
 
 def in_processes_of_their_own(mode: str) -> dict[str, Any]:
-    """What all versions of Triton say of all kernels, compiled where none of them interprets.
+    """What all versions of Triton report of all kernels, each compiled in a new process.
 
     mode: "all" cases for all GPUs, or the "gate" cases for `GATED`; the others are listed alone.
     """

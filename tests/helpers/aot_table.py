@@ -1,4 +1,4 @@
-"""Keep what compiling ahead of time found: `bench/results/aot.json`, and its worst in the docs.
+"""Write what compiling ahead of time found: `bench/results/aot.json`, and a table in the docs.
 
 `make aot` runs this file: it compiles every case of `aot_cases.py` and writes both.
 """

@@ -1,4 +1,4 @@
-"""Ragged batches to try attention on, and how much of an error it may make."""
+"""Ragged batches to try attention on, and the error that is allowed."""
 
 import numpy as np
 import pytest

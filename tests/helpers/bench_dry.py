@@ -11,7 +11,7 @@ from vtfast.runtime.state import ForwardState
 
 
 def dry(what: str, out: Path, *options: str) -> subprocess.CompletedProcess:
-    """`gpu.py` as the Makefile runs it, but for the sizes: without vtfast being installed."""
+    """Run `gpu.py` as the Makefile does (vtfast is not installed), but at tiny sizes."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, ROOT / "bench" / "gpu.py", what, "--dry", "--out", str(out), *options],

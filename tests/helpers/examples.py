@@ -1,4 +1,4 @@
-"""How many cases hypothesis tries: the same in every run, ten times as many new ones in a fuzz.
+"""How many cases hypothesis tries: the same in every run; a fuzz draws others, ten times as many.
 
 `make fuzz` passes `--hypothesis-profile fuzz`; what fails there is kept in `.hypothesis/` and tried
 first by the next fuzz.

@@ -29,7 +29,7 @@ GOOD = {"p": [0.1, 0.9, 0.9, 0.9], "right": [False, True, True, True], "i": [0.3
 
 
 def summary(*changes, n=300, **about):
-    """Of n samples that are all like `GOOD`, but for (how many, curve, layer, value)."""
+    """Summarize n samples like `GOOD`; each change is (how many samples, curve, layer, value)."""
     rows = [{name: list(values) for name, values in GOOD.items()} for _ in range(n)]
     for count, curve, layer, value in changes:
         for row in rows[:count]:

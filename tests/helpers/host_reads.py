@@ -8,8 +8,8 @@ the same calls happen, and two modes of torch see them:
   (`nonzero`, `masked_select`, `unique`, indexing with a boolean mask, `bincount`,
   `repeat_interleave` without `output_size`, …), and `x[rows] = 0`, which copies the number from
   memory that is not pinned, and waits for the copy (`index_fill_` does not).
-- A function mode sees what never becomes an operator on the CPU: `tolist`, `cpu`, `print`; and
-  what does not in inference mode: numbers, `where`, lengths.
+- A function mode sees calls that never become an operator on the CPU: `tolist`, `cpu`, `print`;
+  and those that become none in inference mode: numbers, `where`, lengths.
 
 Not counted: `numpy`, which a tensor on a GPU refuses, so it cannot wait for one. Not seen: copies
 to a device, and what reads a tensor without torch (`data_ptr` and the like).
@@ -120,6 +120,6 @@ def _waits_for_values(func, args, kwargs) -> bool:
         boolean = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         if func.overloadpacket is _aten.index:
             return boolean
-        # One value under a mask is filled in without looking; at numbered rows it is copied there.
+        # A number is filled in under a mask without a read; at numbered rows it is copied.
         return args[2].numel() != 1 if boolean else args[2].ndim == 0
     return False

@@ -14,7 +14,7 @@ HOME = "vtfast.evaluation.lmms_models"
 
 
 class StandIn:
-    """As lmms-eval's classes: known arguments, and no others."""
+    """Takes the arguments that lmms-eval's model classes know, and refuses others as they do."""
 
     family = "llava"
     text: Any = None
@@ -39,7 +39,10 @@ class StandIn:
 
 @contextmanager
 def stand_ins(text_config: Any = None) -> Iterator[ModuleType]:
-    """`vtfast.evaluation.lmms_models` above stand-ins; a LLaVA may get another text model."""
+    """Import `vtfast.evaluation.lmms_models` with stand-ins for the classes it derives from.
+
+    text_config: the text model of the LLaVAs, if not the usual one.
+    """
     llava = type("LlavaHf", (StandIn,), {"text": text_config})
     llava_chat = type("LlavaHf", (llava,), {"is_simple": False})
     qwen = type("Qwen2_5_VL", (StandIn,), {"family": "qwen"})

@@ -1,7 +1,7 @@
 """An unpatched model with some tokens masked out: it gives what `generate` must return.
 
-The columns stay in the sequence, and a mask hides them from all others from the layer on that lost
-them. Nothing is cached, so every way to decode (beams, samples, …) is transformers' own, on the
+Dropped columns stay in the sequence; from the layer that drops them on, a mask hides them from all
+others. Nothing is cached, so every way to decode (beams, samples, …) is transformers' own, on the
 oracle's logits.
 """
 

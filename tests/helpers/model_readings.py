@@ -39,9 +39,9 @@ def unlike_pivots(
     """Ranks, ascending, that DART keeps among the `columns` of one picture of a sample.
 
     text: the sample's other real columns. norms: L1 norm of every column's key. states: its hidden
-    state. Pivots are the four largest norms of the picture and the four of the text after it (short
-    of four, the first text before makes up the number); in reading order each takes its equal share
-    of what is least like it, the first ones one more where shares are unequal.
+    state. Pivots are the four largest norms of the picture and the four of the text after it (if
+    fewer than four follow, the first text before it is used too). In reading order each takes an
+    equal share of the tokens least like it; where shares are unequal, the first take one more.
     """
     x = states.detach().double().numpy()
     own = sorted(columns, key=lambda c: (-norms[c].item(), c))[: min(4, keep)]

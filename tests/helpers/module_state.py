@@ -45,7 +45,7 @@ class Alike(Same):
 def module_state(model: torch.nn.Module, leaf: type[Same] = Same) -> dict[tuple[str, str], Any]:
     """`vars()` of every module, hooks and configurations opened up, by module name and attribute.
 
-    With `leaf=Alike` two different models of one make have equal states.
+    With `leaf=Alike` two models built alike have equal states.
     """
     state: dict[tuple[str, str], Any] = {}
     for name, module in model.named_modules():

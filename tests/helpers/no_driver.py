@@ -56,10 +56,10 @@ def target(arch: str) -> GPUTarget:
 
 
 def stand_in(arch: str) -> None:
-    """From here on the ops take tensors of the CPU for those of such a GPU, and compute nothing."""
+    """From here on the ops treat CPU tensors as tensors of such a GPU, and compute nothing."""
     torch.version.hip = None if arch.startswith("sm_") else "6.4"  # before a kernel looks at it
     from vtfast.kernels import _launch
 
     assert not triton.knobs.runtime.interpret, "unset TRITON_INTERPRET: here nothing is interpreted"
     driver.set_active(NoDriver(arch))
-    _launch.INTERPRETED = True  # what lets tensors of the CPU pass
+    _launch.INTERPRETED = True  # so that CPU tensors are accepted

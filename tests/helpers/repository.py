@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def repository_files(root: Path = ROOT) -> list[str]:
     """The files that are or could be committed, as sorted paths from `root`.
 
-    A symbolic link is one entry and is not followed. Without git (a downloaded archive) every
-    file counts that no tool has left behind.
+    A symbolic link is one entry and is not followed. Without git (a downloaded archive) all
+    files count except those that tools have left behind.
     """
     if (root / ".git").exists():
         listed = subprocess.run(

@@ -1,4 +1,4 @@
-"""Tensors to gather rows from, shared by the tests of the ops that do."""
+"""Tensors to gather rows from, shared by the tests of the ops that gather."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""A stand-in for `torch.cuda`: the benches' CUDA paths run on a CPU, their figures mean nothing.
+"""A stand-in for `torch.cuda`: the CUDA code of benches runs on a CPU; figures mean nothing.
 
 A graph is the list of calls made while it was captured; an event is a moment on a clock that only
-calls move forward. It does not refuse what PyTorch itself refuses.
+calls move forward. Calls that PyTorch would refuse are not refused.
 """
 
 from contextlib import contextmanager, nullcontext

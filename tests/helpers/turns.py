@@ -29,9 +29,9 @@ class Turns:
         self.mask = torch.zeros(rows, 0, dtype=torch.long)
         self.logits = torch.zeros(rows, 0, VOCABULARY)
         self.known = torch.zeros(rows, 0, dtype=torch.bool)
-        self.positions = torch.zeros(0)  # [axes, rows, length] from the first chunk on
+        self.positions = torch.zeros(0)  # [axes, samples, length] from the first chunk on
         self.pictures = [[] for _ in range(rows)]
-        self.gone = {}  # layer -> bool [rows, length]: lost from this layer's input on
+        self.gone = {}  # layer -> bool [samples, length]: lost from this layer's input on
 
     def say(self, *parts, side="left", seed=0):
         """One chunk: the parts of every sample, as `Family.samples` takes them."""
@@ -76,7 +76,7 @@ class Turns:
             self.feed(best)
 
     def feed(self, ids, mask=None):
-        """These text tokens [rows, T]."""
+        """One chunk of these text tokens [samples, T]."""
         mask = torch.ones_like(ids) if mask is None else mask
         self._feed({"input_ids": ids, "attention_mask": mask}, [[] for _ in ids])
 

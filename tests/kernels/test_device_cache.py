@@ -59,7 +59,7 @@ def test_a_capture_refuses_what_no_stream_has(fetch, cuda_streams):
     """The refused request leaves no entry behind."""
     fetch((1, 2), GPU)
     cuda_streams.captured = True
-    message = "numbers (1, 3) are new while a CUDA graph is captured, which cannot copy them to "
+    message = "numbers (1, 3) are new while a CUDA graph is captured, and a capture cannot copy "
     for _ in range(2):
         with pytest.raises(RuntimeError, match=re.escape(message)):
             fetch((1, 3), GPU)

@@ -1,4 +1,4 @@
-"""Pictures of every size, clips between them, embeddings in place of ids: all are the oracle's."""
+"""Pictures of every size, clips between them, embeddings for ids: results are the oracle's."""
 
 import pytest
 import torch

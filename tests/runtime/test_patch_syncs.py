@@ -1,4 +1,4 @@
-"""Inside our hooks the host waits for the device once, where pictures are found, and never else.
+"""Inside our hooks the host waits for the device once, where pictures are found, and nowhere else.
 
 On a GPU torch itself raises at a wait; on the CPU, where nothing waits, `HostReads` counts what
 would. `test_host_reads.py` counts whole forwards; this looks into hooks alone, and runs on both.

@@ -1,7 +1,7 @@
-"""Random talks on one cache: whatever is said, taken back, moved or copied, the oracle agrees.
+"""Random conversations on one cache: after every operation the logits are the oracle's.
 
-Each number is one talk. The operations and their arguments are drawn from it, so a red number is a
-case to keep: `pytest tests/runtime/test_patch_walks.py -k 17`.
+Each number is one conversation. Its operations and their arguments are drawn from the number, so a
+failing number can be run again: `pytest tests/runtime/test_patch_walks.py -k 17`.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """`SelectionContext`, what a pruning method sees: packed tensors and host ints.
 
-Never a batch, a mask or a cache: batching, generation, positions and the KV cache are handled by
-the runtime.
+A method never sees a batch, a mask or a cache: the runtime handles batching, generation, positions
+and the KV cache.
 """
 
 import warnings
@@ -110,7 +110,7 @@ class SelectionContext:
     def attention(self) -> Attention:
         """Queries and keys of the layer before; of this one at layer 0 or `score_layer="this"`.
 
-        They are recomputed from that layer's input, so any attention implementation will do.
+        They are recomputed from that layer's input, so every attention implementation works.
         """
         return self._attention((self.sequences.segments.cu_seqlens[1:] - 1).long())
 

@@ -1,10 +1,10 @@
 """DART: keep the tokens least similar to a few pivot tokens, so that duplicates go first.
 
 Pivots are tokens whose keys have a large L1 norm: four of the picture and four of the text after
-it. One pivot after the other takes an equal share of the tokens to keep: those of the picture, not
-taken yet, with the lowest cosine to the pivot. Text pivots do not count among them. Norms are of
-the keys of the layer before, after rotation, over all key heads; cosines are of the hidden states
-entering the layer, under the model's final norm, in fp32.
+it. One pivot after the other takes an equal share of the tokens to keep: tokens of the picture that
+no pivot has taken yet, with the lowest cosine to this pivot. Text pivots do not count as tokens
+kept. Norms are of the keys of the layer before, after rotation, over all key heads; cosines are of
+the hidden states entering the layer, under the model's final norm, in fp32.
 
 Source: DART (arXiv 2502.11494) and what its code computes. Different here:
 

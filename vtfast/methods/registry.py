@@ -143,12 +143,12 @@ class _Checked:
         return index
 
     def _check_rows(self, rows: np.ndarray, ctx: SelectionContext) -> None:
-        """Refuse repeated rows, and more or fewer of a segment than asked."""
+        """Refuse repeated rows, and more or fewer rows of a segment than `ctx.keep` says."""
         distinct = (np.diff(rows) > 0).all()
         found = np.diff(np.searchsorted(rows, np.array(ctx.segments.offsets)))
         if not distinct or tuple(found) != ctx.keep:
             raise InputError(
                 f"method {self.name!r} returned {'' if distinct else 'repeated '}rows at layer "
-                f"{ctx.layer}: {tuple(found.tolist())} of the segments, expected ctx.keep="
+                f"{ctx.layer}: {tuple(found.tolist())} per segment, expected ctx.keep="
                 f"{ctx.keep}; return exactly ctx.keep[i] distinct rows of segment i"
             )

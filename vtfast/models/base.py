@@ -37,7 +37,7 @@ class Family(ABC):
     """What vtfast has to know about a family of models; a subclass is one file.
 
     Attributes:
-        default_horizon: share of the layers, where nothing was measured.
+        default_horizon: the horizon as a share of the layers, where none was measured.
         tower: name of the vision tower in the multimodal model.
         inputs: arguments of the multimodal model that `sources` reads.
         around_picture: tokens that stand before and after a picture in a tiny model's prompt.
@@ -110,8 +110,8 @@ class Family(ABC):
     ) -> Attention:
         """Queries of the tokens `last` and the keys of all, as a decoder layer makes them.
 
-        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. They are
-        recomputed, so every attention implementation will do.
+        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. Queries and
+        keys are recomputed, so every attention implementation works.
         """
         attention = layer.self_attn
         size = attention.head_dim

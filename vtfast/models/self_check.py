@@ -1,12 +1,11 @@
 """Check on a tiny model that vtfast works with the transformers release that is installed.
 
 vtfast reads and changes what transformers' models hand to their parts, which a release may rename
-or reorder. A release in `TESTED` has passed the model tests. Any other is neither trusted nor
-refused blindly: before the first patch of a kind of model in a process, a tiny random model of its
-class runs pruned in both layouts: two padded samples with one and two pictures, with and without a
-KV cache; one sample without padding, in plain calls of several tokens; beams, and drafts that are
-cropped off again. Logits must be those of the full sequence with the dropped tokens masked out,
-computed layer by layer without vtfast.
+or reorder. A release in `TESTED` has passed the model tests. Any other is checked before a process
+first patches a kind of model. A tiny random model of that class runs pruned in both layouts, with
+two padded samples of one and two pictures, with and without a KV cache; one sample without padding,
+in plain calls of several tokens; beams; and drafts that are cropped off again. Logits must be those
+of the full sequence with the dropped tokens masked out, computed layer by layer without vtfast.
 
 It does not try positions="renumber", static caches, videos, right padding, or attention
 implementations other than SDPA and eager.
@@ -170,10 +169,11 @@ def _tiny_model(cls: type, config: PreTrainedConfig) -> Any:
 
 
 def _inputs(family: Family, model: Any, pictures: int) -> tuple[dict[str, Tensor], Tensor]:
-    """A sample with one picture, or (of three) one with one and one with two, padded on the left;
-    and int64 [B, n], the number of the picture that each column belongs to, 0 for text.
+    """Inputs of a batch, and int64 [B, n]: the picture that each column belongs to, 0 for text.
 
-    Text before the picture comes again at the end, so that drafts are made of it.
+    With one picture the batch is one sample. With three it is two samples, of one and of two
+    pictures, padded on the left. The end of the first repeats its start, so that prompt lookup
+    finds drafts.
     """
     sizes, tensors = family.tiny_pictures(pictures)
     before, after = ([(t, 0) for t in family.around_picture[i : i + 1]] for i in (0, 1))
@@ -288,8 +288,10 @@ class _Trial:
             raise ValueError(f"logits differ from those of the masked sequence by {wrong:.2g}")
 
     def _embed(self, ids: Tensor) -> None:
-        """What enters layer 0 for the prompt and the tokens after it, as the unpatched model has
-        it; checks that layers called one by one give that model's logits."""
+        """Record what enters layer 0 of the unpatched model for the prompt and the tokens after it.
+
+        Raises ValueError if layers called one by one do not give that model's logits.
+        """
         new = ids.shape[1] - self.picture.shape[1]
         mask = self.inputs.get("attention_mask", torch.ones_like(self.picture))
         mask = torch.nn.functional.pad(mask, (0, new), value=1)
@@ -312,7 +314,10 @@ class _Trial:
     def _dropped(
         self, stage: Prune, kept: tuple[Tensor, ...] | None, gone: dict[int, Tensor]
     ) -> Tensor:
-        """bool [B, n]: tokens that are gone from this stage's layer on, `kept` being columns."""
+        """bool [B, n]: tokens that this stage drops; `kept`: the columns it keeps of each sample.
+
+        Raises ValueError if it keeps a wrong number of tokens, or not those with the best scores.
+        """
         before = (self.picture > 0) & ~sum(gone.values(), torch.zeros_like(self.picture)).bool()
         after = torch.zeros_like(before)
         for row, columns in zip(after, kept or (), strict=kept is not None):

@@ -22,7 +22,7 @@ LOCK = RLock()  # held while the name is registered or removed, and during a sel
 
 
 def register() -> None:
-    """Make the name known to transformers; idempotent, without effect on unpatched models."""
+    """Register `attend` with transformers; idempotent, without effect on unpatched models."""
     with LOCK:
         if not is_registered():
             AttentionInterface.register(NAME, attend)

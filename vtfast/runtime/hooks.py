@@ -226,7 +226,7 @@ class PatchHooks:
         validation.check_cache(cache)
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
-        # Text only, on a pruned cache. For one token a GPU is not read.
+        # A chunk of text on a pruned cache. With one token a mask on a GPU is not read back.
         some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
         if visual is None and (chunk > 1 or not some):
             visual = VisualTokens(None, [], *valid_lengths(mask, *embeds.shape[:2]))
@@ -238,8 +238,8 @@ class PatchHooks:
         )
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
         if drops or forward.unpads or (state and 0 in state.stages):
-            # Every layer gets our mask or none. A 4-D mask keeps transformers from building one,
-            # because it returns it as it is.
+            # Every layer gets our mask or none. transformers passes a 4-D mask on as it is, so with
+            # this one it does not build its own.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
         return (), {**kwargs, STATE: forward}
 
@@ -251,7 +251,7 @@ class PatchHooks:
             state = state_of(names.given_cache(kwargs))
             if state is not None and state.stages:
                 raise names.unsupported(
-                    f"{type(module).__name__} goes on with a pruned cache that "
+                    f"{type(module).__name__} was handed a pruned cache that "
                     f"{type(self.parts.text).__name__} was not called with"
                 )
             return None
@@ -289,7 +289,7 @@ def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs
 
 
 def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
-    """transformers hands this same object to every layer: a packed stage rewrites it in place."""
+    """(cos, sin) as a list: every layer gets this one object, which a packed stage rewrites."""
     if isinstance(out, Tensor) or len(out) != 2:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not return (cos, sin), which vtfast has to shorten; "

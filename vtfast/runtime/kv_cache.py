@@ -4,10 +4,10 @@ transformers asks a cache two different questions by one method. `get_seq_length
 is how many tokens the generation has seen: positions and slicing of inputs follow from it.
 `get_seq_length(i)` is what layer i holds: masks follow from it. With pruning they differ by `gap`.
 
-`adopt` therefore changes the class of the existing cache. A new object would not work: `generate`
-and the caller hold this one. Nor would methods set on the instance: a copy or a pickle of it would
-call the original's. Nor would cache layers of our own: they are not told which of the two questions
-is asked.
+`adopt` therefore changes the class of the existing cache. Three other solutions would not work: a
+new cache, because `generate` and the caller hold this one; methods set on the instance, because a
+copy or a pickle of it would call the original's; and cache layers of our own, because they are not
+told which of the two questions is asked.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class CacheState:
 
     packed: bool
     plan: Plan  # what pruned it; another plan cannot continue
-    positions: str  # how positions were counted; neither can another count
+    positions: str  # "keep" or "renumber"; the other cannot continue
     batch: int
     stages: dict[int, PackedKVLayout | PaddedKVMask] = field(default_factory=dict)  # by layer
     moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples

@@ -1,7 +1,7 @@
 """Keys and values in the packed layout: no padding, every sample as long as it is.
 
 All layers from one stage to the next (a stage span) cache the same tokens, so one `PackedKVLayout`
-of host integers says where each sample's tokens lie, and every `PackedKVLayer` only stores.
+of host integers says where each sample's tokens lie, and a `PackedKVLayer` only stores them.
 Buffers are token-major `[rows, heads, D]`; a sample owns `length + ROOM` rows, so decoding writes
 in place and copies once in `ROOM` steps.
 """
@@ -149,7 +149,7 @@ class PackedKVLayout:
         shift = starts - to_device(self.starts, self.device)
         rows = torch.arange(self.total, device=self.device)
         source = rows + shift.repeat_interleave(capacities, output_size=self.total)
-        self._copy(layers, source.clamp(max=last), rows)  # rooms may be of unequal size
+        self._copy(layers, source.clamp(max=last), rows)  # capacities may differ
 
     def _move(self, order: list[int], layers: list[Any], extra: list[int] | None = None) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` tokens more)."""
@@ -247,7 +247,7 @@ class PackedKVLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No maximum."""
+        """-1: the layer has no maximum."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.23

@@ -79,8 +79,8 @@ def image_hashes(
 ) -> Tensor:
     """int64, one for each image or clip, or with `per_frame` for each of `segments`.
 
-    Made from the pixels; without any it is the number of the picture in its sample, counted on from
-    the pictures its cache has `seen`, int64 [samples].
+    Made from the pixels. Without pixels it is the number of the picture in its sample, plus the
+    number of pictures that the cache has `seen` before, int64 [samples].
     """
     if visual.image_hash is not None:
         hashes = visual.image_hash().to(device)

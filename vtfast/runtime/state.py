@@ -112,8 +112,8 @@ class ForwardState:
     ) -> tuple[Tensor, dict[str, Any]]:
         """What decoder layer `number` gets: hidden states [b, s, D] and keyword arguments.
 
-        Gradient checkpointing runs a layer again in backward, before transformers 5.23 with its
-        hooks: what was decided the first time holds.
+        Gradient checkpointing runs a layer again in backward (before transformers 5.23 with its
+        hooks); the second run repeats what the first decided.
         """
         if number in self._ran:
             index, given = self._ran[number]

@@ -19,14 +19,14 @@ from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
-def check_drafts(rows: int | Tensor | None, config: PatchConfig) -> None:
+def check_drafts(logits_to_keep: int | Tensor | None, config: PatchConfig) -> None:
     """Refuse a prefill that already holds guessed tokens where a guess would change what stays."""
     counts_guesses = "scores" in config.needs or config.positions == "renumber"
-    if isinstance(rows, int) and rows > 1 and counts_guesses:
+    if isinstance(logits_to_keep, int) and logits_to_keep > 1 and counts_guesses:
         raise InputError(
             "assisted and prompt-lookup decoding are unsupported with score-based methods and with "
             'positions="renumber", because the last token of the prompt is a guess there (the call '
-            f"has logits_to_keep={rows}); use a method without scores and "
+            f"has logits_to_keep={logits_to_keep}); use a method without scores and "
             'positions="keep", or decode without drafts (a plain call takes 0 or 1)'
         )
 
@@ -36,11 +36,12 @@ def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
 
     `placeholders`: bool [B, S] for each kind of features.
     """
-    labels, rows = call.get("labels"), call.get("logits_to_keep")
+    labels, num_logits = call.get("labels"), call.get("logits_to_keep")
     mask: Any = call.get("attention_mask")
     for placeholder in placeholders:
         # Checking this on a GPU would cost a host read in every generation.
-        on_host = isinstance(rows, int) and rows == 1 and placeholder.device.type == "cpu"
+        one_logit = isinstance(num_logits, int) and num_logits == 1
+        on_host = one_logit and placeholder.device.type == "cpu"
         if on_host and placeholder[:, -1].numpy().any():
             raise InputError(
                 "the prompt ends in a picture, whose last token may be dropped, and then there "
@@ -63,7 +64,7 @@ def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
     """The [B, P + S] mask of a call of S = `chunk` tokens; None without one.
 
     For a static cache `generate` prepares a 4-D mask. In the first chunk its last row says which
-    tokens are real; in a decoding step nothing is asked of it.
+    tokens are real; a decoding step does not need it.
     """
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return mask
@@ -96,8 +97,8 @@ def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions:
         )
     if min(visual.lengths) < chunk:
         raise InputError(
-            "a later chunk on a StaticCache is padded, which it cannot skip; use a DynamicCache, "
-            "or go on with samples of equal length"
+            "a later chunk on a StaticCache is padded, and such a cache cannot leave padding out; "
+            "use a DynamicCache, or go on with samples of equal length"
         )
 
 
@@ -119,7 +120,7 @@ def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradie
 
 
 def why_kernels_unsupported(config: PatchConfig, weight: Tensor, head_size: int) -> str | None:
-    """Why Triton's kernels cannot attend in a model, "" if they can, None where none runs.
+    """Why Triton's kernels cannot attend in a model; "" if they can, None where ops run in PyTorch.
 
     Refuses what an explicit `impl="triton"` cannot do there.
     """
