@@ -146,7 +146,7 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
 
 
 def _find_folder(name: str) -> bool:
-    """Whether `name` is a checkpoint folder. Raises if it is some other path, and no hub id."""
+    """Whether `name` is a checkpoint folder; raises if it is a path of another kind."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -22,7 +22,7 @@ PAD, BOS, EOS, IMAGE = (WORD_IDS[word] for word in ("<pad>", "<s>", "</s>", "<im
 
 
 def chat_template(parts: dict[str, str]) -> str:
-    """A chat template, `USER: … ASSISTANT:`, with a placeholder for every picture or video.
+    """A chat template, `USER: … ASSISTANT:`, with a placeholder for each picture or video.
 
     `parts` maps a content type, as "image", to its placeholder, which the processor replaces.
     """
