@@ -1,7 +1,7 @@
 """Ragged attention in prefill and in decoding: whole prompts, and keys read through an index.
 
 Every baseline that is installed takes part: SDPA sequence by sequence and over batches padded
-beforehand (outside the time) with each of its backends, torch's `varlen_attn`, flash-attn 2
+beforehand (which is not timed) with each of its backends, torch's `varlen_attn`, flash-attn 2
 and 3, FlexAttention. Reading keys through an index is compared with gathering them first.
 """
 
@@ -108,7 +108,7 @@ class Batch:
         return attention_near(*inputs[:3], self.parts(), self.causal, plain)
 
     def padded_gate(self, inputs: tuple) -> Check:
-        """The gate for an answer that is padded, `[B, n, H, D]`."""
+        """The gate for a padded answer, `[B, n, H, D]`."""
         near = self.gate(inputs)
         return lambda got: near(got[self.q.cells])
 
@@ -132,7 +132,7 @@ class Batch:
 
 
 def prefill(w: Workload, device: str, with_flex: bool) -> Case:
-    """Self-attention of a packed batch; padded at the right, causality hides the padding."""
+    """Self-attention of a packed batch; padding, at the right, is hidden by the causal mask."""
     segments = Ragged.from_lengths(w.lengths, device)
     batch = Batch(w, segments, segments, True)
 
@@ -192,7 +192,7 @@ def decode(w: Workload, device: str, with_flex: bool) -> Case:
 
 
 def through_an_index(w: Workload, device: str, decoding: bool) -> Case:
-    """Attention to kept keys and values, read through an index into the whole, not gathered."""
+    """Attention to the kept keys and values, read through an index instead of gathered first."""
     whole, keep = Ragged.from_lengths(w.lengths, device), w.keep(SHARE)
     kept = Ragged.from_lengths(keep, device)
     queries = Ragged.from_lengths([1] * len(keep), device) if decoding else kept

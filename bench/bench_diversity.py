@@ -23,7 +23,7 @@ CASES = [  # workload, share kept; on a CPU the small ones
     *(("qwen mix b8", 0.25), ("qwen 16k", 0.1)),
 ]
 MOST_PAIRS_ON_CPU = 3_000_000
-MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows: with more steps, for seconds
+MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows; more steps would take seconds
 
 
 def distances(features: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def case(w: Workload, share: float, device: str) -> Case:
 
         def check(got: torch.Tensor) -> str:
             if not (torch.equal(got, index) and torch.equal(got, order.sort().values)):
-                return "the rows by number are not those in pick order"
+                return "the ascending picks are not the picks in pick order"
             return farthest_each_time(*inputs, w.lengths, keep)(order)
 
         return check

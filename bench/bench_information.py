@@ -81,7 +81,7 @@ class Scene:
 
     @torch.no_grad()
     def paper(self, first: int = 0, units: int | None = None) -> torch.Tensor:
-        """From layer `first` on, of all units or the first ones."""
+        """Scores from layer `first` on, of all units or of the first `units`."""
         lines = []
         for layer in range(first, self.layers):
             with vtfast.patch(self.model, [Prune(layer, "drop", 0)]):

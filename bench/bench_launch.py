@@ -20,7 +20,7 @@ from no_driver import stand_in
 from op_calls import op_calls
 from report import aligned
 
-TARGET = 8.0  # us of a call above as many launches of an empty kernel
+TARGET = 8.0  # us that a call may take above its launches of an empty kernel
 CALLS = 50  # per round: few, so that some rounds run undisturbed
 LAUNCHES = {"diversity_select": 3, "last_query_scores": 2, "ragged_decode": 2}
 

@@ -171,8 +171,8 @@ def strongest(taken: dict[str, dict[str, list[float]]]) -> list[float]:
 
 
 def break_even(points: Sequence[tuple[int, float]]) -> float | None:
-    """Visual tokens from which on packed / unpatched stays below 1, between points in proportion to
-    their logarithms; the first number tried if it never was above, None if it is at the end."""
+    """Visual tokens from which on packed / unpatched stays below 1, interpolated over the logarithm
+    of their number: the first number tried if it always is, None if it is not at the last."""
     losses = [i for i, (_, ratio) in enumerate(points) if ratio >= 1]
     if not losses:
         return float(points[0][0])

@@ -1,7 +1,7 @@
 """Last-query scores, by which FastV ranks tokens, without building the attention matrix.
 
 Baselines: the whole matrix, as `output_attentions` gives it to the published code; and the last row
-alone. They multiply in the dtype of the model, so their scores are rougher than vtfast's.
+alone. They multiply in the dtype of the model, so their scores are less precise than vtfast's.
 """
 
 from collections.abc import Callable, Iterator

@@ -41,7 +41,7 @@ GATHERS = (
 
 
 class Selection:
-    """A workload with the share of each picture's tokens to keep: selections, inputs, answers."""
+    """Selections from a workload at one share to keep: their inputs, variants and right answers."""
 
     def __init__(self, w: Workload, share: float, device: str) -> None:
         self.w, self.device, self.keep = w, device, w.keep(share)
@@ -76,7 +76,7 @@ class Selection:
         return batched
 
     def one_draw(self) -> Callable[..., torch.Tensor]:
-        """The largest of uniform numbers, padded."""
+        """Random picks: the largest of uniform numbers, drawn for a padded batch at once."""
         shape = (len(self.segments), self.segments.max_seqlen)
         dead = None if self.equal else ~self.segments.live
 

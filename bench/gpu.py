@@ -84,7 +84,7 @@ class Runner:
                 code = process.wait() and None
         said = log.read_text(errors="replace")
         status = {0: "passed", None: "out of time"}.get(code, "failed")
-        if code is None and " FAILED" in said:  # a test that failed before counts all the same
+        if code is None and " FAILED" in said:  # a test failed before the time was up
             status = "failed"
         if step.name.startswith("tests: ") and code == 5:  # none of this kind in the file
             status = "passed"
@@ -198,10 +198,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("what", choices=("check", "ops", "model"))
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where everything goes")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with this earlier JSON")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="continue this earlier JSON")
     parser.add_argument("--seconds", type=float, default=520, help="time limit of all (520)")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="steps with these")
-    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: does it run?")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="steps by name")
+    parser.add_argument("--dry", action="store_true", help="try it at tiny sizes on the CPU")
     options = parser.parse_args()
     runner = Runner(options.out, options.seconds)
     return (check if options.what == "check" else benches)(options, runner)

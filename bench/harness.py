@@ -29,7 +29,7 @@ _backend = "inductor"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do what the case asks: a function of the case's inputs.
+    """One implementation of what the case asks: a function of the case's inputs.
 
     role: "vtfast"; "eager", the plain baseline; "fair", another baseline; "compiled", one that is
         timed with `--compiled` only; "note", shown for information, neither checked nor compared.
@@ -163,7 +163,7 @@ def main(ops: dict[str, Callable[[str, bool], Iterable[Case]]], description: str
     arguments = parser(description, rounds=9)
     arguments.add_argument("--op", choices=ops, help="this one alone (default: all)")
     arguments.add_argument("--compiled", action="store_true", help="with compiled variants too")
-    arguments.add_argument("--check", action="store_true", help="only parity")
+    arguments.add_argument("--check", action="store_true", help="check parity, time nothing")
     options = arguments.parse_args()
     torch.set_num_threads(1)  # times on a CPU are of one thread
     _backend = "eager" if options.tiny else "inductor"

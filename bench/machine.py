@@ -104,7 +104,7 @@ def graph_samples(calls: dict, sets: Sequence[tuple], scratch: torch.Tensor | No
             each = [lambda call=call, inputs=inputs: call(*inputs) for inputs in sets]
             cold[name] = _captured(flush + each)
         except RuntimeError as error:
-            torch.cuda.synchronize()  # raises where more is broken than the capture
+            torch.cuda.synchronize()  # raises if more than the capture has failed
             warm.pop(name, None)
             refused[name] = str(error).strip().split("\n")[0]
     cold = cold if len(sets) > 1 else {}
@@ -123,7 +123,7 @@ def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    # A capture that fails leaves its stream behind as the current one; the outer context does not.
+    # A capture that fails leaves its stream as the current one; the outer context restores ours.
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         for call in calls:
             call()

@@ -141,7 +141,7 @@ def counts(variant: Variant, device: str) -> dict[str, int | None]:
         reads = host_reads(variant.prefill, device)
         memory = memory_on_gpu(variant.prefill) if device == "cuda" else memory_on_cpu(seen)
         _, state = variant.prefill()
-    caches = state if isinstance(state, list) else [state]  # the native run has one a span
+    caches = state if isinstance(state, list) else [state]  # the native run has one per stage span
     layers = [layer for cache in caches for layer in cache.layers if layer.is_initialized]
     return {
         "launches": sum(map(is_kernel, seen.events())) if device == "cuda" else None,

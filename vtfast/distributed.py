@@ -41,7 +41,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """This process, as its launcher describes it in the environment; alone without a launcher."""
+    """This process, as its launcher describes it in the environment; without one, the only one."""
     rank, size = _first(_RANK), _first(_SIZE)
     if rank is None or size is None or size < 2 or not all(name in os.environ for name in _MEETING):
         return Process()

@@ -154,7 +154,7 @@ def test_every_bundled_model_answers_and_a_patch_is_undone(record: dict) -> None
     folders = (Path(toy.__file__).parent / "checkpoints").iterdir()
     for name in (folder.name for folder in folders if folder.is_dir()):
         check = named(record["checks"], f"toy-{name} answers")
-        assert (check["status"], check["result"][-12:]) == ("ok", "as it should")
+        assert (check["status"], check["result"][-15:]) == ("ok", "as it should be")
     assert "nothing stays behind" in named(record["checks"], "patch and generate")["result"]
 
 

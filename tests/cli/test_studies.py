@@ -142,7 +142,7 @@ def test_no_number_is_cut_off_at_80_columns(folder):
         ("horizon", ["--task", "code", "--out", "a.jpg"], "pass a name that ends in .png"),
         ("horizon", ["--task", "code", "--log", "a.png"], "is not a vtfast log"),
         ("score", ["--image", "a.png"], "--image, --prompt and --answer go together"),
-        ("score", ["--task", "code", "--sample", "100"], "--sample 100: there are 100; count from"),
+        ("score", ["--task", "code", "--sample", "100"], "--sample 100: expected a number from 0"),
         ("sweep", ["--task", "code", "--keep", "half"], "--keep half: expected shares above 0"),
         ("sweep", ["--task", "code", "--keep", "0.2,2"], "--keep 0.2,2: expected shares above 0"),
         ("sweep", ["--task", "code", "--methods", "best"], "method 'best' is unknown"),

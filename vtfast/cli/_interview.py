@@ -50,7 +50,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        """How to call the column in print."""
+        """The name of the column in tables and figures."""
         return "full" if self.keep is None else f"keep {self.keep:g}"
 
 

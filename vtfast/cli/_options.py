@@ -18,7 +18,7 @@ from vtfast.toy import TASKS
 
 
 def one_of(option: str, help: str, *known: str) -> Any:
-    """An option whose value is one of some words."""
+    """An option that takes one of the words `known`."""
 
     def check(value: str) -> str:
         if value not in known:
@@ -234,7 +234,7 @@ def source_of_questions(task: str | None, data: Path | None) -> str | Path:
 
 
 def check_not_read(out: Path | None, read: Iterable[Path | None]) -> None:
-    """Refuse an --out that would overwrite a file of `read`, itself or by the JSON beside it."""
+    """Refuse an --out if its picture, or the JSON beside it, would overwrite a file of `read`."""
     taken = {path.resolve() for path in read if path is not None}
     for target in () if out is None else (out, out.with_suffix(".json")):
         if target.resolve() in taken:

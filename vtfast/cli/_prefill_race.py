@@ -115,7 +115,7 @@ class Timing:
 
 
 class Race:
-    """Times prefills: of the full model, and for every keep pruned and natively shorter.
+    """Times prefills: full, and for every keep pruned and unpatched on as few tokens.
 
     Making a `Race` is quick and raises PlanError if the preset cannot meet a keep on this model;
     `run` does the timing.

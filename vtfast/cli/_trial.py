@@ -84,7 +84,7 @@ def try_op(name: str, advice: list[str]) -> dict[str, str]:
 
 
 def try_check(name: str, advice: list[str]) -> dict[str, str]:
-    """What came of one of `CHECKS`."""
+    """The result of one of `CHECKS`; if it fails, what to do is added to `advice`."""
     try:
         return {"name": name, "result": CHECKS[name](), "status": "ok"}
     except Exception as error:
@@ -100,7 +100,7 @@ def try_check(name: str, advice: list[str]) -> dict[str, str]:
 def _bundled_model(name: str) -> str:
     if accuracy(*toy.load(name), "background", 1) < 1:
         raise ValueError("an easy question is answered wrong")
-    return "an easy question is answered right, as it should"
+    return "an easy question is answered right, as it should be"
 
 
 def _patch_and_generate() -> str:

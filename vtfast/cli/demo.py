@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtfast.cli._prefill_race import Race, Timing
 
 # The first scene with the commonest outcome: 6, 6 and 5 of 6 answers right in full, at keep 0.75
-# and at keep 0.5. 196 of the scenes 0 to 499 come out so; the averages are 5.99, 5.76 and 4.88.
+# and at keep 0.5. 196 of the scenes 0 to 499 have it; the averages are 5.99, 5.76 and 4.88.
 DEFAULT_SCENE = 2
 ANSWERED_KEEPS, TIMED_KEEPS = (0.75, 0.5), (0.5, 0.25)
 ROUNDS = 5

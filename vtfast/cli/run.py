@@ -288,7 +288,7 @@ def _size(size: int) -> str:
     return f"{size / 1e3:.0f} kB"
 
 
-# Of the table: label, field of the record, and how its value is written.
+# Rows of the table: label, field of the record, and how its value is written.
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("visual tokens, average of layers", "visual_tokens_average", "{:.1f}".format),
     ("prefill FLOPs, of unpruned", "flops_ratio", lambda share: f"{100 * share:.0f} %"),

@@ -76,7 +76,7 @@ def score(
         asked = Dataset(checkpoint.processor, [example], "your question")
     protect(asked, out, data, *(image or ()))
     if sample >= len(asked):
-        raise InputError(f"--sample {sample}: there are {len(asked)}; count from 0")
+        raise InputError(f"--sample {sample}: expected a number from 0 to {len(asked) - 1}")
     with loaded(checkpoint, device, dtype, stderr) as network:
         batch = asked.batch([sample], network.device)
         num_layers = len(chosen or range(network.config.get_text_config().num_hidden_layers))

@@ -55,7 +55,7 @@ def sweep(
     """Prune at every layer with every method, and see what accuracy is left.
 
     A cell of the table is the accuracy when a method keeps a share of the visual
-    tokens from one layer on. Beyond the horizon random is as good as any method;
+    tokens from one layer on. From the horizon on random is as good as any method;
     before it the method matters. The method "information" knows the true answer:
     it is a bound to compare with.
 

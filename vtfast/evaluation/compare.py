@@ -36,7 +36,7 @@ def exact(said: str, answer: str) -> bool:
 
 
 def begins(said: str, answer: str) -> bool:
-    """Whether a text begins with the answer, as `exact` reads it, at the end of a word."""
+    """Whether a text begins with the answer, compared as in `exact`, and the word ends there."""
     said, answer = _plain(said), _plain(answer)
     return said.startswith(answer) and not said[len(answer) : len(answer) + 1].isalnum()
 
@@ -74,13 +74,14 @@ def evaluate(
         keep: of the presets; several make a row each. Default: each preset's own.
         horizon: of the presets that have one, and of "vtw" without a keep; see `vtfast.patch`.
         seed, positions, path, impl: as in `vtfast.patch`.
-        match: "exact" or "begins" (both without case, extra spaces and punctuation around), or a
-            function (said, answer) -> bool.
+        match: "exact" or "begins" (both ignore case, extra spaces and surrounding punctuation), or
+            a function (said, answer) -> bool.
         max_new_tokens: of an answer. Default: one more than the longest true answer has.
         batch: questions asked together, int ≥ 1.
         log: a file for finished questions (JSON lines); a run that finds one continues it. Each of
-            several processes adds its number to the name, and as many have to continue it.
-        progress: a bar after two seconds; or a function that is called after every question.
+            several processes has a file of its own, with its number after the name; only as many
+            processes can continue them.
+        progress: True for a bar after two seconds, or a function to call after every question.
 
     Raises InputError and PlanError for what cannot be compared, before anything runs.
 

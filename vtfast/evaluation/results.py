@@ -95,8 +95,8 @@ class Comparison(Result):
     def figure(self) -> "Figure":
         """Accuracy against average visual tokens: a point with its interval for every row.
 
-        A line joins the Pareto-optimal rows. Points are hollow and of several shapes, as plans of
-        one budget lie on top of one another.
+        A line joins the Pareto-optimal rows. Points are hollow and of several shapes, because those
+        of plans with one budget overlap.
         """
         from matplotlib import colormaps
 
@@ -168,7 +168,7 @@ def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
     """Wilson score interval of a share of n trials."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)  # rounding can lead out
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may leave [0, 1]
 
 
 def tabulate(

@@ -1,9 +1,9 @@
-"""How long visual tokens carry information: scores, the information horizon, and sweeps over both.
+"""Up to which layer visual tokens carry information: scores, the horizon, and sweeps.
 
     found = information.score(model, inputs, answer)      # one batch: every layer, every token
     examples, bad_lines = information.read_examples("mine.jsonl")
     dataset = information.Dataset(processor, examples, "my task")
-    h = information.horizon(model, dataset)               # a task: the layer, with its confidence
+    h = information.horizon(model, dataset)               # a task: the layer, with its interval
     vtfast.patch(model, "divprune+random", horizon=h)     # a plan made from it
     information.sweep(model, dataset)                     # accuracy by method and layer
 

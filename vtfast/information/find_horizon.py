@@ -49,7 +49,7 @@ def horizon(
         seed: of the bootstrap.
         batch: samples run together.
         log: a file for finished samples (JSON lines); a run that finds one continues it.
-        progress: a bar after two seconds; or a function that is called after every sample.
+        progress: True for a bar after two seconds, or a function to call after every sample.
 
     Raises InputError for what cannot be measured, and what `score` raises.
 

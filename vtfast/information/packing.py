@@ -1,10 +1,10 @@
 """Pack sequences that start from the same decoder layer into one batch without repeated tokens.
 
 - The text of a sample alone is a sequence. A causal model gives the tokens before a kept visual
-  token the same states with and without it. So a sequence that keeps some owns only the tokens from
-  the first of them on, and reads keys and values of those before through an index into the text.
-- Sequences of equal shape stand side by side, so that attention in plain PyTorch is one call for
-  them.
+  token the same states with and without it. So a sequence with visual tokens holds only its
+  tokens from the first of these on; the keys and values of the earlier ones are read from the
+  text alone, through an index.
+- Sequences of equal shape are adjacent, so that plain PyTorch attends to them in one call.
 """
 
 from collections.abc import Sequence

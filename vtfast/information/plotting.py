@@ -42,7 +42,7 @@ def draw_curve(
     colour: str,
     label: str,
 ) -> None:
-    """Draw a curve over decoder layers in its confidence band; shares are drawn as percent."""
+    """Draw a curve over decoder layers with its confidence band; shares are drawn as percent."""
     percent = 100 * np.array([mean, low, high])
     ax.plot(layers, percent[0], "o-", ms=3, lw=1.4, color=colour, label=label)
     ax.fill_between(layers, percent[1], percent[2], color=colour, alpha=0.18, lw=0)
@@ -50,6 +50,6 @@ def draw_curve(
 
 
 def label_layers(ax: Axes) -> None:
-    """Make the horizontal axis one of whole layer numbers."""
+    """Label the horizontal axis with whole layer numbers."""
     ax.set_xlabel("decoder layer", size=8, color=PALE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

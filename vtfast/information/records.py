@@ -61,7 +61,7 @@ class Records:
     ) -> None:
         """Measure what is missing, block by block; `progress` steps once for every sample.
 
-        `measure`: the numbers of a block's samples to their records.
+        `measure` takes the numbers of a block's samples and returns their records.
         """
         blocks = list(blocks)
         with steps(progress, task, sum(map(len, blocks)), unit) as tick:
@@ -89,7 +89,7 @@ class Records:
         assert self.path is not None
         found = self.path.read_bytes()
         whole = found[: found.rfind(b"\n") + 1]
-        # A file without a whole line is the beginning of this run's log, or no log and left alone.
+        # A file without a whole line must be the beginning of this run's log, or it is left alone.
         ours = bool(whole) or _line({"settings": settings}).startswith(found)
         before: dict[str, Any] = settings
         try:

@@ -1,8 +1,8 @@
 """Write the result of a measurement to a file, read it back, and draw it.
 
 A result is a frozen dataclass. Its JSON has a field of the same name for each of its fields, with
-tuples and arrays as lists and nested dataclasses as objects; what a field is read back as follows
-from its type.
+tuples and arrays as lists and nested dataclasses as objects. A value is read back as the type of
+its field.
 """
 
 import json
@@ -80,7 +80,7 @@ def _written(value: Any) -> Any:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """What JSON holds of a value, as the type `kind` of its field."""
+    """A value from JSON, converted to the type `kind` of its field."""
     if value is None:
         return None
     if is_dataclass(kind):

@@ -42,14 +42,14 @@ def score(
             else a list for each sample (`answer_ids` makes one from text).
         layers: 0-based; those whose input is scored. Default: all.
         window: tokens of a unit: n for n x n, or (rows, columns). Default: 2 x 2, as in the paper,
-            where both sides of a picture's grid are at least 24; one token below.
+            where both sides of a picture's grid are at least 24; else one token.
         per: "first_token": p of the first token of the answer, the paper's. "mean_token": the mean
             over all its tokens, each after the true ones before it. (The probability of a whole
             answer of several would hide what single tokens still carry.)
         chunk: units in a packed batch at most. Default: as many as fit a share of the memory.
             Halved when memory runs out, down to 1.
         impl: "auto" | "eager" | "triton", of the ops.
-        progress: a bar after two seconds; or a function that is called after every layer.
+        progress: True for a bar after two seconds, or a function to call after every layer.
 
     Raises:
         InputError: an answer without tokens, a sample without a picture, a layer out of range, a

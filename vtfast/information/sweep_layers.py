@@ -48,16 +48,16 @@ def sweep(
 ) -> Sweep:
     """Measure the accuracy of a model with one pruning stage, by method, layer and budget.
 
-    An answer is right if greedy decoding says it. Deterministic, also in several runs with a `log`.
+    An answer is right if greedy decoding gives it. Deterministic, also when continued from a `log`.
 
     Args:
         model, layers, window, per, chunk, impl: as in `score`.
         dataset, batch, log, progress: as in `horizon`.
         methods: names of registered methods, and "information".
         keep: shares of an image's visual tokens in [0, 1].
-        seeds: how many "random" is run with, int ≥ 1; they are 0, 1, ….
-        retained: score all units, for the information in what methods keep ("information" needs
-            that anyway). It is most of the work.
+        seeds: how many seeds "random" is run with, int ≥ 1; they are 0, 1, ….
+        retained: score all units, to measure the information in the tokens that methods keep. This
+            takes most of the time; the method "information" always needs it.
         confidence: of the intervals.
 
     Raises InputError and PlanError for what cannot be swept, and what `score` raises.

@@ -21,8 +21,8 @@ class Row:
     """Accuracy of one pruning method at one layer and one budget.
 
     Attributes:
-        accuracy: over samples, mean of the seeds; with an interval over samples.
-        seeds: accuracy with each seed, one entry where the method draws nothing.
+        accuracy: mean over samples and seeds; `low` and `high`: its interval over samples.
+        seeds: accuracy with each seed; one entry for a method that is not random.
         p: mean probability of the answer.
         retained: mean over samples of the summed information of what was kept; None without scores.
     """
@@ -80,8 +80,8 @@ class Sweep(Result):
     def figure(self) -> "Figure":
         """Accuracy by layer, and below it what information the methods retain.
 
-        Accuracies have a line for every method in its interval over samples, with whiskers of one
-        standard deviation over its seeds.
+        The accuracy of a method is a line in the band of its interval over samples; whiskers show
+        one standard deviation over its seeds.
         """
         from vtfast.information import plotting as plot
 

@@ -120,7 +120,7 @@ def find(name: str) -> Checkpoint:
 
 
 def load_processor(name: str, offline: bool = True) -> Any:
-    """The processor of a checkpoint; vtfast's own if that one needs a torchvision that is missing.
+    """The processor of a checkpoint; vtfast's own if it needs torchvision, which is not installed.
 
     Raises InputError if it cannot be loaded.
     """
@@ -146,7 +146,7 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
 
 
 def _find_folder(name: str) -> bool:
-    """Whether `name` is a checkpoint folder; raises if it can only mean a folder and is none."""
+    """Whether `name` is a checkpoint folder; raises if it is a path of another kind."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -194,12 +194,14 @@ def _find_on_hub(name: str) -> bool:
         reason = f"it cannot be kept in {constants.HF_HUB_CACHE} ({short(error)})"
         fix = "set HF_HOME to a folder of yours"
     except (HTTPError, OSError) as error:
-        reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "connect"
+        reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "go online"
     else:
         return False
     if cached:
         return True
-    raise InputError(f"{start}not in the local cache; {reason}; {fix}, or pass a local folder")
+    raise InputError(
+        f"{start}it is not in the local cache; {reason}; {fix}, or pass a local folder"
+    )
 
 
 def hub_cache() -> str:

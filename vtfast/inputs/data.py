@@ -170,7 +170,8 @@ def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example
     """
     path, examples, bad = Path(path), [], []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() splits texts
+        # not splitlines(), which also splits at U+2028 and the like inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None

@@ -110,7 +110,7 @@ def _animation(path: Path, max_frames: int) -> tuple[list[Image.Image], int, flo
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """RGB, turned as its camera was held; 16-bit greys are scaled, which Pillow would clip."""
+    """RGB, upright by its EXIF data; 16-bit greys are scaled, where Pillow would clip them."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))

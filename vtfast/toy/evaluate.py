@@ -17,7 +17,7 @@ from vtfast.toy.scene import SQUARE, Size
 from vtfast.toy.tasks import TASKS
 from vtfast.toy.words import LONGEST_ANSWER
 
-MAPS = 48  # of the scenes of a task, how many have their tokens scored
+MAPS = 48  # scenes of a task whose tokens are scored
 _BATCH = 50
 
 
@@ -78,7 +78,7 @@ def horizon(
 
 
 def hardest_horizon(horizons: Mapping[str, int | None]) -> int | None:
-    """The horizon of the task that needs its picture longest, of those that have one."""
+    """The deepest horizon of the tasks that have one; None if none has."""
     return max((layer for layer in horizons.values() if layer is not None), default=None)
 
 
@@ -98,7 +98,7 @@ def measure(
 
 
 def record(horizons: Mapping[str, Horizon]) -> dict[str, Any]:
-    """Horizons by task, for the model card; the curves end with the accuracy of dropping none."""
+    """Horizons by task, for the model card; the curves end with the accuracy of the full model."""
     one = horizons[TASKS[0]]
     curves = {}
     for task, found in horizons.items():

@@ -37,7 +37,7 @@ class Family(Protocol):
         """Positions of the first P tokens of a sequence, int64 [axes, P]; text follows."""
 
     def see(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """From normalised pixels [B, 3, height, width] what the glyph head reads and what the
+        """Encode normalised pixels [B, 3, height, width]: what the glyph head reads and what the
         decoder reads, each [B, V, width of the model], the latter in fp32."""
 
     def decode(
@@ -54,8 +54,8 @@ def draw_weights(model: Any, seed: int, summed: Sequence[tuple[str, int]]) -> No
     """Fill the weights of `model` from `seed`: N(0, 1 / fan-in), biases and norms left alone.
 
     At width 128 the library's default of 0.02 is too small to learn from in a short run. `summed`
-    names, as (pattern, layers), the matrices whose outputs a residual stream of that many layers
-    sums up; the first pattern that fits counts, and these start smaller.
+    lists (pattern, layers): matrices whose outputs are added to a residual stream of that many
+    layers start smaller. The first pattern that fits a name counts.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def draw_weights(model: Any, seed: int, summed: Sequence[tuple[str, int]]) -> No
 
 
 def _initial_std(name: str, weight: torch.Tensor, summed: Sequence[tuple[str, int]]) -> float:
-    """Standard deviation to draw a weight with; 0 leaves it."""
+    """Standard deviation to draw a weight with; 0 if it stays as it is."""
     if "embed_tokens" in name:
         return 0.5
     if "position_embedding" in name or name.endswith("class_embedding"):

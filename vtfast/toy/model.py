@@ -1,4 +1,4 @@
-"""The bundled models: loading one, asking it, and writing a folder like theirs.
+"""Load a bundled model, write a prompt for it, and save a model as a folder like its own.
 
 A folder written here is an ordinary checkpoint of a stock class. `AutoModelForImageTextToText`
 reads it, without torchvision and without a network.
@@ -39,7 +39,7 @@ def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[A
 
 
 def family_of(model: Any) -> Family:
-    """The family module of `model`, one of those that `build_model` of a family returns."""
+    """The module of the family whose `build_model` makes models like this one."""
     return next(one for one in FAMILIES.values() if model.config.model_type == one.MODEL_TYPE)
 
 

@@ -39,7 +39,7 @@ SIZES: Sequence[Size] = (
     *((108, 96), (96, 108), (144, 96), (96, 144)),
 )
 LAYERS, WIDTH = 8, 128
-PATCH, MERGE, FRAMES = 6, 2, 2  # pixels, patches, and frames along each side of a visual token
+PATCH, MERGE, FRAMES = 6, 2, 2  # pixels along a patch, patches along a token, frames in a token
 _TOKENS = {
     "video_token": "<video>",
     "vision_start_token": "<vision_start>",

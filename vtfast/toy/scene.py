@@ -2,7 +2,7 @@
 
 A scene is RGB and 96 x 96 unless a larger size is asked for: on a coloured background, three
 horizontal bands in random order hold one large shape, a row of two to four small cells with a digit
-each, and a code of three characters. In a larger picture things are no larger, they have more room.
+each, and a code of three characters. In a larger picture the same objects have more room.
 A `Scene` holds meaning and layout, so the picture, the answers and the per-patch glyph labels that
 help training all follow from one value. The glyphs are Pillow's built-in font (Pillow ≥ 10.1 with
 FreeType); no system font is needed.

@@ -6,7 +6,7 @@ One stage; 0.85 s a step on two free CPU cores, so about 25 minutes, or 1.2 s an
 - seven questions share one picture (`toy/lessons.py`);
 - Muon for matrices, AdamW for the rest;
 - an auxiliary head names the glyph under each patch, its weight falling to zero at 90 % of the
-  run. Reading takes off as soon as this head is good, instead of after a long plateau;
+  run. The model learns to read as soon as this head is good, instead of after a long plateau;
 - fp32 attention as plain products: at 127 tokens the backward of fused attention is the slow part
   of a CPU step. Qwen's windows of one length are one such product, instead of one each.
 
@@ -169,8 +169,8 @@ def _glyph_loss(logits: torch.Tensor, glyphs: torch.Tensor) -> torch.Tensor:
 def train(settings: Settings, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Train, save to `folder`, measure what was saved, and record it there.
 
-    Writes `training.json` (the returned dict) and `vtfast_horizon` in `config.json`: the horizon
-    of the task that needs its picture longest, of those that have one; left out where none has.
+    Writes `training.json` (the returned dict) and `vtfast_horizon` in `config.json`: the deepest
+    horizon of the tasks that have one; left out if none has.
     """
     trainer, started = Trainer(settings), perf_counter()
     mean: dict[str, float] = {}
@@ -227,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "cores; llava-small is --layers 8 --steps 1300 --seed 2; qwen is --family qwen --layers 8 "
         "--steps 1700 --seed 3, about 35 minutes, on pictures of eight sizes. To try the whole "
         "pipeline: --out build/look --steps 3 --layers 2 --n-eval 10. On shared cores set "
-        "OMP_WAIT_POLICY=PASSIVE: waiting threads then give way.",
+        "OMP_WAIT_POLICY=PASSIVE: waiting threads then free their core.",
     )
     default = Settings()
 

@@ -22,9 +22,9 @@ PAD, BOS, EOS, IMAGE = (WORD_IDS[word] for word in ("<pad>", "<s>", "</s>", "<im
 
 
 def chat_template(parts: dict[str, str]) -> str:
-    """A chat template: `USER: … ASSISTANT:`, with what stands for each kind of visual part.
+    """A chat template, `USER: … ASSISTANT:`, with a placeholder for each picture or video.
 
-    `parts` maps a content type, as "image", to the text that its processor replaces.
+    `parts` maps a content type, as "image", to its placeholder, which the processor replaces.
     """
     branches = "".join(
         f"{{% {'elif' if i else 'if'} part['type'] == '{kind}' %}}{text}\n"
