@@ -42,12 +42,24 @@ def test_what_is_read_has_the_types_that_were_saved():
     assert len(picture.columns) == 4
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": [1]}', '{"rows": 3}'])
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"layers": [1]}', '{"rows": 3}'])
 @pytest.mark.parametrize("kind", FILES.values())
 def test_a_file_of_something_else_is_one_error(kind, text, tmp_path):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(InputError, match=rf"other\.json is not a saved {kind.__name__}; pass a"):
         kind.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "field"),
+    [(Horizon, "horizon.json", "curves"), (InformationMap, "map.json", "pictures")],
+)
+def test_a_null_where_a_value_is_needed_is_the_same_error(kind, name, field, tmp_path):
+    """`patch(horizon=None)` takes the default, so None must not be read from a damaged file."""
+    record = json.loads((SAMPLES / name).read_text())
+    (tmp_path / "damaged.json").write_text(json.dumps({**record, field: None}))
+    with pytest.raises(InputError, match=rf"damaged\.json is not a saved {kind.__name__}"):
+        kind.load(tmp_path / "damaged.json")
 
 
 def continued(name, tmp_path):

@@ -38,3 +38,9 @@ def test_an_old_name_warns_once_and_names_the_new_one(ctx, old, new, read):
         by_old_name, by_new_name = read(ctx)
     assert by_old_name is by_new_name
     assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_the_old_name_of_the_hash_can_still_be_assigned(ctx):
+    with pytest.warns(DeprecationWarning, match=r"ctx\.keys is now ctx\.image_hash"):
+        ctx.keys = torch.arange(3)
+    assert ctx.image_hash.tolist() == [0, 1, 2]

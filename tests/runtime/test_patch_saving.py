@@ -128,3 +128,8 @@ def test_a_cache_pickled_by_vtfast_0_1_is_refused_with_one_line(path):
     with pytest.raises(StateError, match=r"pickled by vtfast 0\.1.*run the prompt again") as caught:
         pickle.loads(pickled)
     assert "\n" not in str(caught.value)
+
+
+def test_layers_of_a_packed_cache_of_0_1_are_refused_too():
+    with pytest.raises(StateError, match=r"pickled by vtfast 0\.1"):
+        pickle.loads(b"cvtfast.runtime.ragged_cache\nRaggedLayer\n.")

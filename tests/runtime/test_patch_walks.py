@@ -103,7 +103,7 @@ class Walk:
         return self.draw.randrange(50)
 
 
-@pytest.mark.parametrize("number", range(50))
+@pytest.mark.parametrize("number", range(25))
 @both_layouts
 def test_a_random_talk_is_the_oracles(family, path, number):
     walk, model = Walk(family, number), family.build()

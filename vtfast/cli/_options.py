@@ -192,7 +192,9 @@ Log = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.png", callback=_check_out, help="Draw the result to this file."),
+    typer.Option(
+        metavar="FILE.png", callback=_check_out, help="Draw the result, with its JSON beside it."
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="One JSON object on stdout instead of tables.")

@@ -81,17 +81,17 @@ def _written(value: Any) -> Any:
 
 def _read(kind: Any, value: Any) -> Any:
     """A value from JSON, converted to the type `kind` of its field."""
+    parts = get_args(kind)
+    if get_origin(kind) is UnionType:  # X | None
+        return None if value is None else _read(parts[0], value)
     if value is None:
-        return None
+        raise TypeError("null where a value is needed")
     if is_dataclass(kind):
         kinds = get_type_hints(kind)
         named = {field.name: _read(kinds[field.name], value[field.name]) for field in fields(kind)}
         return kind(**named)  # type: ignore[operator] # a class, not an instance
     if kind is np.ndarray:
         return np.array(value)
-    parts = get_args(kind)
-    if get_origin(kind) is UnionType:  # X | None
-        return _read(parts[0], value)
     if get_origin(kind) is tuple:
         return tuple(map(_read, repeat(parts[0]) if parts[-1] is ... else parts, value))
     if get_origin(kind) is Mapping:

@@ -106,6 +106,11 @@ class SelectionContext:
         _warn_renamed("ctx.keys", "ctx.image_hash")
         return self.image_hash
 
+    @keys.setter
+    def keys(self, value: Tensor) -> None:
+        _warn_renamed("ctx.keys", "ctx.image_hash")
+        self.image_hash = value
+
     @cached_property
     def attention(self) -> Attention:
         """Queries and keys of the layer before; of this one at layer 0 or `score_layer="this"`.
