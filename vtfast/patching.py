@@ -129,17 +129,17 @@ def patch(
         )
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
-    check_transformers(model, path)
+    check_transformers(model, family, path)
     return _attach(model, family, plan, int(seed), positions, impl, path, bool(record))
 
 
-def check_transformers(model: Any, path: str) -> None:
+def check_transformers(model: Any, family: Family, path: str) -> None:
     """Make sure that vtfast works with the installed transformers, once for each kind of model.
 
     A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; a
     release that fails it raises UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
-    family, implementation = family_of(model), model.config.get_text_config()._attn_implementation
+    implementation = model.config.get_text_config()._attn_implementation
     how = _patch_tiny, implementation, path
     check_release(family, supported_class(model), model.config, *how)
 
@@ -186,10 +186,8 @@ def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -
         horizon = getattr(model.config, "vtfast_horizon", None)
         source = "from the checkpoint"
         if horizon is None:
-            horizon, source = (
-                int(family.default_horizon * num_layers + 0.5),
-                "default, not measured",
-            )
+            horizon = int(family.default_horizon * num_layers + 0.5)
+            source = "default, not measured"
     return Plan.resolve(
         plan,
         num_layers=num_layers,

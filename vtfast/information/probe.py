@@ -68,7 +68,7 @@ class Probe:
         impl: str = "auto",
     ) -> None:
         family = family_of(model)
-        check_transformers(model, "packed")
+        check_transformers(model, family, "packed")
         if is_patched(model):
             raise StateError("the model is patched; call vtfast.unpatch(model) before scoring it")
         if model.training:

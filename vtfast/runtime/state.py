@@ -147,9 +147,10 @@ class ForwardState:
     def _expect_attention(self, module: nn.Module) -> None:
         """Count the layers that must attend by `metadata`: those with transformers' own attention,
         because a user may have replaced the attention of others by a no-op."""
+        if self.metadata is None:
+            return
         attends = getattr(module, "self_attn", None)
-        if self.metadata is not None and type(attends).__module__.startswith("transformers."):
-            self.to_attend += 1
+        self.to_attend += type(attends).__module__.startswith("transformers.")
 
     def _check_handed(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """A layer must get as many hidden states and rotary rows as the bookkeeping has."""
