@@ -312,11 +312,10 @@ def savings(records: Iterable[dict]) -> str:
             first, run = cases[0], record["runs"][-1]
             body = [[name, "1.00", *(f"{of(r):.2f}" for r in cases)] for name, of in SAVED.items()]
             head = ["share of unpatched", "full", *(f"keep {r['keep']:g}" for r in cases)]
-            what = (
-                f"{first['model']}, random weights, {first['tokens']} visual tokens, packed layout"
-            )
+            where = f"packed, {run['device']}{', one thread' * on_cpu(record)}; `{run['command']}`"
+            what = f"{first['model']} with random weights, {first['tokens']} visual tokens"
             table = markdown([head, *body], ["---", *["---:"] * (len(cases) + 1)])
-            return f"{what}; {run['device']}{', one thread' * on_cpu(record)}:\n\n{table}"
+            return f"{what}, {where}:\n\n{table}"
     return "Not measured yet."
 
 

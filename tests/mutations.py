@@ -473,24 +473,24 @@ MUTATIONS = [
     ),
     Mutation(
         "Layers may hold rotary rows of their own, which no packed stage rewrites.",
-        RUNTIME + "state.py",
-        'if self.shared is not None and kwargs.get("position_embeddings") is not self.shared:',
+        RUNTIME + "handed.py",
+        'if self.rotary is not None and kwargs.get("position_embeddings") is not self.rotary:',
         "if False:",
         "tests/models/test_changed_releases.py::"
         "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-packed-copies-of-rotary]",
     ),
     Mutation(
         "A forward whose layers never see its state goes on unpruned.",
-        RUNTIME + "state.py",
-        "if self.reached != list(self.config.stages):",
+        RUNTIME + "handed.py",
+        "if self.stages != list(stages):",
         "if False:",
         "tests/models/test_changed_releases.py::"
         "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-to-the-layers]",
     ),
     Mutation(
         "A packed forward whose attention never sees its state goes on.",
-        RUNTIME + "state.py",
-        "if self.attended < self.to_attend",
+        RUNTIME + "handed.py",
+        "if self.attended < self._to_attend",
         "if False",
         "tests/models/test_changed_releases.py::"
         "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-packed-to-attention]",

@@ -297,7 +297,7 @@ def test_paths_of_this_checkout_and_of_drives_are_recognised() -> None:
     "text",
     [
         "https://example.org/home/page",
-        "a/work/b and ~/data/x and {folder}/tmp/x and ../opt/x",
+        "a/srv/b and ~/data/x and {folder}/tmp/x and ../opt/x",
         "/usr/bin/env, /dev/null and /proc/cpuinfo",
         "{'a': 1, 'b:c': 2} if x:y",
     ],

@@ -149,7 +149,8 @@ def test_the_last_lines_name_the_worst_cases():
 
 
 def a_gpu_record(rows):
-    run = {"device": "NVIDIA Z", "driver": "1", **dict.fromkeys(("torch", "triton", "commit"), "?")}
+    run = {"device": "NVIDIA Z", "driver": "1", **dict.fromkeys(("torch", "triton", "commit"), "?"),
+           "command": "python bench/x.py"}  # fmt: skip
     return {"runs": [{**run, "transformers": "?"}], "rows": rows, "left": {}}
 
 
@@ -168,7 +169,7 @@ def test_the_first_table_is_of_the_default_plan_on_the_first_device_that_has_it(
     assert "| share of unpatched | full | keep 0.5 | keep 0.25 |" in said
     assert "| visual tokens, average of layers | 1.00 | 0.50 | 0.25 |" in said
     assert "| time to first token, pictures encoded before | 1.00 | 0.50 | 0.25 |" in said
-    assert "NVIDIA Z:" in said
+    assert "NVIDIA Z; `python bench/x.py`:" in said
     assert report.savings([a_gpu_record([other])]) == "Not measured yet."
 
 

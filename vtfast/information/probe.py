@@ -23,6 +23,7 @@ from vtfast.information.pictures import find_pictures
 from vtfast.models import family_of
 from vtfast.patching import check_transformers, is_patched
 from vtfast.runtime import attention, names
+from vtfast.runtime.handed import Handed
 
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once
 _CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took equally long
@@ -136,7 +137,8 @@ class Probe:
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
-        run = SimpleNamespace(metadata=packing.metadata, impl=self._impl, attended=0)
+        handed = Handed(is_packed=True)
+        run = SimpleNamespace(metadata=packing.metadata, impl=self._impl, handed=handed)
         for block in self._parts.layers[layer:]:
             hidden = block(
                 hidden,
@@ -145,7 +147,7 @@ class Probe:
                 position_embeddings=(cos, sin),
                 vtfast_state=run,
             )
-        if run.attended != len(self._parts.layers) - layer:
+        if handed.attended != len(self._parts.layers) - layer:
             raise names.unsupported(
                 f"{type(block).__name__} does not pass keywords on to attention"
             )

@@ -58,7 +58,7 @@ def attend(
         key, value: [1, Hkv, tokens, D], the new ones, or a `PackedKVLayer`'s buffers
             [total, Hkv, D].
         vtfast_state: this forward's `ForwardState` (what is read of it: `metadata`, `impl`,
-            `attended`); without metadata in it this is transformers' SDPA.
+            `handed`); without metadata in it this is transformers' SDPA.
 
     Returns:
         ([1, tokens, H, D] or [B, 1, H, D], None).
@@ -68,7 +68,7 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    vtfast_state.attended += 1
+    vtfast_state.handed.attended += 1
     if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

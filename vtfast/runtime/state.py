@@ -19,6 +19,7 @@ from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.report import Report
 from vtfast.runtime import names
 from vtfast.runtime.config import PatchConfig
+from vtfast.runtime.handed import Handed
 from vtfast.runtime.kv_cache import CacheState, adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
@@ -62,12 +63,7 @@ class ForwardState:
         self.cache: Cache | None = None
         self.query: Query | None = None
         self.metadata: AttentionMetadata | None = None
-        self.shared: list[Tensor] | None = None  # rotary rows, which a packed stage rewrites
-        # What `finish` checks: stages whose layer was reached, layers that were to attend by
-        # `metadata`, and those that did.
-        self.reached: list[int] = []
-        self.to_attend = 0
-        self.attended = 0
+        self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
         self.changed = False  # tokens differ from what transformers thinks they are
         self.unpads = False  # drop padding at layer 0: some stage will drop tokens
@@ -120,9 +116,9 @@ class ForwardState:
             return self._take(index, hidden)[0], {**kwargs, **given}
         index, stage = None, self.config.stages.get(number)
         kwargs = {**kwargs, **self.given}
-        self._check_handed(module, hidden, kwargs)
+        self.handed.check(module, hidden, kwargs, *self._shape())
         if stage is not None:
-            self.reached.append(number)
+            self.handed.stages.append(number)
             self.cache = names.handed_cache(kwargs, module)  # the text model may have just made it
             if self.is_step:
                 self._step(stage, hidden, kwargs)
@@ -132,42 +128,21 @@ class ForwardState:
             self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
         if module.training:
             self._ran[number] = (index, self.given)
-        self._expect_attention(module)
+        if self.metadata is not None:
+            self.handed.expect_attention(module)
         return hidden, kwargs
 
     def passes(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
-        """A layer without a stage: check that it got the list of rotary rows that stages rewrite.
+        """A layer runs as it is, for it has no stage."""
+        self.handed.check_rotary(module, kwargs)
+        if self.metadata is not None:
+            self.handed.expect_attention(module)
 
-        Only compares objects; with packed tokens this is called in every layer of every step.
-        """
-        if self.shared is not None and kwargs.get("position_embeddings") is not self.shared:
-            raise _not_one_list(module)
-        self._expect_attention(module)
-
-    def _expect_attention(self, module: nn.Module) -> None:
-        """Count the layers that must attend by `metadata`: those with transformers' own attention,
-        because a user may have replaced the attention of others by a no-op."""
-        if self.metadata is None:
-            return
-        attends = getattr(module, "self_attn", None)
-        self.to_attend += type(attends).__module__.startswith("transformers.")
-
-    def _check_handed(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """A layer must get as many hidden states and rotary rows as the bookkeeping has."""
-        rotary = names.rotary_of_layer(kwargs, module)
-        if self.layout.is_packed and not isinstance(rotary, list):
-            raise _not_one_list(module)
-        samples, length = self.batch, self.chunk
-        if self.changed and self.layout.is_packed:
-            samples, length = 1, sum(self.lengths)
-        elif self.changed:
-            length = max(self.lengths)
-        if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
-            raise InputError(
-                f"{type(module).__name__} got {tuple(hidden.shape[:2])} hidden states and "
-                f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; pass the "
-                "position_ids of just the tokens in this call, or none"
-            )
+    def _shape(self) -> tuple[int, int]:
+        """Samples and tokens of the running tensors."""
+        if not self.changed:
+            return self.batch, self.chunk
+        return (1, sum(self.lengths)) if self.layout.is_packed else (self.batch, max(self.lengths))
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """A decoding step reaches a stage: its layers hold tokens of their own."""
@@ -239,8 +214,8 @@ class ForwardState:
         if self.config.positions == "renumber":
             rotary = self._renumber(stage, hidden, rotary)
         if self.layout.is_packed:
-            self.shared = kwargs["position_embeddings"]
-            self.shared[:] = rotary  # every layer holds this list
+            self.handed.rotary = shared = kwargs["position_embeddings"]
+            shared[:] = rotary  # every layer holds this list
             return
         # No positions: FlashAttention would read gaps as packed sequences.
         self.given = {"attention_mask": entry.mask, "position_ids": None}
@@ -321,11 +296,7 @@ class ForwardState:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
-        model = type(self.parts.text).__name__
-        if self.reached != list(self.config.stages):
-            raise names.unsupported(f"{model} does not pass keywords on to its layers")
-        if self.attended < self.to_attend:
-            raise names.unsupported(f"the layers of {model} do not pass keywords on to attention")
+        self.handed.check_all(self.parts.text, self.config.stages)
         self._remember(hidden.device)
         if not self.changed:
             return hidden
@@ -374,12 +345,6 @@ class ForwardState:
         for s in self.segments:
             out[s.sample] += s.left
         return out
-
-
-def _not_one_list(module: nn.Module) -> Exception:
-    return names.unsupported(
-        f"{type(module).__name__} is not handed the one list of rotary rows that all layers share"
-    )
 
 
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
