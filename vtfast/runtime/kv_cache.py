@@ -10,10 +10,9 @@ copy or a pickle of it would call the original's; and cache layers of our own, b
 told which of the two questions is asked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class PaddedKVMask:
         if self.mask is not None and remove:
             self.mask = self.mask[:, :-remove]
 
-    def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
+    def select(self, index: Tensor, layers: Sequence[object], *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples, as transformers' own layers have done already."""
         if self.mask is not None:
             self.mask = self.mask[index.to(self.mask.device)]

@@ -78,7 +78,7 @@ class PackedKVLayout:
         self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
 
     def extend(
-        self, new: list[int], layers: list[Any], *, step: bool = False, kernels: bool = False
+        self, new: list[int], layers: Sequence[object], *, step: bool = False, kernels: bool = False
     ) -> AttentionMetadata:
         """Announce that every layer is about to append new[b] tokens to sample b; in a decoding
         `step` one each. `kernels`: whether Triton kernels will read them."""
@@ -129,7 +129,7 @@ class PackedKVLayout:
         self.lengths = [max(0, n - remove) for n in self.lengths]
         self._places = ()
 
-    def select(self, index: Tensor, layers: list[Any], *, alike: bool = False) -> None:
+    def select(self, index: Tensor, layers: Sequence[object], *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples; `alike`: each is replaced by one of the same length,
         as the beams of one prompt are; then nothing is read from the device."""
         even = len(set(self.lengths)) == len(set(self.capacities)) == 1
@@ -151,7 +151,9 @@ class PackedKVLayout:
         source = rows + shift.repeat_interleave(capacities, output_size=self.total)
         self._copy(layers, source.clamp(max=last), rows)  # capacities may differ
 
-    def _move(self, order: list[int], layers: list[Any], extra: list[int] | None = None) -> None:
+    def _move(
+        self, order: list[int], layers: Sequence[object], extra: list[int] | None = None
+    ) -> None:
         """Samples in a new order, each with fresh room (and room for `extra` tokens more)."""
         starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
         self._place([n + e + ROOM for n, e in zip(lengths, extra or [0] * len(order), strict=True)])
@@ -160,7 +162,7 @@ class PackedKVLayout:
         target = row_numbers(self.starts, lengths, self.device)
         self._copy(layers, source, target)
 
-    def _copy(self, layers: list[Any], source: Tensor, target: Tensor) -> None:
+    def _copy(self, layers: Sequence[object], source: Tensor, target: Tensor) -> None:
         for layer in layers:
             if isinstance(layer, PackedKVLayer) and layer.layout is self:
                 layer.move(source, target)

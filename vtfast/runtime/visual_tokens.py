@@ -8,7 +8,6 @@ placeholders: two images may touch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,10 +82,11 @@ def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def _read(values: list[Any], device: torch.device) -> list[list[int]]:
+def _read(values: list[list[int] | Tensor], device: torch.device) -> list[list[int]]:
     """Values as host integers: the one host read of a prefill, none if all are lists already."""
-    if all(isinstance(v, list) for v in values):
-        return values
+    known = [v for v in values if isinstance(v, list)]
+    if len(known) == len(values):
+        return known
     tensors = [to_device(v, device).flatten() for v in values]
     flat = iter(torch.cat(tensors).tolist())
     return [list(islice(flat, len(t))) for t in tensors]
@@ -111,11 +111,13 @@ def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
     batch, chunk = sources[0].placeholder.shape
     tokens = [torch.nonzero_static(s.placeholder.flatten(), size=s.total)[:, 0] for s in sources]
     device = tokens[0].device
-    asked: list[Any] = []
+    asked: list[list[int] | Tensor] = []
     for source, position in zip(sources, tokens, strict=True):
         sizes = source.sizes
         if batch == len(sources) == 1 and mask is None and isinstance(sizes, list):
-            starts: Any = list(range(len(sizes)))  # in this order, all in the one sample
+            starts: list[int] | Tensor = list(
+                range(len(sizes))
+            )  # in this order, all in the one sample
         else:
             sizes = to_device(sizes, device)
             starts = position[sizes.cumsum(0) - sizes]
