@@ -69,6 +69,7 @@ def patch(
     impl: str = "auto",
     path: str = "auto",
     record: bool = False,
+    strict_labels: bool = False,
 ) -> Handle:
     """Make a model drop visual tokens from now on, in `generate` and in plain calls.
 
@@ -96,6 +97,8 @@ def patch(
             layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed
             on a GPU without gradients where the attention kernels take the model's dtype and head
             size, else padded.
+        strict_labels: refuse labels (other than -100) that a visual token or padding would predict.
+            By default they are ignored like -100, with one warning that counts them.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
             (which waits for the device).
 
@@ -130,7 +133,9 @@ def patch(
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
     check_transformers(model, family, path)
-    return _attach(model, family, plan, int(seed), positions, impl, path, bool(record))
+    return _attach(
+        model, family, plan, int(seed), positions, impl, path, bool(record), bool(strict_labels)
+    )
 
 
 def check_transformers(model: Any, family: Family, path: str) -> None:
@@ -151,7 +156,9 @@ def check_class(cls: type) -> None:
 
 
 def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
-    return _attach(model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True)
+    return _attach(
+        model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True, False
+    )
 
 
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:

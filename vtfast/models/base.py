@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.methods import Attention
+from vtfast.runtime.call import PROMPT_IDS, Source
 from vtfast.runtime.model import Parts
-from vtfast.runtime.visual_tokens import Source
 
 TINY_TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -139,13 +139,24 @@ def check_one_device(text: nn.Module) -> None:
 
 def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
     """bool [B, S]: where features go, from ids or, without them, from embeddings."""
-    ids = kwargs.get("input_ids")
+    ids = prompt_ids(kwargs)
     if ids is not None:
         return ids == token
     embeds = kwargs["inputs_embeds"]
     table = multimodal.get_input_embeddings()
     wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
     return (embeds == wanted).all(-1)
+
+
+def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
+    ids = kwargs.get("input_ids")
+    return kwargs.get(PROMPT_IDS) if ids is None else ids
+
+
+def has_merged_features(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call brings embeddings that may hold the features of pictures already."""
+    return kwargs.get("inputs_embeds") is not None and prompt_ids(kwargs) is not None
 
 
 def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vtfast.kernels.image_hash import mix64
 from vtfast.methods import Method, SelectionContext
-from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
+from vtfast.runtime.host_read import to_device
+from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
 @dataclass(frozen=True)

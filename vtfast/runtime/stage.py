@@ -19,7 +19,7 @@ class Stage:
 
     @staticmethod
     def that_keeps_all(until: int) -> "Stage":
-        """A stage at layer 0 that drops nothing, so that the packed layout can begin there."""
+        """A stage at layer 0 that drops nothing."""
         return Stage(Prune(0, "uniform", 1.0), method("uniform"), until)
 
     @property

@@ -18,17 +18,19 @@ from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.report import Report
 from vtfast.runtime import names
+from vtfast.runtime.call import FLASH_ARGUMENTS
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.handed import Handed
+from vtfast.runtime.host_read import to_device
 from vtfast.runtime.kv_cache import CacheState, adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
-from vtfast.runtime.packed_kv_cache import AttentionMetadata
+from vtfast.runtime.packed_kv_cache import AttentionMetadata, row_numbers
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.selection import choose, image_hashes, shorten
 from vtfast.runtime.stage import Query, Stage
-from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
+from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 Layout = Padded | Packed
 
@@ -37,7 +39,8 @@ class ForwardState:
     """One forward: opened by the text model's pre-hook, carried to its layers in their kwargs.
 
     Attributes:
-        batch, chunk: shape of `inputs_embeds`, B and S.
+        rows, chunk: shape of `inputs_embeds`, B and S.
+        batch: samples; more than rows where several were packed into one.
         visual: what the multimodal hook found (without tokens for a chunk of text on a pruned
             cache), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
@@ -57,7 +60,8 @@ class ForwardState:
         config: PatchConfig,
         parts: Parts,
     ) -> None:
-        self.batch, self.chunk = shape
+        self.rows, self.chunk = shape
+        self.batch = self.rows
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.impl = config, parts, config.impl
         self.cache: Cache | None = None
@@ -66,10 +70,11 @@ class ForwardState:
         self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
         self.changed = False  # tokens differ from what transformers thinks they are
-        self.unpads = False  # drop padding at layer 0: some stage will drop tokens
+        self.rearranges = False  # at layer 0: padding goes, packed samples get own rows
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
         self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: all
         self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
+        self.prompts: Tensor | None = None  # int64, which packed tokens methods see; None: all
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self.select_ms: dict[int, float] = {}
@@ -78,17 +83,19 @@ class ForwardState:
             self.lengths = [1] * self.batch
             self.segments: list[Segment] = []
             return
-        self.lengths = list(visual.lengths)
+        self.lengths, self.batch = list(visual.lengths), len(visual.lengths)
         self.segments = list(visual.segments)
         self.tokens = visual.tokens
         self.counts.append((0, self._visual_tokens()))
+        arranged = self.batch > self.rows
         if mask is not None and sum(self.lengths) < self.batch * self.chunk:
             valid = mask[:, -self.chunk :].flatten().bool()
             self.slots = torch.nonzero_static(valid, size=sum(self.lengths))[:, 0]
             if self.tokens is not None:
                 self.tokens = (valid.cumsum(0) - 1)[self.tokens]
-            stages = config.stages.values()
-            self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)
+            arranged = layout.is_packed
+        drops = (stage.drops(self.segments) for stage in config.stages.values())
+        self.rearranges = arranged and any(drops)
         self.origin = self.slots
 
     @property
@@ -98,10 +105,15 @@ class ForwardState:
 
     def packed(self, t: Tensor) -> Tensor:
         """[b, s, D] as the layers have it → [tokens, D]; b may be 1 for all samples alike."""
-        if not self.changed and t.shape[0] != self.batch:
-            t = t.expand(self.batch, *t.shape[1:])
+        if not self.changed and t.shape[0] != self.rows:
+            t = t.expand(self.rows, *t.shape[1:])
         t = t.reshape(-1, t.shape[-1])
         return t if self.slots is None else t[self.slots]
+
+    def seen(self, t: Tensor) -> Tensor:
+        """[b, s, D] as the layers have it → [tokens that methods see, D]: the prompts."""
+        t = self.packed(t)
+        return t if self.prompts is None else t[self.prompts]
 
     def enter(
         self, number: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
@@ -141,7 +153,7 @@ class ForwardState:
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""
         if not self.changed:
-            return self.batch, self.chunk
+            return self.rows, self.chunk
         return (1, sum(self.lengths)) if self.layout.is_packed else (self.batch, max(self.lengths))
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
@@ -161,7 +173,7 @@ class ForwardState:
         stay = self._select(stage, hidden) if self.segments else None
         self.query = None
         state = state_of(self.cache)
-        begun = self.changed or self.unpads or (state and stage.layer in state.stages)
+        begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
         if stay is None and not begun:
             return hidden, None  # nothing dropped so far means bit identity
         if stay is not None or not self.changed:
@@ -169,7 +181,7 @@ class ForwardState:
             if stay is not None:
                 source, self.origin = (_compose(places, stay) for places in (source, self.origin))
             if not self.changed:
-                rotary = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
+                rotary = [t.expand(self.rows, *t.shape[1:]) for t in rotary]
             placement = self.layout.place(self.lengths, source, hidden.device)
             index, self.slots, self.changed = placement.index, placement.slots, True
             hidden, *rotary = self._take(index, hidden, *rotary)
@@ -220,19 +232,23 @@ class ForwardState:
         # No positions: FlashAttention would read gaps as packed sequences.
         self.given = {"attention_mask": entry.mask, "position_ids": None}
         self.given["position_embeddings"] = tuple(rotary)
+        self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}
         kwargs.update(self.given)
 
     def _renumber(self, stage: Stage, hidden: Tensor, rotary: list[Tensor]) -> list[Tensor]:
         """Phases of positions 0, 1, … in each sample that has lost tokens; others keep theirs."""
-        state, seen = state_of(self.cache), self._seen(stage)
-        if self.is_step and state is not None and self.cache is not None:
+        state, seen, cache = state_of(self.cache), self._seen(stage), self.cache
+        if self.is_step and state is not None and cache is not None:
             moved = state.moved[stage.layer]
-            positions = self.layout.step_positions(seen, stage.layer, hidden, self.cache)
+            positions = self.layout.step_positions(seen, stage.layer, hidden, cache)
             moved_tokens = moved[:, None]
         else:
-            losers = {s.sample for s in self.segments if s.left < s.original}
-            moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
-            positions = self.layout.positions(seen, hidden)
+            if self.tokens is None and state is not None:  # text behind what was pruned
+                moved = state.moved[stage.layer]
+            else:
+                losers, cache = {s.sample for s in self.segments if s.left < s.original}, None
+                moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
+            positions = self.layout.positions(seen, stage.layer, hidden, cache)
             moved_tokens = self.layout.per_token(seen, moved)
         if state is not None:
             state.moved[stage.layer] = moved
@@ -251,14 +267,15 @@ class ForwardState:
         if sum(keep) == sum(left):
             return None
         with torch.no_grad():
+            visual, lengths = self._find_prompts(hidden.device)
             samples = tuple(s.sample for s in segments)
-            tokens, norm = self.packed(hidden), self.parts.norm
+            sequences = self.seen(hidden), visual, lengths, samples, self.parts.norm
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths(left, hidden.device),
                 keep=keep,
                 grids=tuple(s.grid for s in segments),
-                sequences=Sequences(tokens, self.tokens, tuple(self.lengths), samples, norm),
+                sequences=Sequences(*sequences),
                 seed=self.config.seed,
                 options=options,
                 impl=self.impl,
@@ -276,6 +293,18 @@ class ForwardState:
                 self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
 
+    def _find_prompts(self, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
+        """Which of the tokens that methods see are visual, int64, and how many a sample has."""
+        assert self.visual is not None
+        assert self.tokens is not None
+        after = self.visual.after_prompt
+        if not any(after):
+            return self.tokens, tuple(self.lengths)
+        lengths = [n - behind for n, behind in zip(self.lengths, after, strict=True)]
+        starts = [sum(self.lengths[:b]) for b in range(self.batch)]
+        self.prompts = row_numbers(starts, lengths, device)
+        return torch.searchsorted(self.prompts, self.tokens), tuple(lengths)
+
     def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
         """Image hash of each segment, int64 [segments]: random picks depend on it."""
         assert self.visual is not None
@@ -291,7 +320,7 @@ class ForwardState:
                 "attention scores were read by a method registered without them; "
                 "register the method with scores=True"
             )
-        hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
+        hidden, cos, sin = (self.seen(t) for t in (query.hidden, *query.rotary))
         return self.parts.family.attention(query.layer, hidden, cos, sin, last)
 
     def finish(self, hidden: Tensor) -> Tensor:
@@ -302,9 +331,9 @@ class ForwardState:
             return hidden
         tokens = self.packed(hidden)
         if self.origin is not None:
-            out = tokens.new_zeros(self.batch * self.chunk, tokens.shape[-1])
+            out = tokens.new_zeros(self.rows * self.chunk, tokens.shape[-1])
             tokens = out.index_copy_(0, self.origin, tokens)
-        return tokens.view(self.batch, self.chunk, -1)
+        return tokens.view(self.rows, self.chunk, -1)
 
     def report(self) -> Report:
         """What this prefill did."""
