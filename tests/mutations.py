@@ -47,6 +47,8 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
+INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
+TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
     # -- the padded layout ---------------------------------------------------------------------
@@ -565,6 +567,84 @@ MUTATIONS = [
         "pass",
         "tests/models/test_self_check.py::"
         "test_it_works_anywhere_and_leaves_no_trace[llava-autocast]",
+    ),
+    # -- what a user names: pictures, data, checkpoints --------------------------------------------
+    Mutation(
+        "Transparent pixels show what is stored in them.",
+        INPUTS + "pictures.py",
+        "if not picture.has_transparency_data:",
+        "if True:",
+        READ + "test_what_is_transparent_is_on_white[RGBA]",
+    ),
+    Mutation(
+        "Transparent pixels of a clip's frames show what is stored in them.",
+        "vtfast/processors.py",
+        "if not frame.has_transparency_data:",
+        "if True:",
+        "tests/models/test_processors.py::test_transparent_frames_of_a_clip_are_on_white",
+    ),
+    Mutation(
+        "A transparent grey of 16 bits is opaque.",
+        INPUTS + "pictures.py",
+        "if clear is not None:",
+        "if False:",
+        READ + "test_what_is_transparent_is_on_white[a clear grey of 16 bits]",
+    ),
+    Mutation(
+        "An opened picture is not turned by its EXIF data.",
+        INPUTS + "pictures.py",
+        "return _upright(source)",
+        'return source.convert("RGB")',
+        READ + "test_an_opened_picture_is_read_like_its_file[turned.jpg]",
+    ),
+    Mutation(
+        "A data set says nothing of frames that are left out.",
+        INPUTS + "data.py",
+        "if note := first_frames(",
+        "if False and first_frames(",
+        TALK + "test_a_data_set_warns_in_one_line_of_frames_that_are_left_out[llava-small]",
+    ),
+    Mutation(
+        "A file that is one JSON array is read line by line.",
+        INPUTS + "data_files.py",
+        "if end == len(body):",
+        "if False:",
+        TALK + "test_an_array_of_plain_objects_is_read_too",
+    ),
+    Mutation(
+        "Later questions of a conversation are asked without its earlier turns.",
+        INPUTS + "data_files.py",
+        "context, question = tuple(turns[: i - 1]), texts[i - 1]",
+        "context, question = (), texts[i - 1]",
+        TALK + "test_every_answer_is_an_example_with_the_turns_before_it[qwen]",
+    ),
+    Mutation(
+        "A picture without a mark comes after the text.",
+        INPUTS + "chats.py",
+        "first[:0] = images",
+        "first += images",
+        TALK + "test_llavas_format_reads_as_the_plain_one[llava-small-before]",
+    ),
+    Mutation(
+        "A folder with all weights is an adapter if PEFT's configuration is in it.",
+        INPUTS + "checkpoints.py",
+        "if ADAPTER in files and not any(file.startswith(_WEIGHTS) for file in files):",
+        "if ADAPTER in files:",
+        "tests/inputs/test_adapters.py::test_a_checkpoint_with_all_its_weights_is_no_adapter",
+    ),
+    Mutation(
+        "A missing vocabulary is noticed after the picture processor.",
+        INPUTS + "checkpoints.py",
+        "in _NEEDED.items() if not",
+        "in list(_NEEDED.items())[::-1] if not",
+        FOUND + "test_of_missing_files_the_vocabulary_is_named_first[and a processor-llava]",
+    ),
+    Mutation(
+        "A tokenizer may write pictures as a token that the model does not know.",
+        INPUTS + "checkpoints.py",
+        "if found != expected:",
+        "if False:",
+        FOUND + "test_a_tokenizer_of_another_model_is_refused_before_it_counts_no_pictures",
     ),
     # -- what the ops compute ------------------------------------------------------------------
     Mutation(

@@ -243,7 +243,7 @@ def test_doctor_reports_without_torch() -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtfast.inputs.checkpoints.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vtfast.inputs.hub.os.access", lambda path, mode: False)
     advice: list[str] = []
     assert tried("hub cache", advice)["status"] == "warning"
     assert "set HF_HOME to a folder of yours" in advice[-1]

@@ -4,6 +4,7 @@ A value is checked while the command line is parsed, so that nothing heavy is lo
 and no command checks it again. Importing this module loads no torch, transformers or Pillow.
 """
 
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,12 @@ def _check_task(task: str | None) -> str | None:
     return task
 
 
+def _check_folder(folder: Path | None) -> Path | None:
+    if folder is not None and not os.path.isdir(folder):  # a method of Path fails on long names
+        raise InputError(f"--image-folder {folder}: there is no such folder")
+    return folder
+
+
 def _check_out(out: Path | None) -> Path | None:
     """Refuse now what would fail after the work is done."""
     if out is None:
@@ -72,8 +79,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="A hub id (owner/name), a local checkpoint folder, or a bundled tiny model: "
-        "toy-llava, toy-llava-small, toy-qwen.",
+        help="A hub id (owner/name), a local checkpoint or PEFT adapter folder, or a bundled tiny "
+        "model: toy-llava, toy-llava-small, toy-qwen.",
     ),
 ]
 Device = Annotated[
@@ -139,9 +146,18 @@ SceneSeed = Annotated[int, typer.Option(min=0, metavar="INT", help="Seed of the 
 Data = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.jsonl",
-        help='Ask the questions of a file, a JSON object per line: {"image": "a.png", "question": '
-        '"…", "answer": "…"}; image may be a list, paths are relative to the file.',
+        metavar="FILE",
+        help='Ask the questions of a file, a JSON object per line or one array of them: {"image": '
+        '"a.png", "question": "…", "answer": "…"}, or as LLaVA is trained: {"image": "a.png", '
+        '"conversations": […]}. image may be a list.',
+    ),
+]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_check_folder,
+        help="What paths of pictures in --data are relative to. Default: the file's own folder.",
     ),
 ]
 Samples = Annotated[
@@ -226,8 +242,12 @@ def shares(keep: str) -> list[float]:
     return found
 
 
-def source_of_questions(task: str | None, data: Path | None) -> str | Path:
+def source_of_questions(
+    task: str | None, data: Path | None, image_folder: Path | None = None
+) -> str | Path:
     """The task whose scenes are asked about, or the data file; InputError unless it is one."""
+    if image_folder is not None and data is None:
+        raise InputError("--image-folder says where the pictures of --data are; pass --data too")
     if task is not None and data is None:
         return task
     if data is not None and task is None:

@@ -45,6 +45,11 @@ def working(
         yield lambda: progress.advance(task)
 
 
+def remark(console: Console, text: str) -> None:
+    """A line of plain text, whatever the width of the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def loading_libraries(console: Console) -> Iterator[None]:
     """A progress bar while torch and transformers are imported; InputError if they cannot be."""

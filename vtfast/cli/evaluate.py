@@ -45,6 +45,7 @@ def evaluate(
     horizon: options.HorizonLayer = None,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     scene_seed: options.SceneSeed = 0,
@@ -100,7 +101,7 @@ def evaluate(
     In the JSON object: settings, and rows, each with name, accuracy, low, high,
     lost, gained, average_tokens, flops_ratio, time_ratio, kv_bytes and pareto.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     budgets = None if keep is None else options.shares(keep)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
@@ -116,7 +117,7 @@ def evaluate(
     if here.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{here.local}"
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = evaluation.evaluate(

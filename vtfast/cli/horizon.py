@@ -16,6 +16,7 @@ def horizon(
     model: options.Model,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     seed: options.SceneSeed = 0,
@@ -59,7 +60,7 @@ def horizon(
     In the JSON object: layer, interval, layers, and curves (information,
     absolute, p_loss, accuracy_loss), each with mean, low and high by layer.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
@@ -68,7 +69,7 @@ def horizon(
         from vtfast.cli._questions import measured, protect, questions
 
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.horizon(

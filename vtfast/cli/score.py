@@ -20,6 +20,7 @@ def score(
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The true answer.")] = None,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     skip_bad: options.SkipBad = False,
     sample: Annotated[
         int, typer.Option(min=0, metavar="INT", help="Which scene or usable line, from 0.")
@@ -55,25 +56,27 @@ def score(
     own = (image, prompt, answer)
     if any(own) and not all(own):
         raise InputError("--image, --prompt and --answer go together; pass all three")
-    if any(own) and (task or data):
+    if any(own) and (task or data or image_folder):
         raise InputError("pass exactly one of --task, --data, and --image")
-    source = None if any(own) else options.source_of_questions(task, data)
+    source = None if any(own) else options.source_of_questions(task, data, image_folder)
     chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
         from vtfast.cli._checkpoints import find, loaded
-        from vtfast.cli._questions import protect, questions
-        from vtfast.inputs.data import Dataset, Example
+        from vtfast.cli._questions import as_dataset, protect, questions
+        from vtfast.inputs.data import Example
         from vtfast.inputs.pictures import open_picture
 
     checkpoint = find(model, stderr)
     if source is not None:
-        asked = questions(checkpoint, source, None, seed, skip_bad, stderr)
+        most = None if task else sample + 1
+        asked = questions(checkpoint, source, most, seed, skip_bad, stderr, image_folder)
     else:
-        pictures = tuple(open_picture(path) for path in image or ())
-        example = Example(pictures, str(prompt), str(answer), "--image")
-        asked = Dataset(checkpoint.processor, [example], "your question")
+        for path in image or ():
+            open_picture(path)
+        example = Example(tuple(image or ()), str(prompt), str(answer), "--image")
+        asked = as_dataset(checkpoint.processor, [example], "your question", stderr)
     protect(asked, out, data, *(image or ()))
     if sample >= len(asked):
         raise InputError(f"--sample {sample}: expected a number from 0 to {len(asked) - 1}")

@@ -19,6 +19,7 @@ def sweep(
     model: options.Model,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     seed: options.SceneSeed = 0,
@@ -71,7 +72,7 @@ def sweep(
     In the JSON object: accuracy_full, without (all dropped, by layer), and rows,
     each with method, layer, keep, accuracy, low, high, seeds, p and retained.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if no_scores and "information" in names:
         raise InputError(
@@ -86,7 +87,7 @@ def sweep(
         from vtfast.cli._questions import measured, protect, questions
 
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.sweep(

@@ -1,7 +1,8 @@
-"""Questions about pictures with their true answers: read from a file, encoded in batches."""
+"""Questions about pictures with their true answers, encoded in batches."""
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 from PIL import Image
 
 from vtfast.errors import InputError
-from vtfast.inputs.pictures import open_picture
-
-_FIELDS = ("question", "answer")
+from vtfast.inputs.chats import MARK, Turn, chat, check_marks
+from vtfast.inputs.pictures import Source, first_frames, open_picture, picture_source
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,32 @@ class Example:
     """A question about pictures, and its true answer.
 
     Attributes:
-        images: open pictures, or files.
+        images: files (paths), bytes of picture files, data URLs, or opened pictures, as a tuple or
+            list; a single one is taken as a tuple of one.
+        question: `<image>` marks where a picture stands; without it the pictures come first.
+        answer: the text that a right answer has.
         name: what messages call the example, such as "data.jsonl line 3".
+        context: the turns before the question, in order: ("system" | "user" | "assistant", text).
+
+    Raises InputError for an image of another kind, such as a URL, an array or a tensor, and for
+    marks that are not as many as the pictures.
     """
 
-    images: tuple[Image.Image | Path, ...]
+    images: tuple[Source, ...]
     question: str
     answer: str
     name: str = "an example"
+    context: tuple[Turn, ...] = ()
 
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line of a data file that cannot be used, and why."""
-
-    number: int
-    reason: str
+    def __post_init__(self) -> None:
+        given: Any = self.images
+        several = given if isinstance(given, tuple | list) else (given,)
+        object.__setattr__(self, "images", tuple(map(picture_source, several)))
+        check_marks([*(text for _, text in self.context), self.question], len(self.images))
+        if MARK in self.answer:
+            raise InputError(
+                f"the answer has {MARK} in it, which stands for a picture; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ class Dataset:
         ends: whether an answer is right only if the model ends after it; by default the model may
             go on after the true answer.
 
+    Warns, in one line, of pictures of which only the first frame is taken.
+
     Raises InputError for no examples, an example without a picture, and an answer without tokens.
     """
 
@@ -82,6 +94,8 @@ class Dataset:
                 self._answers.append(answer_ids(tokenizer, example.answer))
             except InputError as error:
                 raise InputError(f"{example.name}: {error}") from None
+        if note := first_frames(image for example in self.examples for image in example.images):
+            warnings.warn(f"{task}: {note}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -96,14 +110,14 @@ class Dataset:
         return Batch(inputs, [a + self._end for a in answers], [len(a) for a in answers])
 
     def pictures(self, index: int) -> list[Image.Image]:
-        """The pictures of an example, open."""
-        return [_opened(image) for image in self.examples[index].images]
+        """The pictures of an example, as `open_picture` reads them: upright and RGB."""
+        return [open_picture(image, "picture") for image in self.examples[index].images]
 
     def fingerprint(self) -> str:
         """Hex digits that change with any question, answer or picture, but not with file names."""
         digest = hashlib.sha256(json.dumps([self.task, self._end]).encode())
         for e in self.examples:
-            digest.update(json.dumps([e.question, e.answer]).encode())
+            digest.update(json.dumps([e.question, e.answer, *e.context]).encode())
             for image in e.images:
                 digest.update(_bytes_of(image))
         return digest.hexdigest()[:16]
@@ -111,7 +125,7 @@ class Dataset:
     def _encoded(self, indices: Sequence[int]) -> Any:
         """What the processor makes of some examples."""
         chosen = [self.examples[i] for i in indices]
-        texts = [chat(self.processor, e.question, len(e.images)) for e in chosen]
+        texts = [self._prompt(example) for example in chosen]
         images = [self.pictures(i) for i in indices]
         try:
             return self.processor(
@@ -125,6 +139,14 @@ class Dataset:
                 names += f" to {chosen[-1].name} together"
             raise InputError(f"the processor cannot take {names}: {error}") from error
 
+    def _prompt(self, example: Example) -> str:
+        try:
+            return chat(
+                self.processor, example.question, len(example.images), context=example.context
+            )
+        except InputError as error:
+            raise InputError(f"{example.name}: {error}") from None
+
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """Token ids of an answer, without special tokens. Raises InputError where there are none."""
@@ -134,100 +156,13 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     return ids
 
 
-def chat(processor: Any, question: str, pictures: int, clip: bool = False) -> str:
-    """The prompt that asks a question about pictures and a video, in the processor's chat template.
-
-    A processor without a template gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`.
-
-    Raises InputError for a processor that takes video and has no template: its model was trained on
-    another form than LLaVA's.
-    """
-    if not processor.chat_template:
-        if getattr(processor, "video_token", None):
-            raise InputError(
-                "the processor has no chat template, and vtfast knows a plain one for LLaVA only; "
-                "add the chat_template.jinja of the original model"
-            )
-        return "USER: " + f"{processor.image_token}\n" * pictures + f"{question} ASSISTANT:"
-    content: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
-    content += [{"type": "video"}] if clip else []
-    content.append({"type": "text", "text": question})
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True)
-
-
-def read_examples(path: Path | str, tokenizer: Any = None) -> tuple[list[Example], list[BadLine]]:
-    """The examples of a JSON lines file, and the lines that cannot be used.
-
-    A line is an object with `image` (a path, or a list of them, relative to the file's folder),
-    `question` and `answer`; other fields and empty lines are ignored. Every picture is opened once,
-    so that what cannot be read is known before a long run.
-
-    Args:
-        tokenizer: if given, answers without a token are bad lines too.
-
-    Raises InputError for a file that cannot be read or has no line.
-    """
-    path, examples, bad = Path(path), [], []
-    try:
-        # not splitlines(), which also splits at U+2028 and the like inside a text
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {path}: {reason}; pass a file of JSON lines") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+def _bytes_of(image: Source) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path):
         try:
-            examples.append(_example(line, path, number, tokenizer))
-        except InputError as error:
-            bad.append(BadLine(number, str(error)))
-    if not examples and not bad:
-        raise InputError(
-            f'{path} is empty; a line is like {{"image": "a.png", "question": "…", "answer": "…"}}'
-        )
-    return examples, bad
-
-
-def _example(line: str, path: Path, number: int, tokenizer: Any) -> Example:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise InputError(f"Python cannot read this JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError("it is not a JSON object")
-    images = fields.get("image")
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
-        raise InputError('"image" is not a path or a list of paths')
-    for name in _FIELDS:
-        if not _is_text(fields.get(name)):
-            raise InputError(f'"{name}" is not text')
-    places = tuple(path.parent / image for image in images)
-    for place in places:
-        open_picture(place, "picture")
-    if tokenizer is not None:
-        answer_ids(tokenizer, fields["answer"])
-    return Example(places, fields["question"], fields["answer"], f"{path.name} line {number}")
-
-
-def _opened(image: Image.Image | Path) -> Image.Image:
-    return image if isinstance(image, Image.Image) else open_picture(image, "picture")
-
-
-def _is_text(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(value.encode().strip())
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-
-
-def _bytes_of(image: Image.Image | Path) -> bytes:
-    if isinstance(image, Image.Image):
-        return f"{image.mode} {image.size}".encode() + image.tobytes()
-    try:
-        return Path(image).read_bytes()
-    except OSError:
-        return _opened(image).tobytes()  # raises, and says what is wrong
+            return image.read_bytes()
+        except OSError:
+            pass  # open_picture says what is wrong
+    read = open_picture(image, "picture")
+    return f"{read.mode} {read.size}".encode() + read.tobytes()
