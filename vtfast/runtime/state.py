@@ -6,6 +6,7 @@ from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in 
 a method sees, selects and drops is the same in both.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.packed_kv_cache import AttentionMetadata
 from vtfast.runtime.padded import Padded
-from vtfast.runtime.selection import choose, image_hashes, shorten
-from vtfast.runtime.stage import Query, Stage
+from vtfast.runtime.selection import Result, image_hashes, shorten, timed
+from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
 
 Layout = Padded | Packed
@@ -61,7 +62,7 @@ class ForwardState:
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.impl = config, parts, config.impl
         self.cache: Cache | None = None
-        self.query: Query | None = None
+        self.attention: Attention | None = None  # of the score layer, for the next stage
         self.metadata: AttentionMetadata | None = None
         self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
@@ -124,8 +125,10 @@ class ForwardState:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-        if number in self.config.scored_layers and self.tokens is not None:
-            self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
+        if number in self.config.scored_layers:
+            self._score(
+                self.config.stages[number + 1], module, hidden, kwargs["position_embeddings"]
+            )
         if module.training:
             self._ran[number] = (index, self.given)
         if self.metadata is not None:
@@ -157,9 +160,9 @@ class ForwardState:
         """A prefill reaches a stage; returns hidden states and where they were (None: all)."""
         rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
-            self.query = Query(module, hidden, tuple(rotary))
+            self._score(stage, module, hidden, rotary)
         stay = self._select(stage, hidden) if self.segments else None
-        self.query = None
+        self.attention = None
         state = state_of(self.cache)
         begun = self.changed or self.unpads or (state and stage.layer in state.stages)
         if stay is None and not begun:
@@ -263,12 +266,9 @@ class ForwardState:
                 options=options,
                 impl=self.impl,
                 _image_hash=lambda: self._hashes(segments, per_frame, hidden.device),
-                _attention=self._attention,
+                _attention=self._scored,
             )
-            if self.config.record:
-                chosen, self.select_ms[stage.layer] = choose(stage.method, context)
-            else:
-                chosen = stage.method.select(context)
+            chosen = self._timed(stage, hidden.device, lambda: stage.method.select(context))
             after = shorten(chosen, self.tokens, self.lengths, segments, keep)
             self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
             self.counts.append((stage.layer, self._visual_tokens()))
@@ -283,16 +283,44 @@ class ForwardState:
         seen = state.images if state else None
         return image_hashes(self.visual, segments, seen, per_frame, device)
 
-    def _attention(self, last: Tensor) -> Attention:
-        """What the score layer attends with: queries of the tokens `last`, keys of all."""
-        query = self.query
-        if query is None:
+    def _score(
+        self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
+    ) -> None:
+        """Note what the score layer of a stage attends with, if the stage will drop tokens.
+
+        The layer is about to run, so its weights are here; FSDP reshards them afterwards. Its
+        processes gather weights together, so there the stage may also be one that drops none.
+        """
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.segments and (together or stage.drops(self.segments))):
+            return
+        last = Ragged.from_lengths(self.lengths, hidden.device).cu_seqlens[1:].long() - 1
+        devices = [hidden.device] if hidden.is_cuda else []
+
+        def attention() -> Attention:
+            tokens, cos, sin = (self.packed(t) for t in (hidden, *rotary))
+            return self.parts.family.attention(module, tokens, cos, sin, last)
+
+        # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
+        # checkpoint draws those again in backward, where nothing is scored.
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=module.training):
+            self.attention = self._timed(stage, hidden.device, attention)
+
+    def _scored(self) -> Attention:
+        if self.attention is None:
             raise InputError(
                 "attention scores were read by a method registered without them; "
                 "register the method with scores=True"
             )
-        hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
-        return self.parts.family.attention(query.layer, hidden, cos, sin, last)
+        return self.attention
+
+    def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
+        """The result of a call; with `record`, its time is added to that of the stage."""
+        if not self.config.record:
+            return call()
+        result, spent = timed(device, call)
+        self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
+        return result
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
