@@ -757,6 +757,43 @@ MUTATIONS = [
         "0 * (line[:, None] * width + column)",
         "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
     ),
+    # -- several processes ---------------------------------------------------------------------
+    Mutation(
+        "Tensor parallel: scores are those of a process's own heads.",
+        "vtfast/methods/context.py",
+        "torch.distributed.all_reduce(own, group=self.group)",
+        "own *= self.group.size()",
+        PATCH + "tensor_parallel.py::"
+        "test_every_method_keeps_the_tokens_of_the_whole_model_in_both_processes",
+    ),
+    Mutation(
+        "Tensor parallel: a method that reads attention sees its own process's heads twice.",
+        "vtfast/methods/context.py",
+        "return torch.cat(parts, 1)",
+        "return torch.cat([own] * len(parts), 1)",
+        PATCH + "tensor_parallel.py::test_a_method_that_reads_attention_sees_all_heads[llava]",
+    ),
+    Mutation(
+        "FSDP: weights of an attention module that is sharded apart are not gathered for scores.",
+        MODELS + "base.py",
+        'if hasattr(attention, "unshard"):',
+        'if hasattr(attention, "never"):',
+        PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
+    ),
+    Mutation(
+        "FSDP1: hooks run before the weights of a layer are gathered.",
+        MODELS + "base.py",
+        "layers = tuple(map(_unwrapped, text.layers))",
+        "layers = tuple(text.layers)",
+        PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[losses-under-fsdp1]",
+    ),
+    Mutation(
+        "Training: scores draw random numbers that a checkpoint does not draw again.",
+        RUNTIME + "state.py",
+        "enabled=module.training",
+        "enabled=False",
+        PATCH + "checkpointing.py::test_scores_leave_the_random_numbers_of_a_layer_alone[llava]",
+    ),
 ]
 
 

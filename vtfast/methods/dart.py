@@ -34,7 +34,7 @@ _PIVOTS = 4  # of the picture, and as many of the text
 def dart(ctx: SelectionContext) -> Tensor:
     """Row numbers of the kept tokens, int64 ascending."""
     segments, sequences = ctx.segments, ctx.sequences
-    norms = ctx.attention.keys.flatten(1).float().abs().sum(1)
+    norms = ctx.key_norms
     own = Ragged.from_lengths([min(_PIVOTS, k) for k in ctx.keep], segments.device)
     own_pivots = topk_select(norms[sequences.visual], segments, own.lengths, impl=ctx.impl).long()
     text, text_pivots = _text_pivots(ctx, norms)

@@ -267,6 +267,9 @@ class PatchHooks:
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
         validation.check_attention(module.config._attn_implementation, self._expected)
+        gather: Any = getattr(self.parts.norm, "unshard", None)
+        if gather is not None:  # FSDP2 shards the norm apart: all processes gather it now, since a
+            gather()  # method may call it in some of them alone
         kwargs = _by_name(module, args, kwargs)
         visual: VisualTokens | None = kwargs.pop(VISUAL, None)
         if visual is not None:

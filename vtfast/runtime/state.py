@@ -6,6 +6,7 @@ from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in 
 a method sees, selects and drops is the same in both.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.packed_kv_cache import AttentionMetadata, row_numbers
 from vtfast.runtime.padded import Padded
-from vtfast.runtime.selection import choose, image_hashes, shorten
-from vtfast.runtime.stage import Query, Stage
+from vtfast.runtime.selection import Result, image_hashes, shorten, timed
+from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 Layout = Padded | Packed
@@ -65,7 +66,7 @@ class ForwardState:
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.impl = config, parts, config.impl
         self.cache: Cache | None = None
-        self.query: Query | None = None
+        self.attention: Attention | None = None  # of the score layer, for the next stage
         self.metadata: AttentionMetadata | None = None
         self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
@@ -74,7 +75,6 @@ class ForwardState:
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
         self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: all
         self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
-        self.prompts: Tensor | None = None  # int64, which packed tokens methods see; None: all
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self.select_ms: dict[int, float] = {}
@@ -110,11 +110,6 @@ class ForwardState:
         t = t.reshape(-1, t.shape[-1])
         return t if self.slots is None else t[self.slots]
 
-    def seen(self, t: Tensor) -> Tensor:
-        """[b, s, D] as the layers have it → [tokens that methods see, D]: the prompts."""
-        t = self.packed(t)
-        return t if self.prompts is None else t[self.prompts]
-
     def enter(
         self, number: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -136,8 +131,10 @@ class ForwardState:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-        if number in self.config.scored_layers and self.tokens is not None:
-            self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
+        if number in self.config.scored_layers:
+            self._score(
+                self.config.stages[number + 1], module, hidden, kwargs["position_embeddings"]
+            )
         if module.training:
             self._ran[number] = (index, self.given)
         if self.metadata is not None:
@@ -169,9 +166,9 @@ class ForwardState:
         """A prefill reaches a stage; returns hidden states and where they were (None: all)."""
         rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
-            self.query = Query(module, hidden, tuple(rotary))
+            self._score(stage, module, hidden, rotary)
         stay = self._select(stage, hidden) if self.segments else None
-        self.query = None
+        self.attention = None
         state = state_of(self.cache)
         begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
         if stay is None and not begun:
@@ -267,25 +264,23 @@ class ForwardState:
         if sum(keep) == sum(left):
             return None
         with torch.no_grad():
-            visual, lengths = self._find_prompts(hidden.device)
+            seen, lengths = self._prompts(hidden.device)
+            visual = self.tokens if seen is None else torch.searchsorted(seen, self.tokens)
             samples = tuple(s.sample for s in segments)
-            sequences = self.seen(hidden), visual, lengths, samples, self.parts.norm
+            tokens, norm = _rows(self.packed(hidden), seen), self.parts.norm
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths(left, hidden.device),
                 keep=keep,
                 grids=tuple(s.grid for s in segments),
-                sequences=Sequences(*sequences),
+                sequences=Sequences(tokens, visual, tuple(lengths), samples, norm),
                 seed=self.config.seed,
                 options=options,
                 impl=self.impl,
                 _image_hash=lambda: self._hashes(segments, per_frame, hidden.device),
-                _attention=self._attention,
+                _attention=self._scored,
             )
-            if self.config.record:
-                chosen, self.select_ms[stage.layer] = choose(stage.method, context)
-            else:
-                chosen = stage.method.select(context)
+            chosen = self._timed(stage, hidden.device, lambda: stage.method.select(context))
             after = shorten(chosen, self.tokens, self.lengths, segments, keep)
             self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
             self.counts.append((stage.layer, self._visual_tokens()))
@@ -293,17 +288,15 @@ class ForwardState:
                 self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
 
-    def _find_prompts(self, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-        """Which of the tokens that methods see are visual, int64, and how many a sample has."""
-        assert self.visual is not None
-        assert self.tokens is not None
-        after = self.visual.after_prompt
+    def _prompts(self, device: torch.device) -> tuple[Tensor | None, list[int]]:
+        """Which packed tokens methods see, int64 ascending (None: all), and how many of each
+        sample: the prompts, without what follows them."""
+        after = self.visual.after_prompt if self.visual else []
         if not any(after):
-            return self.tokens, tuple(self.lengths)
+            return None, self.lengths
         lengths = [n - behind for n, behind in zip(self.lengths, after, strict=True)]
         starts = [sum(self.lengths[:b]) for b in range(self.batch)]
-        self.prompts = row_numbers(starts, lengths, device)
-        return torch.searchsorted(self.prompts, self.tokens), tuple(lengths)
+        return row_numbers(starts, lengths, device), lengths
 
     def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
         """Image hash of each segment, int64 [segments]: random picks depend on it."""
@@ -312,16 +305,45 @@ class ForwardState:
         seen = state.images if state else None
         return image_hashes(self.visual, segments, seen, per_frame, device)
 
-    def _attention(self, last: Tensor) -> Attention:
-        """What the score layer attends with: queries of the tokens `last`, keys of all."""
-        query = self.query
-        if query is None:
+    def _score(
+        self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
+    ) -> None:
+        """Note what the score layer of a stage attends with, if the stage will drop tokens.
+
+        The layer is about to run, so its weights are here; FSDP reshards them afterwards. Its
+        processes gather weights together, so there the stage may also be one that drops none.
+        """
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.segments and (together or stage.drops(self.segments))):
+            return
+        seen, lengths = self._prompts(hidden.device)
+        last = Ragged.from_lengths(lengths, hidden.device).cu_seqlens[1:].long() - 1
+        devices = [hidden.device] if hidden.is_cuda else []
+
+        def attention() -> Attention:
+            tokens, cos, sin = (_rows(self.packed(t), seen) for t in (hidden, *rotary))
+            return self.parts.family.attention(module, tokens, cos, sin, last)
+
+        # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
+        # checkpoint draws those again in backward, where nothing is scored.
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=module.training):
+            self.attention = self._timed(stage, hidden.device, attention)
+
+    def _scored(self) -> Attention:
+        if self.attention is None:
             raise InputError(
                 "attention scores were read by a method registered without them; "
                 "register the method with scores=True"
             )
-        hidden, cos, sin = (self.seen(t) for t in (query.hidden, *query.rotary))
-        return self.parts.family.attention(query.layer, hidden, cos, sin, last)
+        return self.attention
+
+    def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
+        """The result of a call; with `record`, its time is added to that of the stage."""
+        if not self.config.record:
+            return call()
+        result, spent = timed(device, call)
+        self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
+        return result
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
@@ -378,3 +400,7 @@ class ForwardState:
 
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
     return inner if outer is None else outer[inner]
+
+
+def _rows(t: Tensor, index: Tensor | None) -> Tensor:
+    return t if index is None else t[index]
