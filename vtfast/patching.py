@@ -15,6 +15,7 @@ from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
 from vtfast.prune import Prune
 from vtfast.report import Report
+from vtfast.runtime import attention
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.stage import Stage
@@ -144,7 +145,7 @@ def check_transformers(model: Any, family: Family, path: str) -> None:
     A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; a
     release that fails it raises UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
-    implementation = model.config.get_text_config()._attn_implementation
+    implementation = attention.plain(model.config.get_text_config()._attn_implementation)
     how = _patch_tiny, implementation, path
     check_release(family, supported_class(model), model.config, *how)
 

@@ -83,8 +83,8 @@ class Call:
 
     @property
     def visual(self) -> np.ndarray:
-        """bool [B, S]: tokens that a picture's features replace."""
-        return np.logical_or.reduce(self.placeholders)
+        """bool [B, S]: tokens that the features of a picture replace, if it is not masked out."""
+        return np.logical_or.reduce(self.placeholders) & self.valid
 
     @property
     def has_all_features(self) -> bool:

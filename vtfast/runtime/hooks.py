@@ -32,7 +32,7 @@ from vtfast.runtime.packed import Packed
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.prompt import tokens_after_prompt
 from vtfast.runtime.prompt_ids import PreparedInputs
-from vtfast.runtime.state import ForwardState, Layout
+from vtfast.runtime.state import ForwardState, Layout, may_run_again
 from vtfast.runtime.visual_tokens import VisualTokens, locate, of_text
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
@@ -64,7 +64,7 @@ class PatchHooks:
         self._handles: list[RemovableHandle] = []
         self._prepared = PreparedInputs(parts.model)
         self._warned: set[str] = set()
-        self._original: str = parts.text.config._attn_implementation
+        self._original = attention.plain(parts.text.config._attn_implementation)
         self._always_padded = self._why_always_padded(config)
         self._first = next(iter(config.stages.values()))  # of the plan
         self.config = config = config.starting_at_layer_0()
@@ -266,6 +266,9 @@ class PatchHooks:
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
+        if self._expected == attention.NAME and module.config._attn_implementation == "sdpa":
+            # A model on the same config was unpatched.
+            module.set_attn_implementation(attention.NAME)
         validation.check_attention(module.config._attn_implementation, self._expected)
         gather: Any = getattr(self.parts.norm, "unshard", None)
         if gather is not None:  # FSDP2 shards the norm apart: all processes gather it now, since a
@@ -314,7 +317,8 @@ class PatchHooks:
                     f"{type(self.parts.text).__name__} was not called with"
                 )
             return None
-        if not (self._always_padded or forward.given or number in self._due or module.training):
+        needed = self._always_padded or forward.given or number in self._due
+        if not (needed or may_run_again(module)):
             forward.passes(module, kwargs)
             return None  # in the packed layout most layers need nothing
         if self._always_padded:  # third-party attention functions do not know it

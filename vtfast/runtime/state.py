@@ -135,7 +135,7 @@ class ForwardState:
             self._score(
                 self.config.stages[number + 1], module, hidden, kwargs["position_embeddings"]
             )
-        if module.training:
+        if may_run_again(module):
             self._ran[number] = (index, self.given)
         if self.metadata is not None:
             self.handed.expect_attention(module)
@@ -381,7 +381,7 @@ class ForwardState:
             state = self._adopt(self.cache)
         if state is None:
             return
-        if visual.tokens is not None:
+        if visual.tokens is not None and visual.segments:
             images = to_device(visual.images, device)
             state.images = images if state.images is None else state.images + images
             free.append(self.chunk - 1 - (visual.tokens % self.chunk).amax())
@@ -396,6 +396,12 @@ class ForwardState:
         for s in self.segments:
             out[s.sample] += s.left
         return out
+
+
+def may_run_again(layer: nn.Module) -> bool:
+    """Whether checkpointing may run a layer again in backward. Without gradients it may in training
+    mode: a re-entrant checkpoint runs its first pass so."""
+    return layer.training or torch.is_grad_enabled()
 
 
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:

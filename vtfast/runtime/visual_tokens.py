@@ -69,27 +69,24 @@ class LazyImageHash:
 def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> VisualTokens:
     """Find segments, sample lengths and flat token positions of a chunk.
 
-    `mask`: bool [B, P + S] over past and chunk, or None.
+    `mask`: bool [B, P + S] over past and chunk, or None. Raises InputError.
     """
     device, (rows, columns) = sources[0].placeholder.device, call.shape
     lengths, past = np.diff(call.starts, append=rows * columns), None
     if call.mask is not None:
         lengths, past = call.valid.sum(1), call.mask[:, :-columns].sum(1).tolist()
-        hidden = int((call.visual & ~call.valid).sum())
-        if hidden:
-            raise InputError(
-                f"attention_mask hides {hidden} visual tokens; pruning counts all of a "
-                "picture, so mask padding only and leave unwanted pictures out"
-            )
 
     # (first token, last token, size, grid, row of the image hashes of all sources joined)
     found: list[tuple[int, int, int, tuple[int, ...], int]] = []
+    hashed = 0
     for placeholder, sizes, grids in zip(call.placeholders, call.sizes, call.grids, strict=True):
-        flat, ends, hashed = np.flatnonzero(placeholder), sizes.cumsum(), len(found)
+        flat, ends = np.flatnonzero(placeholder), sizes.cumsum()
         first, last = flat[ends - sizes].tolist(), flat[ends - 1].tolist()
         grid = map(tuple, grids.reshape(-1, 3).tolist())
-        numbers = range(hashed, hashed + len(sizes))
-        found += zip(first, last, sizes.tolist(), grid, numbers, strict=True)
+        numbers = range(hashed, hashed := hashed + len(sizes))
+        pictures = zip(first, last, sizes.tolist(), grid, numbers, strict=True)
+        seen = np.split(call.valid.flatten()[flat], ends[:-1])
+        found += [p for p, tokens in zip(pictures, seen, strict=False) if _is_seen(tokens)]
     found.sort()
     samples = [np.searchsorted(call.starts, f[:2], "right") - 1 for f in found]
     for image, (begins, ends) in enumerate(samples):
@@ -112,6 +109,17 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     tokens = to_device(np.flatnonzero(call.visual), device)
     known = joined_hash if len(hashes) == len(sources) else None
     return VisualTokens(tokens, segments, lengths.tolist(), past, known, images, mask)
+
+
+def _is_seen(tokens: np.ndarray) -> bool:
+    """Whether a picture, its tokens bool [n] by the mask, is there: one that is masked out as a
+    whole is padding. Collators add such a picture to batches of text alone."""
+    if tokens.any() and not tokens.all():
+        raise InputError(
+            f"attention_mask hides {int((~tokens).sum())} of a picture's {len(tokens)} visual "
+            "tokens; pruning counts all of a picture, so mask pictures as a whole or not at all"
+        )
+    return bool(tokens.any())
 
 
 def of_text(mask: Tensor | None, batch: int, chunk: int) -> VisualTokens:
