@@ -44,7 +44,7 @@ class PatchHooks:
         self.parts = parts
         self.report: Report | None = None
         self._check_arguments()
-        weight = next(parts.text.parameters())
+        weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
         self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
         self._handles: list[RemovableHandle] = []
         self._original: str = parts.text.config._attn_implementation
@@ -128,7 +128,8 @@ class PatchHooks:
             return reason
         if config.path == "auto" and self._unsupported:
             return f"attention: {self._unsupported}"
-        if config.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+        weight = self.parts.text.get_input_embeddings().weight
+        if config.path == "auto" and weight.device.type != "cuda":
             return "the model was not on a GPU when it was patched"
         return None
 
@@ -179,6 +180,7 @@ class PatchHooks:
         sources = self.parts.family.sources(self.parts.multimodal, call)
         if VISUAL in call or not sources:
             return None
+        validation.check_not_exporting()
         keeps = [stage.prune.keep for stage in self.config.stages.values()]
         if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
             validation.check_drafts(call.get("logits_to_keep"), self.config)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
@@ -17,6 +18,16 @@ from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
+
+
+def check_not_exporting() -> None:
+    """Refuse to record a forward with pictures; compiling one works."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise StateError(
+            "a patched model cannot be exported or traced (torch.export, torch.jit.trace, ONNX), "
+            "because it reads in every call where the visual tokens are; call "
+            "vtfast.unpatch(model) and export the unpatched model"
+        )
 
 
 def check_drafts(logits_to_keep: int | Tensor | None, config: PatchConfig) -> None:
