@@ -51,6 +51,50 @@ INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
+    # -- wrappers, exporting, quantized weights ----------------------------------------------------
+    Mutation(
+        "A model that a wrapper holds under two names counts as two models.",
+        MODELS + "__init__.py",
+        "if id(module) in seen:",
+        "if False:",
+        PATCH + "wrappers.py::test_the_model_inside_is_patched_once_and_undone_through_its_wrapper"
+        "[llava-own]",
+    ),
+    Mutation(
+        "Of a wrapper of two models the first is patched.",
+        MODELS + "__init__.py",
+        "if len(found) == 1:",
+        "if found:",
+        PATCH + "errors.py::test_a_wrapper_of_two_models_is_told_how_to_pass_each",
+    ),
+    Mutation(
+        "Where FSDP leaves no parameters inside, a patch looks for one.",
+        RUNTIME + "hooks.py",
+        "weight = parts.text.get_input_embeddings().weight  # FSDP",
+        "weight = next(parts.text.parameters())  # FSDP",
+        PATCH + "wrappers.py::test_fsdp_that_leaves_no_parameters_inside_is_patched[padded]",
+    ),
+    Mutation(
+        "A traced forward goes on with what one call has read.",
+        RUNTIME + "validation.py",
+        "if torch.compiler.is_exporting() or torch.jit.is_tracing():",
+        "if torch.compiler.is_exporting():",
+        PATCH + "export.py::test_a_forward_with_pictures_is_not_recorded[llava-padded-trace]",
+    ),
+    Mutation(
+        "Scores of a model with learned prompts are computed without them.",
+        "vtfast/information/checks.py",
+        '"is_prompt_learning", False)',
+        '"no_such_name", False)',
+        PATCH + "peft.py::test_scores_of_a_model_with_learned_prompts_are_refused",
+    ),
+    Mutation(
+        "A log takes a quantized weight for a plain tensor.",
+        "vtfast/information/records.py",
+        'if not hasattr(weight, "__tensor_flatten__"):',
+        "if True:",
+        PATCH + "quantized.py::test_a_log_tells_a_quantized_model_from_its_original[llava]",
+    ),
     # -- the padded layout ---------------------------------------------------------------------
     Mutation(
         "Padded: the column of a new token is hidden while decoding.",

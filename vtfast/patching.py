@@ -9,7 +9,7 @@ from torch import nn
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels._checks import IMPLS
 from vtfast.methods import method
-from vtfast.models import family_of, family_of_class, supported_class
+from vtfast.models import family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
@@ -78,7 +78,9 @@ def patch(
     no trace. Nothing is changed when an error is raised.
 
     Args:
-        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
+        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`. Of any other
+            module that holds exactly one such model (PEFT, `torch.compile`, DDP, FSDP), the model
+            inside is patched.
         plan: a preset's name, a `Plan`, or a list of `Prune`. See `Plan.preset` for the names.
         keep: float in (0, 1], with a preset only: visual tokens per image averaged over all decoder
             layers, as the papers count.
@@ -107,7 +109,7 @@ def patch(
 
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
-        UnsupportedModelError: any other model, or a wrapper (names the inner model to pass).
+        UnsupportedModelError: any other model, or a module that holds several (names them).
         UnsupportedVersionError: a release of transformers vtfast does not work with. An untested
             release is checked on a tiny model, in about half a second, when a process first patches
             a kind of model; VTFAST_SELF_CHECK=always checks every release, =never none.
@@ -125,6 +127,7 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
+    model = inner_model(model)
     active = _hooks_of(model)
     if active is not None:
         raise AlreadyPatchedError(
@@ -177,13 +180,14 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Undo `patch`; the model is then exactly what it was. An unpatched model is left alone."""
+    """Undo `patch` in a model or in all models that a wrapper holds; each is then exactly what it
+    was. An unpatched model is left alone."""
     while (hooks := _hooks_of(model)) is not None:
         hooks.remove()
 
 
 def is_patched(model: nn.Module) -> bool:
-    """Whether `patch` is active on this model."""
+    """Whether `patch` is active on this model, or on a model that this wrapper holds."""
     return _hooks_of(model) is not None
 
 

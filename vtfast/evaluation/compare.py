@@ -19,6 +19,7 @@ from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
+from vtfast.models import inner_model
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan, multiply_adds
 from vtfast.presets import needs_horizon
@@ -89,6 +90,8 @@ def evaluate(
         >>> found = vtfast.evaluate(model, dataset, ["divprune+random", "random"], keep=0.5)
         >>> found.of("random 0.5").accuracy
     """
+    if not hasattr(model, "generate"):  # a wrapper for training, such as DDP
+        model = inner_model(model)
     if is_patched(model):
         raise StateError("the model is patched; call vtfast.unpatch(model) before comparing plans")
     if model.training:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vtfast.errors import InputError
-from vtfast.information.checks import check_layers, check_options, check_share
+from vtfast.information.checks import check_layers, check_options, check_share, measured_model
 from vtfast.information.horizons import Horizon, summarize
 from vtfast.information.maps import InformationMap
 from vtfast.information.pictures import Window, check_window
@@ -63,6 +63,7 @@ def horizon(
     for name, count in (("maps", maps), ("seed", seed)):
         if type(count) is not int or count < 0:
             raise InputError(f"{name}={count!r}: expected an int >= 0")
+    model = measured_model(model)
     wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
     settings = {
         "measures": "horizon",

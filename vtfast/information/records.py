@@ -8,9 +8,11 @@ next sample begins. An incomplete last line is removed and its sample is run aga
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.information.progress import steps
@@ -124,7 +126,17 @@ def _short(value: Any) -> str:
 def fingerprint(model: Any) -> str:
     """A short hash of a model's weights, made of the first numbers of every parameter."""
     digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
+    parameters = model.named_parameters()
+    for name, weight in (part for named in parameters for part in _plain_tensors(*named)):
         head = weight.detach().flatten()[:8].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + head.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain_tensors(name: str, weight: Any) -> Iterator[tuple[str, Tensor]]:
+    """A weight itself, or the tensors that a quantized one is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield name, weight
+        return
+    for part in weight.__tensor_flatten__()[0]:
+        yield from _plain_tensors(f"{name}.{part}", getattr(weight, part))

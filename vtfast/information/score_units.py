@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.information.checks import check_layers, check_options
+from vtfast.information.checks import check_layers, check_options, measured_model
 from vtfast.information.maps import InformationMap, PictureScores
 from vtfast.information.packing import Kept
 from vtfast.information.pictures import Window, check_window
@@ -36,7 +36,7 @@ def score(
     it was.
 
     Args:
-        model: a supported model, unpatched, in eval mode.
+        model: a supported model or a wrapper of one (LoRA, DDP), unpatched, in eval mode.
         inputs: a batch as a processor returns it, prompts ending where the answer begins.
         answer: token ids of the true answer, without special tokens: one list for a batch of one,
             else a list for each sample (`answer_ids` makes one from text).
@@ -61,7 +61,7 @@ def score(
         (12, 12)
     """
     check_options(per=per, chunk=chunk, impl=impl)
-    size, answers = check_window(window), _as_lists(answer)
+    model, size, answers = measured_model(model), check_window(window), _as_lists(answer)
     wanted = check_layers(layers, model)
     probe = Probe(model, inputs, answers, wanted, chunk=chunk, impl=impl)
     return score_probe(probe, wanted, size, per, progress=progress)

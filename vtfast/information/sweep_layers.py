@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vtfast.information.checks import check_layers, check_options, check_share
+from vtfast.information.checks import check_layers, check_options, check_share, measured_model
 from vtfast.information.maps import InformationMap
 from vtfast.information.packing import Kept
 from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
@@ -64,6 +64,7 @@ def sweep(
     """
     check_options(per=per, chunk=chunk, impl=impl, batch=batch, seeds=seeds)
     check_share("confidence", confidence, 0.0)
+    model = measured_model(model)
     wanted, size = check_layers(layers, model), check_window(window)
     names, budgets = choices(methods, keep)
     retained = retained or ORACLE in names

@@ -59,7 +59,7 @@ class PatchHooks:
         self.parts = parts
         self.report: Report | None = None
         self._check_arguments()
-        weight = next(parts.text.parameters())
+        weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
         self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
         self._handles: list[RemovableHandle] = []
         self._prepared = PreparedInputs(parts.model)
@@ -145,7 +145,8 @@ class PatchHooks:
             return reason
         if config.path == "auto" and self._unsupported:
             return f"attention: {self._unsupported}"
-        if config.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+        weight = self.parts.text.get_input_embeddings().weight
+        if config.path == "auto" and weight.device.type != "cuda":
             return "the model was not on a GPU when it was patched"
         return None
 
@@ -203,6 +204,7 @@ class PatchHooks:
             if call.get("inputs_embeds") is not None and not (cache and cache.get_seq_length()):
                 self._warn_once(_UNSEEN_PICTURES)
             return (), call
+        validation.check_not_exporting()
         chunk = sources[0].placeholder.shape[1]
         mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
         axes = self.parts.family.position_axes

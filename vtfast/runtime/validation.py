@@ -21,6 +21,16 @@ from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
+def check_not_exporting() -> None:
+    """Refuse to record a forward with pictures; compiling one works."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise StateError(
+            "a patched model cannot be exported or traced (torch.export, torch.jit.trace, ONNX), "
+            "because it reads in every call where the visual tokens are; call "
+            "vtfast.unpatch(model) and export the unpatched model"
+        )
+
+
 def check_last_tokens(call: Call, logits_to_keep: Any) -> None:
     """Refuse to generate from padding or a visual token, which may be dropped."""
     if type(logits_to_keep) is not int or logits_to_keep != 1:
