@@ -819,7 +819,7 @@ MUTATIONS = [
     ),
     Mutation(
         "FSDP: weights of an attention module that is sharded apart are not gathered for scores.",
-        MODELS + "base.py",
+        MODELS + "parallel.py",
         'if hasattr(attention, "unshard"):',
         'if hasattr(attention, "never"):',
         PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
@@ -827,7 +827,7 @@ MUTATIONS = [
     Mutation(
         "FSDP1: hooks run before the weights of a layer are gathered.",
         MODELS + "base.py",
-        "layers = tuple(map(_unwrapped, text.layers))",
+        "layers = tuple(map(unwrapped, text.layers))",
         "layers = tuple(text.layers)",
         PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[losses-under-fsdp1]",
     ),

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.methods import Attention
+from vtfast.models.parallel import gather_weights, processes_with_heads, unwrapped
 from vtfast.runtime.call import PROMPT_IDS, Source
 from vtfast.runtime.model import Parts
 
@@ -77,9 +77,9 @@ class Family(ABC):
 
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
-        inner = _unwrapped(model.model)
-        text, tower = _unwrapped(inner.language_model), getattr(inner, self.tower)
-        layers = tuple(map(_unwrapped, text.layers))
+        inner = unwrapped(model.model)
+        text, tower = unwrapped(inner.language_model), getattr(inner, self.tower)
+        layers = tuple(map(unwrapped, text.layers))
         head_size = getattr(layers[0].self_attn, "head_dim", 0)
         around = layers, text.rotary_emb, text.norm
         return Parts(self, model, inner, tower, text, *around, head_size)
@@ -120,7 +120,7 @@ class Family(ABC):
         """
         attention = layer.self_attn
         size = attention.head_dim
-        _gather_weights(attention)
+        gather_weights(attention)
         normed = layer.input_layernorm(hidden)
 
         def rotate(x: Tensor, tokens: Tensor | slice) -> Tensor:
@@ -129,58 +129,8 @@ class Family(ABC):
             return x * cos[tokens, None] + turned * sin[tokens, None]
 
         query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
-        group = _processes_with_heads(attention, query, keys)
+        group = processes_with_heads(attention, query, keys)
         return Attention(rotate(query, last), rotate(keys, slice(None)), attention.scaling, group)
-
-
-def _unwrapped(module: Any) -> Any:
-    """The module inside the wrappers of FSDP1 and activation checkpointing: its hooks run when its
-    weights are gathered, and again where it runs again."""
-    for name in ("_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
-        module = getattr(module, name, module)
-    return module
-
-
-def _gather_weights(attention: Any) -> None:
-    """Gather the weights of an attention module that FSDP shards apart from its layer."""
-    if hasattr(attention, "unshard"):  # FSDP2; resharded after the layer, which runs next
-        attention.unshard()
-    elif hasattr(attention, "_fsdp_wrapped_module"):
-        raise UnsupportedModelError(
-            "attention scores need the weights of self_attn, which FullyShardedDataParallel wraps "
-            "by itself; wrap whole decoder layers (transformer_auto_wrap_policy), or use a method "
-            "that needs no scores (diversity, random)"
-        )
-
-
-def _processes_with_heads(attention: Any, query: Tensor, keys: Tensor) -> ProcessGroup | None:
-    """The processes among which tensor parallelism splits the heads; None if all are here.
-
-    query, keys: [tokens, heads here · head size].
-    """
-    config, size = attention.config, attention.head_dim
-    whole = config.num_attention_heads * size, config.num_key_value_heads * size
-    here = query.shape[-1], keys.shape[-1]
-    if here == whole:
-        return None
-    group = next(filter(None, map(_group_of_rows, attention.q_proj.parameters())), None)
-    if group is None or tuple(width * group.size() for width in here) != whole:
-        raise UnsupportedModelError(
-            f"attention scores need whole heads: this process has {here[0]} of {whole[0]} query "
-            f"and {here[1]} of {whole[1]} key columns, heads of {size}, split in a way vtfast does "
-            'not know; load the model with tp_plan="auto" on a number of processes that divides '
-            "the key heads, or use a method that needs no scores (diversity, random)"
-        )
-    return group
-
-
-def _group_of_rows(weight: Tensor) -> ProcessGroup | None:
-    """The processes that hold the other rows of a weight, if it is a DTensor cut by rows."""
-    for dim, placement in enumerate(getattr(weight, "placements", ())):
-        if placement.is_shard(0):
-            group: ProcessGroup = weight.device_mesh.get_group(dim)  # type: ignore[attr-defined]
-            return group
-    return None
 
 
 def check_one_device(text: nn.Module) -> None:
