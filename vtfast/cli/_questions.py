@@ -1,6 +1,6 @@
 """The questions that --task and --data name, for the commands that know the true answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from vtfast.cli._options import check_not_read
 from vtfast.cli._terminal import working
 from vtfast.errors import InputError
 from vtfast.inputs.checkpoints import Checkpoint, quiet
-from vtfast.inputs.data import Dataset, read_examples
+from vtfast.inputs.data import Dataset, Skipped, read_examples
 from vtfast.toy.evaluate import dataset
 from vtfast.toy.model import family_of
 from vtfast.toy.scene import SQUARE
 
 _SCENES = 100  # drawn unless --samples says otherwise
-_BAD_LINES_SHOWN = 3
+_BAD_LINES_SHOWN, _SKIPPED_SHOWN = 3, 20
 
 
 def questions(
@@ -37,14 +37,24 @@ def questions(
             sizes = family_of(checkpoint.model).SIZES if bundled else (SQUARE,)
             return dataset(processor, source, samples or _SCENES, seed, sizes, ends=bundled)
         examples, bad = read_examples(source, processor.tokenizer)
-    if bad:
+    if bad and not skip_bad:
         listed = "; ".join(f"line {line.number}: {line.reason}" for line in bad[:_BAD_LINES_SHOWN])
         if len(bad) > _BAD_LINES_SHOWN:
             listed += f"; and {len(bad) - _BAD_LINES_SHOWN} more"
-        if not skip_bad:
-            raise InputError(f"--data {source}, {listed}; correct them or pass --skip-bad")
-        stderr.print(f"{source}: skipped {listed}", markup=False, highlight=False)
-    return Dataset(processor, examples[:samples], source.stem)
+        raise InputError(f"--data {source}, {listed}; correct them or pass --skip-bad")
+    asked = Dataset(processor, examples[:samples], source.stem, skip_bad=skip_bad)
+    asked.skipped += [Skipped(f"{source.name} line {line.number}", line.reason) for line in bad]
+    return asked
+
+
+def report_skipped(skipped: Sequence[Skipped], stderr: Console) -> None:
+    """Say which samples a measurement left out, and why."""
+    if skipped:
+        stderr.print(f"Skipped {len(skipped)} of the samples:")
+    for sample in skipped[:_SKIPPED_SHOWN]:
+        stderr.print(f"  {sample}", markup=False, highlight=False, soft_wrap=True)
+    if len(skipped) > _SKIPPED_SHOWN:
+        stderr.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json names all of them")
 
 
 @contextmanager
