@@ -44,7 +44,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_a_wide_table_is_printed_in_parts_with_the_keys_in_each(width):
     told = table_of(HEAD, ROWS, width=width)
     assert words(told) == words(table_of(HEAD, ROWS, width=1000))
@@ -55,9 +55,8 @@ def test_a_wide_table_is_printed_in_parts_with_the_keys_in_each(width):
 
 
 def test_columns_that_may_not_wrap_keep_their_lines():
-    told = table_of(
-        ("layer", "a", "b"), [("0", "100.0 ±0.0\n(34 to 100)", "x")], wraps=(), width=20
-    )
+    row = ("0", "100.0 ±0.0\n(34 to 100)", "x" * 9)
+    told = table_of(("layer", "a", "b"), [row], wraps=(), width=26)
     assert "100.0 ±0.0" in told
     assert "(34 to 100)" in told
 

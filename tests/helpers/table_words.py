@@ -8,8 +8,8 @@ from rich.console import Console
 
 
 def words(text: str) -> set[str]:
-    """The words of a text, without the digits, which change with times."""
-    return {re.sub(r"\d+", "0", word) for word in text.split()}
+    """The words of a text, without lines, and without digits, which change."""
+    return {re.sub(r"\d+", "0", word) for word in text.replace("─", " ").split()}
 
 
 def printed(show: Callable[[Console], object], width: int) -> str:
