@@ -47,6 +47,7 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
+CONTINUED = "tests/information/test_continued_runs.py::test_"
 
 MUTATIONS = [
     # -- the padded layout ---------------------------------------------------------------------
@@ -565,6 +566,75 @@ MUTATIONS = [
         "pass",
         "tests/models/test_self_check.py::"
         "test_it_works_anywhere_and_leaves_no_trace[llava-autocast]",
+    ),
+    # -- long runs, and what they show ------------------------------------------------------------
+    Mutation(
+        "Studies: a log finds samples whose picture is another one now.",
+        "vtfast/inputs/data.py",
+        "digest.update(_digest_of(image))",
+        "digest.update(b'')",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[score-mended]",
+    ),
+    Mutation(
+        "Studies: a log is of the longest answer in a data file.",
+        "vtfast/evaluation/compare.py",
+        'logged = {**settings, "max_new_tokens": max_new_tokens}',
+        "logged = settings",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[evaluate-extended]",
+    ),
+    Mutation(
+        "Studies: the second of two equal samples is taken for the first.",
+        "vtfast/inputs/data.py",
+        'key if seen[key] == 1 else f"{key}.{seen[key]}"',
+        "key",
+        CONTINUED + "two_equal_samples_are_two_samples[score]",
+    ),
+    Mutation(
+        "Studies: one process does not read what several have written.",
+        "vtfast/information/records.py",
+        r"(\.\d+)?",
+        "",
+        "tests/evaluation/test_evaluate.py"
+        "::test_two_processes_share_the_questions_and_give_the_same_table",
+    ),
+    Mutation(
+        "Studies: a bad sample takes its whole batch with it.",
+        "vtfast/information/bad_samples.py",
+        "if len(block) > 1:",
+        "if not block:",
+        "tests/information/test_bad_samples.py"
+        "::test_a_bad_sample_is_skipped_and_named_with_the_reason[horizon-refused_picture]",
+    ),
+    Mutation(
+        "Studies: a patched model makes every sample a bad one.",
+        "vtfast/information/bad_samples.py",
+        "return not isinstance(error, InputError)",
+        "return False",
+        "tests/information/test_bad_samples.py"
+        "::test_what_is_no_fault_of_a_sample_ends_the_run[score]",
+    ),
+    Mutation(
+        "Horizon: that none of a few answers is lost counts as proof.",
+        "vtfast/information/shares.py",
+        "return 1 - (1 - confidence) ** (1 / n)",
+        "return 0.0",
+        "tests/information/test_information_horizon.py"
+        "::test_none_lost_of_few_samples_shows_no_horizon_yet",
+    ),
+    Mutation(
+        "Horizon: a plan does not say that its horizon is not shown.",
+        "vtfast/plan.py",
+        'doubt = getattr(horizon, "doubt", "")',
+        'doubt = ""',
+        "tests/information/test_information_horizon.py"
+        "::test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so",
+    ),
+    Mutation(
+        "Tables: columns are narrowed below their longest word.",
+        "vtfast/cli/_terminal.py",
+        "for floor in (least, [1] * len(widths)):",
+        "for floor in ([1] * len(widths),):",
+        "tests/cli/test_tables.py::test_a_wide_table_is_printed_in_parts_with_the_keys_in_each[60]",
     ),
     # -- what the ops compute ------------------------------------------------------------------
     Mutation(

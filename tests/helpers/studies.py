@@ -24,10 +24,10 @@ STUDIES = {
 
 
 def examples(folder: Path, n: int) -> list[Example]:
-    """Questions about pictures in files, with one answer of a token and others of three."""
+    """Questions about pictures in files; the answer of the sixth has three tokens, others one."""
     found = []
     for i in range(n):
-        pictures, questions, answers = scenes(1, i, "code" if i == 1 else "shape_colour")
+        pictures, questions, answers = scenes(1, i, "code" if i == 5 else "shape_colour")
         pictures[0].save(folder / f"{i}.png")
         found.append(Example((folder / f"{i}.png",), questions[0], answers[0], f"sample {i}"))
     return found
