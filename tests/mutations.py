@@ -573,7 +573,7 @@ MUTATIONS = [
         "vtfast/inputs/data.py",
         "digest.update(_digest_of(image))",
         "digest.update(b'')",
-        CONTINUED + "a_run_goes_on_with_every_sample_it_has[score-mended]",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[score-repainted]",
     ),
     Mutation(
         "Studies: a log is of the longest answer in a data file.",

@@ -21,6 +21,12 @@ def mended(asked, log, folder):
     return [asked[0], examples(folder, 2)[1], *asked[2:]], ["sample 1"]
 
 
+def repainted(asked, log, folder):
+    """The file of a finished sample holds another picture now."""
+    (folder / "0.png").write_bytes((folder / "2.png").read_bytes())
+    return asked, ["sample 0"]
+
+
 def extended(asked, log, folder):
     more = examples(folder, 6)[4:]
     return [more[0], *asked, more[1]], ["sample 4", "sample 5"]
@@ -41,7 +47,7 @@ def moved(asked, log, folder):
     return [replace(example, name=f"line {i}") for i, example in enumerate(found)], []
 
 
-CHANGES = [stopped, mended, extended, cut, reordered, moved]
+CHANGES = [stopped, mended, repainted, extended, cut, reordered, moved]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
