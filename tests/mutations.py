@@ -47,6 +47,7 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
+CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
@@ -837,6 +838,186 @@ MUTATIONS = [
         "enabled=module.training",
         "enabled=False",
         PATCH + "checkpointing.py::test_scores_leave_the_random_numbers_of_a_layer_alone[llava]",
+    ),
+    # -- long runs, and what they show ------------------------------------------------------------
+    Mutation(
+        "Studies: a log finds samples whose picture is another one now.",
+        "vtfast/inputs/data.py",
+        "digest.update(_digest_of(image))",
+        "digest.update(b'')",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[score-repainted]",
+    ),
+    Mutation(
+        "Studies: a log is of the longest answer in a data file.",
+        "vtfast/evaluation/compare.py",
+        'logged = {**settings, "max_new_tokens": max_new_tokens}',
+        "logged = settings",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[evaluate-extended]",
+    ),
+    Mutation(
+        "Studies: the second of two equal samples is taken for the first.",
+        "vtfast/inputs/data.py",
+        'key if seen[key] == 1 else f"{key}.{seen[key]}"',
+        "key",
+        CONTINUED + "two_equal_samples_are_two_samples[score]",
+    ),
+    Mutation(
+        "Studies: one process does not read what several have written.",
+        "vtfast/information/records.py",
+        r"(\.\d+)?",
+        "",
+        "tests/evaluation/test_evaluate.py"
+        "::test_two_processes_share_the_questions_and_give_the_same_table",
+    ),
+    Mutation(
+        "Studies: a bad sample takes its whole batch with it.",
+        "vtfast/information/bad_samples.py",
+        "if len(block) > 1:",
+        "if not block:",
+        "tests/information/test_bad_samples.py"
+        "::test_a_bad_sample_is_skipped_and_named_with_the_reason[horizon-refused_picture]",
+    ),
+    Mutation(
+        "Studies: a patched model makes every sample a bad one.",
+        "vtfast/information/bad_samples.py",
+        "return not isinstance(error, InputError)",
+        "return False",
+        "tests/information/test_bad_samples.py"
+        "::test_what_is_no_fault_of_a_sample_ends_the_run[score]",
+    ),
+    Mutation(
+        "Horizon: that none of a few answers is lost counts as proof.",
+        "vtfast/information/shares.py",
+        "return 1 - (1 - confidence) ** (1 / n)",
+        "return 0.0",
+        "tests/information/test_information_horizon.py"
+        "::test_none_lost_of_few_samples_shows_no_horizon_yet",
+    ),
+    Mutation(
+        "Horizon: a plan does not say that its horizon is not shown.",
+        "vtfast/plan.py",
+        'doubt = getattr(horizon, "doubt", "")',
+        'doubt = ""',
+        "tests/information/test_information_horizon.py"
+        "::test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so",
+    ),
+    Mutation(
+        "Tables: columns are narrowed below their longest word.",
+        "vtfast/cli/_terminal.py",
+        "for floor in (least, [1] * len(widths)):",
+        "for floor in ([1] * len(widths),):",
+        "tests/cli/test_tables.py::test_a_wide_table_is_printed_in_parts_with_the_keys_in_each[60]",
+    ),
+    # -- what the ops compute ------------------------------------------------------------------
+    Mutation(
+        "Gathered rows come in ascending order instead of the order asked for.",
+        REFERENCE,
+        "x.index_select(0, index) for x in tensors",
+        "x.index_select(0, index.sort().values) for x in tensors",
+        "tests/kernels/test_gather.py::test_copies_the_chosen_rows_of_every_tensor",
+    ),
+    Mutation(
+        "Equal scores go to the highest row.",
+        REFERENCE,
+        "order = ranks.sort(dim=1, descending=True, stable=True).indices",
+        "last_first = ranks.flip(1).sort(dim=1, descending=True, stable=True).indices\n"
+        "    order = ranks.shape[1] - 1 - last_first",
+        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[eager]",
+    ),
+    Mutation(
+        "A score of NaN ranks above all others.",
+        REFERENCE,
+        "ranks.masked_fill(scores.isnan(), lowest)",
+        "ranks.masked_fill(scores.isnan(), torch.iinfo(integer).max)",
+        "tests/kernels/test_topk_select.py::test_ranks_nan_below_minus_infinity",
+    ),
+    Mutation(
+        "A score of -0.0 ranks below one of 0.0.",
+        REFERENCE,
+        "bits = (scores + 0.0).view(integer)",
+        "bits = scores.contiguous().view(integer)",
+        "tests/kernels/test_topk_select.py::test_takes_negative_zero_for_zero",
+    ),
+    Mutation(
+        "Each segment keeps one row less than asked for.",
+        REFERENCE,
+        "kept = Ragged.from_lengths(keep, rows.device)",
+        "kept = Ragged.from_lengths([max(0, k - 1) for k in keep], rows.device)",
+        "tests/kernels/test_topk_select.py::test_picks_are_exact_distinct_ascending_rows",
+    ),
+    Mutation(
+        "Equal random words are ordered by position at once, without a second word.",
+        REFERENCE,
+        "ranks = ((first - 2**31) << 32) + second",
+        "ranks = (first - 2**31) << 32",
+        "tests/kernels/test_random_select.py::"
+        "test_equal_words_are_ordered_by_the_second_word_then_by_position",
+    ),
+    Mutation(
+        "Diversity starts with the first row.",
+        "kernels/_max_min.py",
+        "nearest = torch.minimum(distance.amin(1), limit)",
+        "nearest = limit.clone()",
+        "tests/kernels/test_diversity_select.py::"
+        "test_starts_with_the_row_whose_nearest_other_row_is_farthest[eager]",
+    ),
+    Mutation(
+        "Diversity picks a row that it has picked already.",
+        "kernels/_max_min.py",
+        "own.fill_(-torch.inf)",
+        "own.fill_(torch.inf)",
+        "tests/kernels/test_diversity_select.py::test_copies_of_one_row_are_all_distinct_picks"
+        "[eager]",
+    ),
+    Mutation(
+        "Diversity has no direction for a row of zeros, and no distance to it.",
+        "kernels/_max_min.py",
+        "directed = finite & (norm >= _MIN_NORM)",
+        "directed = finite",
+        "tests/kernels/test_diversity_select.py::test_a_zero_row_is_at_distance_one_from_all[eager]",
+    ),
+    Mutation(
+        "A row that is not finite is the farthest of all.",
+        "kernels/_max_min.py",
+        "limit = torch.where(finite, torch.inf, _BELOW_DISTANCES)",
+        "limit = torch.where(finite, torch.inf, torch.inf)",
+        "tests/kernels/test_diversity_select.py::"
+        "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
+    ),
+    Mutation(
+        "A key's score is the most that a head pays it, not the mean of the heads.",
+        REFERENCE,
+        "logits.softmax(-1).mean((0, 1))",
+        "logits.softmax(-1).amax((0, 1))",
+        "tests/kernels/test_last_query_scores.py::test_scores_of_a_sequence_sum_to_one[eager]",
+    ),
+    Mutation(
+        "The first query of a sequence, not the last, is the one that sees all its keys.",
+        "kernels/_sdpa.py",
+        ".tril(num_keys - num_queries)",
+        ".tril()",
+        "tests/kernels/test_ragged_attention.py::test_errs_at_most_twice_as_much_as_sdpa",
+    ),
+    Mutation(
+        "Attention reads the keys in their packed order and ignores the index.",
+        REFERENCE,
+        "k, v = gather_rows(k_index, k, v)",
+        "k, v = k[: len(k_index)], v[: len(k_index)]",
+        "tests/kernels/test_ragged_attention.py::test_reads_keys_through_an_index_with_shared_rows",
+    ),
+    Mutation(
+        "In decoding, every sequence starts where the cache does.",
+        REFERENCE,
+        "starts = back_to_back(lengths)",
+        "starts = [0] * len(lengths)",
+        "tests/kernels/test_ragged_decode.py::test_starts_default_to_back_to_back",
+    ),
+    Mutation(
+        "An image hash does not tell the order of a picture's pixels.",
+        "kernels/image_hash.py",
+        "line[:, None] * width + column",
+        "0 * (line[:, None] * width + column)",
+        "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
     ),
 ]
 

@@ -14,10 +14,11 @@ import torch
 from command import answered, call, python
 from packaging.requirements import Requirement
 from repository import ROOT
+from table_words import breaks_no_word
 
 from vtfast import ops, toy
 from vtfast.cli import _trial
-from vtfast.cli.doctor import PACKAGES
+from vtfast.cli.doctor import PACKAGES, _show
 from vtfast.kernels import _launch, gather
 from vtfast.models import SUPPORTED
 from vtfast.models.self_check import TESTED
@@ -247,3 +248,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyP
     advice: list[str] = []
     assert tried("hub cache", advice)["status"] == "warning"
     assert "set HF_HOME to a folder of yours" in advice[-1]
+
+
+def test_no_word_is_broken_at_80_columns(record):
+    assert breaks_no_word(lambda console: _show(console, record))

@@ -170,7 +170,12 @@ Samples = Annotated[
 ]
 SkipBad = Annotated[
     bool,
-    typer.Option("--skip-bad", metavar="", help="Leave out bad lines of --data, and say which."),
+    typer.Option(
+        "--skip-bad",
+        metavar="",
+        help="Leave out what cannot be asked (a line of --data, a picture, an answer), and say at "
+        "the end which and why.",
+    ),
 ]
 
 # Measuring
@@ -203,7 +208,8 @@ Log = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help="Write finished samples here; after an interruption the same command continues.",
+        help="Write finished samples here. The same command goes on with those it finds, also if "
+        "the data file was mended, extended, cut or reordered since.",
     ),
 ]
 Out = Annotated[
@@ -219,14 +225,18 @@ AsJson = Annotated[
 
 def layer_numbers(layers: str | None) -> tuple[int, ...] | None:
     """The value of --layers, such as 0,4,8-11, as numbers; None for all."""
-    if layers is None:
-        return None
+    return None if layers is None else numbers("--layers", layers, digits=3)
+
+
+def numbers(option: str, value: str, digits: int) -> tuple[int, ...]:
+    """The value of an option that takes numbers and ranges, such as 0,4,8-11, as numbers."""
     found: list[int] = []
-    for part in layers.split(","):
+    for part in value.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
-        if not all(end.isdecimal() and len(end) < 4 for end in ends) or int(ends[0]) > int(ends[1]):
-            raise InputError(f"--layers {layers}: expected numbers and ranges, such as 0,4,8-11")
+        good = all(end.isdecimal() and len(end) <= digits for end in ends)
+        if not good or int(ends[0]) > int(ends[1]):
+            raise InputError(f"{option} {value}: expected numbers and ranges, such as 0,4,8-11")
         found += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(found)
 
