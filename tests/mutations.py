@@ -257,16 +257,16 @@ MUTATIONS = [
     Mutation(
         "Packed: padding stays until the first stage that drops tokens.",
         RUNTIME + "state.py",
-        "self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)",
-        "self.unpads = False",
+        "arranged = layout.is_packed",
+        "arranged = False",
         PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-late]",
     ),
     Mutation(
         "Packed: only the first stage is asked whether tokens will be dropped.",
         RUNTIME + "state.py",
-        "any(s.drops(self.segments) for s in stages)",
-        "list(stages)[1].drops(self.segments)",  # [0] was put before the plan's by the layout
+        "self.rearranges = arranged and any(drops)",
+        "self.rearranges = arranged and list(drops)[1]",  # [0] was put before the plan's
         PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-all-first]",
     ),
@@ -332,18 +332,89 @@ MUTATIONS = [
         PATCH + "outputs.py::test_hidden_states_are_the_oracles[llava-packed]",
     ),
     Mutation(
-        "Labels are checked in the first sample only.",
-        RUNTIME + "validation.py",
-        "(placeholder[:, :-1] & (labels[:, 1:] != -100)).any()",
-        "(placeholder[:1, :-1] & (labels[:1, 1:] != -100)).any()",
-        PATCH + "outputs.py::test_a_label_inside_a_picture_is_refused_in_any_sample[llava-padded]",
+        "Labels that nothing can predict are ignored in the first sample only.",
+        RUNTIME + "labels.py",
+        "mute = read.visual | ~read.valid",
+        "mute = (read.visual | ~read.valid) & (np.arange(len(read.visual)) == 0)[:, None]",
+        PATCH + "outputs.py::test_a_label_inside_a_picture_is_ignored_in_any_sample[llava-padded]",
     ),
     Mutation(
-        "Methods that read attention scores run with assisted decoding.",
+        "A trainer's count of labels keeps those that are ignored.",
+        RUNTIME + "labels.py",
+        'call["num_items_in_batch"] = call["num_items_in_batch"] * share',
+        "pass",
+        PATCH + "labels.py::test_a_trainers_count_of_labels_leaves_out_those_that_are_ignored",
+    ),
+    # -- samples packed into a row, and where prompts end ------------------------------------------
+    Mutation(
+        "Samples packed into a row are one sample.",
+        RUNTIME + "call.py",
+        'starts = np.flatnonzero(found["starts"])',
+        "pass",
+        PATCH + "packed_samples.py::test_a_packed_sample_has_the_logits_it_has_alone"
+        "[llava-packed-late-scores]",
+    ),
+    Mutation(
+        "Packed samples see one another in the layers before the first stage.",
+        RUNTIME + "state.py",
+        "arranged = self.batch > self.rows",
+        "arranged = False",
+        PATCH + "packed_samples.py::test_a_packed_sample_has_the_logits_it_has_alone"
+        "[qwen-padded-late-scores]",
+    ),
+    Mutation(
+        "FlashAttention is told where samples were before tokens were dropped.",
+        RUNTIME + "state.py",
+        "self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}",
+        "pass",
+        PATCH + "packed_samples.py::test_flash_attention_is_told_nothing_of_tokens_that_are_gone",
+    ),
+    Mutation(
+        "Methods see the answer too.",
+        RUNTIME + "state.py",
+        "after = self.visual.after_prompt if self.visual else []",
+        "after = []",
+        PATCH + "prompt_end.py"
+        "::test_an_answer_scored_again_has_the_probabilities_it_was_generated_with"
+        "[llava-padded-fastv-labels]",
+    ),
+    Mutation(
+        "Drafts are part of the prompt.",
+        RUNTIME + "prompt.py",
+        "end = columns - asked + 1",
+        "pass",
+        PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
+        "[llava-padded-fastv-keep-a-draft]",
+    ),
+    Mutation(
+        "Renumbered positions of a later chunk begin at 0.",
+        RUNTIME + "packed.py",
+        "starts = [s - (now - new) for s, (now, new) in zip(starts, ends, strict=True)]",
+        "pass",
+        PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
+        "[llava-packed-fastv-renumber-a-draft]",
+    ),
+    Mutation(
+        "Only ones in a mask mark tokens.",
         RUNTIME + "validation.py",
-        'counts_guesses = "scores" in config.needs or config.positions == "renumber"',
-        'counts_guesses = config.positions == "renumber"',
-        PATCH + "outputs.py::test_several_last_logits_are_refused_with_text_scores[llava-padded]",
+        "return mask if mask is None or chunk == 1 else mask != 0",
+        "return mask if mask is None or chunk == 1 else mask == 1",
+        PATCH + "masks.py::test_every_number_but_0_marks_a_token[llava-padded-twos]",
+    ),
+    Mutation(
+        "A picture that is masked out is pruned like any other.",
+        RUNTIME + "visual_tokens.py",
+        "return bool(tokens.any())",
+        "return True",
+        PATCH + "masks.py::test_a_picture_that_is_hidden_as_a_whole_is_padding[llava-padded-right]",
+    ),
+    Mutation(
+        "The ids beside embeddings stay with generate.",
+        RUNTIME + "prompt_ids.py",
+        "if embeds is not None and input_ids.shape == embeds.shape[:2]:",
+        "if False:",
+        PATCH + "merged_features.py"
+        "::test_prompts_with_ids_beside_embeddings_are_pruned_as_ever[llava-single-padded]",
     ),
     # -- which tokens stay ---------------------------------------------------------------------
     Mutation(
@@ -907,117 +978,6 @@ MUTATIONS = [
         "for floor in (least, [1] * len(widths)):",
         "for floor in ([1] * len(widths),):",
         "tests/cli/test_tables.py::test_a_wide_table_is_printed_in_parts_with_the_keys_in_each[60]",
-    ),
-    # -- what the ops compute ------------------------------------------------------------------
-    Mutation(
-        "Gathered rows come in ascending order instead of the order asked for.",
-        REFERENCE,
-        "x.index_select(0, index) for x in tensors",
-        "x.index_select(0, index.sort().values) for x in tensors",
-        "tests/kernels/test_gather.py::test_copies_the_chosen_rows_of_every_tensor",
-    ),
-    Mutation(
-        "Equal scores go to the highest row.",
-        REFERENCE,
-        "order = ranks.sort(dim=1, descending=True, stable=True).indices",
-        "last_first = ranks.flip(1).sort(dim=1, descending=True, stable=True).indices\n"
-        "    order = ranks.shape[1] - 1 - last_first",
-        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[eager]",
-    ),
-    Mutation(
-        "A score of NaN ranks above all others.",
-        REFERENCE,
-        "ranks.masked_fill(scores.isnan(), lowest)",
-        "ranks.masked_fill(scores.isnan(), torch.iinfo(integer).max)",
-        "tests/kernels/test_topk_select.py::test_ranks_nan_below_minus_infinity",
-    ),
-    Mutation(
-        "A score of -0.0 ranks below one of 0.0.",
-        REFERENCE,
-        "bits = (scores + 0.0).view(integer)",
-        "bits = scores.contiguous().view(integer)",
-        "tests/kernels/test_topk_select.py::test_takes_negative_zero_for_zero",
-    ),
-    Mutation(
-        "Each segment keeps one row less than asked for.",
-        REFERENCE,
-        "kept = Ragged.from_lengths(keep, rows.device)",
-        "kept = Ragged.from_lengths([max(0, k - 1) for k in keep], rows.device)",
-        "tests/kernels/test_topk_select.py::test_picks_are_exact_distinct_ascending_rows",
-    ),
-    Mutation(
-        "Equal random words are ordered by position at once, without a second word.",
-        REFERENCE,
-        "ranks = ((first - 2**31) << 32) + second",
-        "ranks = (first - 2**31) << 32",
-        "tests/kernels/test_random_select.py::"
-        "test_equal_words_are_ordered_by_the_second_word_then_by_position",
-    ),
-    Mutation(
-        "Diversity starts with the first row.",
-        "kernels/_max_min.py",
-        "nearest = torch.minimum(distance.amin(1), limit)",
-        "nearest = limit.clone()",
-        "tests/kernels/test_diversity_select.py::"
-        "test_starts_with_the_row_whose_nearest_other_row_is_farthest[eager]",
-    ),
-    Mutation(
-        "Diversity picks a row that it has picked already.",
-        "kernels/_max_min.py",
-        "own.fill_(-torch.inf)",
-        "own.fill_(torch.inf)",
-        "tests/kernels/test_diversity_select.py::test_copies_of_one_row_are_all_distinct_picks"
-        "[eager]",
-    ),
-    Mutation(
-        "Diversity has no direction for a row of zeros, and no distance to it.",
-        "kernels/_max_min.py",
-        "directed = finite & (norm >= _MIN_NORM)",
-        "directed = finite",
-        "tests/kernels/test_diversity_select.py::test_a_zero_row_is_at_distance_one_from_all[eager]",
-    ),
-    Mutation(
-        "A row that is not finite is the farthest of all.",
-        "kernels/_max_min.py",
-        "limit = torch.where(finite, torch.inf, _BELOW_DISTANCES)",
-        "limit = torch.where(finite, torch.inf, torch.inf)",
-        "tests/kernels/test_diversity_select.py::"
-        "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
-    ),
-    Mutation(
-        "A key's score is the most that a head pays it, not the mean of the heads.",
-        REFERENCE,
-        "logits.softmax(-1).mean((0, 1))",
-        "logits.softmax(-1).amax((0, 1))",
-        "tests/kernels/test_last_query_scores.py::test_scores_of_a_sequence_sum_to_one[eager]",
-    ),
-    Mutation(
-        "The first query of a sequence, not the last, is the one that sees all its keys.",
-        "kernels/_sdpa.py",
-        ".tril(num_keys - num_queries)",
-        ".tril()",
-        "tests/kernels/test_ragged_attention.py::test_errs_at_most_twice_as_much_as_sdpa",
-    ),
-    Mutation(
-        "Attention reads the keys in their packed order and ignores the index.",
-        REFERENCE,
-        "k, v = gather_rows(k_index, k, v)",
-        "k, v = k[: len(k_index)], v[: len(k_index)]",
-        "tests/kernels/test_ragged_attention.py::test_reads_keys_through_an_index_with_shared_rows",
-    ),
-    Mutation(
-        "In decoding, every sequence starts where the cache does.",
-        REFERENCE,
-        "starts = back_to_back(lengths)",
-        "starts = [0] * len(lengths)",
-        "tests/kernels/test_ragged_decode.py::test_starts_default_to_back_to_back",
-    ),
-    Mutation(
-        "An image hash does not tell the order of a picture's pixels.",
-        "kernels/image_hash.py",
-        "line[:, None] * width + column",
-        "0 * (line[:, None] * width + column)",
-        "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
     ),
 ]
 

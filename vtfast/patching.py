@@ -77,6 +77,10 @@ def patch(
     Only hooks are added to this instance: no class and no other model changes, and `unpatch` leaves
     no trace. Nothing is changed when an error is raised.
 
+    A call of the model may say where prompts end, `model(**inputs, prompt_length=n)` (an int or one
+    a sample, columns of `input_ids`), so that an answer behind a prompt chooses no tokens; labels
+    tell it too. docs/training.md has more.
+
     Args:
         model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`. Of any other
             module that holds exactly one such model (PEFT, `torch.compile`, DDP, FSDP), the model

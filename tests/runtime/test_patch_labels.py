@@ -86,3 +86,19 @@ def test_a_plan_that_keeps_all_ignores_no_label(family, path):
     expected = model(**call).loss
     with vtfast.patch(model, keep=1.0, path=path, strict_labels=True):
         assert model(**call).loss == expected
+
+
+@torch.no_grad()
+def test_a_trainers_count_of_labels_leaves_out_those_that_are_ignored():
+    """transformers' Trainer divides the loss by a count that it made of the labels it was given."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("batch")
+    labels, (expected, _) = tutorial_labels(inputs), counted(inputs)
+    call, items = fed(family, inputs), int((labels[:, 1:] != -100).sum())
+    with vtfast.patch(model, EARLY):
+        right = model(**call, labels=expected).loss
+        with pytest.warns(UserWarning, match="are ignored"):
+            loss = model(**call, labels=labels, num_items_in_batch=items).loss
+        found = model(**call, labels=labels, num_items_in_batch=torch.tensor(items)).loss
+    torch.testing.assert_close(loss, right)
+    torch.testing.assert_close(found, right)

@@ -1,5 +1,8 @@
 """Weight-only quantized models are pruned as any other: torchao's int8."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from model_oracle import Oracle
@@ -10,9 +13,10 @@ import vtfast
 from vtfast import Prune
 from vtfast.information.records import fingerprint
 
-torchao = pytest.importorskip(
-    "torchao.quantization", reason="torchao is not installed: pip install torchao"
-)
+# `make test` installs torchao beside the environment: transformers imports it wherever it finds it,
+# which writes lines to stderr.
+sys.path.append(str(Path(sys.prefix, "torchao")))
+torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test")
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 PARTS = {"all": lambda model: model, "language-model": lambda model: model.model.language_model}
 

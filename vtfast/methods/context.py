@@ -19,7 +19,8 @@ from vtfast.kernels.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """The whole sequences, text and visual tokens, packed: padding is left out.
+    """The prompts, text and visual tokens, packed: padding is left out, and so is what follows a
+    prompt in a forward that scores its answer (see `vtfast.runtime.prompt`).
 
     Attributes:
         hidden: `[tokens, D]` hidden states entering the layer, un-normed, sample after sample.
@@ -52,7 +53,7 @@ class Attention:
     """Queries and keys of the score layer, after rotation, with H query heads and G key heads.
 
     Attributes:
-        query: `[samples, H, d]`, of each sample's last token.
+        query: `[samples, H, d]`, of the last token of each sample's prompt.
         keys: `[tokens, G, d]`, of every token of the sequences.
         scale: factor on the logits before the softmax.
         group: the processes that hold the other heads of a tensor-parallel model, H and G being
@@ -152,9 +153,9 @@ class SelectionContext:
 
     @cached_property
     def scores(self) -> Tensor:
-        """fp32 `[n]`: attention that each visual token gets from the last token of its sample.
+        """fp32 `[n]`: attention that each visual token gets from the last token of its prompt.
 
-        The softmax is over all keys of the sample, the mean over heads. Source: FastV (arXiv
+        The softmax is over all keys of the prompt, the mean over heads. Source: FastV (arXiv
         2403.06764), with the row of the last token, as its code computes.
         """
         own = self._own_heads
