@@ -29,7 +29,7 @@ COMMANDS = {
         "model image video prompt plan keep horizon compare max-new-tokens out json max-frames fps "
         "device dtype seed path impl",
     ),
-    "score": (3, f"{_STUDY} image prompt answer sample"),
+    "score": (3, f"{_STUDY} image prompt answer sample log"),
     "horizon": (3, f"{_STUDY} samples log maps tolerance"),
     "sweep": (3, f"{_STUDY} samples log methods keep seeds no-scores"),
     "evaluate": (
