@@ -3,9 +3,11 @@
 import pytest
 from command import answered
 from rich.text import Text
-from table_words import printed, words
+from table_words import breaks_no_word, printed, words
 
 from vtfast.cli._terminal import print_table
+from vtfast.cli.evaluate import _show
+from vtfast.evaluation import Comparison, Row
 from vtfast.toy.scene import Scene
 
 TOY = ("--model", "toy-llava-small", "--device", "cpu")
@@ -27,13 +29,22 @@ def table_of(*arguments, width=80, **options):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_word_is_broken_at_80_columns(command, tmp_path, monkeypatch):
-    """evaluate broke "divprune+random 0.05" after "divprune+rand"."""
     monkeypatch.chdir(tmp_path)
     Scene.from_seed(2).picture().save("a.png")
     narrow = answered(*COMMANDS[command], columns=80).stdout
     wide = answered(*COMMANDS[command], columns=300).stdout
     assert words(narrow) <= words(wide)
     assert max(map(len, narrow.splitlines())) <= 80
+
+
+def test_no_plan_of_a_7b_comparison_is_broken_at_80_columns():
+    """Its numbers are wider: "divprune+random 0.05" was broken after "divprune+rand"."""
+    rows = tuple(
+        Row(name, None, 5000, 5000, 1234, 1234, 1024.0, 0.05, 10.05, 1.0, 3021.5e6)
+        for name in ("unpruned", "divprune+random 0.05", "divprune+random, released setting 192")
+    )
+    found = Comparison(rows, "pope", "llava", 32, 5000, {})
+    assert breaks_no_word(lambda console: _show(console, "a-checkpoint", found))
 
 
 HEAD = ("plan", *(f"column{i}" for i in range(8)))
@@ -52,6 +63,11 @@ def test_a_wide_table_is_printed_in_parts_with_the_keys_in_each(width):
     assert sum("column" in line for line in told.splitlines()) == told.count("plan ")
     for name in HEAD[1:]:
         assert told.count(name) == 1
+
+
+def test_a_column_is_narrowed_only_down_to_its_longest_word():
+    told = table_of(("plan", "said"), [("x" * 25, "ab " * 8)], wraps=(0, 1), width=40)
+    assert "x" * 25 in told
 
 
 def test_columns_that_may_not_wrap_keep_their_lines():

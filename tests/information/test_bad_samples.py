@@ -127,5 +127,9 @@ def test_nothing_left_is_an_error_with_the_first_reason(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["horizon", "sweep", "score"])
 def test_what_is_no_fault_of_a_sample_ends_the_run(kind, tmp_path):
     model, processor = toy.load("llava-small")
+    asked = examples(tmp_path, 2)
     with vtfast.patch(model), pytest.raises(StateError, match="the model is patched"):
-        study(kind, model, processor, examples(tmp_path, 2), skip_bad=True)
+        study(kind, model, processor, asked, skip_bad=True)
+    model.forward = None
+    with pytest.raises(TypeError, match="not callable"):
+        study(kind, model, processor, asked, skip_bad=True)

@@ -9,6 +9,9 @@ from vtfast.errors import InputError, VTFastError
 from vtfast.inputs.checkpoints import short
 from vtfast.inputs.data import Skipped
 
+# What code raises that is wrong for every sample; processors' errors come as InputError.
+_FAULTS_OF_CODE = (TypeError, AttributeError, NameError, ImportError, AssertionError)
+
 Record = Mapping[str, Any]
 Measure = Callable[[list[int]], Iterable[Record]]
 
@@ -74,7 +77,7 @@ def finished(
 
 
 def _is_general(error: Exception) -> bool:
-    """Whether an error is no fault of a sample."""
+    """Whether an error is no fault of a sample, but of the model, the GPU, or the code."""
     if isinstance(error, VTFastError):
         return not isinstance(error, InputError)
-    return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, (torch.AcceleratorError, *_FAULTS_OF_CODE))
