@@ -76,7 +76,9 @@ class LazyImageHash:
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """Host integers to an int64 device tensor without waiting for the device."""
-    host = torch.as_tensor(values, dtype=torch.int64)
+    if not isinstance(values, Tensor):
+        values = torch.tensor(values, device="cpu")
+    host = values.to(torch.int64)
     if device.type != "cuda" or host.is_cuda:
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
