@@ -9,7 +9,7 @@ from operator import gt
 
 import torch
 
-from .ragged import Ragged, host_ints
+from .ragged import Ragged, host_ints, is_host_int
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -113,7 +113,7 @@ def checked_ints(op: str, name: str, values: object, segments: int) -> tuple[int
     return counts
 
 
-def check_number(
+def checked_number(
     op: str,
     name: str,
     value: int | torch.Tensor,
@@ -121,16 +121,19 @@ def check_number(
     device: torch.device,
     low: int,
     high: int,
-) -> None:
-    """Refuse what is neither an int in [low, high) nor a `[1]` tensor of this dtype and device."""
+) -> int | torch.Tensor:
+    """An int in [low, high) as a Python int, or a `[1]` tensor of this dtype and device."""
     if isinstance(value, torch.Tensor):
         check_tensor(op, name, value, ndim=1, dtypes=(dtype,), device=device)
         if len(value) != 1:
             raise ValueError(f"{op}: {name} must hold one number, got shape {tuple(value.shape)}")
-    elif isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if not is_host_int(value):
         raise TypeError(f"{op}: {name} must be an int or a tensor, got {type(value).__name__}")
-    elif not low <= value < high:
-        raise ValueError(f"{op}: {name}={value} is out of range; pass {low} <= {name} < {high}")
+    number = int(value)
+    if not low <= number < high:
+        raise ValueError(f"{op}: {name}={number} is out of range; pass {low} <= {name} < {high}")
+    return number
 
 
 def check_count(op: str, name: str, values: Sized, segments: int) -> None:

@@ -72,6 +72,7 @@ def on_device(
         batch = len(host_ranges) // 2
         padding = -batch % 4  # so that starts, too, begin at a multiple of 16 bytes
         numbers = (*host_ranges[:batch], *[0] * padding, *host_ranges[batch:])
-        both = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        both = torch.tensor(numbers, dtype=torch.int32, device="cpu", pin_memory=pinned)
         both = both.to(device, non_blocking=True)
         return both[:batch], both[batch + padding :]

@@ -6,9 +6,13 @@ keys. They are token-major like the packed tensors, so that they can be views of
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+# Cells of a causal mask made at once: with its copy as floats, at most 160 MiB.
+_MAX_MASK = 2**25
 
 
 def attend(
@@ -21,8 +25,10 @@ def attend(
     blind = max(0, num_queries - num_keys) if causal else 0  # queries before the first key
     mask = None
     if causal and 1 < num_queries < num_keys:
+        if num_queries * num_keys > _MAX_MASK:
+            return _attend_in_parts(q, k, v, max(1, _MAX_MASK // num_keys), scale)
         mask = q.new_ones((num_queries, num_keys), dtype=torch.bool).tril(num_keys - num_queries)
-    out = F.scaled_dot_product_attention(
+    out = _attention(
         q[:, blind:].transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
@@ -32,6 +38,25 @@ def attend(
         enable_gqa=q.shape[2] != k.shape[2],
     ).transpose(1, 2)
     return F.pad(out, (0, 0, 0, 0, blind, 0)) if blind else out
+
+
+def _attend_in_parts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, step: int, scale: float | None
+) -> torch.Tensor:
+    """Causal attention, `step` queries at a time, to the keys that the last of them sees."""
+    earlier, parts = k.shape[1] - q.shape[1], []
+    for first, part in zip(range(0, q.shape[1], step), q.split(step, 1), strict=True):
+        seen = earlier + first + part.shape[1]
+        parts.append(attend(part, k[:, :seen], v[:, :seen], True, scale))
+    return torch.cat(parts, 1)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
+    """PyTorch's attention in the dtype of `q`, which autocast would change."""
+    if q.is_meta or not torch.is_autocast_enabled(q.device.type):  # which knows no meta device
+        return F.scaled_dot_product_attention(q, k, v, **how)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, **how)
 
 
 def attend_ranges(
@@ -81,7 +106,7 @@ def attend_unread(
     rows = rows.clamp(0, len(k_cache) - 1)
     k, v = k_cache[rows].transpose(1, 2), v_cache[rows].transpose(1, 2)
     mask = (columns < lengths[:, None])[:, None, None]
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
+    out = _attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
     return out.where(lengths[:, None, None, None] > 0, 0.0).transpose(1, 2)
 
 

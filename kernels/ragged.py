@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from ._device_cache import GraphSafeCachedProperty, cached_per_stream
@@ -19,6 +20,7 @@ from ._device_cache import GraphSafeCachedProperty, cached_per_stream
 _INT32_MAX = 2**31 - 1
 _INTS = frozenset((int,))
 _REFUSED_ITERABLES = (torch.Tensor, str)
+_NO_HOST_INTS = (bool, np.bool_, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +120,14 @@ def host_ints(name: str, values: object) -> tuple[int, ...]:
     if _INTS.issuperset(map(type, values)):  # the usual case, in every call of an op
         return values
     for value in values:
-        if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
+        if not is_host_int(value):
             raise TypeError(f"{name} must hold host ints, got {value!r}; pass row counts")
     return tuple(map(operator.index, values))
+
+
+def is_host_int(value: object) -> bool:
+    """Whether this is a Python or NumPy integer; not a bool, nor a tensor, which would be read."""
+    return hasattr(value, "__index__") and not isinstance(value, _NO_HOST_INTS)
 
 
 def _indexed_device(device: torch.device | str | int) -> torch.device:

@@ -23,11 +23,11 @@ from . import _gather_picks, reference
 from ._checks import (
     check_count,
     check_impl,
-    check_number,
     check_segments,
     check_tensor,
     checked_gather,
     checked_keep,
+    checked_number,
 )
 from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
@@ -305,8 +305,8 @@ def random_select(
         image_hash = keys
     check_segments(_OP, "segments", segments)
     keep = checked_keep(_OP, segments, keep)
-    check_number(_OP, "seed", seed, torch.int64, segments.device, -(2**63), 2**63)
-    check_number(_OP, "stream", stream, torch.int32, segments.device, 0, 2**31)
+    seed = checked_number(_OP, "seed", seed, torch.int64, segments.device, -(2**63), 2**63)
+    stream = checked_number(_OP, "stream", stream, torch.int32, segments.device, 0, 2**31)
     if image_hash is not None:
         int64 = (torch.int64,)
         check_tensor(_OP, "image_hash", image_hash, ndim=1, dtypes=int64, device=segments.device)

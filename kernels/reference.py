@@ -11,18 +11,19 @@ op, not here. All selections share these rules:
 - With tensors to `gather` from, the result is a pair of the index and a tuple of their rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 
 import torch
 
-from ._max_min import distances, greedy
+from ._max_min import distances, greedy, greedy_by_rows
 from ._philox import philox_4x32
 from ._sdpa import attend, attend_ranges, attend_unread, back_to_back
 from .ragged import Ragged
 
-# Limit on the distances held at once; larger batches are processed in groups of segments.
-_MAX_MATRIX_BYTES = 256 * 2**20
+# What a selection, or the scores, may take beside arguments and result, with 16 MiB to spare for a
+# few numbers a row: batches are processed in groups of segments, long segments in parts.
+_MAX_BYTES = 240 * 2**20
 _SECOND_WORD = 0x80000000
 
 
@@ -51,7 +52,17 @@ def random_select(
         image_hash = torch.arange(len(segments), device=device)
     seed, stream = _word(seed, device), _word(stream, device)
 
-    columns = segments.max_seqlen
+    def best(part: Ragged, group: slice) -> torch.Tensor:
+        return _take_best(_random_ranks(part, seed, image_hash[group], stream), part, keep[group])
+
+    return _with_rows(_select(segments, 96, best), gather)
+
+
+def _random_ranks(
+    segments: Ragged, seed: torch.Tensor, image_hash: torch.Tensor, stream: torch.Tensor
+) -> torch.Tensor:
+    """Both random words of every row as one int64 `[B, N]`; the smallest int64 for padding."""
+    device, columns = segments.device, segments.max_seqlen
     counter = torch.broadcast_tensors(
         torch.arange((columns + 3) // 4, device=device),
         (image_hash & 0xFFFFFFFF)[:, None],
@@ -63,7 +74,7 @@ def random_select(
     ranks = ((first - 2**31) << 32) + second  # the pair, ordered as one signed integer
     if segments.uniform_length is None:
         ranks.masked_fill_(~segments.live, torch.iinfo(torch.int64).min)
-    return _with_rows(_take_best(ranks, segments, keep), gather)
+    return ranks
 
 
 def topk_select(
@@ -82,7 +93,12 @@ def topk_select(
     # Flipping the value bits of negative numbers makes integers sort like the floats.
     ranks = torch.where(bits < 0, bits ^ torch.iinfo(integer).max, bits)
     ranks = ranks.masked_fill(scores.isnan(), lowest)
-    return _with_rows(_take_best(segments.pad(ranks, lowest), segments, keep), gather)
+
+    def best(part: Ragged, group: slice) -> torch.Tensor:
+        rows = ranks[segments.offsets[group.start] : segments.offsets[group.stop]]
+        return _take_best(part.pad(rows, lowest), part, keep[group])
+
+    return _with_rows(_select(segments, 40, best), gather)
 
 
 @torch.no_grad()
@@ -97,16 +113,22 @@ def diversity_select(
     subnormal in fp32. A row whose squared norm is not finite is picked after all finite rows and
     does not affect their distances.
     """
+    width = features.shape[1]
+
+    def needed(length: int) -> int:
+        """Bytes for the distances in a segment, for making them, and for its unit vectors."""
+        return 6 * length**2 + 5 * length * width
+
     picks = [segments.cu_seqlens.new_empty(0)]
-    at_once = max(1, _MAX_MATRIX_BYTES // max(1, 4 * segments.max_seqlen**2))
-    for first in range(0, len(segments), at_once):
-        group = slice(first, first + at_once)
-        if steps := max(keep[group]):
-            part = Ragged.from_lengths(segments.lengths[group], segments.device)
-            start = segments.offsets[first]
-            order = greedy(*distances(features[start : start + part.total], part), steps)
-            rows = order + (part.cu_seqlens[:-1, None] + start)
-            picks.append(_take_first(rows, keep[group]).int())
+    for part, group in _groups(segments, needed):
+        start, steps = segments.offsets[group.start], max(keep[group], default=0)
+        rows = features[start : start + part.total]
+        if steps and needed(part.max_seqlen) > _MAX_BYTES:  # then it is one segment
+            picks.append((greedy_by_rows(rows, steps, _MAX_BYTES) + start).int())
+        elif steps:
+            order = greedy(*distances(rows, part, _MAX_BYTES), steps)
+            order = order + (part.cu_seqlens[:-1, None] + start)
+            picks.append(_take_first(order, keep[group]).int())
     order = torch.cat(picks)
     index = order.sort().values
     return (index, order) if return_order else index
@@ -119,11 +141,14 @@ def last_query_scores(
     """Attention that each sequence's last query pays to all its keys, averaged over heads, fp32."""
     scores = k.new_empty(len(k), dtype=torch.float32)
     q = (q.float() * scale).unflatten(1, (k.shape[1], -1))  # head h reads key head h // group
-    # One product per segment, so its rounding cannot depend on the rest of the batch; with `out=`,
-    # which autocast leaves alone.
+    at_once = max(1, _MAX_BYTES // (8 * k.shape[1:].numel()))  # keys whose copy in fp32 takes half
+    # Products are of one segment, so their rounding cannot depend on the rest of the batch; with
+    # `out=`, which autocast leaves alone.
     for query, (begin, end) in zip(q, pairwise(segments.offsets), strict=True):
         logits = q.new_empty(*query.shape[:2], end - begin)  # [Hkv, group, n]
-        torch.bmm(query, k[begin:end].float().permute(1, 2, 0), out=logits)
+        parts = zip(k[begin:end].split(at_once), logits.split(at_once, -1), strict=True)
+        for keys, out in parts:
+            torch.bmm(query, keys.float().permute(1, 2, 0), out=out)
         scores[begin:end] = logits.softmax(-1).mean((0, 1))
     return scores
 
@@ -180,11 +205,40 @@ def ragged_decode(
     q = q.unflatten(1, (k_cache.shape[1], -1)).transpose(1, 2)
     if isinstance(lengths, torch.Tensor):
         columns = len(k_cache) if max_length is None else min(max_length, len(k_cache))
-        ranges = lengths, torch.as_tensor(starts), columns
+        ranges = lengths, torch.as_tensor(starts, device=lengths.device), columns
         out = attend_unread(q, k_cache, v_cache, *ranges, scale)
     else:
         out = attend_ranges(q, k_cache, v_cache, lengths, [int(start) for start in starts], scale)
     return out.transpose(1, 2).flatten(1, 2)
+
+
+def _select(
+    segments: Ragged, cell_bytes: int, best: Callable[[Ragged, slice], torch.Tensor]
+) -> torch.Tensor:
+    """Rows that `best` picks, group by group; cell_bytes: what it needs for a cell it pads to."""
+    picks = []
+    for part, group in _groups(segments, lambda length: cell_bytes * length):
+        start, rows = segments.offsets[group.start], best(part, group)
+        picks.append(rows + start if start else rows)
+    return picks[0] if len(picks) == 1 else torch.cat(picks)
+
+
+def _groups(segments: Ragged, bytes_of: Callable[[int], int]) -> Iterator[tuple[Ragged, slice]]:
+    """Split segments into consecutive groups of one or more, as many as `_MAX_BYTES` allows.
+
+    bytes_of: what a segment of this length needs; in a group all are padded to the longest. Yields
+    each group as a packed batch of its own, with the numbers of its segments.
+    """
+    cuts, longest = [0], 0
+    for number, length in enumerate(segments.lengths):
+        longest = max(longest, length)
+        if number > cuts[-1] and (number + 1 - cuts[-1]) * bytes_of(longest) > _MAX_BYTES:
+            cuts.append(number)
+            longest = length
+    for first, end in pairwise((*cuts, len(segments))):
+        group, whole = slice(first, end), end - first == len(segments)
+        lengths = segments.lengths[group]
+        yield segments if whole else Ragged.from_lengths(lengths, segments.device), group
 
 
 def _take_best(ranks: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> torch.Tensor:

@@ -162,8 +162,8 @@ MUTATIONS = [
     Mutation(
         "Padded: samples a, b repeat as a, b, a, b, where the cache has a, a, b, b.",
         RUNTIME + "kv_cache.py",
-        "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
-        "torch.arange(self.vtfast.batch).repeat(repeats)",
+        "samples.repeat_interleave(repeats)",
+        "samples.repeat(repeats)",
         PATCH
         + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-padded-repeated]",
     ),
@@ -249,8 +249,8 @@ MUTATIONS = [
     Mutation(
         "Packed: samples a, b repeat as a, b, a, b, where a, a, b, b is meant.",
         RUNTIME + "kv_cache.py",
-        "torch.arange(self.vtfast.batch).repeat_interleave(repeats)",
-        "torch.arange(self.vtfast.batch).repeat(repeats)",
+        "samples.repeat_interleave(repeats)",
+        "samples.repeat(repeats)",
         PATCH
         + "turns.py::test_rearranged_samples_go_on_with_their_own_tokens[llava-packed-repeated]",
     ),
@@ -826,17 +826,85 @@ MUTATIONS = [
     Mutation(
         "Diversity has no direction for a row of zeros, and no distance to it.",
         "kernels/_max_min.py",
-        "directed = finite & (norm >= _MIN_NORM)",
-        "directed = finite",
+        "self._directed = self.finite & (self._norm >= _MIN_NORM)",
+        "self._directed = self.finite",
         "tests/kernels/test_diversity_select.py::test_a_zero_row_is_at_distance_one_from_all[eager]",
     ),
     Mutation(
         "A row that is not finite is the farthest of all.",
         "kernels/_max_min.py",
-        "limit = torch.where(finite, torch.inf, _BELOW_DISTANCES)",
-        "limit = torch.where(finite, torch.inf, torch.inf)",
+        "masked_fill_(~self.finite, _BELOW_DISTANCES)",
+        "masked_fill_(~self.finite, torch.inf)",
         "tests/kernels/test_diversity_select.py::"
         "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
+    ),
+    Mutation(
+        "Distances are made from a constant of the default dtype.",
+        "kernels/_max_min.py",
+        "self.ceiling = torch.ones_like(self._norm).masked_fill_(~self.finite, torch.inf)",
+        "self.ceiling = torch.where(self.finite, 1.0, torch.inf)",
+        "tests/runtime/test_patch_defaults.py::"
+        "test_a_default_dtype_changes_nothing[llava-padded-divprune]",
+    ),
+    Mutation(
+        "Counts of a prefill are copied from the default device.",
+        RUNTIME + "visual_tokens.py",
+        'values = torch.tensor(values, device="cpu")',
+        "values = torch.tensor(values)",
+        "tests/runtime/test_patch_defaults.py::test_a_default_device_changes_nothing[padded-vtw]",
+    ),
+    Mutation(
+        "Diversity makes the matrix of a segment of any length.",
+        REFERENCE,
+        "if steps and needed(part.max_seqlen) > _MAX_BYTES:",
+        "if False:",
+        "tests/kernels/test_memory.py::test_diversity_keeps_to_its_limit[one-torch.float32]",
+    ),
+    Mutation(
+        "Diversity makes one row of distances at a time on a CPU.",
+        "kernels/_max_min.py",
+        "size = min(max(2 * picked, _FEWEST_AHEAD), most)",
+        "size = 1",
+        "tests/kernels/test_diversity_select.py::test_few_rows_of_distances_are_made_in_vain",
+    ),
+    Mutation(
+        "All segments are padded to the longest at once.",
+        REFERENCE,
+        "number > cuts[-1] and (number + 1 - cuts[-1]) * bytes_of(longest) > _MAX_BYTES",
+        "False",
+        "tests/kernels/test_memory.py::"
+        "test_one_long_segment_among_many_short_ones_is_not_padded_to[topk]",
+    ),
+    Mutation(
+        "DART's cosines are rounded under autocast.",
+        "vtfast/methods/dart.py",
+        "torch.mm(tokens, towards.T, out=cosines[rows])",
+        "cosines[rows] = tokens @ towards.T",
+        "tests/methods/test_method_dart.py::"
+        "test_dart_keeps_the_same_tokens_under_autocast[one-picture]",
+    ),
+    Mutation(
+        "Autocast rounds the attention of fp32 queries.",
+        "kernels/_sdpa.py",
+        "with torch.autocast(q.device.type, enabled=False):",
+        "if True:",
+        "tests/kernels/test_default_dtype.py::"
+        "test_decoding_with_host_lengths_gives_the_same_bits_under_other_defaults[eager-equal]",
+    ),
+    Mutation(
+        "A seed of NumPy is refused.",
+        "kernels/_checks.py",
+        "if not is_host_int(value):",
+        "if type(value) is not int:",
+        "tests/kernels/test_random_select.py::"
+        "test_every_count_and_number_may_be_a_numpy_integer[eager-int64]",
+    ),
+    Mutation(
+        "Doctor takes any package `kernels` for Hugging Face's.",
+        "vtfast/cli/doctor.py",
+        "return None if is_its_own else path",
+        "return None",
+        "tests/cli/test_doctor.py::test_a_package_kernels_that_breaks_transformers_is_named",
     ),
     Mutation(
         "A key's score is the most that a head pays it, not the mean of the heads.",

@@ -243,6 +243,23 @@ def test_kernels_import_from_elsewhere(installed: Installed) -> None:
     assert doubled == "False"
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_kernels_import_beside_another_package_of_that_name(
+    installed: Installed, tmp_path: Path, place: str
+) -> None:
+    """Such as Hugging Face's: each is imported by its own name, from anywhere."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("OWNER = 'somebody else'")
+    code = (
+        f"import sys\nsys.path.insert({0 if place == 'first' else 'len(sys.path)'}, "
+        f"{str(tmp_path)!r})\n{IMPORT}import kernels\nprint(kernels.OWNER)"
+    )
+    for cwd, home in ((installed.root, installed.root), (installed.elsewhere, installed.home)):
+        file, doubled, owner = installed.says(code, cwd=cwd)
+        assert Path(file).is_relative_to(home)
+        assert (doubled, owner) == ("False", "somebody else")
+
+
 @pytest.mark.parametrize("installed", KINDS[1:], indirect=True)
 def test_an_install_adds_no_top_level_kernels(installed: Installed) -> None:
     """Not even the namespace package that the folder is from the repository root."""

@@ -108,6 +108,11 @@ def test_a_method_is_a_name(method):
         Prune(0, method, 0.5)
 
 
+def test_half_a_token_is_rounded_up():
+    """Python's `round`, which some papers' code uses, would keep 288 of 577."""
+    assert [Prune(0, "random", 0.5).count(n, n) for n in (577, 579, 5)] == [289, 290, 3]
+
+
 def test_numpy_numbers_become_python_numbers():
     stage = Prune(np.int64(2), "topk", np.int32(5))
     assert (type(stage.layer), type(stage.keep)) == (int, int)

@@ -244,7 +244,8 @@ class Plan:
 
     def average_tokens(self, n: int, num_layers: int) -> float:
         """Visual tokens of an image of `n`, averaged over all decoder layers."""
-        return sum(self.tokens_per_layer(n, num_layers)) / num_layers
+        tokens = self.tokens_per_layer(n, num_layers)
+        return sum(tokens) / len(tokens)
 
     def flops_ratio(self, config: Any, n_visual: int | Sequence[int], n_text: int) -> float:
         """Prefill arithmetic of the decoder layers, as a share of the unpruned model's.

@@ -36,7 +36,9 @@ class Prune:
         method: `"random"`, `"topk"`, `"diversity"`, `"dart"`, `"uniform"`, `"drop"`, or a
             registered name. Whether it is registered is checked when a model is patched.
         keep: a float in [0, 1] is a fraction of the image's *original* tokens (1.0 keeps all), an
-            int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only.
+            int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only. Half a
+            token is rounded up: 0.5 of 577 is 289, where papers' code that rounds to even keeps
+            288; pass an int to keep as many as it does.
         options: `per="image" | "frame"` for every method: whether a video clip has one budget over
             all its frames or one per frame. `score_layer="previous" | "this"` for `"topk"`.
             `official_budget=True` for `"dart"`: keeps 4 + 8·floor(k/8) tokens instead of k, as its

@@ -4,6 +4,7 @@ It runs in this process, where Triton interprets kernels on the CPU, except wher
 missing.
 """
 
+import importlib
 import json
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +16,11 @@ from command import answered, call, python
 from packaging.requirements import Requirement
 from repository import ROOT
 from table_words import breaks_no_word
+from transformers.utils import import_utils
 
 from vtfast import ops, toy
 from vtfast.cli import _trial
-from vtfast.cli.doctor import PACKAGES, _show
+from vtfast.cli.doctor import PACKAGES, _show, other_kernels_package
 from vtfast.kernels import _launch, gather
 from vtfast.models import SUPPORTED
 from vtfast.models.self_check import TESTED
@@ -252,3 +254,74 @@ def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyP
 
 def test_no_word_is_broken_at_80_columns(record):
     assert breaks_no_word(lambda console: _show(console, record))
+
+
+# A package with the name that transformers imports Hugging Face's kernels by
+
+
+RAISES, LACKS_ALL = "raise RuntimeError('not for you')", "OWNER = 'somebody else'"
+
+
+def beside(folder: Path, source: str, release: str = "", module: str = "kernels/__init__.py"):
+    """Doctor in a process of its own that finds such a package first, and perhaps the metadata of
+    a release of Hugging Face's. The trials of ops and models, which take long, are left out."""
+    (folder / module).parent.mkdir(exist_ok=True)
+    (folder / module).write_text(source)
+    if release:
+        info = folder / f"kernels-{release}.dist-info"
+        info.mkdir()
+        about = f"Metadata-Version: 2.1\nName: kernels\nVersion: {release}\n"
+        (info / "METADATA").write_text(about)
+    code = (
+        f"sys.path.insert(1, {str(folder)!r})\n"
+        "from vtfast.cli import doctor, main\n"
+        "examine = doctor._package\n"
+        "def package(name, advice):\n"
+        "    found = examine(name, advice)\n"
+        "    if name == 'transformers' and found['status'] == 'ok':\n"
+        "        from vtfast.cli import _trial\n"
+        "        _trial.CHECKS, _trial.op_calls = {}, dict\n"
+        "    return found\n"
+        "doctor._package = package\n"
+        "main()"
+    )
+    done = python(code, "doctor", "--json", cwd=folder)
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("source", "release"),
+    [(RAISES, ""), (LACKS_ALL, import_utils.KERNELS_MIN_VERSION)],
+    ids=["it raises", "it lacks what transformers expects"],
+)
+def test_a_package_kernels_that_breaks_transformers_is_named(tmp_path, source, release) -> None:
+    """Doctor once ended in a traceback that did not say where it came from."""
+    record = beside(tmp_path, source, release)
+    assert record["usable"] is False
+    assert named(record["packages"], "transformers")["status"] == "broken"
+    (advice,) = record["advice"]
+    assert f"beside {tmp_path / 'kernels' / '__init__.py'}, which has the name" in advice
+
+
+@pytest.mark.parametrize("module", ["kernels/__init__.py", "kernels.py"])
+def test_a_package_kernels_that_harms_nothing_is_named_without_advice(tmp_path, module) -> None:
+    record = beside(tmp_path, LACKS_ALL, module=module)
+    check = named(record["checks"], "the name 'kernels'")
+    assert (check["status"], check["result"]) == ("ok", f"is that of {tmp_path / module} here")
+    assert (record["usable"], record["advice"]) == (True, [])
+
+
+def test_a_package_that_hides_hugging_faces_kernels_is_a_warning(tmp_path) -> None:
+    record = beside(tmp_path, LACKS_ALL, "0.1")
+    assert named(record["checks"], "the name 'kernels'")["status"] == "warning"
+    assert "hides Hugging Face's package 'kernels'" in record["advice"][0]
+
+
+def test_hugging_faces_kernels_and_a_mere_folder_are_nothing_to_name(monkeypatch, tmp_path) -> None:
+    (tmp_path / "kernels").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert other_kernels_package() is None
+    (tmp_path / "kernels" / "__init__.py").write_text("from .utils import get_kernel")
+    importlib.invalidate_caches()
+    assert other_kernels_package() is None

@@ -3,6 +3,7 @@
 import re
 import sys
 import weakref
+from unittest import mock
 
 import numpy as np
 import oracles
@@ -92,6 +93,59 @@ def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(case, da
     assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
 
 
+@THOROUGH
+@given(batches(max_length=7), st.data(), DTYPES, st.sampled_from([0, 500, 3000]))
+def test_the_picks_do_not_depend_on_the_memory_there_is(case, data, dtype, most):
+    """Rows of distances are made again where the matrix does not fit; 0 bytes: for every segment.
+
+    At N = 24,576 the matrix once took 3 GB.
+    """
+    lengths, keep = case
+    rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
+    features = torch.tensor(rows).view(-1, 4).to(dtype)
+    with mock.patch.object(reference, "_MAX_BYTES", most):
+        index, order = diversity_select(features, ragged(lengths), keep, return_order=True)
+    assert order.tolist() == oracles.diversity_select(features.double().numpy(), lengths, keep)
+    check_selection(index, lengths, keep)
+
+
+@pytest.mark.parametrize("most", [8_000, 40_000, 400_000])
+def test_every_pick_by_rows_is_the_farthest(monkeypatch, most):
+    """As in `test_every_pick_is_the_farthest_given_the_picks_before_it`, with copies of rows."""
+    features = clusters(300, 24, dtype=torch.bfloat16)
+    features[200:220] = features[:20]
+    monkeypatch.setattr(reference, "_MAX_BYTES", most)
+    check_greedy(features, order_of(features, 300), 280)
+
+
+def test_rows_made_ahead_give_the_picks_of_rows_made_one_by_one(monkeypatch):
+    """CPU tensors take the former; what other devices run must give the same picks."""
+    features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
+    features[70] = NAN
+    monkeypatch.setattr(reference, "_MAX_BYTES", 20_000)
+    segments, keep = ragged([87]), [87]
+    on_cpu = diversity_select(features, segments, keep, return_order=True)[1]
+
+    def one_by_one(x, nearest, limit, order, most):
+        max_min._pick_by_rows(x, *map(torch.from_numpy, (nearest, limit, order)))
+
+    monkeypatch.setattr(max_min, "_pick_by_rows_numpy", one_by_one)
+    general = diversity_select(features, segments, keep, return_order=True)[1]
+    assert torch.equal(on_cpu, general)
+
+
+def test_few_rows_of_distances_are_made_in_vain(monkeypatch):
+    """At most twice as many as were picked, and 32 each time: no input makes it far slower."""
+    made, fill = [], max_min._fill_rows
+    monkeypatch.setattr(reference, "_MAX_BYTES", 2**20)
+    monkeypatch.setattr(
+        max_min, "_fill_rows", lambda x, rows, out: (made.append(len(rows)), fill(x, rows, out))
+    )
+    order_of(clusters(700), 350)
+    assert sum(made) <= 2 * 350 + 32 * len(made)
+    assert len(made) < 350 / 8
+
+
 @pytest.mark.parametrize(
     ("n", "dim", "k", "dtype"),
     [
@@ -132,11 +186,15 @@ def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
 def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype):
     """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
     features = clusters(n, dim, dtype=dtype)
+    check_greedy(features, order_of(features, k, impl), k)
+
+
+def check_greedy(features, picks, k):
+    """The first k picks, each among those left, on the fp64 matrix."""
     x = features.double().cpu().numpy()
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     distance = 1.0 - x @ x.T
     np.fill_diagonal(distance, INF)
-    picks = order_of(features, k, impl)
     gap = distance.min(1)
     assert gap[picks[0]] >= gap.max() - 1e-5
     for done in range(1, k):
@@ -213,8 +271,8 @@ def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatc
     features, segments = clusters(100), ragged(lengths)
     keep = [n // 3 for n in lengths]
     in_one_group = diversity_select(features, segments, keep, return_order=True, impl=impl)
-    module = diversity_module if impl == "triton" else reference
-    monkeypatch.setattr(module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
+    monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
+    monkeypatch.setattr(reference, "_MAX_BYTES", 2 * (6 * 50**2 + 5 * 50 * 16))
     in_several = diversity_select(features, segments, keep, return_order=True, impl=impl)
     assert all(map(torch.equal, in_one_group, in_several))
 
@@ -271,9 +329,9 @@ def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
     features = torch.cat([clusters(n - 3), torch.zeros(1, 16), torch.full((2, 16), NAN)])
     features = features[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved, limits = max_min.distances(features, ragged([n]))
+        halved, limits = max_min.distances(features, ragged([n]), 2**20)
     monkeypatch.setattr(max_min, "_MIN_ROWS_TO_HALVE", n + 1)
-    whole, expected = max_min.distances(features, ragged([n]))
+    whole, expected = max_min.distances(features, ragged([n]), 2**20)
     torch.testing.assert_close(halved, whole, rtol=0, atol=1e-6)
     assert torch.equal(limits, expected)
 
@@ -293,9 +351,10 @@ def test_the_numpy_loop_of_a_cpu_agrees_with_the_general_loop(monkeypatch):
     assert torch.equal(on_cpu, general)
 
 
-def test_needs_no_value_from_the_device():
+def test_needs_no_value_from_the_device(monkeypatch):
     """Meta tensors have no values: whatever would read one back raises."""
-    for lengths in ([9, 4], [5, 5]):
+    for lengths, most in (([9, 4], 2**20), ([5, 5], 2**20), ([9, 4], 0)):
+        monkeypatch.setattr(reference, "_MAX_BYTES", most)
         features = torch.empty(sum(lengths), 3, device="meta")
         index, order = diversity_select(
             features, ragged(lengths, "meta"), [3, 2], return_order=True

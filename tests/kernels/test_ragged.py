@@ -110,7 +110,15 @@ def test_what_equals_known_lengths_but_is_no_integer_is_refused(lengths):
 
 
 def test_lengths_may_be_any_integers():
-    assert Ragged.from_lengths(np.array([2, 3]), "cpu").lengths == (2, 3)
+    lengths = Ragged.from_lengths(np.array([2, 3], dtype=np.uint8), "cpu").lengths
+    assert lengths == (2, 3)
+    assert {type(n) for n in lengths} == {int}
+
+
+@pytest.mark.parametrize("length", [np.True_, np.float32(3), np.array(3), np.array([3])], ids=repr)
+def test_what_numpy_has_beside_integers_is_refused(length):
+    with pytest.raises(TypeError, match="lengths must hold host ints"):
+        ragged([length])
 
 
 def test_refuses_new_lengths_while_a_cuda_graph_is_captured(cuda_streams):

@@ -166,6 +166,14 @@ def test_another_seed_stream_or_image_hash_gives_other_picks(changed):
     assert len({draw(number) for number in range(20)}) == 20
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.int8, np.uint64])
+def test_every_count_and_number_may_be_a_numpy_integer(impl, integer):
+    segments, expected = ragged([9, 5]), ragged([9, 5])
+    picks = random_select(expected, [4, 2], seed=3, stream=1, impl=impl)
+    keep, seed, stream = np.array([4, 2], dtype=integer), integer(3), integer(1)
+    assert torch.equal(random_select(segments, keep, seed=seed, stream=stream, impl=impl), picks)
+
+
 def test_seed_and_stream_may_be_tensors(impl):
     segments = ragged([50, 7])
     ints = random_select(segments, [9, 3], seed=-4, stream=21, impl=impl)
@@ -239,6 +247,11 @@ def select(keep=(1,), **names):
         ),
         refusal("seed", ValueError, f"seed={2**63} is out of range", lambda: select(seed=2**63)),
         refusal("seed type", TypeError, "seed must be an int", lambda: select(seed=1.0)),
+        refusal("seed bool", TypeError, "seed must be an int", lambda: select(seed=np.True_)),
+        refusal("seed array", TypeError, "seed must be an int", lambda: select(seed=np.array(3))),
+        refusal("keep array", TypeError, "must hold host ints", lambda: select([np.array(1.0)])),
+        refusal("NumPy bool", TypeError, "must hold host ints", lambda: select([np.True_])),
+        refusal("NumPy stream", ValueError, "stream=-1 is", lambda: select(stream=np.int8(-1))),
         refusal(
             "seed dtype",
             TypeError,

@@ -4,9 +4,11 @@ import pytest
 import torch
 from method_context import context, picks
 from model_readings import unlike_pivots
+from peak_memory import extra_bytes
 
 import vtfast
 from vtfast import Prune
+from vtfast.kernels import reference
 from vtfast.methods.dart import dart
 
 # Samples by their parts: text tokens, and pictures as (tokens,).
@@ -53,6 +55,22 @@ def test_dart_agrees_with_plain_loops_and_is_exact(samples, keep, seed):
     assert picks(index, ctx) == expected(ctx)
     assert [len(ranks) for ranks in picks(index, ctx)] == keep
     assert (index.diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dart_keeps_the_same_tokens_under_autocast(name):
+    """Cosines were once rounded to 8 bits there, and many were equal."""
+    expected = [dart(context(*CASES[name], seed=seed)) for seed in range(9)]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = [dart(context(*CASES[name], seed=seed)) for seed in range(9)]
+    assert all(map(torch.equal, got, expected))
+
+
+def test_small_pictures_are_not_padded_to_a_large_one(monkeypatch):
+    """In fp32 all tokens, padded, took 30 times as much here as the sequences themselves."""
+    monkeypatch.setattr(reference, "_MAX_BYTES", 2**18)  # the selections have a limit of their own
+    ctx = context([[5, (4000,), *[(8,)] * 30, 9]], [400, *[2] * 30])
+    assert extra_bytes(lambda: dart(ctx)) < 2**18 + 8 * ctx.sequences.hidden.nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -52,6 +52,18 @@ def test_the_seed_decides_the_first_weights(family):
     assert not torch.equal(first[0], first[2])
 
 
+@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+def test_the_first_weights_and_masks_are_float32_under_any_default_dtype(family):
+    size = family.SIZES[0]
+    expected = [*family.build_model(1, 4).parameters(), *lessons.layout(family.positions(size))]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = [*family.build_model(1, 4).parameters(), *lessons.layout(family.positions(size))]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+
+
 def test_the_seed_decides_the_first_batch():
     first = []
     for seed in (4, 4, 5):

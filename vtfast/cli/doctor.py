@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -32,6 +34,8 @@ PACKAGES = {
     "torchvision": ("", False, "the stock processor of Qwen2.5-VL; else vtfast uses its own"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
+# What is imported of a package, where its name says it wrongly or loads too little of it to fail.
+_MODULES = {"pillow": "PIL", "transformers": "transformers.modeling_utils"}
 _STYLES = {"ok": "green", "broken": "bold red", "warning": "yellow", "missing": "yellow"}
 
 
@@ -67,6 +71,8 @@ def examine() -> dict[str, Any]:
         from vtfast.cli import _trial
 
         found = _trial.run(advice)
+        if other := other_kernels_package():
+            found["checks"].append(_about_kernels_package(other, advice))
     usable = all(x["status"] != "broken" for x in (*packages, *found["ops"], *found["checks"]))
     return {"system": system, "packages": packages, **found, "advice": advice, "usable": usable}
 
@@ -78,7 +84,7 @@ def _package(name: str, advice: list[str]) -> dict[str, Any]:
 
         found = version(name)
         if SpecifierSet(supported).contains(found, prereleases=True):
-            import_module({"pillow": "PIL"}.get(name, name))
+            import_module(_MODULES.get(name, name))
         else:
             fix = f"{name} {found} is not supported: pip install '{name}{supported}'"
     except PackageNotFoundError:
@@ -86,9 +92,43 @@ def _package(name: str, advice: list[str]) -> dict[str, Any]:
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         fix = f"{name} {found} cannot be imported ({reason}): install one that matches the others"
+        if name == "transformers" and (other := other_kernels_package()):
+            fix = (
+                f"{name} {found} cannot be imported ({reason}) beside {other}, which has the name "
+                "of Hugging Face's package 'kernels': rename that, or take its folder off sys.path "
+                "(PYTHONPATH, the working directory)"
+            )
     advice += [fix] if fix else []
     about = {"name": name, "found": found, "supported": supported, "purpose": purpose}
     return {**about, "status": "broken" if fix else "ok" if found else "missing"}
+
+
+def other_kernels_package() -> Path | None:
+    """A top-level package or module `kernels` that is not Hugging Face's, by its file, unimported.
+
+    transformers imports what has this name. A folder without `__init__.py`, such as vtfast's own in
+    its repository, is none: any real package comes before it, and transformers disregards it.
+    """
+    spec = find_spec("kernels")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    is_its_own = path.is_file() and "get_kernel" in path.read_text(errors="replace")
+    return None if is_its_own else path
+
+
+def _about_kernels_package(path: Path, advice: list[str]) -> dict[str, str]:
+    """The check of a package `kernels` that transformers and vtfast work beside."""
+    about = {"name": "the name 'kernels'", "result": f"is that of {path} here", "status": "ok"}
+    try:
+        version("kernels")
+    except PackageNotFoundError:
+        return about  # nobody asked for Hugging Face's
+    advice.append(
+        f"{path} hides Hugging Face's package 'kernels', so transformers loads no kernels from the "
+        "Hub; rename that, or take its folder off sys.path if you want them"
+    )
+    return {**about, "status": "warning"}
 
 
 def _show(stdout: Console, found: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ either, the answer counts as text after the picture. Norms after rotation depend
 sample with other `position_ids` (left padding without them) may keep other tokens.
 """
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from vtfast.kernels.topk_select import topk_select
 from vtfast.methods.context import SelectionContext
 
 _PIVOTS = 4  # of the picture, and as many of the text
+_MAX_BYTES = 2**25  # of tokens normalised at once; a few temporary tensors are as large
 
 
 def dart(ctx: SelectionContext) -> Tensor:
@@ -44,10 +45,7 @@ def dart(ctx: SelectionContext) -> Tensor:
     text, text_pivots = _text_pivots(ctx, norms)
 
     rows = torch.cat((own.pad(sequences.visual[own_pivots], 0), text.pad(text_pivots, 0)), 1)
-    pivots = normalize(sequences.norm(sequences.hidden[rows]).float(), dim=-1)  # [segments, P, D]
-    tokens = normalize(sequences.norm(ctx.features).float(), dim=-1)
-    cosine = (segments.pad(tokens, 0) @ pivots.mT)[segments.cells]  # [n, P]
-    distance = torch.nan_to_num(-cosine, nan=-torch.inf)
+    distance = torch.nan_to_num(-_cosines(ctx, rows), nan=-torch.inf)
 
     taken = torch.zeros(segments.total, dtype=torch.bool, device=segments.device)
     taken[own_pivots] = True
@@ -58,6 +56,25 @@ def dart(ctx: SelectionContext) -> Tensor:
             scores = distance[:, pivot].masked_fill(taken, torch.nan)  # NaN ranks below everything
             taken[topk_select(scores, segments, share, impl=ctx.impl).long()] = True
     return torch.nonzero_static(taken, size=sum(ctx.keep))[:, 0]
+
+
+@torch.no_grad()
+def _cosines(ctx: SelectionContext, pivots: Tensor) -> Tensor:
+    """Cosine of every token to the pivots of its segment, fp32 `[n, P]`.
+
+    pivots: rows `[segments, P]` in the sequences. Tokens are normalised a part at a time, because
+    in fp32 all of them, padded, could take much more memory than the sequences themselves.
+    """
+    hidden, norm = ctx.sequences.hidden, ctx.sequences.norm
+    cosines = hidden.new_empty(ctx.segments.total, pivots.shape[1], dtype=torch.float32)
+    at_once = max(1, _MAX_BYTES // (4 * hidden.shape[1]))
+    for of_segment, (begin, end) in zip(pivots, pairwise(ctx.segments.offsets), strict=True):
+        towards = normalize(norm(hidden[of_segment]).float(), dim=-1)
+        for first in range(begin, end, at_once):
+            rows = slice(first, min(first + at_once, end))
+            tokens = normalize(norm(ctx.features[rows]).float(), dim=-1)
+            torch.mm(tokens, towards.T, out=cosines[rows])  # autocast leaves `out=` alone
+    return cosines
 
 
 def _shares(keep: int, own: int, text: int) -> list[int]:

@@ -33,7 +33,9 @@ def uniform(ctx: SelectionContext) -> Tensor:
         rows.extend(offset + place for place in evenly(whole, keep))
     device = ctx.segments.device
     # From pinned memory: a copy from pageable memory would wait for the GPU.
-    return torch.tensor(rows, pin_memory=device.type == "cuda").long().to(device, non_blocking=True)
+    pinned = device.type == "cuda"
+    index = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=pinned)
+    return index.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)

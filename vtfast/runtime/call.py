@@ -179,9 +179,9 @@ def sample_starts(positions: Tensor, axes: tuple[int, ...]) -> Tensor:
 def _lengths(given: Any) -> Tensor:
     """`prompt_length` as int64 [samples] or [1]. Raises InputError."""
     try:
-        lengths = torch.as_tensor(given)
+        lengths = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        lengths = torch.zeros(())
+        lengths = torch.zeros((), dtype=torch.float32)
     if lengths.dtype.is_floating_point or lengths.dtype == torch.bool or lengths.ndim > 1:
         raise InputError(
             f"prompt_length={given!r}; pass the tokens of the prompt, an int or one for each sample"

@@ -112,7 +112,8 @@ class PrunedCacheMixin:
         """Repeat every sample."""
         with self._announced():
             super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._select(torch.arange(self.vtfast.batch).repeat_interleave(repeats))
+        samples = torch.arange(self.vtfast.batch, device="cpu")
+        self._select(samples.repeat_interleave(repeats))
 
     def reset(self) -> None:
         """Forget everything, the pruning included: the cache is what it was before."""

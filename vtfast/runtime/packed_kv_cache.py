@@ -172,7 +172,7 @@ def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> 
     """int64 [sum lengths]: start_b, start_b + 1, … for every sample, from host integers."""
     if not any(lengths):
         return torch.zeros(0, dtype=torch.int64, device=device)
-    parts = [torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    parts = [torch.arange(s, s + n, device="cpu") for s, n in zip(starts, lengths, strict=True)]
     return to_device(torch.cat(parts), device)
 
 

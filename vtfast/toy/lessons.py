@@ -62,7 +62,7 @@ def layout(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     owner = torch.repeat_interleave(torch.arange(-1, len(lengths)), runs)  # -1: the prefix
     visible = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     visible &= (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
-    mask = torch.zeros(visible.shape).masked_fill(~visible, -1e4)
+    mask = torch.zeros(visible.shape, dtype=torch.float32).masked_fill(~visible, -1e4)
     return torch.cat([prefix, *turns], 1), mask[None, None]
 
 

@@ -80,7 +80,7 @@ def build_model(layers: int = LAYERS, seed: int = 0) -> LlavaForConditionalGener
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
     )
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config).float()
     decoder = [(f"*{name}.weight", layers) for name in ("o_proj", "down_proj")]
     tower = [(f"*{name}.weight", tower_layers) for name in ("out_proj", "fc2")]
     draw_weights(model, seed, decoder + tower)

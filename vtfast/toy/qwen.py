@@ -92,7 +92,7 @@ def build_model(layers: int = LAYERS, seed: int = 0) -> Qwen2_5_VLForConditional
         vision_end_token_id=VISION_END,
         tie_word_embeddings=False,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
     tower = [
         (f"*visual.blocks.*{name}.weight", tower_layers) for name in ("attn.proj", "down_proj")
     ]

@@ -103,7 +103,7 @@ class Trainer:
         self.model = self.family.build_model(settings.layers, settings.seed)
         torch.manual_seed(settings.seed)
         width = self.model.config.text_config.hidden_size
-        self.glyph_head = torch.nn.Linear(width, 1 + len(GLYPHS))
+        self.glyph_head = torch.nn.Linear(width, 1 + len(GLYPHS), dtype=torch.float32)
         AttentionInterface.register(ATTENTION, _attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         self.model.set_attn_implementation(ATTENTION)
@@ -161,7 +161,7 @@ class Trainer:
 
 def _glyph_loss(logits: torch.Tensor, glyphs: torch.Tensor) -> torch.Tensor:
     """Cross entropy per patch; the many patches without a glyph count little."""
-    weight = torch.where(glyphs > 0, 1.0, GROUND_WEIGHT)
+    weight = (glyphs > 0).float().clamp(min=GROUND_WEIGHT)
     loss = cross_entropy(logits.flatten(0, 1), glyphs.flatten(), reduction="none")
     return (loss * weight.flatten()).sum() / weight.sum()
 
