@@ -396,9 +396,9 @@ MUTATIONS = [
     ),
     Mutation(
         "Only ones in a mask mark tokens.",
-        RUNTIME + "validation.py",
-        "return mask if mask is None or chunk == 1 else mask != 0",
-        "return mask if mask is None or chunk == 1 else mask == 1",
+        RUNTIME + "hooks.py",
+        "mask, axes = None if mask is None else mask != 0,",
+        "mask, axes = None if mask is None else mask == 1,",
         PATCH + "masks.py::test_every_number_but_0_marks_a_token[llava-padded-twos]",
     ),
     Mutation(
@@ -411,7 +411,7 @@ MUTATIONS = [
     Mutation(
         "The ids beside embeddings stay with generate.",
         RUNTIME + "prompt_ids.py",
-        "if embeds is not None and input_ids.shape == embeds.shape[:2]:",
+        "if embeds is not None and 0 < embeds.shape[1] <= input_ids.shape[1]:",
         "if False:",
         PATCH + "merged_features.py"
         "::test_prompts_with_ids_beside_embeddings_are_pruned_as_ever[llava-single-padded]",
@@ -848,9 +848,9 @@ MUTATIONS = [
     ),
     Mutation(
         "Counts of a prefill are copied from the default device.",
-        RUNTIME + "visual_tokens.py",
-        'values = torch.tensor(values, device="cpu")',
-        "values = torch.tensor(values)",
+        RUNTIME + "host_read.py",
+        'there = values.device if isinstance(values, Tensor) else "cpu"',
+        "there = values.device if isinstance(values, Tensor) else None",
         "tests/runtime/test_patch_defaults.py::test_a_default_device_changes_nothing[padded-vtw]",
     ),
     Mutation(

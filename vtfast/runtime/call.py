@@ -49,25 +49,24 @@ class Call:
     Attributes:
         placeholders: for each source of features, bool [B, S].
         sizes, grids: for each source, int64 [images] and [3 * images].
+        starts: int64 [samples], flat positions `b * S + s` where samples begin.
         mask: bool [B, P + S] over past and chunk, or None.
         labels: bool [B, S], where a label counts, or None.
-        starts: int64 [samples], flat positions `b * S + s` where samples begin.
         prompt_length: int64 [samples] or [1], as the caller gave it, or None.
     """
 
     placeholders: list[np.ndarray]
     sizes: list[np.ndarray]
     grids: list[np.ndarray]
+    starts: np.ndarray
     mask: np.ndarray | None
     labels: np.ndarray | None
-    starts: np.ndarray
     prompt_length: np.ndarray | None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns, B and S."""
-        rows, columns = self.placeholders[0].shape
-        return rows, columns
+        return self.placeholders[0].shape
 
     @property
     def is_joined(self) -> bool:
@@ -137,13 +136,12 @@ def read_call(
         grid = found.get(("grid", i))
         if grid is None:
             one_for_all = not isinstance(source.sizes, list | Tensor)
-            known = np.array(source.grid, dtype=np.int64)
-            grid = np.tile(known, len(size) if one_for_all else 1)
+            grid = np.tile(np.array(source.grid, np.int64), len(size) if one_for_all else 1)
         placeholders.append(placed)
         sizes.append(size)
         grids.append(grid)
-    mask_, labels_, prompt = (found.get(name) for name in ("mask", "labels", "prompt"))
-    return Call(placeholders, sizes, grids, mask_, labels_, starts, prompt)
+    told = (found.get(name) for name in ("mask", "labels", "prompt"))
+    return Call(placeholders, sizes, grids, starts, *told)
 
 
 def _sizes(source: Source, placed: np.ndarray, read: np.ndarray | None) -> np.ndarray:

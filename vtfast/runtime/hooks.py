@@ -40,14 +40,12 @@ _STATIC = "a static cache keeps its full size, so no memory is saved"
 # return, differs between models and releases: that is what `Any` stands for below.
 STATE, VISUAL = "vtfast_state", "vtfast_visual"
 _UNSEEN_PICTURES = (
-    "the prompt came as inputs_embeds: if they hold the features of pictures already, nothing is "
-    "pruned, because only ids tell where pictures are; call generate with input_ids beside "
-    "inputs_embeds, or with input_ids and pixel_values"
+    "the prompt came as inputs_embeds: pictures whose features they hold are not pruned, because "
+    "only ids tell where those are; call generate with input_ids beside inputs_embeds or pixels"
 )
 _UNKNOWN_PROMPT = (
-    "labels (or wanted logits) begin before the last picture ends, so it is unknown where the "
-    "prompt ends; methods that read text look from the last token of the sample, which may be part "
-    "of the answer. Pass prompt_length= in the call of the model, or choose a method without scores"
+    "it is unknown where the prompt ends, because labels (or wanted logits) begin before the last "
+    "picture ends; text is read from the last token of the sample. Pass prompt_length= in the call"
 )
 Kwargs = dict[str, Any]
 
@@ -201,21 +199,21 @@ class PatchHooks:
         merged = call.pop(PROMPT_IDS, None) is not None
         cache = names.given_cache(call)
         if not sources:
-            if call.get("inputs_embeds") is not None and not (cache and cache.get_seq_length()):
+            embeds = call.get("inputs_embeds")
+            if embeds is not None and embeds.shape[1] > 1:
                 self._warn_once(_UNSEEN_PICTURES)
             return (), call
         validation.check_not_exporting()
         chunk = sources[0].placeholder.shape[1]
         mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
-        axes = self.parts.family.position_axes
+        mask, axes = None if mask is None else mask != 0, self.parts.family.position_axes
         read = read_call(call, sources, mask, axes, prompt_length)
         if not read.has_all_features:
             if merged:
                 self._warn_once(_UNSEEN_PICTURES)
             return (), call  # transformers raises: features and placeholders do not match
         visual = locate(read, sources, mask)
-        keeps = [stage.prune.keep for stage in self.config.stages.values()]
-        if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
+        if any(stage.drops(visual.segments) for stage in self.config.stages.values()):
             validation.check_packed_samples(read, call, cache, self.parts.text)
             call = self._settle(read, call, visual)
         return (), {**call, VISUAL: visual}
@@ -223,7 +221,7 @@ class PatchHooks:
     def _settle(self, read: Call, call: Kwargs, visual: VisualTokens) -> Kwargs:
         """Where prompts end, and which labels count."""
         keep = call.get("logits_to_keep")
-        validation.check_last_tokens(read, keep)
+        validation.check_last_tokens(read, keep, self.config)
         visual.after_prompt, unknown = tokens_after_prompt(read, keep)
         if unknown and "scores" in self.config.needs:
             self._warn_once(_UNKNOWN_PROMPT)
@@ -291,7 +289,7 @@ class PatchHooks:
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
         # A chunk of text on a pruned cache. With one token a mask on a GPU is not read back.
-        some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
+        some = mask is None or mask.device.type != "cpu" or (mask[:, -1] != 0).numpy().all()
         if visual is None and (chunk > 1 or not some):
             visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:

@@ -28,7 +28,7 @@ def ignore_unpredictable(call: dict[str, Any], read: Call) -> tuple[dict[str, An
     call = {**call, "labels": labels.masked_fill(unpredictable, IGNORED)}
     if call.get("num_items_in_batch") is not None:  # a trainer has counted them
         counted = int(read.labels[:, 1:].sum())
-        share = (counted - ignored) / counted
+        share = (counted - ignored) / counted or 1.0  # where none is left the loss is 0 anyway
         call["num_items_in_batch"] = call["num_items_in_batch"] * share
     if call.get("shift_labels") is not None:  # moved by one already; the loss prefers them
         call["shift_labels"] = call["shift_labels"].masked_fill(mute, IGNORED)

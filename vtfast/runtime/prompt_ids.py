@@ -30,8 +30,8 @@ class PreparedInputs:
         """transformers' arguments of the next forward, and the prompt's ids beside embeddings."""
         prepared = self._original(input_ids, *args, **kwargs)
         embeds = prepared.get("inputs_embeds")
-        if embeds is not None and input_ids.shape == embeds.shape[:2]:
-            prepared[PROMPT_IDS] = input_ids
+        if embeds is not None and 0 < embeds.shape[1] <= input_ids.shape[1]:
+            prepared[PROMPT_IDS] = input_ids[:, -embeds.shape[1] :]  # of a later turn its own
         return prepared
 
     def install(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
@@ -31,8 +32,12 @@ def check_not_exporting() -> None:
         )
 
 
-def check_last_tokens(call: Call, logits_to_keep: Any) -> None:
-    """Refuse to generate from padding or a visual token, which may be dropped."""
+def check_last_tokens(call: Call, logits_to_keep: Any, config: PatchConfig) -> None:
+    """Refuse to generate from padding or a visual token, which may be dropped, and to drop all."""
+    if np.array_equal(call.visual, call.valid) and any(
+        stage.prune.keep == 0 for stage in config.stages.values()
+    ):
+        raise InputError("the call holds pictures alone, all of which the plan drops; add text")
     if type(logits_to_keep) is not int or logits_to_keep != 1:
         return
     if call.visual[:, -1].any():
@@ -57,8 +62,7 @@ def check_packed_samples(call: Call, given: dict[str, Any], cache: Cache | None,
     if cache is not None or (keeps and not (checkpoints and torch.is_grad_enabled())):
         raise InputError(
             f"position_ids start again within a row: {call.shape[0]} rows hold {len(call.starts)} "
-            "samples, which a KV cache cannot continue; pass use_cache=False and no cache, or one "
-            "sample a row"
+            "samples, which a KV cache cannot continue; pass use_cache=False and no cache"
         )
 
 
@@ -69,7 +73,7 @@ def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
     tokens are real; a decoding step does not need it.
     """
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-        return mask if mask is None or chunk == 1 else mask != 0
+        return mask if mask is None or chunk == 1 else mask != 0  # a decoding step reads it as bool
     if isinstance(cache, StaticCache) and chunk == 1:
         return None
     prepared = mask.get("full_attention") if isinstance(mask, dict) else mask
@@ -93,12 +97,10 @@ def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions:
     if cache is None or not (static or renumbers) or int(cache.get_seq_length()) == 0:
         return
     if renumbers and (static or visual.tokens is not None):
-        what = "a StaticCache" if static else "a cache"
         raise InputError(
-            f"{chunk} tokens{'' if visual.tokens is None else ', pictures among them,'} came on "
-            f'{what} that holds some, but positions="renumber" counts pictures of the first turn '
-            "only, and text after it in a DynamicCache; start a new cache, or patch with "
-            'positions="keep"'
+            f'{chunk} tokens came on a cache that holds some, and positions="renumber" counts '
+            "pictures of the first turn only, then text in a DynamicCache; start a new cache, or "
+            'patch with positions="keep"'
         )
     if min(visual.lengths) < chunk:
         raise InputError(
