@@ -33,7 +33,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton demo test test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,10 +42,12 @@ setup: $(READY) ## create the environment and install vtfast into it (others do 
 
 triton: $(VENV)/$(SECOND_TRITON)/.vtfast-ready ## install a second version of Triton, with which the tests compile kernels too
 
+torchao: $(VENV)/torchao/.vtfast-ready ## install torchao beside the environment, for tests of quantized models
+
 demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full and pruned
 	@$(BIN)/vtfast demo $(ARGS)
 
-test: lint triton ## ruff, mypy, and every test that needs no GPU
+test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-triton: $(READY) ## packed models with interpreted kernels (an hour or more; not in .ci/run)
@@ -133,6 +135,11 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	fi
 	$(PIP) install -c $(CONSTRAINTS) "setuptools>=77"
 	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/torchao/.vtfast-ready: | $(READY)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	$(PIP) install -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) torchao
 	@touch $@
 
 $(VENV)/$(SECOND_TRITON)/.vtfast-ready: | $(READY)

@@ -159,7 +159,7 @@ def horizons_table(found: dict[tuple[str, str], Horizon]) -> str:
         depth = (
             "none" if one.layer is None else f"**{one.layer}**, {one.layer / one.num_layers:.2f}"
         )
-        return f"{depth} ({low} to {high})"
+        return f"{depth}{'' if one.shown else ', not shown'} ({low} to {high})"
 
     rows = [[_words(task), *(cell(found[name, task]) for name in MODELS)] for task in toy.TASKS]
     return _table(["task", *MODELS.values()], rows)

@@ -47,8 +47,55 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
+CONTINUED = "tests/information/test_continued_runs.py::test_"
+INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
+TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
+    # -- wrappers, exporting, quantized weights ----------------------------------------------------
+    Mutation(
+        "A model that a wrapper holds under two names counts as two models.",
+        MODELS + "__init__.py",
+        "if id(module) in seen:",
+        "if False:",
+        PATCH + "wrappers.py::test_the_model_inside_is_patched_once_and_undone_through_its_wrapper"
+        "[llava-own]",
+    ),
+    Mutation(
+        "Of a wrapper of two models the first is patched.",
+        MODELS + "__init__.py",
+        "if len(found) == 1:",
+        "if found:",
+        PATCH + "errors.py::test_a_wrapper_of_two_models_is_told_how_to_pass_each",
+    ),
+    Mutation(
+        "Where FSDP leaves no parameters inside, a patch looks for one.",
+        RUNTIME + "hooks.py",
+        "weight = parts.text.get_input_embeddings().weight  # FSDP",
+        "weight = next(parts.text.parameters())  # FSDP",
+        PATCH + "wrappers.py::test_fsdp_that_leaves_no_parameters_inside_is_patched[padded]",
+    ),
+    Mutation(
+        "A traced forward goes on with what one call has read.",
+        RUNTIME + "validation.py",
+        "if torch.compiler.is_exporting() or torch.jit.is_tracing():",
+        "if torch.compiler.is_exporting():",
+        PATCH + "export.py::test_a_forward_with_pictures_is_not_recorded[llava-padded-trace]",
+    ),
+    Mutation(
+        "Scores of a model with learned prompts are computed without them.",
+        "vtfast/information/checks.py",
+        '"is_prompt_learning", False)',
+        '"no_such_name", False)',
+        PATCH + "peft.py::test_scores_of_a_model_with_learned_prompts_are_refused",
+    ),
+    Mutation(
+        "A log takes a quantized weight for a plain tensor.",
+        "vtfast/information/records.py",
+        'if not hasattr(weight, "__tensor_flatten__"):',
+        "if True:",
+        PATCH + "quantized.py::test_a_log_tells_a_quantized_model_from_its_original[llava]",
+    ),
     # -- the padded layout ---------------------------------------------------------------------
     Mutation(
         "Padded: the column of a new token is hidden while decoding.",
@@ -210,16 +257,16 @@ MUTATIONS = [
     Mutation(
         "Packed: padding stays until the first stage that drops tokens.",
         RUNTIME + "state.py",
-        "self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)",
-        "self.unpads = False",
+        "arranged = layout.is_packed",
+        "arranged = False",
         PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-late]",
     ),
     Mutation(
         "Packed: only the first stage is asked whether tokens will be dropped.",
         RUNTIME + "state.py",
-        "any(s.drops(self.segments) for s in stages)",
-        "list(stages)[1].drops(self.segments)",  # [0] was put before the plan's by the layout
+        "self.rearranges = arranged and any(drops)",
+        "self.rearranges = arranged and list(drops)[1]",  # [0] was put before the plan's
         PATCH + "memory.py::test_a_cache_holds_the_plans_tokens_and_text_and_new_tokens"
         "[llava-batch-all-first]",
     ),
@@ -285,18 +332,89 @@ MUTATIONS = [
         PATCH + "outputs.py::test_hidden_states_are_the_oracles[llava-packed]",
     ),
     Mutation(
-        "Labels are checked in the first sample only.",
-        RUNTIME + "validation.py",
-        "(placeholder[:, :-1] & (labels[:, 1:] != -100)).any()",
-        "(placeholder[:1, :-1] & (labels[:1, 1:] != -100)).any()",
-        PATCH + "outputs.py::test_a_label_inside_a_picture_is_refused_in_any_sample[llava-padded]",
+        "Labels that nothing can predict are ignored in the first sample only.",
+        RUNTIME + "labels.py",
+        "mute = read.visual | ~read.valid",
+        "mute = (read.visual | ~read.valid) & (np.arange(len(read.visual)) == 0)[:, None]",
+        PATCH + "outputs.py::test_a_label_inside_a_picture_is_ignored_in_any_sample[llava-padded]",
     ),
     Mutation(
-        "Methods that read attention scores run with assisted decoding.",
+        "A trainer's count of labels keeps those that are ignored.",
+        RUNTIME + "labels.py",
+        'call["num_items_in_batch"] = call["num_items_in_batch"] * share',
+        "pass",
+        PATCH + "labels.py::test_a_trainers_count_of_labels_leaves_out_those_that_are_ignored",
+    ),
+    # -- samples packed into a row, and where prompts end ------------------------------------------
+    Mutation(
+        "Samples packed into a row are one sample.",
+        RUNTIME + "call.py",
+        'starts = np.flatnonzero(found["starts"])',
+        "pass",
+        PATCH + "packed_samples.py::test_a_packed_sample_has_the_logits_it_has_alone"
+        "[llava-packed-late-scores]",
+    ),
+    Mutation(
+        "Packed samples see one another in the layers before the first stage.",
+        RUNTIME + "state.py",
+        "arranged = self.batch > self.rows",
+        "arranged = False",
+        PATCH + "packed_samples.py::test_a_packed_sample_has_the_logits_it_has_alone"
+        "[qwen-padded-late-scores]",
+    ),
+    Mutation(
+        "FlashAttention is told where samples were before tokens were dropped.",
+        RUNTIME + "state.py",
+        "self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}",
+        "pass",
+        PATCH + "packed_samples.py::test_flash_attention_is_told_nothing_of_tokens_that_are_gone",
+    ),
+    Mutation(
+        "Methods see the answer too.",
+        RUNTIME + "state.py",
+        "after = self.visual.after_prompt if self.visual else []",
+        "after = []",
+        PATCH + "prompt_end.py"
+        "::test_an_answer_scored_again_has_the_probabilities_it_was_generated_with"
+        "[llava-padded-fastv-labels]",
+    ),
+    Mutation(
+        "Drafts are part of the prompt.",
+        RUNTIME + "prompt.py",
+        "end = columns - asked + 1",
+        "pass",
+        PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
+        "[llava-padded-fastv-keep-a-draft]",
+    ),
+    Mutation(
+        "Renumbered positions of a later chunk begin at 0.",
+        RUNTIME + "packed.py",
+        "starts = [s - (now - new) for s, (now, new) in zip(starts, ends, strict=True)]",
+        "pass",
+        PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
+        "[llava-packed-fastv-renumber-a-draft]",
+    ),
+    Mutation(
+        "Only ones in a mask mark tokens.",
         RUNTIME + "validation.py",
-        'counts_guesses = "scores" in config.needs or config.positions == "renumber"',
-        'counts_guesses = config.positions == "renumber"',
-        PATCH + "outputs.py::test_several_last_logits_are_refused_with_text_scores[llava-padded]",
+        "return mask if mask is None or chunk == 1 else mask != 0",
+        "return mask if mask is None or chunk == 1 else mask == 1",
+        PATCH + "masks.py::test_every_number_but_0_marks_a_token[llava-padded-twos]",
+    ),
+    Mutation(
+        "A picture that is masked out is pruned like any other.",
+        RUNTIME + "visual_tokens.py",
+        "return bool(tokens.any())",
+        "return True",
+        PATCH + "masks.py::test_a_picture_that_is_hidden_as_a_whole_is_padding[llava-padded-right]",
+    ),
+    Mutation(
+        "The ids beside embeddings stay with generate.",
+        RUNTIME + "prompt_ids.py",
+        "if embeds is not None and input_ids.shape == embeds.shape[:2]:",
+        "if False:",
+        PATCH + "merged_features.py"
+        "::test_prompts_with_ids_beside_embeddings_are_pruned_as_ever[llava-single-padded]",
     ),
     # -- which tokens stay ---------------------------------------------------------------------
     Mutation(
@@ -566,6 +684,84 @@ MUTATIONS = [
         "tests/models/test_self_check.py::"
         "test_it_works_anywhere_and_leaves_no_trace[llava-autocast]",
     ),
+    # -- what a user names: pictures, data, checkpoints --------------------------------------------
+    Mutation(
+        "Transparent pixels show what is stored in them.",
+        INPUTS + "pictures.py",
+        "if not picture.has_transparency_data:",
+        "if True:",
+        READ + "test_what_is_transparent_is_on_white[RGBA]",
+    ),
+    Mutation(
+        "Transparent pixels of a clip's frames show what is stored in them.",
+        "vtfast/processors.py",
+        "if not frame.has_transparency_data:",
+        "if True:",
+        "tests/models/test_processors.py::test_transparent_frames_of_a_clip_are_on_white",
+    ),
+    Mutation(
+        "A transparent grey of 16 bits is opaque.",
+        INPUTS + "pictures.py",
+        "if clear is not None:",
+        "if False:",
+        READ + "test_what_is_transparent_is_on_white[a clear grey of 16 bits]",
+    ),
+    Mutation(
+        "An opened picture is not turned by its EXIF data.",
+        INPUTS + "pictures.py",
+        "return _upright(source)",
+        'return source.convert("RGB")',
+        READ + "test_an_opened_picture_is_read_like_its_file[turned.jpg]",
+    ),
+    Mutation(
+        "A data set says nothing of frames that are left out.",
+        INPUTS + "data.py",
+        "if note := first_frames(",
+        "if False and first_frames(",
+        TALK + "test_a_data_set_warns_in_one_line_of_frames_that_are_left_out[llava-small]",
+    ),
+    Mutation(
+        "A file that is one JSON array is read line by line.",
+        INPUTS + "data_files.py",
+        "if end == len(body):",
+        "if False:",
+        TALK + "test_an_array_of_plain_objects_is_read_too",
+    ),
+    Mutation(
+        "Later questions of a conversation are asked without its earlier turns.",
+        INPUTS + "data_files.py",
+        "context, question = tuple(turns[: i - 1]), texts[i - 1]",
+        "context, question = (), texts[i - 1]",
+        TALK + "test_every_answer_is_an_example_with_the_turns_before_it[qwen]",
+    ),
+    Mutation(
+        "A picture without a mark comes after the text.",
+        INPUTS + "chats.py",
+        "first[:0] = images",
+        "first += images",
+        TALK + "test_llavas_format_reads_as_the_plain_one[llava-small-before]",
+    ),
+    Mutation(
+        "A folder with all weights is an adapter if PEFT's configuration is in it.",
+        INPUTS + "checkpoints.py",
+        "if ADAPTER in files and not any(file.startswith(_WEIGHTS) for file in files):",
+        "if ADAPTER in files:",
+        "tests/inputs/test_adapters.py::test_a_checkpoint_with_all_its_weights_is_no_adapter",
+    ),
+    Mutation(
+        "A missing vocabulary is noticed after the picture processor.",
+        INPUTS + "checkpoints.py",
+        "in _NEEDED.items() if not",
+        "in list(_NEEDED.items())[::-1] if not",
+        FOUND + "test_of_missing_files_the_vocabulary_is_named_first[and a processor-llava]",
+    ),
+    Mutation(
+        "A tokenizer may write pictures as a token that the model does not know.",
+        INPUTS + "checkpoints.py",
+        "if found != expected:",
+        "if False:",
+        FOUND + "test_a_tokenizer_of_another_model_is_refused_before_it_counts_no_pictures",
+    ),
     # -- what the ops compute ------------------------------------------------------------------
     Mutation(
         "Gathered rows come in ascending order instead of the order asked for.",
@@ -652,9 +848,9 @@ MUTATIONS = [
     ),
     Mutation(
         "Counts of a prefill are copied from the default device.",
-        RUNTIME + "visual_tokens.py",
-        'values = torch.tensor(values, device="cpu")',
-        "values = torch.tensor(values)",
+        RUNTIME + "host_read.py",
+        "host = torch.as_tensor(values, dtype=torch.int64, device=where)",
+        "host = torch.as_tensor(values, dtype=torch.int64)",
         "tests/runtime/test_patch_defaults.py::test_a_default_device_changes_nothing[padded-vtw]",
     ),
     Mutation(
@@ -744,6 +940,112 @@ MUTATIONS = [
         "line[:, None] * width + column",
         "0 * (line[:, None] * width + column)",
         "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
+    ),
+    # -- several processes ---------------------------------------------------------------------
+    Mutation(
+        "Tensor parallel: scores are those of a process's own heads.",
+        "vtfast/methods/context.py",
+        "torch.distributed.all_reduce(own, group=self.group)",
+        "own *= self.group.size()",
+        PATCH + "tensor_parallel.py::"
+        "test_every_method_keeps_the_tokens_of_the_whole_model_in_both_processes",
+    ),
+    Mutation(
+        "Tensor parallel: a method that reads attention sees its own process's heads twice.",
+        "vtfast/methods/context.py",
+        "return torch.cat(parts, 1)",
+        "return torch.cat([own] * len(parts), 1)",
+        PATCH + "tensor_parallel.py::test_a_method_that_reads_attention_sees_all_heads[llava]",
+    ),
+    Mutation(
+        "FSDP: weights of an attention module that is sharded apart are not gathered for scores.",
+        MODELS + "parallel.py",
+        'if hasattr(attention, "unshard"):',
+        'if hasattr(attention, "never"):',
+        PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
+    ),
+    Mutation(
+        "FSDP1: hooks run before the weights of a layer are gathered.",
+        MODELS + "base.py",
+        "layers = tuple(map(unwrapped, text.layers))",
+        "layers = tuple(text.layers)",
+        PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[losses-under-fsdp1]",
+    ),
+    Mutation(
+        "Training: scores draw random numbers that a checkpoint does not draw again.",
+        RUNTIME + "state.py",
+        "enabled=module.training",
+        "enabled=False",
+        PATCH + "checkpointing.py::test_scores_leave_the_random_numbers_of_a_layer_alone[llava]",
+    ),
+    # -- long runs, and what they show ------------------------------------------------------------
+    Mutation(
+        "Studies: a log finds samples whose picture is another one now.",
+        "vtfast/inputs/data.py",
+        "digest.update(_digest_of(image))",
+        "digest.update(b'')",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[score-repainted]",
+    ),
+    Mutation(
+        "Studies: a log is of the longest answer in a data file.",
+        "vtfast/evaluation/compare.py",
+        'logged = {**settings, "max_new_tokens": max_new_tokens}',
+        "logged = settings",
+        CONTINUED + "a_run_goes_on_with_every_sample_it_has[evaluate-extended]",
+    ),
+    Mutation(
+        "Studies: the second of two equal samples is taken for the first.",
+        "vtfast/inputs/data.py",
+        'key if seen[key] == 1 else f"{key}.{seen[key]}"',
+        "key",
+        CONTINUED + "two_equal_samples_are_two_samples[score]",
+    ),
+    Mutation(
+        "Studies: one process does not read what several have written.",
+        "vtfast/information/records.py",
+        r"(\.\d+)?",
+        "",
+        "tests/evaluation/test_evaluate.py"
+        "::test_two_processes_share_the_questions_and_give_the_same_table",
+    ),
+    Mutation(
+        "Studies: a bad sample takes its whole batch with it.",
+        "vtfast/information/bad_samples.py",
+        "if len(block) > 1:",
+        "if not block:",
+        "tests/information/test_bad_samples.py"
+        "::test_a_bad_sample_is_skipped_and_named_with_the_reason[horizon-refused_picture]",
+    ),
+    Mutation(
+        "Studies: a patched model makes every sample a bad one.",
+        "vtfast/information/bad_samples.py",
+        "return not isinstance(error, InputError)",
+        "return False",
+        "tests/information/test_bad_samples.py"
+        "::test_what_is_no_fault_of_a_sample_ends_the_run[score]",
+    ),
+    Mutation(
+        "Horizon: that none of a few answers is lost counts as proof.",
+        "vtfast/information/shares.py",
+        "return 1 - (1 - confidence) ** (1 / n)",
+        "return 0.0",
+        "tests/information/test_information_horizon.py"
+        "::test_none_lost_of_few_samples_shows_no_horizon_yet",
+    ),
+    Mutation(
+        "Horizon: a plan does not say that its horizon is not shown.",
+        "vtfast/plan.py",
+        'doubt = getattr(horizon, "doubt", "")',
+        'doubt = ""',
+        "tests/information/test_information_horizon.py"
+        "::test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so",
+    ),
+    Mutation(
+        "Tables: columns are narrowed below their longest word.",
+        "vtfast/cli/_terminal.py",
+        "for floor in (least, [1] * len(widths)):",
+        "for floor in ([1] * len(widths),):",
+        "tests/cli/test_tables.py::test_a_column_is_narrowed_only_down_to_its_longest_word",
     ),
 ]
 

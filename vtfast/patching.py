@@ -9,12 +9,13 @@ from torch import nn
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels._checks import IMPLS
 from vtfast.methods import method
-from vtfast.models import family_of, family_of_class, supported_class
+from vtfast.models import family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
 from vtfast.prune import Prune
 from vtfast.report import Report
+from vtfast.runtime import attention
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.stage import Stage
@@ -69,14 +70,21 @@ def patch(
     impl: str = "auto",
     path: str = "auto",
     record: bool = False,
+    strict_labels: bool = False,
 ) -> Handle:
     """Make a model drop visual tokens from now on, in `generate` and in plain calls.
 
     Only hooks are added to this instance: no class and no other model changes, and `unpatch` leaves
     no trace. Nothing is changed when an error is raised.
 
+    A call of the model may say where prompts end, `model(**inputs, prompt_length=n)` (an int or one
+    a sample, columns of `input_ids`), so that an answer behind a prompt chooses no tokens; labels
+    tell it too. docs/training.md has more.
+
     Args:
-        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
+        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`. Of any other
+            module that holds exactly one such model (PEFT, `torch.compile`, DDP, FSDP), the model
+            inside is patched.
         plan: a preset's name, a `Plan`, or a list of `Prune`. See `Plan.preset` for the names.
         keep: float in (0, 1], with a preset only: visual tokens per image averaged over all decoder
             layers, as the papers count.
@@ -96,6 +104,8 @@ def patch(
             layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed
             on a GPU without gradients where the attention kernels take the model's dtype and head
             size, else padded.
+        strict_labels: refuse labels (other than -100) that a visual token or padding would predict.
+            By default they are ignored like -100, with one warning that counts them.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took
             (which waits for the device).
 
@@ -103,7 +113,7 @@ def patch(
 
     Raises:
         AlreadyPatchedError: the model is patched; names the active plan.
-        UnsupportedModelError: any other model, or a wrapper (names the inner model to pass).
+        UnsupportedModelError: any other model, or a module that holds several (names them).
         UnsupportedVersionError: a release of transformers vtfast does not work with. An untested
             release is checked on a tiny model, in about half a second, when a process first patches
             a kind of model; VTFAST_SELF_CHECK=always checks every release, =never none.
@@ -121,6 +131,7 @@ def patch(
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
+    model = inner_model(model)
     active = _hooks_of(model)
     if active is not None:
         raise AlreadyPatchedError(
@@ -130,7 +141,9 @@ def patch(
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
     check_transformers(model, family, path)
-    return _attach(model, family, plan, int(seed), positions, impl, path, bool(record))
+    return _attach(
+        model, family, plan, int(seed), positions, impl, path, bool(record), bool(strict_labels)
+    )
 
 
 def check_transformers(model: Any, family: Family, path: str) -> None:
@@ -139,7 +152,7 @@ def check_transformers(model: Any, family: Family, path: str) -> None:
     A release vtfast was not tested with runs the self-check of `vtfast.models.self_check`; a
     release that fails it raises UnsupportedVersionError. VTFAST_SELF_CHECK=always|auto|never.
     """
-    implementation = model.config.get_text_config()._attn_implementation
+    implementation = attention.plain(model.config.get_text_config()._attn_implementation)
     how = _patch_tiny, implementation, path
     check_release(family, supported_class(model), model.config, *how)
 
@@ -151,7 +164,9 @@ def check_class(cls: type) -> None:
 
 
 def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
-    return _attach(model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True)
+    return _attach(
+        model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True, False
+    )
 
 
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
@@ -169,13 +184,14 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Undo `patch`; the model is then exactly what it was. An unpatched model is left alone."""
+    """Undo `patch` in a model or in all models that a wrapper holds; each is then exactly what it
+    was. An unpatched model is left alone."""
     while (hooks := _hooks_of(model)) is not None:
         hooks.remove()
 
 
 def is_patched(model: nn.Module) -> bool:
-    """Whether `patch` is active on this model."""
+    """Whether `patch` is active on this model, or on a model that this wrapper holds."""
     return _hooks_of(model) is not None
 
 

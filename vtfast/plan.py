@@ -21,7 +21,10 @@ __all__ = ["MeasuredHorizon", "Plan", "Prune"]
 
 @runtime_checkable
 class MeasuredHorizon(Protocol):
-    """What a plan reads of a measured horizon: where it is (or None), for which model and task."""
+    """What a plan reads of a measured horizon: where it is (or None), for which model and task.
+
+    It may have a `doubt`, a text: why the samples do not show this, or "" if they do.
+    """
 
     @property
     def layer(self) -> int | None: ...
@@ -144,28 +147,38 @@ class Plan:
         """The plan of a two-stage preset, or of `vtw`, at a measured horizon.
 
         Where the task has none (`horizon.layer` is None) the second stage is left out, the first is
-        solved again for the same `keep`, and a warning says so.
+        solved again for the same `keep`, and a warning says so. Where the samples do not show the
+        layer, or that there is none, the plan is made all the same; it says so and a warning too.
         """
         first, _, then = check_name(name).partition("+")
         num_layers, task = horizon.num_layers, horizon.task
+        doubt = getattr(horizon, "doubt", "")
+        doubted = f", {doubt}" if doubt else ""
         if horizon.layer is not None:
+            if doubt:
+                warnings.warn(
+                    f"the horizon of {task} is uncertain: layer {horizon.layer} is the likeliest, "
+                    f"but {doubt}",
+                    stacklevel=2,
+                )
             return cls.preset(
                 name,
                 num_layers=num_layers,
                 keep=keep,
                 horizon=horizon.layer,
-                horizon_source=f"measured on {task}",
+                horizon_source=f"measured on {task}{doubted}",
             )
         if not then:
             raise PlanError(
-                f"{task} has no horizon and preset {name!r} cannot be planned without one; "
-                'pass a preset such as "divprune+random", or use Plan.preset'
+                f"{task} has no horizon{doubted} and preset {name!r} cannot be planned without "
+                'one; pass a preset such as "divprune+random", or use Plan.preset'
             )
-        warnings.warn(
-            f"{task} has no horizon: {name!r} becomes {first!r} with the same keep", stacklevel=2
+        has_none = (
+            f"{task} seems to have no horizon, {doubt}" if doubt else f"{task} has no horizon"
         )
+        warnings.warn(f"{has_none}: {name!r} becomes {first!r} with the same keep", stacklevel=2)
         plan = cls.preset(first, num_layers=num_layers, keep=keep)
-        return plan._label(plan.keep, None, f"none measured on {task}")
+        return plan._label(plan.keep, None, f"none measured on {task}{doubted}")
 
     @classmethod
     def resolve(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, alpha_composite, new
 from transformers import AutoTokenizer, BatchFeature, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -124,7 +124,7 @@ def _clips(videos: Any) -> list[np.ndarray]:
         raise InputError("a video without frames was passed; pass at least one frame")
     if not _is_frame(videos[0]):
         return [clip for part in videos for clip in _clips(part)]
-    frames = [np.asarray(f.convert("RGB") if isinstance(f, Image) else f) for f in videos]
+    frames = [np.asarray(_rgb(f) if isinstance(f, Image) else f) for f in videos]
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
         raise InputError(
@@ -136,3 +136,11 @@ def _clips(videos: Any) -> list[np.ndarray]:
 
 def _is_frame(thing: Any) -> bool:
     return isinstance(thing, Image) or getattr(thing, "ndim", 0) == 3
+
+
+def _rgb(frame: Image) -> Image:
+    """A frame as RGB, on white where it is transparent."""
+    if not frame.has_transparency_data:
+        return frame.convert("RGB")
+    inked = frame.convert("RGBA")
+    return alpha_composite(new("RGBA", inked.size, "white"), inked).convert("RGB")

@@ -21,7 +21,7 @@ from vtfast.toy import TASKS
 from vtfast.toy.scene import Scene
 
 # Command: how many examples its help shows at least, and all of its options.
-_STUDY = "model task data skip-bad seed layers window per out json device dtype"
+_STUDY = "model task data image-folder skip-bad seed layers window per out json device dtype"
 COMMANDS = {
     "demo": (5, "plan keep seed out json scene-seed no-timing"),
     "run": (
@@ -29,13 +29,13 @@ COMMANDS = {
         "model image video prompt plan keep horizon compare max-new-tokens out json max-frames fps "
         "device dtype seed path impl",
     ),
-    "score": (3, f"{_STUDY} image prompt answer sample"),
+    "score": (3, f"{_STUDY} image prompt answer sample log"),
     "horizon": (3, f"{_STUDY} samples log maps tolerance"),
     "sweep": (3, f"{_STUDY} samples log methods keep seeds no-scores"),
     "evaluate": (
         3,
-        "model plan keep horizon task data samples skip-bad scene-seed seed match max-new-tokens "
-        "batch positions path log out json device dtype",
+        "model plan keep horizon task data image-folder samples skip-bad scene-seed seed match "
+        "max-new-tokens batch positions path log out json device dtype",
     ),
     "doctor": (2, "json"),
 }

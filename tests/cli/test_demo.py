@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from command import answered, call, refused
 from PIL import Image
+from table_words import breaks_no_word
 
 from vtfast import toy
+from vtfast.cli import demo as command
 from vtfast.cli._interview import Interview
 from vtfast.cli._kept_picture import DPI, HEADER_INCHES, PANEL_INCHES
 from vtfast.toy.scene import Scene
@@ -203,3 +205,8 @@ def test_an_unreachable_keep_is_refused_before_any_work(
     assert line.startswith("error: keep=0.7: preset 'divprune+vtw'")
     assert "--no-timing" in line
     assert not picture.exists()
+
+
+def test_no_word_is_broken_at_80_columns(record: dict) -> None:
+    assert breaks_no_word(lambda console: command._show_answers(console, record, 12))
+    assert breaks_no_word(lambda console: command._show_timing(console, record["timing"]))

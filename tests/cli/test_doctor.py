@@ -15,11 +15,12 @@ import torch
 from command import answered, call, python
 from packaging.requirements import Requirement
 from repository import ROOT
+from table_words import breaks_no_word
 from transformers.utils import import_utils
 
 from vtfast import ops, toy
 from vtfast.cli import _trial
-from vtfast.cli.doctor import PACKAGES, other_kernels_package
+from vtfast.cli.doctor import PACKAGES, _show, other_kernels_package
 from vtfast.kernels import _launch, gather
 from vtfast.models import SUPPORTED
 from vtfast.models.self_check import TESTED
@@ -245,10 +246,14 @@ def test_doctor_reports_without_torch() -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtfast.inputs.checkpoints.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vtfast.inputs.hub.os.access", lambda path, mode: False)
     advice: list[str] = []
     assert tried("hub cache", advice)["status"] == "warning"
     assert "set HF_HOME to a folder of yours" in advice[-1]
+
+
+def test_no_word_is_broken_at_80_columns(record):
+    assert breaks_no_word(lambda console: _show(console, record))
 
 
 # A package with the name that transformers imports Hugging Face's kernels by

@@ -38,10 +38,19 @@ def picture(tmp_path: Path) -> Path:
         (["--plan", "random", "--horizon", "3"], "preset 'random' has no horizon; leave it out"),
         (["--plan", "fastv", "--keep", "0.1"], "the smallest reachable keep is 0.1667"),
         (["--impl", "triton"], "its Triton kernel runs on CUDA tensors, got cpu; move them to"),
-        (["--prompt", "read <image> ."], "--prompt has <image> in it, which stands for a picture"),
+        (
+            ["--prompt", "<image> or <image> ?"],
+            "the text has 2 <image> and there is 1 picture; wri",
+        ),
+        (
+            ["--image", "data:image/png;base64," + "a" * 5000],
+            "…: expected a file; save the picture",
+        ),
+        (["--image", "a" * 5000], "cannot read this picture: File name too long"),
+        (["--video", "b" * 5000], "cannot read this picture: File name too long"),
         (["--video", "frames"], "--video: toy-llava takes no video; pass frames with --image"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
 def test_what_cannot_work_is_one_line_and_exit_code_2(
     picture: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], says: str
@@ -64,7 +73,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
     ("options", "says"),
     [
         (["--horizon", "12"], "horizon=12"),
-        (["--prompt", "read <image> ."], "--prompt has <image> in it"),
+        (["--prompt", "<image> or <image> ?"], "cannot take this prompt: the text has 2 <image>"),
         (["--device", "banana"], "--device banana"),
     ],
     ids=["plan", "prompt", "device"],

@@ -44,8 +44,9 @@ def test_horizon_prints_draws_and_continues_its_log(folder):
     asked = ("--task", "background", "--samples", "6", "--maps", "2")
     options = ("--layers", "0,3,7", "--window", "4", "--log", "run.jsonl", "--out", "h.png")
     shown = answered("horizon", *MODEL, *asked, *options).stdout
-    assert "toy-llava-small on background: horizon at layer 3 of 8" in shown
-    assert "6 samples cannot rule out that up to" in " ".join(shown.split())
+    shown = " ".join(shown.split())
+    assert "on background: horizon at layer 3 of 8, not shown with 6 samples; about 300" in shown
+    assert "6 samples with 6 right answers cannot rule out that up to" in shown
     log = (folder / "run.jsonl").read_text()
     assert len(log.splitlines()) == 7
     (folder / "run.jsonl").write_text(log[: len(log) // 2])
@@ -62,7 +63,7 @@ def test_sweep_has_a_column_for_every_method(folder):
     shown = answered("sweep", *MODEL, *asked, *options).stdout
     assert re.search(r"layer +none +random +diversity", shown)
     assert len([line for line in shown.splitlines() if re.match(r" ?[07] ", line)]) == 4
-    assert re.search(r"\n ?7 +100\.0 +100\.0 ±0\.0 +100\.0 *\n +\(100 to 100\)", shown)
+    assert re.search(r"\n ?7 +100\.0 +100\.0 ±0\.0 +100\.0 *\n +\(34 to 100\)", shown)
     rows = json.loads((folder / "s.json").read_text())["rows"]
     assert [row["accuracy"] for row in rows if row["layer"] == 7] == [1.0] * 4
     assert width("s.png") > 500
@@ -78,7 +79,7 @@ def test_data_is_read_from_a_file_and_bad_lines_are_reported(folder):
     assert 'line 3: "answer" is not text; correct them or pass --skip-bad' in line
     result = answered("horizon", *MODEL, *asked, "--skip-bad")
     assert "on mine: " in result.stdout
-    assert "skipped line 2" in result.stderr
+    assert "Skipped 2 of the samples:\n  mine.jsonl line 2: picture gone.png: " in result.stderr
     assert "1 samples, 0 with scores" in result.stdout
 
 
@@ -89,7 +90,7 @@ def test_score_leaves_out_bad_lines_as_the_others_do(folder):
     assert "line 1: it is not JSON" in refused(call("score", *MODEL, *asked))
     result = answered("score", *MODEL, *asked, "--skip-bad")
     assert "answer 'K 1 M'" in result.stdout
-    assert "skipped line 1" in result.stderr
+    assert "  mine.jsonl line 1: it is not JSON" in result.stderr
 
 
 def test_out_never_overwrites_an_input_file(folder):
@@ -117,7 +118,7 @@ def test_no_number_is_cut_off_at_80_columns(folder):
     options = ("--samples", "2", "--layers", "7", "--window", "8", "--methods", methods)
     text = shown("sweep", *options)
     assert [name for name in methods.split(",") if name not in text.split()] == []
-    assert text.count("(100 to 100)") == 6
+    assert text.count("(34 to 100)") == 6
     assert re.search(r"^ ?7 +100\.0 +100\.0 ±0\.0 +100\.0 ", text, re.MULTILINE)
     text = shown("horizon", "--samples", "3", "--maps", "1", "--layers", "0-3", "--window", "8")
     assert text.count("100.0]") == 4

@@ -15,6 +15,7 @@ from vtfast import InputError, Plan, PlanError, Prune, StateError
 from vtfast.distributed import Shards, this_process
 from vtfast.evaluation import Comparison
 from vtfast.evaluation.compare import resolve
+from vtfast.information import Dataset
 from vtfast.toy.evaluate import dataset
 
 PLANS = {
@@ -267,11 +268,14 @@ with open(f"{sys.argv[1]}.table.{this_process().rank}", "w") as file:
 """
 
 
-def test_two_processes_share_the_questions_and_give_the_same_table(found, tmp_path):
+def test_two_processes_share_the_questions_and_give_the_same_table(
+    asked, found, tmp_path, monkeypatch
+):
+    """And one process goes on with what both have, in any order of the questions."""
     comparison, _ = found
     script = tmp_path / "compare.py"
     script.write_text(CODE)
-    folders = (ROOT / "tests" / name for name in ("evaluation", "helpers"))
+    folders = (ROOT, *(ROOT / "tests" / name for name in ("evaluation", "helpers")))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launcher, str(script), str(tmp_path / "log")]
@@ -284,6 +288,14 @@ def test_two_processes_share_the_questions_and_give_the_same_table(found, tmp_pa
         assert json.loads((tmp_path / f"log.table.{rank}").read_text()) == expected
     shares = [(tmp_path / f"log.{rank}").read_text().splitlines()[1:] for rank in (0, 1)]
     assert [len(share) for share in shares] == [4, 3]  # batches 0 and 2, and 1, of three
+
+    model, questions = asked
+    monkeypatch.setattr(model, "generate", None)  # nothing is asked again
+    again = vtfast.evaluate(model, questions, PLANS, log=tmp_path / "log", **HOW)
+    assert json.loads(json.dumps(without_times(again))) == expected
+    turned = Dataset(questions.processor, questions.examples[::-1], "background", ends=True)
+    again = vtfast.evaluate(model, turned, PLANS, log=tmp_path / "log", **HOW)
+    assert [row.correct for row in again.rows] == [row.correct for row in comparison.rows]
 
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

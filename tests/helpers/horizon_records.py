@@ -35,4 +35,4 @@ def summary(*changes, n=300, **about):
         for row in rows[:count]:
             row[curve][layer] = value
     records = [record(row["p"], row["right"], row["i"]) for row in rows]
-    return summarize(records, layers=(0, 1, 2, 3), maps=n, **{**ABOUT, **about})
+    return summarize(records, layers=(0, 1, 2, 3), **{**ABOUT, **about})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tiny_models import FAMILIES, Picture, Sample
 
-from vtfast.inputs.data import Batch
+from vtfast.inputs.data import Batch, Skipped
 
 ANSWERS = ([17, 2], [40, 8, 2], [23, 2], [61, 54, 2], [33, 2])
 
@@ -16,6 +16,8 @@ class TinyData:
     name: str = "llava"
     size: int = len(ANSWERS)
     task: str = "guessing"
+    skip_bad: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return self.size
@@ -31,5 +33,8 @@ class TinyData:
         answers = [list(ANSWERS[i % len(ANSWERS)]) for i in indices]
         return Batch(FAMILIES[self.name].batch(chosen), answers, [len(a) - 1 for a in answers])
 
-    def fingerprint(self) -> str:
-        return f"{self.name} {self.size}"
+    def name_of(self, index: int) -> str:
+        return f"guess {index}"
+
+    def keys(self) -> list[str]:
+        return [f"{self.name} {index}" for index in range(self.size)]

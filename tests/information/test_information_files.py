@@ -27,13 +27,16 @@ def test_a_result_of_0_1_is_read_and_saved_as_it_was(name, tmp_path):
     found = FILES[name].load(SAMPLES / name)
     found.save(tmp_path / name)
     saved = json.loads((tmp_path / name).read_text())
-    assert saved == json.loads((SAMPLES / name).read_text()) == found.record()
+    assert saved == found.record()
+    assert {**saved, **json.loads((SAMPLES / name).read_text())} == saved
+    assert saved["skipped"] == []
 
 
 def test_what_is_read_has_the_types_that_were_saved():
     horizon, sweep = Horizon.load(SAMPLES / "horizon.json"), Sweep.load(SAMPLES / "sweep.json")
     assert (horizon.layers, horizon.interval, horizon.window) == ((2, 6), (6, 6), (4, 4))
-    assert Plan.from_horizon(horizon).horizon == 6
+    with pytest.warns(UserWarning, match="layer 6 is the likeliest, but not shown with 4 samples"):
+        assert Plan.from_horizon(horizon).horizon == 6
     assert [row.seeds for row in sweep.of("random", 0.25)] == [sweep.rows[0].seeds]
     assert isinstance(sweep.rows[0].seeds, tuple)
     (picture,) = InformationMap.load(SAMPLES / "map.json").pictures
@@ -76,7 +79,7 @@ def test_a_log_of_a_horizon_of_0_1_can_be_continued(tmp_path):
     found = information.horizon(model, data, layers=[2, 6], maps=2, log=log, **HOW)
     assert asked == [[2, 3]]
     saved = Horizon.load(SAMPLES / "horizon.json")
-    assert (found.layer, found.accuracy_full) == (saved.layer, saved.accuracy_full)
+    assert (found.layer, found.accuracy_full.mean) == (saved.layer, saved.accuracy_full.mean)
     for name, curve in saved.curves.items():
         assert found.curves[name].mean == pytest.approx(curve.mean, abs=1e-4)
 

@@ -13,7 +13,8 @@ import vtfast
 from vtfast import information
 from vtfast.errors import InputError, PlanError
 from vtfast.information.bootstrap import estimate, resample
-from vtfast.information.horizons import first_from_which_on, summarize
+from vtfast.information.horizon_rule import first_from_which_on
+from vtfast.information.horizons import summarize
 
 MODELS: dict = {}
 
@@ -95,9 +96,9 @@ def test_a_wider_tolerance_makes_the_horizon_earlier():
 
 
 def test_more_confidence_makes_the_horizon_later():
-    changes = [(1, "right", 1, False)]
-    assert summary(*changes, confidence=0.6).layer == 1
-    assert summary(*changes, confidence=0.999).layer == 2
+    changes = [(6, "right", 1, False)]
+    assert summary(*changes, n=1000, confidence=0.6).layer == 1
+    assert summary(*changes, n=1000, confidence=0.999).layer == 2
 
 
 def test_the_interval_says_where_resampled_data_put_the_horizon():
@@ -124,9 +125,10 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
 
 def test_a_note_says_what_few_samples_cannot_rule_out():
     (note,) = summary(n=30).notes
-    assert note.startswith("30 samples cannot rule out that up to 9.5 % of the answers are lost; ")
-    assert summary(n=299).notes == []
-    assert "at this confidence" in summary(n=299, tolerance=1e-18).notes[0]
+    assert note.startswith("30 samples with 30 right answers cannot rule out that up to 9.5 % of")
+    assert summary(n=300).notes == []
+    assert "at this confidence" in summary(n=300, tolerance=1e-18).notes[0]
+    assert "Units were scored for 2 samples, too few" in measured(layers=[2]).notes[-1]
     assert "No unit was scored" in measured(maps=0, layers=[2]).notes[-1]
 
 
@@ -140,11 +142,93 @@ def test_what_was_not_measured_is_not_claimed():
 
 def test_a_note_says_that_a_model_without_right_answers_loses_nothing():
     rows = [{**record([0.1] * 4, [False] * 4, [0.0] * 4), "right_full": False} for _ in range(300)]
-    found = summarize(rows, layers=(0, 1, 2, 3), maps=300, **ABOUT)
+    found = summarize(rows, layers=(0, 1, 2, 3), **ABOUT)
     assert found.notes == ["The model answers nothing right, so there is nothing to lose."]
 
 
+def lost(count, of, layer=1):
+    """The outcome where answers are lost at layer 1 of 4, and none after it."""
+    found = summary((count, "right", layer, False), n=of)
+    return found.layer, found.shown, found.verdict.partition(", ")[2]
+
+
+def test_none_lost_of_few_samples_shows_no_horizon_yet():
+    """At n = 160 none lost counted as proof and a single one as proof of the contrary."""
+    assert lost(0, 160) == (1, False, "not shown with 160 samples; about 300 would")
+    assert lost(0, 299)[:2] == (1, False)
+    assert lost(0, 300) == (1, True, "")
+
+
+def test_one_lost_of_few_samples_shows_nothing_and_of_more_a_horizon():
+    layer, shown, doubt = lost(1, 160, layer=3)
+    assert (layer, shown) == (1, False)
+    wanted = int(doubt.split("about ")[1].split()[0])
+    assert 1000 < wanted < 2500
+    assert lost(wanted // 160, wanted, layer=3) == (1, True, "")
+    assert lost(1, 600, layer=3) == (1, True, "")
+
+
+def test_many_lost_at_the_last_layer_show_that_there_is_no_horizon():
+    assert lost(20, 160, layer=3) == (None, True, "")
+    assert lost(3, 160, layer=3)[:2] == (None, False)  # 1.9 %, and perhaps below 1 %
+    assert (
+        "no horizon up to layer 3 of 4, not shown with 160 samples; about "
+        in summary((3, "right", 3, False), n=160).verdict
+    )
+
+
+def test_answers_gained_count_against_those_lost():
+    rows = [record([0.9] * 2, [True, True], [0.0] * 2) for _ in range(4000)]
+    for row in rows[:400]:
+        row["right_full"] = row["right_without"][1] = False  # wrong before and, at 0, right
+        row["right_without"] = [row["right_without"][0], False]
+    for row in rows[400:600]:
+        row["right_without"] = [False, True]
+    found = summarize(rows, layers=(0, 1), **{**ABOUT, "num_layers": 2, "tolerance": 0.02})
+    assert found.curves["accuracy_loss"].mean[0] == pytest.approx((200 - 400) / 4000)
+    assert found.layer == 0
+
+
+def test_scores_of_few_samples_are_asked_for_more():
+    """The losses are shown, and the scores vary too much: more samples would not help."""
+    rows = [record([0.9], [True], [0.0 if i % 4 else 0.03]) for i in range(400)]
+    for row in rows[40:]:
+        for name in ("information", "absolute", "spread"):
+            del row[name]
+    found = summarize(rows, layers=(0,), **{**ABOUT, "num_layers": 1})
+    assert (found.layer, found.shown, found.needed, found.maps) == (0, False, None, 40)
+    assert 100 < found.needed_maps < 400
+    assert found.doubt == f"not shown with 400 samples; scores of about {found.needed_maps} would"
+
+
+def test_without_right_answers_nothing_is_shown():
+    rows = [{**record([0.9], [False], [0.0]), "right_full": False} for _ in range(400)]
+    found = summarize(rows, layers=(0,), **{**ABOUT, "num_layers": 1})
+    assert (found.layer, found.shown, found.doubt) == (0, False, "not shown with 400 samples")
+
+
 # Plans
+
+
+def test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so():
+    found = summary(n=160, num_layers=LAYERS)
+    said = "reading is uncertain: layer 1 is the likeliest, but not shown with 160 samples; about"
+    with (
+        pytest.warns(UserWarning, match=said) as warned,
+        vtfast.patch(model_of(), "divprune+random", keep=0.5, horizon=found) as handle,
+    ):
+        assert [stage.method for stage in handle.plan.stages] == ["diversity", "random"]
+    assert len(warned) == 1
+    text = str(handle.plan)
+    assert "horizon 1 (measured on reading, not shown with 160 samples; about 300 would)" in text
+
+
+def test_a_plan_from_no_horizon_that_is_not_shown_says_so():
+    found = summary((3, "right", 3, False), n=160, num_layers=LAYERS)
+    with pytest.warns(UserWarning, match="reading seems to have no horizon, not shown with 160"):
+        plan = vtfast.Plan.from_horizon(found, keep=0.5)
+    assert [stage.method for stage in plan.stages] == ["diversity"]
+    assert "(none measured on reading, not shown with 160 samples; about" in str(plan)
 
 
 def test_a_measured_horizon_makes_the_plan_of_a_patch():
@@ -185,13 +269,25 @@ def test_a_run_interrupted_anywhere_can_be_continued_with_the_same_result(tmp_pa
     lines = text.splitlines(keepends=True)
     ends = np.cumsum([len(line) for line in lines]).tolist()
     assert len(lines) == 6
-    for cut in (0, 5, ends[0], ends[0] + 1, ends[1] - 1, ends[1], ends[3] + 9, ends[4], ends[5]):
+    for cut in (0, 5, ends[0], ends[0] + 1, ends[1] - 1, ends[2], ends[2] + 9, ends[4], ends[5]):
         log.write_bytes(text[:cut])
         assert measured(log=log, **options) == whole
         again = [json.loads(line) for line in log.read_text().splitlines()]
         assert again[0] == json.loads(lines[0])
-        assert sorted(line["sample"] for line in again[1:]) == [0, 1, 2, 3, 4]
+        assert sorted(line["sample"] for line in again[1:]) == TinyData().keys()
         assert log.read_bytes() == text
+
+
+def test_a_run_cut_off_inside_a_batch_continues_with_the_rest_of_it(tmp_path):
+    """Only rounding differs, as the rest is a smaller batch."""
+    log, options = tmp_path / "run.jsonl", {"layers": [3], "size": 5}
+    whole = measured(log=log, **options)
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:4]) + lines[4][:9])
+    found = measured(log=log, **options)
+    assert found.layer == whole.layer
+    assert found.p_full.mean == pytest.approx(whole.p_full.mean, abs=1e-6)
+    assert len(log.read_text().splitlines()) == 6
 
 
 def test_what_is_finished_is_not_run_again(tmp_path):
@@ -228,12 +324,13 @@ def test_a_log_that_can_no_longer_be_written_is_one_error(tmp_path):
         measured(log=log, layers=[2], progress=take_away)
 
 
-def test_the_first_of_two_records_of_a_sample_counts(tmp_path):
+def test_the_last_of_two_records_of_a_sample_counts(tmp_path):
+    """A sample is measured again where a log has it without the scores of its units."""
     log = tmp_path / "run.jsonl"
     whole = measured(log=log, layers=[2])
-    lines = log.read_text().splitlines()
+    first, *lines = log.read_text().splitlines()
     other = json.dumps({**json.loads(lines[3]), "p_full": 0.5})
-    log.write_text("\n".join([*lines, lines[1], other]) + "\n")
+    log.write_text("\n".join([first, other, *lines, lines[1]]) + "\n")
     assert measured(log=log, layers=[2]) == whole
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelInfo
 from repository import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -137,8 +138,9 @@ def test_a_cache_that_cannot_be_written_is_not_reported_as_a_missing_network(
     def refuse(name: str, file: str) -> None:
         raise PermissionError(13, "Permission denied", "cache")
 
-    monkeypatch.setattr("vtfast.inputs.checkpoints.HfApi.model_info", lambda *_, **__: None)
-    monkeypatch.setattr("vtfast.inputs.checkpoints.hf_hub_download", refuse)
+    there = ModelInfo(id="owner/name", siblings=[])
+    monkeypatch.setattr("vtfast.inputs.hub.HfApi.model_info", lambda *_, **__: there)
+    monkeypatch.setattr("vtfast.inputs.hub.hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"cannot be kept in .*Permission denied.*set HF_HOME to"):
         find("owner/name")
 
@@ -175,7 +177,7 @@ def _widen(folder: Path) -> None:
     ("damage", "says"),
     [
         (_break_json, "cannot load its configuration: .*not a valid JSON file"),
-        (_drop_tokenizer, "cannot load its processor: "),
+        (_drop_tokenizer, "the vocabulary is missing "),
         (_drop_weights, "cannot load its weights: .*no file named model.safetensors"),
         (_truncate_weights, "cannot load its weights: "),
         (_lose_a_tensor, r"1 tensors of the model .*, such as \S+\.0\.mlp\.up_proj\.weight; d"),
@@ -207,3 +209,43 @@ def test_a_device_that_is_not_there_is_refused(name: str, says: str) -> None:
 def test_auto_is_a_gpu_if_there_is_one() -> None:
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device_named("cpu") == CPU
+
+
+# What a folder lacks beside its weights
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+@pytest.mark.parametrize(
+    "others",
+    [(), ("chat_template.jinja",), ("processor_config.json", "preprocessor_config.json")],
+    ids=["alone", "and a template", "and a processor"],
+)
+def test_of_missing_files_the_vocabulary_is_named_first(
+    tmp_path: Path, name: str, others: tuple[str, ...]
+) -> None:
+    """A trainer that saves the model alone leaves all of them out."""
+    folder = Path(shutil.copytree(BUNDLED.with_name(name), tmp_path / "checkpoint"))
+    for file in ("tokenizer.json", "tokenizer_config.json", *others):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"the vocabulary is missing \(tokenizer\.json or .*save"):
+        find(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("llava", "processor_config.json"), ("qwen", "preprocessor_config.json")]
+)
+def test_a_missing_picture_processor_is_named(tmp_path: Path, name: str, file: str) -> None:
+    folder = Path(shutil.copytree(BUNDLED.with_name(name), tmp_path / "checkpoint"))
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=r"the picture processor is missing .*save_pretrained"):
+        find(str(folder))
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_it_counts_no_pictures(
+    tmp_path: Path,
+) -> None:
+    """Without tokenizer_config.json transformers takes the names of Qwen's own tokens."""
+    folder = Path(shutil.copytree(BUNDLED.with_name("qwen"), tmp_path / "checkpoint"))
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"has <\|image_pad\|> as token \d+, config\.json expects"):
+        find(str(folder))

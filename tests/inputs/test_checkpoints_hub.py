@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from vtfast import toy
 from vtfast.errors import InputError
+from vtfast.inputs import checkpoints
 from vtfast.inputs.checkpoints import load_processor
 from vtfast.processors import Qwen25VLProcessor
 from vtfast.toy.model import CHECKPOINTS
@@ -21,11 +22,13 @@ from vtfast.toy.model import CHECKPOINTS
 def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
     """`vtfast run` of several hub ids, by label: exit code, stdout and stderr."""
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "empty").mkdir()
-    (folder / "empty" / "README.md").write_text("no model")
     (picture,), _, _ = toy.scenes(1, 0, "code")
     picture.save(folder / "scene.png")
-    models = {"tiny/llava": CHECKPOINTS / "llava", "tiny/empty": folder / "empty"}
+    models = {"tiny/llava": CHECKPOINTS / "llava"}
+    for name, file in (("empty", "README.md"), ("adapter", "adapter_config.json")):
+        models[f"tiny/{name}"] = folder / name
+        (folder / name).mkdir()
+        (folder / name / file).write_text('{"base_model_name_or_path": "tiny/base"}')
     results = {}
     with pytest.MonkeyPatch.context() as patch, hub(models) as endpoint:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -42,12 +45,15 @@ def from_hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
 
         for model in ("nobody/nothing", "nobody", "somebody/gated", "somebody/down", "tiny/empty"):
             run(model, model)
+        patch.setattr(checkpoints, "find_spec", lambda name: None)
+        run("tiny/adapter", "tiny/adapter")
         run("hub", "tiny/llava")
         gone = "http://127.0.0.1:1"  # nothing listens there, and that is noticed at once
         patch.setattr(constants, "ENDPOINT", gone)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(endpoint, gone))
         run("hub is gone, in the cache", "tiny/llava")
         run("hub is gone", "tiny/other")
+        run("hub is gone, an adapter in the cache", "tiny/adapter")
     return results
 
 
@@ -78,7 +84,12 @@ def test_a_hub_id_in_the_cache_needs_no_network(from_hub: dict) -> None:
         ),
         ("somebody/down", "ENDPOINT answers with status 503; try again later, or pass a local fol"),
         ("tiny/empty", "the repository has no config.json, so transformers cannot load it"),
+        ("tiny/adapter", "is a PEFT adapter of tiny/base; pip install peft, or pass a checkpoint"),
         ("hub is gone", "ENDPOINT cannot be reached ("),
+        (
+            "hub is gone, an adapter in the cache",
+            "is a PEFT adapter of tiny/base; pip install peft",
+        ),
     ],
 )
 def test_every_refusal_of_the_hub_has_a_line_of_its_own(

@@ -51,7 +51,7 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
         ("{'a': 1}", "not JSON (Expecting property name enclosed in double quotes at character 2)"),
         ("[1]", "not a JSON object"),
         ({**GOOD, "image": 7}, '"image" is not a path or a list of paths'),
-        ({**GOOD, "image": []}, '"image" is not a path or a list of paths'),
+        ({**GOOD, "image": []}, 'it has no picture: "image" is missing or empty'),
         ({"image": "a.png", "answer": "x"}, '"question" is not text'),
         ({**GOOD, "answer": " "}, '"answer" is not text'),
         ({**GOOD, "image": "none.png"}, "none.png: there is no such file"),

@@ -148,8 +148,15 @@ def test_a_folder_as_a_picture_is_refused_with_the_option_for_folders(folder: Pa
 
 
 def test_a_url_is_refused() -> None:
-    with pytest.raises(InputError, match="download the picture first"):
+    says = r"^--image https://example.org/cat.png: expected a file; download the picture first"
+    with pytest.raises(InputError, match=says):
         open_picture(Path("https://example.org/cat.png"))
+
+
+@pytest.mark.parametrize("url", ["https://example.org/film.gif", "s3://bucket/film.gif"])
+def test_a_url_of_a_video_is_refused_like_one_of_a_picture(url: str) -> None:
+    with pytest.raises(InputError, match=rf"^--video {url}: expected a file; download"):
+        read_clip([Path(url)], 16)
 
 
 def test_a_folder_without_pictures_says_how_to_split_a_film(tmp_path: Path) -> None:

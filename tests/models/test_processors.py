@@ -143,6 +143,18 @@ def test_a_picture_and_a_clip_in_a_padded_batch_are_understood_as_alone(processo
     torch.testing.assert_close(batched, torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
+def test_transparent_frames_of_a_clip_are_on_white(processor):
+    glass = picture(0).copy()
+    glass.putalpha(picture(1).convert("L"))
+    white = Image.new("RGB", glass.size, "white")
+    white.paste(glass, mask=glass)
+    clips = [
+        processor(videos=[[frame] * 2], text=VIDEO, return_tensors="pt")["pixel_values_videos"]
+        for frame in (glass, white)
+    ]
+    torch.testing.assert_close(*clips, rtol=0, atol=0.02)  # one step of 8 bits
+
+
 def test_the_chat_template_takes_pictures_and_clips(processor):
     content = [
         {"type": "image", "image": picture(0)},

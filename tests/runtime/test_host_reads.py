@@ -7,6 +7,7 @@ from host_reads import HostReads
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
 from packaging.version import Version
+from packed_samples import alone, in_one_row
 from tiny_models import FAMILIES, Picture
 
 import vtfast
@@ -140,13 +141,47 @@ def test_a_single_sample_costs_one_read_in_prefill_and_none_in_decoding(family, 
     assert max(steps) <= 0
 
 
-@pytest.mark.parametrize("path", ["padded", "packed"])
-def test_a_single_llava_sample_without_a_mask_costs_no_read_at_all(path):
-    family = FAMILIES["llava"]
+@both_layouts
+def test_a_single_sample_without_a_mask_costs_one_read(family, path):
     inputs = unmasked(family.inputs("single"))
     prefill, steps = extra_reads(family, path, FOUR_STAGES, inputs)
-    assert prefill <= 0
+    assert prefill <= 1
     assert max(steps) <= 0
+
+
+@pytest.mark.parametrize("tells", ["labels", "prompt_length", "logits_to_keep"])
+@both_layouts
+@torch.no_grad()
+def test_labels_masks_and_the_end_of_the_prompt_share_the_one_read(family, path, tells):
+    model, inputs = family.build(), family.inputs("batch")
+    length = inputs["input_ids"].shape[1]
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    told = {"labels": labels, "prompt_length": torch.tensor([length - 3]), "logits_to_keep": 4}
+    call = {**fed(family, inputs), tells: told[tells]}
+    with HostReads() as patched, vtfast.patch(model, FOUR_STAGES, path=path):
+        model(**call)
+    call.pop("prompt_length", None)
+    with HostReads() as plain:
+        model(**call)
+    assert patched.count - plain.count <= 1
+
+
+@both_layouts
+@torch.no_grad()
+def test_samples_packed_into_a_row_share_the_one_read(family, path):
+    model = family.build()
+    parts = [alone(family, model, sample) for sample in family.named("batch")]
+    row = {**in_one_row(parts), "use_cache": False}
+    answers = [part["input_ids"].clone() for part in parts]
+    for answer in answers:
+        answer[:, :-3] = -100
+    row["labels"] = torch.cat(answers, 1)
+    with HostReads() as plain:
+        model(**row)
+    with HostReads() as patched, vtfast.patch(model, FOUR_STAGES, path=path):
+        model(**row)
+    assert patched.count - plain.count <= 1
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])

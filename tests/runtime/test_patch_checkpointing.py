@@ -88,6 +88,36 @@ def test_a_layer_whose_hooks_run_again_prunes_as_before(family, monkeypatch):
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
+class WithDropout(torch.nn.Linear):
+    """A projection that draws random numbers in training, as one with a LoRA adapter does."""
+
+    def forward(self, x):
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
+
+
+@families
+def test_scores_leave_the_random_numbers_of_a_layer_alone(family, monkeypatch):
+    """The scores once drew some in the forward and none in backward, where the layer then dropped
+    other numbers than before."""
+    model, inputs = family.build(), family.inputs("batch")
+    for layer in model.model.language_model.layers:
+        layer.self_attn.q_proj.__class__ = WithDropout
+    layer = type(model.model.language_model.layers[0])
+    call, found = layer.__call__, []
+
+    def checkpointed(self, *args, **kwargs):
+        return checkpoint(partial(call, self, **kwargs), *args, use_reentrant=False)
+
+    with vtfast.patch(model, PLANS["scored-by-itself"]):
+        for how in (call, checkpointed):
+            monkeypatch.setattr(layer, "__call__", how)
+            torch.manual_seed(0)
+            found.append(gradients(family, model, inputs))
+    assert torch.equal(found[0][0], found[1][0])
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
 @families
 def test_a_cache_given_stays_empty_as_in_transformers(family):

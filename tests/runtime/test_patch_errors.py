@@ -32,7 +32,7 @@ def refused(model, error, match, plan=FOUR_STAGES, **options):
 
 
 class Wrapper(torch.nn.Module):
-    """Holds a model under a name, as DistributedDataParallel and PEFT do."""
+    """Holds models under names."""
 
     def __init__(self, **inner):
         super().__init__()
@@ -72,28 +72,22 @@ def test_the_model_without_its_head_is_refused(family):
     refused(family.build().model, UnsupportedModelError, "ForConditionalGeneration")
 
 
-WRAPPERS = [
-    pytest.param(lambda model: Wrapper(module=model), "model.module", id="ddp"),
-    pytest.param(
-        lambda model: Wrapper(base_model=Wrapper(model=model)), "model.base_model.model", id="peft"
-    ),
-    pytest.param(
-        lambda model: torch.compile(model, backend="eager"), "model._orig_mod", id="torch-compile"
-    ),
-]
+def test_a_wrapper_of_two_models_is_told_how_to_pass_each():
+    policy, reference = build_llava(), build_qwen()
+    wrapped = Wrapper(policy=Wrapper(module=policy), others=torch.nn.ModuleList([reference]))
+    name = r"model\.policy\.module \(Llava\w+\), model\.others\[0\] \(Qwen2_5_VL\w+\)"
+    refused(wrapped, UnsupportedModelError, f"Wrapper holds 2 models.*pass one of them: {name}")
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize(("wrap", "inner"), WRAPPERS)
-def test_a_wrapper_is_told_which_inner_model_to_pass(family, wrap, inner):
-    model = family.build()
-    wrapped = wrap(model)
-    before = module_state(model)
-    with pytest.raises(UnsupportedModelError) as caught:
+def test_a_wrapper_of_two_models_is_refused_while_one_is_patched_too():
+    policy = build_llava()
+    wrapped = Wrapper(policy=policy, reference=build_llava())
+    with vtfast.patch(policy), pytest.raises(UnsupportedModelError, match="holds 2 models"):
         vtfast.patch(wrapped)
-    assert type(model).__name__ in str(caught.value)
-    assert inner in str(caught.value)
-    assert changes(before, module_state(model)) == []
+
+
+def test_a_wrapper_of_no_model_is_told_which_are_supported():
+    refused(Wrapper(model=build_llava().model), UnsupportedModelError, "cannot patch Wrapper.*Qwen")
 
 
 def test_a_tower_that_is_neither_clip_nor_siglip_is_refused():

@@ -21,7 +21,6 @@ import vtfast
 from vtfast import InputError, Prune, StateError
 
 EARLY = [Prune(0, "diversity", 0.5)]
-TEXT_SCORES = [Prune(2, "topk", 0.5)]
 
 
 # -- a registered method ---------------------------------------------------------------------------
@@ -172,19 +171,6 @@ def test_a_prompt_given_in_chunks_that_split_an_image_is_refused(family, path):
         continuation(model, inputs, prefill_chunk_size=16)
 
 
-@pytest.mark.parametrize("path", ["padded", "packed"])
-def test_text_scores_with_prompt_lookup_decoding_are_refused(path):
-    """The last token would be a draft, and the picks would differ from plain decoding."""
-    family = FAMILIES["llava"]
-    model, inputs = family.build(), family.inputs("single")
-    inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -7:-5]  # so that a draft is found
-    with (
-        vtfast.patch(model, TEXT_SCORES, path=path),
-        pytest.raises(InputError, match=r"lookup|assisted"),
-    ):
-        continuation(model, inputs, prompt_lookup_num_tokens=3)
-
-
 # -- labels ----------------------------------------------------------------------------------------
 
 
@@ -192,21 +178,6 @@ def labelled(inputs, columns):
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, columns] = inputs["input_ids"][:, columns]
     return labels
-
-
-@both_layouts
-def test_a_label_predicted_from_a_visual_token_is_refused(family, path):
-    model, inputs = family.build(), family.inputs("single")
-    first_after = (
-        int(fed(family, inputs)["input_ids"].shape[1]) - 7
-    )  # predicted from the image's end
-    first_after -= 1 if family.name == "qwen" else 0
-    with (
-        vtfast.patch(model, EARLY, path=path),
-        pytest.raises(InputError, match="label"),
-        torch.no_grad(),
-    ):
-        model(**fed(family, inputs), labels=labelled(inputs, [first_after]))
 
 
 @both_layouts

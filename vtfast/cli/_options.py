@@ -4,6 +4,7 @@ A value is checked while the command line is parsed, so that nothing heavy is lo
 and no command checks it again. Importing this module loads no torch, transformers or Pillow.
 """
 
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,12 @@ def _check_task(task: str | None) -> str | None:
     return task
 
 
+def _check_folder(folder: Path | None) -> Path | None:
+    if folder is not None and not os.path.isdir(folder):  # a method of Path fails on long names
+        raise InputError(f"--image-folder {folder}: there is no such folder")
+    return folder
+
+
 def _check_out(out: Path | None) -> Path | None:
     """Refuse now what would fail after the work is done."""
     if out is None:
@@ -72,8 +79,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="A hub id (owner/name), a local checkpoint folder, or a bundled tiny model: "
-        "toy-llava, toy-llava-small, toy-qwen.",
+        help="A hub id (owner/name), a local checkpoint or PEFT adapter folder, or a bundled tiny "
+        "model: toy-llava, toy-llava-small, toy-qwen.",
     ),
 ]
 Device = Annotated[
@@ -139,9 +146,18 @@ SceneSeed = Annotated[int, typer.Option(min=0, metavar="INT", help="Seed of the 
 Data = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.jsonl",
-        help='Ask the questions of a file, a JSON object per line: {"image": "a.png", "question": '
-        '"…", "answer": "…"}; image may be a list, paths are relative to the file.',
+        metavar="FILE",
+        help='Ask the questions of a file, a JSON object per line or one array of them: {"image": '
+        '"a.png", "question": "…", "answer": "…"}, or as LLaVA is trained: {"image": "a.png", '
+        '"conversations": […]}. image may be a list.',
+    ),
+]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_check_folder,
+        help="What paths of pictures in --data are relative to. Default: the file's own folder.",
     ),
 ]
 Samples = Annotated[
@@ -154,7 +170,12 @@ Samples = Annotated[
 ]
 SkipBad = Annotated[
     bool,
-    typer.Option("--skip-bad", metavar="", help="Leave out bad lines of --data, and say which."),
+    typer.Option(
+        "--skip-bad",
+        metavar="",
+        help="Leave out what cannot be asked (a line of --data, a picture, an answer), and say at "
+        "the end which and why.",
+    ),
 ]
 
 # Measuring
@@ -187,7 +208,8 @@ Log = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help="Write finished samples here; after an interruption the same command continues.",
+        help="Write finished samples here. The same command goes on with those it finds, also if "
+        "the data file was mended, extended, cut or reordered since.",
     ),
 ]
 Out = Annotated[
@@ -203,14 +225,18 @@ AsJson = Annotated[
 
 def layer_numbers(layers: str | None) -> tuple[int, ...] | None:
     """The value of --layers, such as 0,4,8-11, as numbers; None for all."""
-    if layers is None:
-        return None
+    return None if layers is None else numbers("--layers", layers, digits=3)
+
+
+def numbers(option: str, value: str, digits: int) -> tuple[int, ...]:
+    """The value of an option that takes numbers and ranges, such as 0,4,8-11, as numbers."""
     found: list[int] = []
-    for part in layers.split(","):
+    for part in value.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
-        if not all(end.isdecimal() and len(end) < 4 for end in ends) or int(ends[0]) > int(ends[1]):
-            raise InputError(f"--layers {layers}: expected numbers and ranges, such as 0,4,8-11")
+        good = all(end.isdecimal() and len(end) <= digits for end in ends)
+        if not good or int(ends[0]) > int(ends[1]):
+            raise InputError(f"{option} {value}: expected numbers and ranges, such as 0,4,8-11")
         found += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(found)
 
@@ -226,8 +252,12 @@ def shares(keep: str) -> list[float]:
     return found
 
 
-def source_of_questions(task: str | None, data: Path | None) -> str | Path:
+def source_of_questions(
+    task: str | None, data: Path | None, image_folder: Path | None = None
+) -> str | Path:
     """The task whose scenes are asked about, or the data file; InputError unless it is one."""
+    if image_folder is not None and data is None:
+        raise InputError("--image-folder says where the pictures of --data are; pass --data too")
     if task is not None and data is None:
         return task
     if data is not None and task is None:

@@ -2,15 +2,17 @@
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from vtfast.errors import InputError
 
@@ -45,6 +47,11 @@ def working(
         yield lambda: progress.advance(task)
 
 
+def remark(console: Console, text: str) -> None:
+    """A line of plain text, whatever the width of the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def loading_libraries(console: Console) -> Iterator[None]:
     """A progress bar while torch and transformers are imported; InputError if they cannot be."""
@@ -60,12 +67,77 @@ def loading_libraries(console: Console) -> Iterator[None]:
         ) from error
 
 
-def table(*columns: str, wraps: Collection[int] = (0,)) -> Table:
-    """An empty table; only the columns numbered in `wraps` break lines on a narrow terminal."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, name in enumerate(columns):
-        shown.add_column(name, no_wrap=number not in wraps, overflow="fold")
-    return shown
+Row = Sequence[str | Text] | None  # cells, or None for a line between groups of rows
+
+
+def print_table(
+    stdout: Console,
+    head: Sequence[str],
+    rows: Sequence[Row],
+    wraps: Collection[int] = (0,),
+    keys: int = 1,
+) -> None:
+    """Print a table that fits the terminal, with no cell broken inside a word.
+
+    On a narrow terminal the columns numbered in `wraps` break their lines at spaces. If that is not
+    enough, the table is printed in parts, one below the other, each with the first `keys` columns.
+    Only a word that is wider than the terminal is broken.
+    """
+    cells = [list(head), *(row for row in rows if row is not None)]
+    columns = [[Text.assemble(cell) for cell in column] for column in zip(*cells, strict=True)]
+    natural = [max(_widest_line(cell) for cell in column) for column in columns]
+    least = [
+        max(_widest_word(cell) for cell in column) if number in wraps else natural[number]
+        for number, column in enumerate(columns)
+    ]
+    numbers = list(range(len(head)))
+    for part in _parts(numbers[:keys], numbers[keys:], least, stdout.width):
+        widths = _fitted([natural[n] for n in part], [least[n] for n in part], stdout.width)
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for n, width in zip(part, widths, strict=True):
+            shown.add_column(head[n], width=width, overflow="fold")
+        for row in rows:
+            if row is None:
+                shown.add_section()
+            else:
+                shown.add_row(*(row[n] for n in part))
+        stdout.print(shown)
+
+
+def _parts(
+    keys: list[int], others: list[int], least: Sequence[int], room: int
+) -> Iterator[list[int]]:
+    """The columns of every part of a table: the keys, and as many others as fit, at least one."""
+    part = list(keys)
+    for number in others:
+        if len(part) > len(keys) and _total(least[n] for n in [*part, number]) > room:
+            yield part
+            part = list(keys)
+        part.append(number)
+    yield part
+
+
+def _fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Widths of columns: the widest are narrowed, down to the least if that is enough."""
+    widths = list(natural)
+    for floor in (least, [1] * len(widths)):
+        while _total(widths) > room and widths != list(floor):
+            widest = max(range(len(widths)), key=lambda n: (widths[n] > floor[n], widths[n]))
+            widths[widest] -= 1
+    return widths
+
+
+def _total(widths: Iterable[int]) -> int:
+    """The width of a table: every column has a space before it and two after, the last one one."""
+    return sum(width + 3 for width in widths) - 1
+
+
+def _widest_line(cell: Text) -> int:
+    return max((cell_len(line) for line in cell.plain.split("\n")), default=0)
+
+
+def _widest_word(cell: Text) -> int:
+    return max((cell_len(word) for word in cell.plain.split()), default=0)
 
 
 @contextmanager

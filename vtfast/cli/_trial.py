@@ -12,8 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as ATTENTIONS
 
 from vtfast import ops, toy
 from vtfast.errors import UnsupportedVersionError
-from vtfast.inputs.checkpoints import hub_cache, quiet, short
+from vtfast.inputs.checkpoints import quiet
 from vtfast.inputs.devices import device_named, torch_build, why_no_gpu
+from vtfast.inputs.hub import hub_cache, short
 from vtfast.models import SUPPORTED
 from vtfast.models.self_check import TESTED
 from vtfast.patching import check_class, is_patched, patch

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vtfast import __version__
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, loading_libraries, table, working, writing
+from vtfast.cli._terminal import Row, consoles, loading_libraries, print_table, working, writing
 
 if TYPE_CHECKING:
     from vtfast.cli._interview import Column, Interview
@@ -180,25 +180,25 @@ def _show_answers(stdout: Console, record: Mapping[str, Any], num_layers: int) -
         style="bold",
     )
     sign = "✗" if stdout.encoding.startswith("utf") else "x"
-    shown = table("question", "truth", *(column["name"] for column in columns))
+    rows: list[Row] = []
     for asked in record["questions"]:
         said = [
             Text(answer) if answer == asked["truth"] else Text(f"{answer} {sign}", "bold red")
             for answer in asked["answers"].values()
         ]
-        shown.add_row(asked["question"], asked["truth"], *said)
-    shown.add_section()
+        rows.append((asked["question"], asked["truth"], *said))
+    rows.append(None)
     number = len(record["questions"])
-    shown.add_row("right answers", "", *(f"{c['right']} of {number}" for c in columns))
+    rows.append(("right answers", "", *(f"{c['right']} of {number}" for c in columns)))
     left = [{(s["layer"], s["method"]): s["tokens"] for s in c["stages"]} for c in columns]
     for stage in sorted({stage for counts in left for stage in counts}):
         tokens = (str(counts.get(stage, "")) for counts in left)
-        shown.add_row(f"tokens left by {stage[1]}, layer {stage[0]}", "", *tokens)
+        rows.append((f"tokens left by {stage[1]}, layer {stage[0]}", "", *tokens))
     averages = (f"{column['average_tokens']:.1f}" for column in columns)
-    shown.add_row("visual tokens, average of layers", "", *averages)
+    rows.append(("visual tokens, average of layers", "", *averages))
     flops = (f"{100 * column['flops_ratio']:.0f} %" for column in columns)
-    shown.add_row("prefill FLOPs, of full", "", *flops)
-    stdout.print(shown)
+    rows.append(("prefill FLOPs, of full", "", *flops))
+    print_table(stdout, ("question", "truth", *(column["name"] for column in columns)), rows)
     stdout.print(f"{sign} marks a wrong answer. {_ONE_SCENE}")
     stdout.print(_NO_SPEED)
     stdout.print(
@@ -214,7 +214,7 @@ def _show_timing(stdout: Console, timing: Mapping[str, Any]) -> None:
         f"{threads} CPU thread{'s' * (threads != 1)}.",
         style="bold",
     )
-    shown = table("prefill", "tokens", "time", "of full", "p20-p80", "speed-up")
+    rows: list[Row] = []
     for variant in timing["variants"]:
         name, keep, share = variant["name"], variant["keep"], variant["share_of_full"]
         cells = [f"{variant['visual_tokens']:.1f}", f"{variant['seconds']:.2f} s"]
@@ -222,7 +222,7 @@ def _show_timing(stdout: Console, timing: Mapping[str, Any]) -> None:
             name = f"keep {keep:g}, {name}"
             cells += [f"{share['median']:.2f}", f"{share['p20']:.2f}-{share['p80']:.2f}"]
             cells += [f"{1 / share['median']:.1f}x"]
-        shown.add_row(name, *cells)
-    stdout.print(shown)
+        rows.append((name, *cells, *[""] * (5 - len(cells))))
+    print_table(stdout, ("prefill", "tokens", "time", "of full", "p20-p80", "speed-up"), rows)
     stdout.print(f"Median of {timing['rounds']} alternating rounds; all encode the picture too.")
     stdout.print(_NATIVE)

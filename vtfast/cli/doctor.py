@@ -19,7 +19,7 @@ from rich.text import Text
 
 from vtfast import __version__
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, table, working
+from vtfast.cli._terminal import consoles, print_table, working
 
 # Package: the versions supported (as in pyproject.toml), whether it is needed, what it is for.
 PACKAGES = {
@@ -134,10 +134,10 @@ def _about_kernels_package(path: Path, advice: list[str]) -> dict[str, str]:
 def _show(stdout: Console, found: Mapping[str, Any]) -> None:
     stdout.print(found["system"], style="bold", soft_wrap=True)
     for items in filter(None, (found["packages"], found["ops"], found["checks"])):
-        shown = table(*items[0], wraps=range(len(items[0]) - 1))
-        for item in items:
-            shown.add_row(*(Text(cell or "-", _STYLES.get(cell, "")) for cell in item.values()))
-        stdout.print(shown)
+        rows = [
+            [Text(cell or "-", _STYLES.get(cell, "")) for cell in item.values()] for item in items
+        ]
+        print_table(stdout, list(items[0]), rows, wraps=range(len(items[0]) - 1))
     for device in found["devices"]:
         stdout.print(", ".join(f"{key} {value}" for key, value in device.items()), soft_wrap=True)
     stdout.print(found["runtime"])

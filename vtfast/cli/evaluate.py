@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.presets import PRESETS, check_name
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def evaluate(
     horizon: options.HorizonLayer = None,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     scene_seed: options.SceneSeed = 0,
@@ -98,9 +99,10 @@ def evaluate(
 
     \b
     In the JSON object: settings, and rows, each with name, accuracy, low, high,
-    lost, gained, average_tokens, flops_ratio, time_ratio, kv_bytes and pareto.
+    lost, gained, average_tokens, flops_ratio, time_ratio, kv_bytes and pareto;
+    and skipped, with the name of each question left out and the reason.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     budgets = None if keep is None else options.shares(keep)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
@@ -108,7 +110,7 @@ def evaluate(
 
         from vtfast import evaluation
         from vtfast.cli._checkpoints import find
-        from vtfast.cli._questions import measured, protect, questions
+        from vtfast.cli._questions import measured, protect, questions, report_skipped
         from vtfast.distributed import this_process
 
     plans = [evaluation.named_plan(name) for name in plan or DEFAULT_PLANS]
@@ -116,7 +118,7 @@ def evaluate(
     if here.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{here.local}"
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = evaluation.evaluate(
@@ -135,6 +137,7 @@ def evaluate(
             progress=tick if here.rank == 0 else False,
         )
     if here.rank == 0:
+        report_skipped(found.skipped, stderr)
         record = {"model": model, **found.record()}
         deliver(record, found.draw, lambda: _show(stdout, model, found), out, as_json)
 
@@ -142,12 +145,9 @@ def evaluate(
 def _show(stdout: Console, model: str, found: "Comparison") -> None:
     questions = "1 question" if found.samples == 1 else f"{found.samples} questions"
     stdout.print(f"{model} on {found.task}, {questions}", style="bold")
-    shown = table(*found.HEAD)
-    for row in found.rows:
-        shown.add_row(*found.cells(row))
-    stdout.print(shown)
+    print_table(stdout, found.HEAD, [found.cells(row) for row in found.rows], wraps=(0, 1))
     stdout.print(
-        "FLOPs: of prefill. Time: of generate, the pictures' encoding included; median of the "
-        "batches' ratios. Both as shares of the unpruned model's."
+        "FLOPs: of prefill. Time: of generate, the pictures' encoding included; median over the "
+        "questions. Both as shares of the unpruned model's."
     )
     stdout.print(f"Pareto-optimal (accuracy against tokens): {', '.join(found.pareto)}.")

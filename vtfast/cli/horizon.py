@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 
 if TYPE_CHECKING:
     from vtfast.information import Horizon
@@ -16,6 +16,7 @@ def horizon(
     model: options.Model,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     seed: options.SceneSeed = 0,
@@ -24,7 +25,7 @@ def horizon(
         typer.Option(
             min=0,
             metavar="INT",
-            help="Score all units of this many samples, the first. 0: losses only, much faster.",
+            help="Score all units of this many samples. 0: losses only, much faster.",
         ),
     ] = 64,
     tolerance: Annotated[
@@ -45,8 +46,9 @@ def horizon(
     The horizon is the first layer from which on single visual tokens carry
     nothing and dropping all of them costs nothing: mean absolute information,
     lost probability and lost accuracy all stay within the tolerance, at 95 %
-    confidence. A task may have none. A plan such as divprune+random takes it
-    (--horizon of vtfast run).
+    confidence. A task may have none; and few samples may show neither, which is
+    said, with the number that would: 300 right answers rule out a loss of 1 %.
+    A plan such as divprune+random takes the layer (--horizon of vtfast run).
 
     \b
     Examples:
@@ -56,19 +58,20 @@ def horizon(
       vtfast horizon --model toy-qwen --task code --maps 0 --json
 
     \b
-    In the JSON object: layer, interval, layers, and curves (information,
-    absolute, p_loss, accuracy_loss), each with mean, low and high by layer.
+    In the JSON object: layer, shown, interval, layers, and curves (information,
+    absolute, p_loss, accuracy_loss), each with mean, low and high by layer; and
+    skipped, with the name of each sample left out and the reason.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
         from vtfast.cli._checkpoints import find
-        from vtfast.cli._questions import measured, protect, questions
+        from vtfast.cli._questions import measured, protect, questions, report_skipped
 
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.horizon(
@@ -82,6 +85,7 @@ def horizon(
             log=log,
             progress=tick,
         )
+    report_skipped(found.skipped, stderr)
     record = {"model": model, **found.record()}
     deliver(record, found.draw, lambda: _show(stdout, model, found), out, as_json)
 
@@ -97,7 +101,7 @@ def _show(stdout: Console, model: str, found: "Horizon") -> None:
     names |= {"p_loss": "p lost", "accuracy_loss": "accuracy lost"}
     columns = [name for name in names if name in found.curves]
     wraps = range(1, 1 + len(columns))
-    shown = table("layer", *(names[name] for name in columns), wraps=wraps)
+    rows = []
     for i, layer in enumerate(found.layers):
         cells = []
         for name in columns:
@@ -105,8 +109,8 @@ def _show(stdout: Console, model: str, found: "Horizon") -> None:
             points = (round(100 * part[i], 1) + 0.0 for part in (curve.mean, curve.low, curve.high))
             mean, low_, high_ = (f"{x:.1f}" for x in points)
             cells.append(mean if name == "information" else f"{mean} [{low_}, {high_}]")
-        shown.add_row(str(layer), *cells)
-    stdout.print(shown)
+        rows.append((str(layer), *cells))
+    print_table(stdout, ("layer", *(names[name] for name in columns)), rows, wraps)
     full, p = found.accuracy_full.mean[0], found.p_full.mean[0]
     stdout.print(f"With every visual token: accuracy {100 * full:.1f} %, p {100 * p:.1f} %.")
     for note in found.notes:

@@ -1,6 +1,7 @@
 """`vtfast run`: ask a model about pictures with fewer visual tokens, and see what that saves."""
 
 import json
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from vtfast import __version__
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, loading_libraries, table, working, writing
+from vtfast.cli._terminal import consoles, loading_libraries, print_table, remark, working, writing
 from vtfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,10 +101,10 @@ def run(
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     read = [*(image or ()), *(video or ())]
     options.check_not_read(
-        out, [*read, *(file for path in read if path.is_dir() for file in path.iterdir())]
+        out, [*read, *(file for path in read if os.path.isdir(path) for file in path.iterdir())]
     )
     stdout, stderr = consoles()
-    from vtfast.inputs.pictures import open_picture, read_clip
+    from vtfast.inputs.pictures import first_frames, open_picture, read_clip
 
     images = [(file.name, open_picture(file)) for file in image or ()]
     clip = read_clip(video, max_frames, fps) if video else None
@@ -118,6 +119,8 @@ def run(
     how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     how |= {"plan": plan, "seed": seed, "path": path, "impl": impl}
     checkpoint = find(model, stderr)
+    if note := first_frames(image or ()):
+        remark(stderr, note + "; --video takes them all" * checkpoint.takes_video)
     with quiet(), working(stderr, "checking the plan and the prompt"):
         checkpoint.check_plan(**how)
         asked = Prompt(checkpoint, prompt, images, clip)
@@ -252,25 +255,25 @@ def _show(stdout: Console, record: Mapping[str, Any], plan: str) -> None:
     )
     names = [run["name"] for run in runs]
     if compared := len(runs) > 1:
-        answers = table(*names, wraps=[0, 1])
-        answers.add_row(*(Text(printable(run["answer"])) for run in runs))
-        stdout.print(answers)
+        answers = [Text(printable(run["answer"])) for run in runs]
+        print_table(stdout, names, [answers], wraps=(0, 1), keys=0)
         if record["identical"]:
             stdout.print("The answers are the same.")
         else:
             stdout.print("The answers differ.", style="bold red")
         names.append(" / ".join(names))
-    shown = table("", *names)
+    rows = []
     for stage in record["plan"]["stages"]:
         left = [str(run["visual_tokens_per_layer"][stage["layer"]]) for run in runs]
-        shown.add_row(f"tokens from layer {stage['layer']}, {stage['method']}", *left)
+        rows.append([f"tokens from layer {stage['layer']}, {stage['method']}", *left])
     for label, field, cell in _ROWS:
         values = [run[field] for run in runs]
         cells = ["" if value is None else cell(value) for value in values]
         if compared and all(values) and field != "new_tokens":
             cells.append(f"{values[0] / values[-1]:.2f}x")
-        shown.add_row(label, *cells)
-    stdout.print(shown)
+        rows.append([label, *cells])
+    full = [[*row, *[""] * (1 + len(names) - len(row))] for row in rows]
+    print_table(stdout, ["", *names], full)
     for note in record["notes"]:
         stdout.print(note)
     if record["picture"]:

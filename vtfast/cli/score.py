@@ -1,16 +1,19 @@
 """`vtfast score`: how much of an answer each visual token carries, layer by layer."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table, working
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.errors import InputError
 
 if TYPE_CHECKING:
-    from vtfast.information import InformationMap
+    from PIL.Image import Image
+
+    from vtfast.information import Dataset, Example, InformationMap
 
 
 def score(
@@ -20,14 +23,20 @@ def score(
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The true answer.")] = None,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     skip_bad: options.SkipBad = False,
     sample: Annotated[
-        int, typer.Option(min=0, metavar="INT", help="Which scene or usable line, from 0.")
-    ] = 0,
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Which scenes or usable lines, such as 0,4,8-11, counted from 0; all: every one.",
+        ),
+    ] = "0",
     seed: options.SceneSeed = 0,
     layers: options.Layers = None,
     window: options.Window = None,
     per: options.Per = "mean_token",
+    log: options.Log = None,
     out: options.Out = None,
     as_json: options.AsJson = False,
     device: options.Device = "auto",
@@ -37,8 +46,8 @@ def score(
 
     The information score of a token at a layer is the probability of the true
     answer with this token alone from the layer on, minus the probability without
-    any. Ask about your own picture (--image, --prompt and --answer), a bundled
-    scene (--task), or a line of a data file (--data). With --out the scores are
+    any. Ask about your own picture (--image, --prompt and --answer), bundled
+    scenes (--task), or lines of a data file (--data). With --out the scores are
     drawn over the image.
 
     \b
@@ -46,70 +55,83 @@ def score(
       vtfast score --model toy-llava --task code --out heat.png
       vtfast score --model llava-hf/llava-1.5-7b-hf --image cat.jpg \\
         --prompt "What animal is this?" --answer cat --layers 0,8,16,24
-      vtfast score --model ./checkpoint --data mine.jsonl --sample 3 --json
+      vtfast score --model ./checkpoint --data mine.jsonl --sample all \\
+        --log scores.jsonl --skip-bad --json
 
     \b
     In the JSON object: layers, per, p_full, p_without (by layer), and pictures,
-    each with scores (by layer and unit), grid, and columns of its units.
+    each with scores (by layer and unit), grid, and columns of its units; and
+    skipped, with the name of each sample left out and the reason.
     """
     own = (image, prompt, answer)
     if any(own) and not all(own):
         raise InputError("--image, --prompt and --answer go together; pass all three")
-    if any(own) and (task or data):
+    if any(own) and (task or data or image_folder):
         raise InputError("pass exactly one of --task, --data, and --image")
-    source = None if any(own) else options.source_of_questions(task, data)
+    source = None if any(own) else options.source_of_questions(task, data, image_folder)
     chosen = options.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
-        from vtfast.cli._checkpoints import find, loaded
-        from vtfast.cli._questions import protect, questions
-        from vtfast.inputs.data import Dataset, Example
+        from vtfast.cli._checkpoints import find
+        from vtfast.cli._questions import as_dataset, measured, protect, questions, report_skipped
+        from vtfast.inputs.data import Example
         from vtfast.inputs.pictures import open_picture
 
     checkpoint = find(model, stderr)
+    numbers = None if sample == "all" else options.numbers("--sample", sample, 9)
     if source is not None:
-        asked = questions(checkpoint, source, None, seed, skip_bad, stderr)
+        most = None if task or numbers is None else max(numbers) + 1
+        known = questions(checkpoint, source, most, seed, skip_bad, stderr, image_folder)
     else:
-        pictures = tuple(open_picture(path) for path in image or ())
-        example = Example(pictures, str(prompt), str(answer), "--image")
-        asked = Dataset(checkpoint.processor, [example], "your question")
-    protect(asked, out, data, *(image or ()))
-    if sample >= len(asked):
-        raise InputError(f"--sample {sample}: expected a number from 0 to {len(asked) - 1}")
-    with loaded(checkpoint, device, dtype, stderr) as network:
-        batch = asked.batch([sample], network.device)
-        num_layers = len(chosen or range(network.config.get_text_config().num_hidden_layers))
-        with working(stderr, "scoring", num_layers) as tick:
-            found = information.score(
-                network,
-                batch.inputs,
-                batch.answers[0][: batch.lengths[0]],
-                layers=chosen,
-                window=window,
-                per=per,
-                progress=tick,
-            )
-    example = asked.examples[sample]
-    seen = [asked.pictures(sample)[picture.number] for picture in found.pictures]
-    about = {"model": model, "question": example.question, "answer": example.answer}
-    title = f"{model}, {example.question!r}, answer {example.answer!r}"
+        for path in image or ():
+            open_picture(path)
+        example = Example(tuple(image or ()), str(prompt), str(answer), "--image")
+        known = as_dataset(checkpoint.processor, [example], "your question", stderr)
+    protect(known, out, data, log, *(image or ()))
+    wanted = numbers or range(len(known))
+    if max(wanted) >= len(known):
+        raise InputError(f"--sample {sample}: expected a number from 0 to {len(known) - 1}")
+    examples = [known.examples[i] for i in wanted]
+    asked = as_dataset(checkpoint.processor, examples, known.task, None, skip_bad)
+    asked.skipped += known.skipped
+    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
+        found = information.score(
+            network, asked, layers=chosen, window=window, per=per, log=log, progress=tick
+        )
+    report_skipped(found.skipped, stderr)
+    scored = [asked.examples[i] for i in found.numbers]
+    about: dict[str, Any] = {"model": model}
+    about |= {"question": scored[0].question, "answer": scored[0].answer}
+    if len(scored) > 1:
+        about = {"model": model, "questions": [example.question for example in scored]}
+        about["answers"] = [example.answer for example in scored]
     deliver(
         {**about, **found.record()},
-        lambda path: found.draw(path, seen),
-        lambda: _show(stdout, title, found),
+        lambda path: found.draw(path, _pictures(asked, found)),
+        lambda: _show(stdout, model, scored, found),
         out,
         as_json,
     )
 
 
-def _show(stdout: Console, title: str, found: "InformationMap") -> None:
-    stdout.print(title, style="bold")
-    shown = table("layer", "p without", "best unit", "mean", "units above 0.01", wraps=())
-    for i, layer in enumerate(found.layers):
-        scores = found.of(0)[i]
-        cells = (found.p_without[i, 0], scores.max(), scores.mean())
-        row = [str(layer), *(f"{round(x, 3) + 0.0:.3f}" for x in cells)]
-        shown.add_row(*row, f"{(scores > 0.01).sum()} of {len(scores)}")
-    stdout.print(shown)
-    stdout.print(f"p of the answer with every visual token: {found.p_full[0]:.3f}")
+def _pictures(asked: "Dataset", found: "InformationMap") -> list["Image"]:
+    """The pictures of a map, in its order."""
+    return [asked.pictures(found.numbers[p.sample])[p.number] for p in found.pictures]
+
+
+def _show(
+    stdout: Console, model: str, scored: Sequence["Example"], found: "InformationMap"
+) -> None:
+    head = ("layer", "p without", "best unit", "mean", "units above 0.01")
+    for number, example in enumerate(scored):
+        title = f"{model}, {example.question!r}, answer {example.answer!r}"
+        stdout.print(title, style="bold")
+        rows = []
+        for i, layer in enumerate(found.layers):
+            scores = found.of(number)[i]
+            cells = (found.p_without[i, number], scores.max(), scores.mean())
+            row = [str(layer), *(f"{round(x, 3) + 0.0:.3f}" for x in cells)]
+            rows.append([*row, f"{(scores > 0.01).sum()} of {len(scores)}"])
+        print_table(stdout, head, rows, wraps=())
+        stdout.print(f"p of the answer with every visual token: {found.p_full[number]:.3f}")

@@ -6,19 +6,18 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, deliver, loading_libraries, table
+from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.errors import InputError
 
 if TYPE_CHECKING:
     from vtfast.information import Sweep
-
-_METHODS_SHOWN = 4  # side by side, in 80 columns
 
 
 def sweep(
     model: options.Model,
     task: options.Task = None,
     data: options.Data = None,
+    image_folder: options.ImageFolder = None,
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     seed: options.SceneSeed = 0,
@@ -69,9 +68,10 @@ def sweep(
 
     \b
     In the JSON object: accuracy_full, without (all dropped, by layer), and rows,
-    each with method, layer, keep, accuracy, low, high, seeds, p and retained.
+    each with method, layer, keep, accuracy, low, high, seeds, p and retained;
+    and skipped, with the name of each sample left out and the reason.
     """
-    source = options.source_of_questions(task, data)
+    source = options.source_of_questions(task, data, image_folder)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if no_scores and "information" in names:
         raise InputError(
@@ -83,10 +83,10 @@ def sweep(
     with loading_libraries(stderr):
         from vtfast import information
         from vtfast.cli._checkpoints import find
-        from vtfast.cli._questions import measured, protect, questions
+        from vtfast.cli._questions import measured, protect, questions, report_skipped
 
     checkpoint = find(model, stderr)
-    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr)
+    asked = questions(checkpoint, source, samples, seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.sweep(
@@ -102,6 +102,7 @@ def sweep(
             log=log,
             progress=tick,
         )
+    report_skipped(found.skipped, stderr)
     record = {"model": model, **found.record()}
     deliver(record, found.draw, lambda: _show(stdout, model, found), out, as_json)
 
@@ -111,17 +112,15 @@ def _show(stdout: Console, model: str, found: "Sweep") -> None:
     methods = list(dict.fromkeys(row.method for row in found.rows))
     for keep in dict.fromkeys(row.keep for row in found.rows):
         stdout.print(f"{100 * keep:g} % kept from the layer on:")
-        for start in range(0, len(methods), _METHODS_SHOWN):
-            some = methods[start : start + _METHODS_SHOWN]
-            shown = table("layer", "none", *some, wraps=())
-            for i, layer in enumerate(found.layers):
-                cells = [f"{100 * found.without.mean[i]:.1f}"]
-                for row in (found.of(method, keep)[i] for method in some):
-                    spread = f" ±{100 * row.spread:.1f}" if len(row.seeds) > 1 else ""
-                    mean, low, high = (100 * x for x in (row.accuracy, row.low, row.high))
-                    cells.append(f"{mean:.1f}{spread}\n({low:.0f} to {high:.0f})")
-                shown.add_row(str(layer), *cells)
-            stdout.print(shown)
+        rows = []
+        for i, layer in enumerate(found.layers):
+            cells = [f"{100 * found.without.mean[i]:.1f}"]
+            for row in (found.of(method, keep)[i] for method in methods):
+                spread = f" ±{100 * row.spread:.1f}" if len(row.seeds) > 1 else ""
+                mean, low, high = (100 * x for x in (row.accuracy, row.low, row.high))
+                cells.append(f"{mean:.1f}{spread}\n({low:.0f} to {high:.0f})")
+            rows.append((str(layer), *cells))
+        print_table(stdout, ("layer", "none", *methods), rows, wraps=(), keys=2)
     stdout.print(f"With every visual token: {100 * found.accuracy_full.mean[0]:.1f} %.")
     if any(len(row.seeds) > 1 for row in found.rows):
         stdout.print("±: standard deviation over the seeds; brackets: over the samples.")

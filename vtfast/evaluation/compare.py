@@ -17,8 +17,10 @@ import torch
 from vtfast.distributed import Shards
 from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
+from vtfast.information.bad_samples import finished
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
+from vtfast.models import inner_model
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan, multiply_adds
 from vtfast.presets import needs_horizon
@@ -65,7 +67,8 @@ def evaluate(
 
     Decoding is greedy. Except for times the result depends on the arguments alone, also in several
     runs with a `log` and in several processes: under torchrun or `accelerate launch` each takes
-    every n-th batch, on the model it has loaded, and all return the whole table.
+    every n-th batch, on the model it has loaded, and all return the whole table. If the dataset
+    skips bad samples, the table says which and why.
 
     Args:
         model: an unpatched one in eval mode.
@@ -78,9 +81,10 @@ def evaluate(
             a function (said, answer) -> bool.
         max_new_tokens: of an answer. Default: one more than the longest true answer has.
         batch: questions asked together, int ≥ 1.
-        log: a file for finished questions (JSON lines); a run that finds one continues it. Each of
-            several processes has a file of its own, with its number after the name; only as many
-            processes can continue them.
+        log: a file for finished questions (JSON lines); a run that finds one goes on with all
+            questions it has, also if the data set was mended, extended, cut or reordered since.
+            Each of several processes writes a file of its own, with its number after the name, and
+            reads those of all.
         progress: True for a bar after two seconds, or a function to call after every question.
 
     Raises InputError and PlanError for what cannot be compared, before anything runs.
@@ -89,6 +93,8 @@ def evaluate(
         >>> found = vtfast.evaluate(model, dataset, ["divprune+random", "random"], keep=0.5)
         >>> found.of("random 0.5").accuracy
     """
+    if not hasattr(model, "generate"):  # a wrapper for training, such as DDP
+        model = inner_model(model)
     if is_patched(model):
         raise StateError("the model is patched; call vtfast.unpatch(model) before comparing plans")
     if model.training:
@@ -104,42 +110,39 @@ def evaluate(
         raise InputError(f"match={match!r}: pass {' or '.join(map(repr, MATCHES))}, or a function")
     how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
     resolved = resolve(model, plans, keep, horizon, how)
-    if max_new_tokens is None:
-        tokenizer = dataset.processor.tokenizer
-        max_new_tokens = 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
+    tokenizer = dataset.processor.tokenizer
+    longest = 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
+    most = longest if max_new_tokens is None else max_new_tokens
     settings = {
         "plans": {name: [repr(stage) for stage in plan.stages] for name, plan in resolved.items()},
         **how,
         "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": most,
         "batch": batch,
     }
-    ask = _Asker(model, dataset, resolved, how, MATCHES.get(str(match), match), max_new_tokens)
+    # The longest answer may be another once the data set is mended: what counts is what was asked.
+    logged = {**settings, "max_new_tokens": max_new_tokens}
+    ask = _Asker(model, dataset, resolved, how, MATCHES.get(str(match), match), most)
     n = len(dataset)
     blocks = [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
     with Shards() as shards:
-        if log is not None and shards.size > 1:
-            log = f"{log}.{shards.rank}"
-        data, weights = dataset.fingerprint(), fingerprint(model)
-        origin = {"measures": "plans", "model": weights, "data": data, "processes": shards.size}
-        records = Records(log, {**origin, **settings})
-
-        def measure(block: list[int]) -> list[dict[str, Any]]:
-            turn = block[0] // batch // shards.size
-            return ask(block, backwards=turn % 2 > 0)
-
-        mine = blocks[shards.rank :: shards.size]
-        records.fill(mine, measure, progress, dataset.task, "question")
-        done = shards.joined(records.done)
+        origin = {"measures": "plans", "model": fingerprint(model)}
+        process = shards.rank if shards.size > 1 else None
+        before = {"max_new_tokens": most}
+        records = Records(log, {**origin, **logged}, dataset, before=before, process=process)
+        records.fill(blocks[shards.rank :: shards.size], ask, progress, "question")
+        done, skipped = shards.joined(records.done), shards.joined(records.skipped)
+    answered, left_out = finished(done, skipped, dataset)
     named: dict[str, str | None] = {UNPRUNED: None}
     named |= {name: str(plan) for name, plan in resolved.items()}
     return Comparison(
-        rows=tabulate([done[i] for i in range(n)], named),
+        rows=tabulate(answered, named),
         task=dataset.task,
         model_type=model.config.model_type,
         num_layers=model.config.get_text_config().num_hidden_layers,
-        samples=n,
+        samples=len(answered),
         settings=settings,
+        skipped=left_out,
     )
 
 
@@ -216,17 +219,18 @@ class _Asker:
     ) -> None:
         self._model, self._dataset, self._how, self._match = model, dataset, how, match
         self._plans: dict[str, Plan | None] = {UNPRUNED: None, **plans}
-        self._max_new_tokens, self._warm = max_new_tokens, False
+        self._max_new_tokens, self._warm, self._backwards = max_new_tokens, False, False
 
     @torch.no_grad()
-    def __call__(self, block: list[int], backwards: bool) -> list[dict[str, Any]]:
+    def __call__(self, block: list[int]) -> list[dict[str, Any]]:
         """Records of the questions `block`, in its order; see `tabulate`."""
         inputs = self._dataset.batch(block, self._model.device).inputs
         if not self._warm:  # kernels compile and buffers are allocated
             for plan in self._plans.values():
                 self._run(inputs, plan)
             self._warm = True
-        order = list(self._plans.items())[:: -1 if backwards else 1]
+        order = list(self._plans.items())[:: -1 if self._backwards else 1]
+        self._backwards = not self._backwards
         runs = {name: self._run(inputs, plan) for name, plan in order}
         records = []
         for row, question in enumerate(block):
@@ -234,7 +238,8 @@ class _Asker:
             own = {name: run[row] for name, run in runs.items()}
             for run in own.values():
                 run["right"] = bool(self._match(run["said"], answer))
-            records.append({"block": block[0], "runs": {name: own[name] for name in self._plans}})
+            ordered = {name: own[name] for name in self._plans}
+            records.append({"together": len(block), "runs": ordered})
         return records
 
     def _run(self, inputs: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:

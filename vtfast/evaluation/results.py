@@ -1,16 +1,18 @@
 """The result of comparing plans: a table, computed from the records of the questions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from vtfast.information.results import Result
+from vtfast.information.shares import wilson
+from vtfast.inputs.data import Skipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Z = 1.96  # of two-sided 95 % intervals
 _MARKERS = "osD^vPX*"
 
 
@@ -27,7 +29,7 @@ class Row:
         flops_ratio: multiply-adds of the decoder layers in prefill (see `Plan.flops_ratio`), as a
             share of the unpruned model's.
         time_ratio: time of `generate`, pictures' encoding included, as a share of the unpruned
-            model's on the same batch; median over batches. `seconds`: per question.
+            model's on the same batch; median over questions. `seconds`: per question.
         kv_bytes: of keys and values allocated when an answer is finished, per question.
     """
 
@@ -56,7 +58,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Plans on the same questions: a row for the unpruned model, then one for each plan."""
+    """Plans on the same questions: a row for the unpruned model, then one for each plan.
+
+    Attributes:
+        skipped: questions that could not be asked, and why; they are not in `samples`.
+    """
 
     rows: tuple[Row, ...]
     task: str
@@ -64,6 +70,7 @@ class Comparison(Result):
     num_layers: int
     samples: int
     settings: Mapping[str, Any]
+    skipped: tuple[Skipped, ...] = ()
 
     def of(self, name: str) -> Row:
         """The row of a plan by its name; "unpruned" is the model as it is."""
@@ -164,24 +171,19 @@ class Comparison(Result):
         )
 
 
-def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson score interval of a share of n trials."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may leave [0, 1]
-
-
 def tabulate(
     records: Sequence[Mapping[str, Any]], plans: Mapping[str, str | None]
 ) -> tuple[Row, ...]:
     """Compute the rows from the records of the questions; the first plan is the unpruned model.
 
-    A record has the `block` its question ran in, and in `runs`, by name, an answer's `right`,
-    `tokens`, `flops`, `seconds` (of the block) and `kv_bytes`.
+    A record has `together`, the number of questions in its batch, and in `runs`, by name, an
+    answer's `right`, `tokens`, `flops`, `seconds` (of the batch) and `kv_bytes`. A record of vtfast
+    0.1 has the number of its batch, `block`, instead.
     """
+    sizes = Counter(record.get("block") for record in records)
+    together = [record.get("together") or sizes[record["block"]] for record in records]
     names = list(plans)
     full = names[0]
-    blocks = {record["block"]: record["runs"] for record in records}
     rows = []
     for name, plan in plans.items():
         runs = [(record["runs"][full], record["runs"][name]) for record in records]
@@ -195,10 +197,10 @@ def tabulate(
                 gained=sum(own["right"] and not whole["right"] for whole, own in runs),
                 average_tokens=mean(own["tokens"] for _, own in runs),
                 flops_ratio=sum(o["flops"] for _, o in runs) / sum(w["flops"] for w, _ in runs),
-                time_ratio=median(
-                    run[name]["seconds"] / run[full]["seconds"] for run in blocks.values()
+                time_ratio=median(own["seconds"] / whole["seconds"] for whole, own in runs),
+                seconds=mean(
+                    own["seconds"] / size for (_, own), size in zip(runs, together, strict=True)
                 ),
-                seconds=sum(run[name]["seconds"] for run in blocks.values()) / len(records),
                 kv_bytes=mean(own["kv_bytes"] for _, own in runs),
             )
         )

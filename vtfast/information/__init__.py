@@ -16,7 +16,8 @@ from vtfast.information.maps import InformationMap, PictureScores
 from vtfast.information.score_units import score
 from vtfast.information.sweep_layers import sweep
 from vtfast.information.sweeps import Sweep
-from vtfast.inputs.data import Dataset, Example, answer_ids, read_examples
+from vtfast.inputs.data import Dataset, Example, answer_ids
+from vtfast.inputs.data_files import read_examples
 
 __all__ = [
     "Dataset",

@@ -6,9 +6,25 @@ from typing import Any
 
 from vtfast.errors import InputError
 from vtfast.kernels._checks import IMPLS
-from vtfast.models import family_of
+from vtfast.models import family_of, inner_model
 
 PER = ("first_token", "mean_token")
+
+
+def measured_model(model: Any) -> Any:
+    """The model to measure: the given one, or the one that a wrapper of it holds.
+
+    Raises UnsupportedModelError as `inner_model` does, and InputError where the wrapper adds
+    prompts of its own, without which the model inside answers otherwise.
+    """
+    inner = inner_model(model)
+    for module in model.modules():
+        if getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False):
+            raise InputError(
+                f"{type(module).__name__} adds learned prompts to every call, which cannot be "
+                "measured; use vtfast.evaluate to compare plans on it"
+            )
+    return inner
 
 
 def check_layers(layers: Sequence[int] | None, model: Any) -> tuple[int, ...]:

@@ -1,14 +1,14 @@
 """Measure the information horizon of a model on a task, sample by sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vtfast.errors import InputError
-from vtfast.information.checks import check_layers, check_options, check_share
-from vtfast.information.horizons import Horizon, summarize
+from vtfast.information.checks import check_layers, check_options, check_share, measured_model
+from vtfast.information.horizons import SCORES, Horizon, summarize
 from vtfast.information.maps import InformationMap
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
@@ -36,19 +36,22 @@ def horizon(
 ) -> Horizon:
     """Measure the information horizon of a model on a task.
 
-    Deterministic: the same arguments give the same result, also in several runs with a `log`.
+    Deterministic: the same arguments give the same result, also in several runs with a `log` (if
+    the data set was changed in between, up to rounding, as batches are others). If the dataset
+    skips bad samples, the result says which and why.
 
     Args:
         model, layers, window, chunk, impl: as in `score`.
         dataset: samples with their answers.
         per: "mean_token" (all tokens of the answer) or "first_token" (the paper's).
-        maps: score the units of the first `maps` samples. The losses cost far less and are measured
-            on all samples. 0: losses only.
+        maps: score the units of so many samples: those that a log has, then the first ones. The
+            losses cost far less and are measured on all samples. 0: losses only.
         tolerance: in (0, 1), a share of the full model's probability and accuracy.
         confidence: in (0.5, 1).
         seed: of the bootstrap.
         batch: samples run together.
-        log: a file for finished samples (JSON lines); a run that finds one continues it.
+        log: a file for finished samples (JSON lines); a run that finds one goes on with all samples
+            it has, also if the data set was mended, extended, cut or reordered since.
         progress: True for a bar after two seconds, or a function to call after every sample.
 
     Raises InputError for what cannot be measured, and what `score` raises.
@@ -63,34 +66,42 @@ def horizon(
     for name, count in (("maps", maps), ("seed", seed)):
         if type(count) is not int or count < 0:
             raise InputError(f"{name}={count!r}: expected an int >= 0")
-    wanted, size, maps = check_layers(layers, model), check_window(window), min(maps, len(dataset))
+    model = measured_model(model)
+    wanted, size = check_layers(layers, model), check_window(window)
     settings = {
         "measures": "horizon",
         "model": fingerprint(model),
-        "data": dataset.fingerprint(),
-        "samples": len(dataset),
         "layers": wanted,
         "window": size,
         "per": per,
-        "maps": maps,
         "batch": batch,
     }
 
     def measure(block: list[int]) -> list[dict[str, Any]]:
         encoded = dataset.batch(block, model.device)
         probe = Probe(model, encoded.inputs, encoded.answers, wanted, chunk=chunk, impl=impl)
-        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=block[0] < maps)
+        scored = block[0] in chosen
+        found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=scored)
         return [_sample_record(found, b) for b in range(len(block))]
 
-    records = Records(log, settings)
-    records.fill(_blocks(maps, len(dataset), batch), measure, progress, dataset.task)
+    records = Records(log, settings, dataset)
+    mapped, others = _with_maps(records.done, len(dataset), maps)
+    chosen = set(mapped)
+    for n in mapped:
+        if "information" not in records.done.get(n, ()):
+            records.done.pop(n, None)
+    records.fill([*_blocks(mapped, batch), *_blocks(others, batch)], measure, progress)
+    for n in others:
+        if n in records.done:  # a log may have scores of more samples
+            records.done[n] = {k: v for k, v in records.done[n].items() if k not in SCORES}
+    done, skipped = records.finished()
     return summarize(
-        [records.done[i] for i in range(len(dataset))],
+        done,
+        skipped=skipped,
         layers=wanted,
         num_layers=len(check_layers(None, model)),
         model_type=model.config.model_type,
         task=dataset.task,
-        maps=maps,
         per=per,
         window=size,
         tolerance=tolerance,
@@ -114,10 +125,19 @@ def _sample_record(found: InformationMap, b: int) -> dict[str, Any]:
     return record
 
 
-def _blocks(maps: int, total: int, batch: int) -> list[list[int]]:
-    """Sample numbers run together: those with maps, then the others. The same in every run."""
-    return [
-        list(range(start, min(start + batch, stop)))
-        for first, stop in ((0, maps), (maps, total))
-        for start in range(first, stop, batch)
-    ]
+def _with_maps(done: Mapping[int, Any], total: int, maps: int) -> tuple[list[int], list[int]]:
+    """Samples whose units are scored, and the others, each ascending.
+
+    First those whose units are scored already, then those that are not measured, in order.
+    """
+
+    def rank(n: int) -> tuple[bool, bool, int]:
+        return "information" not in done.get(n, ()), n in done, n
+
+    ranked = sorted(range(total), key=rank)
+    return sorted(ranked[:maps]), sorted(ranked[maps:])
+
+
+def _blocks(samples: list[int], batch: int) -> list[list[int]]:
+    """Samples run together."""
+    return [samples[start : start + batch] for start in range(0, len(samples), batch)]

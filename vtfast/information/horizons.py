@@ -6,24 +6,41 @@ all visual tokens are dropped.
 
 The rule is ours; arXiv 2512.07580 reads its horizon off plots. The horizon is the first layer from
 which on the mean absolute score, the lost probability and the lost accuracy all stay within
-`tolerance` of the full model's probability and accuracy, each by an upper bound at `confidence`
-(one-sided, bootstrap over samples). Where the last layer is not within, there is no horizon.
+`tolerance` of the full model's probability and accuracy. Three outcomes are told apart:
+
+- A horizon is shown: each of the three is within by an upper bound at `confidence`.
+- It is shown that there is none: at the last layer one of them is beyond by a lower bound.
+- Neither is shown with so many samples. The layer is then the first from which on the means stay
+  within; what is made from it says so.
+
+All bounds are one-sided. Those of the accuracy are exact (`vtfast.information.shares`): of 160
+answers none may be lost, and the true loss still be 1.9 %. The other two are bootstrapped over
+samples.
 
 The absolute score is taken because scores of both signs cancel: a token that misleads is not
 uninformative. The loss is taken because single tokens may each carry almost nothing of an answer
 that takes many of them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from vtfast.information.bootstrap import Estimate, estimate, resample, upper
+from vtfast.information.bootstrap import Estimate, estimate, resample
+from vtfast.information.horizon_rule import (
+    count_answers,
+    decide,
+    estimate_loss,
+    estimate_share,
+    judge_answers,
+    judge_means,
+)
 from vtfast.information.pictures import Window
 from vtfast.information.results import Result
+from vtfast.information.shares import loss_bounds, samples_to_rule_out
+from vtfast.inputs.data import Skipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +49,8 @@ if TYPE_CHECKING:
 _SCORES = {"information": "mean", "absolute": "mean absolute"}
 _LOSSES = {"p_loss": "probability of the answer", "accuracy_loss": "accuracy"}
 CURVES = (*_SCORES, *_LOSSES)
-_RULED = ("absolute", "p_loss", "accuracy_loss")
+_FEW_MAPS = 30  # a bootstrap of fewer values is known to be too narrow
+SCORES = ("information", "absolute", "spread")  # of a record whose units were scored
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,9 @@ class Horizon(Result):
 
     Attributes:
         layer: 0-based, visual tokens do not matter from its input on; None where there is none.
+        shown: whether the samples show it, and at None that there is none; see `doubt`.
+        needed, needed_maps: about how many samples, and samples with scores, would show it; None
+            where those there are enough, and where no number in reach would.
         interval: range of the layer in a share `confidence` of resampled data sets, by their means
             and not by upper bounds; None stands for "none".
         num_layers, model_type, task: what it holds for.
@@ -50,10 +71,12 @@ class Horizon(Result):
         curves: by name an `Estimate` with an entry per measured layer. "information": mean score of
             the units; "absolute": mean absolute score; "p_loss", "accuracy_loss": lost when all
             visual tokens are dropped from the layer on. The first two are missing without maps.
+            The ends of "accuracy_loss" are exact bounds, all others are bootstrapped.
         spread: standard deviation of the scores over the units of a sample, mean over samples, per
             layer (as the paper plots); empty without maps.
         p_full, accuracy_full: of the model with every token.
         samples, maps: how many were measured, and for how many of them units were scored.
+        skipped: samples that could not be measured, and why.
     """
 
     layer: int | None
@@ -73,35 +96,63 @@ class Horizon(Result):
     tolerance: float
     confidence: float
     seed: int
+    shown: bool = True
+    needed: int | None = None
+    needed_maps: int | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Self:
+        """As `Result.of_record`. What a file of vtfast 0.1 shows is judged by the present rule, as
+        far as its curves tell; its layer stays."""
+        found = super().of_record(record)
+        return found if "shown" in record else replace(found, shown=_is_shown_by_curves(found))
 
     @property
     def verdict(self) -> str:
         """The horizon in words."""
+        doubt = f", {self.doubt}" if self.doubt else ""
         if self.layer is None:
-            return f"no horizon up to layer {self.layers[-1]} of {self.num_layers}"
-        return f"horizon at layer {self.layer} of {self.num_layers}"
+            return f"no horizon up to layer {self.layers[-1]} of {self.num_layers}{doubt}"
+        return f"horizon at layer {self.layer} of {self.num_layers}{doubt}"
+
+    @property
+    def doubt(self) -> str:
+        """What plans made from it say: that it is not shown, and how many samples would; or ""."""
+        if self.shown:
+            return ""
+        wanted = [] if self.needed is None else [f"about {self.needed}"]
+        wanted += [] if self.needed_maps is None else [f"scores of about {self.needed_maps}"]
+        more = f"; {' with '.join(wanted)} would" if wanted else ""
+        return f"not shown with {_counted(self.samples)}{more}"
 
     @property
     def notes(self) -> list[str]:
         """Cautions about the numbers, such as few samples or layers that were not measured."""
-        needed = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.tolerance))
         notes = []
         if len(self.layers) < self.num_layers:
             measured = ", ".join(map(str, self.layers))
             notes.append(
                 f"Measured at layers {measured} only; other layers may need visual tokens."
             )
-        if not self.accuracy_full.mean[0]:
+        right = round(self.samples * self.accuracy_full.mean[0])
+        enough = samples_to_rule_out(self.tolerance, self.confidence)
+        if not right:
             notes.append("The model answers nothing right, so there is nothing to lose.")
-        if self.samples < needed:
-            seen = 1 - (1 - self.confidence) ** (1 / self.samples)
+        elif right < enough:
+            _, most = loss_bounds(0, right, 0, 0, self.confidence)
             notes.append(
-                f"{self.samples} samples cannot rule out that up to {100 * seen:.1f} % of the "
-                f"answers are lost; {needed} can rule out {100 * self.tolerance:g} % at this "
-                "confidence."
+                f"{_counted(self.samples)} with {right} right answers cannot rule out that up to "
+                f"{100 * most:.1f} % of these are lost; {enough} right answers, none of them lost, "
+                f"rule out {100 * self.tolerance:g} % at this confidence."
             )
         if not self.maps:
             notes.append("No unit was scored; the rule looks at the losses alone.")
+        elif self.maps < _FEW_MAPS:
+            notes.append(
+                f"Units were scored for {_counted(self.maps)}, too few for a reliable bound of the "
+                "scores."
+            )
         return notes
 
     def figure(self) -> "Figure":
@@ -134,15 +185,16 @@ class Horizon(Result):
 
 
 def summarize(
-    records: Sequence[Mapping[str, Any]], *, layers: tuple[int, ...], maps: int, **about: Any
+    records: Sequence[Mapping[str, Any]], *, layers: tuple[int, ...], **about: Any
 ) -> Horizon:
     """Compute curves and horizon from the records of the samples; no model is run.
 
     `about` are the other fields of a `Horizon`.
     """
     confidence, tolerance, seed = (about[n] for n in ("confidence", "tolerance", "seed"))
+    scored = [record for record in records if "information" in record]
     everyone = resample(len(records), seed)
-    mapped = resample(maps, seed) if maps else everyone
+    mapped = resample(len(scored), seed) if scored else everyone
     p_full, right_full = (
         np.array([r[name] for r in records], dtype=np.float64) for name in ("p_full", "right_full")
     )
@@ -151,40 +203,47 @@ def summarize(
         "accuracy_loss": right_full[:, None] - np.array([r["right_without"] for r in records]),
     }
     weights = dict.fromkeys(values, everyone)
-    if maps:
+    if scored:
         for name in ("information", "absolute"):
-            values[name] = np.array([r[name] for r in records[:maps]])
+            values[name] = np.array([r[name] for r in scored])
             weights[name] = mapped
     full = {"p_loss": p_full, "accuracy_loss": right_full, "absolute": p_full}
+    ruled = [name for name in full if name in values]
 
-    within = np.ones(len(layers), dtype=bool)  # upper bounds
+    limits = {name: tolerance * full[name].mean() + 1e-9 for name in ruled}
+    surer = 1 - (1 - confidence) / len(ruled)  # any curve may show that there is none
+    answers = count_answers(
+        right_full > 0, np.array([r["right_without"] for r in records], dtype=bool)
+    )
+    bounds = confidence, surer
+    judged = {
+        name: judge_means(values[name], weights[name], limits[name], *bounds)
+        for name in ruled
+        if name != "accuracy_loss"
+    }
+    losses = [judge_answers(answers, tolerance, *bounds), judged["p_loss"]]
+    outcome = decide(losses, judged.get("absolute"), layers)
+
     resampled = np.ones((len(everyone), len(layers)), dtype=bool)  # means
-    for name in _RULED:
-        if name in values:
-            most = tolerance * full[name].mean() + 1e-9
-            within &= upper(values[name], weights[name], confidence) <= most
-            limits = tolerance * (everyone @ full[name]) + 1e-9
-            resampled &= weights[name] @ values[name] <= limits[:, None]
-    order = [name for name in CURVES if name in values]
+    for name in ruled:
+        most = tolerance * (everyone @ full[name]) + 1e-9
+        resampled &= weights[name] @ values[name] <= most[:, None]
+    curves = {
+        name: estimate(values[name], weights[name], confidence) for name in CURVES if name in values
+    }
+    curves["accuracy_loss"] = estimate_loss(answers, confidence)
     return Horizon(
-        layer=first_from_which_on(within, layers),
         interval=interval(resampled, layers, confidence),
         layers=layers,
-        curves={name: estimate(values[name], weights[name], confidence) for name in order},
-        spread=tuple(np.mean([r["spread"] for r in records[:maps]], 0).tolist()) if maps else (),
+        curves=curves,
+        spread=tuple(np.mean([r["spread"] for r in scored], 0).tolist()) if scored else (),
         p_full=estimate(p_full, everyone, confidence),
-        accuracy_full=estimate(right_full, everyone, confidence),
+        accuracy_full=estimate_share(int(right_full.sum()), len(records), confidence),
         samples=len(records),
-        maps=maps,
+        maps=len(scored),
+        **vars(outcome),
         **about,
     )
-
-
-def first_from_which_on(within: np.ndarray, layers: Sequence[int]) -> int | None:
-    """The first of some layers from which on all are `within`, bool [layers]; None without one."""
-    outside = np.flatnonzero(~within)
-    first = outside[-1] + 1 if len(outside) else 0
-    return layers[first] if first < len(layers) else None
 
 
 def interval(
@@ -200,3 +259,21 @@ def interval(
     low, high = np.quantile(places, [outside, 1 - outside], method="nearest").astype(int).tolist()
     at = (*layers, None)
     return at[low], at[high]
+
+
+def _counted(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples} samples"
+
+
+def _is_shown_by_curves(found: Horizon) -> bool:
+    """Whether a horizon of vtfast 0.1 is shown: its files have what was lost on balance only."""
+    n, layers = found.samples, found.layers
+    right = round(n * found.accuracy_full.mean[0])
+    balance = [round(n * loss) for loss in found.curves["accuracy_loss"].mean]
+    counts = [(max(0, lost), right, max(0, -lost), n - right) for lost in balance]
+    judged = judge_answers(counts, found.tolerance, found.confidence, found.confidence)
+    if found.layer is not None:
+        return bool(judged.within[layers.index(found.layer) :].all())
+    limit = found.tolerance * found.p_full.mean[0]
+    scores = (found.curves[name].low[-1] for name in ("absolute", "p_loss") if name in found.curves)
+    return bool(judged.beyond[-1]) or any(low > limit for low in scores)

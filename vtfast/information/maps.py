@@ -9,7 +9,7 @@ as its released code computes it. It needs the true answer, so it is for analysi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from vtfast.errors import InputError
 from vtfast.information.pictures import Grid
 from vtfast.information.results import Result
+from vtfast.inputs.data import Skipped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +72,8 @@ class InformationMap(Result):
         right_full, right_without: bool [samples], [layers, samples]: whether every token of the
             answer is the likeliest after the true ones before it, so that greedy decoding says it.
         model_type: in the model's configuration.
+        numbers: of a data set, which of its samples these are, in order; else empty.
+        skipped: those of its samples that could not be measured, and why.
     """
 
     _INDENT: ClassVar[int | None] = None  # a line for every score would be long
@@ -84,6 +87,31 @@ class InformationMap(Result):
     right_full: np.ndarray
     right_without: np.ndarray
     model_type: str
+    numbers: tuple[int, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def only(self, sample: int, padding: int = 0) -> "InformationMap":
+        """The map of one sample, as if its sequence had no `padding` on its left."""
+        mine = [
+            replace(
+                picture,
+                sample=0,
+                columns=tuple(tuple(c - padding for c in unit) for unit in picture.columns),
+            )
+            for picture in self.pictures
+            if picture.sample == sample
+        ]
+        which = slice(sample, sample + 1)
+        return replace(
+            self,
+            pictures=tuple(mine),
+            p_full=self.p_full[which],
+            p_without=self.p_without[:, which],
+            right_full=self.right_full[which],
+            right_without=self.right_without[:, which],
+            numbers=self.numbers[which],
+            skipped=(),
+        )
 
     def of(self, sample: int) -> np.ndarray:
         """Scores of all units of a sample, fp64 [layers, units], its pictures side by side."""
@@ -122,6 +150,24 @@ class InformationMap(Result):
         colours = f"red adds to p, blue takes away, full at ±{most:.2f}"
         plot.set_heading(figure, f"Information of each unit: {colours}")
         return figure
+
+
+def joined(
+    maps: Sequence[InformationMap], numbers: Sequence[int], skipped: tuple[Skipped, ...]
+) -> InformationMap:
+    """One map of the samples of a data set, from the maps of each of them alone."""
+    return replace(
+        maps[0],
+        pictures=tuple(
+            replace(picture, sample=b) for b, found in enumerate(maps) for picture in found.pictures
+        ),
+        p_full=np.concatenate([found.p_full for found in maps]),
+        p_without=np.concatenate([found.p_without for found in maps], axis=1),
+        right_full=np.concatenate([found.right_full for found in maps]),
+        right_without=np.concatenate([found.right_without for found in maps], axis=1),
+        numbers=tuple(numbers),
+        skipped=skipped,
+    )
 
 
 def _show(

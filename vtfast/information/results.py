@@ -7,7 +7,7 @@ its field.
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
 from types import UnionType
@@ -36,7 +36,8 @@ class Result:
     def of_record(cls, record: Mapping[str, Any]) -> Self:
         """The result that a dict of `record` was made of, also after it was written as JSON.
 
-        Fields that this class does not have are ignored. Raises KeyError where one is missing.
+        Fields that this class does not have are ignored, and one that a file of an earlier release
+        lacks has its default. Raises KeyError where another is missing.
         """
         return _read(cls, record)
 
@@ -88,7 +89,11 @@ def _read(kind: Any, value: Any) -> Any:
         raise TypeError("null where a value is needed")
     if is_dataclass(kind):
         kinds = get_type_hints(kind)
-        named = {field.name: _read(kinds[field.name], value[field.name]) for field in fields(kind)}
+        named = {
+            field.name: _read(kinds[field.name], value[field.name])
+            for field in fields(kind)
+            if field.name in value or field.default is MISSING
+        }
         return kind(**named)  # type: ignore[operator] # a class, not an instance
     if kind is np.ndarray:
         return np.array(value)

@@ -1,32 +1,37 @@
 """Compute the information score of every visual unit (see `vtfast.information.maps`)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.information.checks import check_layers, check_options
-from vtfast.information.maps import InformationMap, PictureScores
+from vtfast.information.checks import check_layers, check_options, measured_model
+from vtfast.information.maps import InformationMap, PictureScores, joined
 from vtfast.information.packing import Kept
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe, Reading
 from vtfast.information.progress import steps
+from vtfast.information.records import Records, fingerprint
+from vtfast.inputs.data import Dataset
 
 Answers = Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 def score(
     model: Any,
-    inputs: Mapping[str, Any],
-    answer: Answers,
+    inputs: Mapping[str, Any] | Dataset,
+    answer: Answers | None = None,
     *,
     layers: Sequence[int] | None = None,
     window: int | Window | None = None,
     per: str = "first_token",
+    batch: int = 8,
     chunk: int | None = None,
     impl: str = "auto",
+    log: Path | str | None = None,
     progress: bool | Callable[[], object] = True,
 ) -> InformationMap:
     """Compute the information score of every visual unit of every picture, by decoder layer.
@@ -36,20 +41,24 @@ def score(
     it was.
 
     Args:
-        model: a supported model, unpatched, in eval mode.
-        inputs: a batch as a processor returns it, prompts ending where the answer begins.
+        model: a supported model or a wrapper of one (LoRA, DDP), unpatched, in eval mode.
+        inputs: a batch as a processor returns it, prompts ending where the answer begins; or a
+            `Dataset`, whose samples are scored batch by batch.
         answer: token ids of the true answer, without special tokens: one list for a batch of one,
-            else a list for each sample (`answer_ids` makes one from text).
+            else a list for each sample (`answer_ids` makes one from text). A dataset has its own.
         layers: 0-based; those whose input is scored. Default: all.
         window: tokens of a unit: n for n x n, or (rows, columns). Default: 2 x 2, as in the paper,
             where both sides of a picture's grid are at least 24; else one token.
         per: "first_token": p of the first token of the answer, the paper's. "mean_token": the mean
             over all its tokens, each after the true ones before it. (The probability of a whole
             answer of several would hide what single tokens still carry.)
+        batch, log: samples of a dataset run together, and a file for its finished samples, as in
+            `horizon`.
         chunk: units in a packed batch at most. Default: as many as fit a share of the memory.
             Halved when memory runs out, down to 1.
         impl: "auto" | "eager" | "triton", of the ops.
-        progress: True for a bar after two seconds, or a function to call after every layer.
+        progress: True for a bar after two seconds, or a function to call after every layer, or
+            with a dataset after every sample.
 
     Raises:
         InputError: an answer without tokens, a sample without a picture, a layer out of range, a
@@ -60,11 +69,57 @@ def score(
         >>> scores.raster()[0, 0].shape      # layer 0 of a 24 x 24 picture in windows of 2 x 2
         (12, 12)
     """
-    check_options(per=per, chunk=chunk, impl=impl)
-    size, answers = check_window(window), _as_lists(answer)
+    check_options(per=per, chunk=chunk, impl=impl, batch=batch)
+    model, size = measured_model(model), check_window(window)
     wanted = check_layers(layers, model)
+    if isinstance(inputs, Dataset):
+        if answer is not None:
+            raise InputError("a dataset has its own answers; leave the argument answer out")
+        return score_dataset(
+            model, inputs, wanted, size, per, batch, chunk=chunk, impl=impl, log=log, tick=progress
+        )
+    if log is not None:
+        raise InputError("log goes with a Dataset, and inputs are a batch; leave it out")
+    answers = _as_lists(answer)
     probe = Probe(model, inputs, answers, wanted, chunk=chunk, impl=impl)
     return score_probe(probe, wanted, size, per, progress=progress)
+
+
+def score_dataset(
+    model: Any,
+    data: Dataset,
+    layers: Sequence[int],
+    window: Window | None,
+    per: str,
+    batch: int,
+    *,
+    chunk: int | None,
+    impl: str,
+    log: Path | str | None,
+    tick: bool | Callable[[], object],
+) -> InformationMap:
+    """`score` of all samples of a data set, each as if it were alone in its batch."""
+    settings = {
+        "measures": "scores",
+        "model": fingerprint(model),
+        "layers": layers,
+        "window": window,
+        "per": per,
+    }
+
+    def measure(block: list[int]) -> list[dict[str, Any]]:
+        told = data.batch(block, model.device)
+        answers = [ids[:n] for ids, n in zip(told.answers, told.lengths, strict=True)]
+        probe = Probe(model, told.inputs, answers, layers, chunk=chunk, impl=impl)
+        padding = (told.inputs["attention_mask"] == 0).sum(1).tolist()
+        found = score_probe(probe, layers, window, per)
+        return [found.only(b, padding[b]).record() for b in range(len(block))]
+
+    records, n = Records(log, settings, data), len(data)
+    records.fill((list(range(i, min(i + batch, n))) for i in range(0, n, batch)), measure, tick)
+    done, skipped = records.finished()
+    maps = [InformationMap.of_record(record) for record in done]
+    return joined(maps, sorted(records.done), skipped)
 
 
 def score_probe(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vtfast.information.checks import check_layers, check_options, check_share
+from vtfast.information.checks import check_layers, check_options, check_share, measured_model
 from vtfast.information.maps import InformationMap
 from vtfast.information.packing import Kept
 from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
@@ -64,6 +64,7 @@ def sweep(
     """
     check_options(per=per, chunk=chunk, impl=impl, batch=batch, seeds=seeds)
     check_share("confidence", confidence, 0.0)
+    model = measured_model(model)
     wanted, size = check_layers(layers, model), check_window(window)
     names, budgets = choices(methods, keep)
     retained = retained or ORACLE in names
@@ -77,8 +78,6 @@ def sweep(
     settings = {
         "measures": "sweep",
         "model": fingerprint(model),
-        "data": dataset.fingerprint(),
-        "samples": len(dataset),
         "methods": names,
         "layers": wanted,
         "keep": budgets,
@@ -95,18 +94,19 @@ def sweep(
         found = score_probe(probe, wanted, size, per, lengths=encoded.lengths, maps=retained)
         return _measure(model, encoded, probe, found, cells, per, impl)
 
-    records, n = Records(log, settings), len(dataset)
+    records, n = Records(log, settings, dataset), len(dataset)
     blocks = (list(range(start, min(start + batch, n))) for start in range(0, n, batch))
-    records.fill(blocks, measure, progress, dataset.task)
-    ordered = [records.done[i] for i in range(len(dataset))]
+    records.fill(blocks, measure, progress)
+    done, skipped = records.finished()
     about = {
         "task": dataset.task,
         "model_type": model.config.model_type,
         "num_layers": len(check_layers(None, model)),
         "per": per,
         "window": size,
+        "skipped": skipped,
     }
-    return tabulate(ordered, cells, wanted, confidence, about)
+    return tabulate(done, cells, wanted, confidence, about)
 
 
 def _measure(

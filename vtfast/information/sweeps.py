@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vtfast.information.bootstrap import Estimate, estimate, resample
+from vtfast.information.bootstrap import Estimate
 from vtfast.information.picks import Cell
 from vtfast.information.pictures import Window
 from vtfast.information.results import Result
+from vtfast.information.shares import two_sided, wilson
+from vtfast.inputs.data import Skipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +23,8 @@ class Row:
     """Accuracy of one pruning method at one layer and one budget.
 
     Attributes:
-        accuracy: mean over samples and seeds; `low` and `high`: its interval over samples.
+        accuracy: mean over samples and seeds; `low` and `high`: its Wilson score interval over
+            samples, which for several seeds is wide rather than narrow.
         seeds: accuracy with each seed; one entry for a method that is not random.
         p: mean probability of the answer.
         retained: mean over samples of the summed information of what was kept; None without scores.
@@ -51,6 +54,7 @@ class Sweep(Result):
         accuracy_full: of the model with every token.
         without: accuracy when every visual token is dropped at a layer, one entry per layer.
         total: mean information of all tokens per layer; empty without scores.
+        skipped: samples that could not be measured, and why.
     """
 
     rows: tuple[Row, ...]
@@ -65,6 +69,7 @@ class Sweep(Result):
     per: str
     window: Window | None
     confidence: float
+    skipped: tuple[Skipped, ...] = ()
 
     def of(self, method: str, keep: float) -> list[Row]:
         """The rows of a method at a budget, by layer."""
@@ -125,7 +130,6 @@ def tabulate(
     about: Mapping[str, Any],
 ) -> Sweep:
     """Compute the table from the records of the samples; no model is run."""
-    weights = resample(len(notes), 0)
     by_layer = [n for layer in layers for n, cell in enumerate(cells) if cell.layer == layer]
     right, p, held = (
         np.array([note[name] for note in notes], dtype=np.float64)
@@ -137,7 +141,7 @@ def tabulate(
         groups.setdefault((cell.method, cell.layer, cell.keep), []).append(place[cell])
     rows = []
     for (method, layer, share), columns in groups.items():
-        mean = estimate(right[:, columns].mean(1), weights, confidence)
+        mean = _shares(right[:, columns].mean(1)[:, None], confidence)
         rows.append(
             Row(
                 *(method, layer, share, mean.mean[0], mean.low[0], mean.high[0]),
@@ -152,9 +156,16 @@ def tabulate(
         rows=tuple(rows),
         layers=layers,
         samples=len(notes),
-        accuracy_full=estimate(full, weights, confidence),
-        without=estimate(without, weights, confidence),
+        accuracy_full=_shares(full[:, None], confidence),
+        without=_shares(without, confidence),
         total=tuple(np.mean([note["total"] for note in notes], 0).tolist()),
         confidence=confidence,
         **about,
     )
+
+
+def _shares(right: np.ndarray, confidence: float) -> Estimate:
+    """Means over samples of shares [samples, k], with their intervals."""
+    means, z = right.mean(0).tolist(), two_sided(confidence)
+    low, high = zip(*(wilson(share, len(right), z) for share in means), strict=True)
+    return Estimate(tuple(means), low, high)

@@ -4,27 +4,18 @@ Small files come first: the configuration decides whether vtfast can prune the m
 whether the plan fits it, and the processor whether the prompt can be encoded. Weights come last.
 """
 
-import os
-import shutil
-import textwrap
+import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub import logging as hub_logging
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -38,13 +29,18 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.inputs.hub import ADAPTER, checkpoint_files, short
 from vtfast.models import SUPPORTED
 from vtfast.patching import patch
 from vtfast.processors import Qwen25VLProcessor
 
+_WEIGHTS = ("model.", "model-", "pytorch_model")  # how names of files with whole weights begin
+# Files of which a checkpoint needs one, by what they hold.
+_NEEDED = {
+    "vocabulary": ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    "picture processor": ("preprocessor_config.json", "processor_config.json"),
+}
 _LOGS = (logging, hub_logging)
-_LARGE_MODEL = 20e9  # bytes of the weights of a 7B model, and room to spare
-_HUB_SECONDS = 10  # for the hub to answer; transformers itself would retry for half a minute
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,7 @@ class Checkpoint:
         config, processor: as transformers reads them.
         offline: whether to read files from the local cache only, without asking the hub.
         model: the model itself if it is in memory already, in float32; None if it has to be loaded.
+        base: the checkpoint that `name`, a PEFT adapter, belongs to; None if it is no adapter.
     """
 
     name: str
@@ -63,6 +60,7 @@ class Checkpoint:
     processor: Any
     offline: bool = False
     model: PreTrainedModel | None = None
+    base: "Checkpoint | None" = None
 
     @property
     def takes_video(self) -> bool:
@@ -83,8 +81,12 @@ class Checkpoint:
         dtype: a name in torch, or "auto": the checkpoint's own dtype on a GPU and float32 on a CPU;
             always float32 for a model that is in memory already.
 
+        An adapter is merged into the weights of its base, so the model is a stock one.
+
         Raises InputError for files that are missing, damaged or do not fit the configuration.
         """
+        if self.base is not None:
+            return _merge_adapter(self.name, self.base.weights(device, dtype), self.offline)
         if self.model is not None:
             wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
             return self.model.to(device, wanted)  # type: ignore[arg-type]  # wrapped in transformers
@@ -105,18 +107,85 @@ class Checkpoint:
 
 
 def find(name: str) -> Checkpoint:
-    """The checkpoint called `name`: a local folder or a hub id.
+    """The checkpoint called `name`: a local folder or a hub id, of a model or of a PEFT adapter.
 
     Raises InputError if there is none or it cannot be read, and UnsupportedModelError, before any
     weights are read, for a model that vtfast cannot prune.
     """
-    offline = _find_folder(name) or _find_on_hub(name)
+    files, offline = checkpoint_files(name)
+    if ADAPTER in files and not any(file.startswith(_WEIGHTS) for file in files):
+        return _find_adapter(name, files, offline)
     with _reading(name, "configuration"):
         raw, _ = PreTrainedConfig.get_config_dict(name, local_files_only=offline)
     _check_supported(name, raw)
     with _reading(name, "configuration"):
         config = AutoConfig.from_pretrained(name, local_files_only=offline)
-    return Checkpoint(name, config, load_processor(name, offline), offline)
+    if what := _missing(files):
+        raise InputError(
+            f"--model {name}: the {what} is missing ({' or '.join(_NEEDED[what])}); save the "
+            "processor of the original model there too: processor.save_pretrained(folder)"
+        )
+    processor = load_processor(name, offline)
+    _check_placeholder(name, processor, config)
+    return Checkpoint(name, config, processor, offline)
+
+
+def _missing(files: set[str]) -> str:
+    """What a checkpoint with these files lacks beside its weights; "" if it is complete."""
+    return next((what for what, known in _NEEDED.items() if not files & set(known)), "")
+
+
+def _check_placeholder(name: str, processor: Any, config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer that writes a picture as another token than the model expects."""
+    token, expected = processor.image_token, config.image_token_id
+    found = processor.tokenizer.convert_tokens_to_ids(token)
+    if found != expected:
+        raise InputError(
+            f"--model {name}: its tokenizer has {token} as token {found}, config.json expects "
+            f"{expected}; save the processor of the original model there: "
+            "processor.save_pretrained(folder)"
+        )
+
+
+def _find_adapter(name: str, files: set[str], offline: bool) -> Checkpoint:
+    """The PEFT adapter called `name`, with the base model that it names."""
+    with _reading(name, "adapter's configuration"):
+        path = Path(name) / ADAPTER
+        if not path.is_file():
+            path = Path(hf_hub_download(name, ADAPTER, local_files_only=offline))
+        base = json.loads(path.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise InputError(
+            f"--model {name} is a PEFT adapter that does not name its base model; write it in "
+            f"{ADAPTER} as base_model_name_or_path"
+        )
+    start = f"--model {name} is a PEFT adapter of {base}"
+    if find_spec("peft") is None:
+        raise InputError(f"{start}; pip install peft, or pass a checkpoint it is merged into")
+    try:
+        found = find(base)
+    except (InputError, UnsupportedModelError) as error:
+        raise type(error)(f"{start}, which cannot be used: {error}") from None
+    processor = found.processor
+    if not _missing(files):  # the one it was trained with
+        with _reading(name, "processor"):  # of a known class: there may be no config.json
+            processor = type(processor).from_pretrained(name, local_files_only=offline)
+        _check_placeholder(name, processor, found.config)
+    return Checkpoint(name, found.config, processor, offline, base=found)
+
+
+def _merge_adapter(name: str, model: Any, offline: bool) -> Any:
+    """The model with the weights of a PEFT adapter merged into its own."""
+    from peft import PeftModel
+
+    with _reading(name, "adapter"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # PEFT would go on without what does not fit the base.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        folder = name
+        if not Path(name).is_dir():
+            folder = snapshot_download(name, allow_patterns="adapter_*", local_files_only=offline)
+        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
 
 
 def load_processor(name: str, offline: bool = True) -> Any:
@@ -145,83 +214,6 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _find_folder(name: str) -> bool:
-    """Whether `name` is a checkpoint folder; raises if it is a path of another kind."""
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"--model {name}: the folder has no config.json; pass the folder that "
-                "save_pretrained wrote"
-            )
-        return True
-    if path.exists():
-        raise InputError(f"--model {name} is a file; pass the folder it is in")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith("/"):
-        raise InputError(f"--model {name}: there is no such folder")
-    return False
-
-
-def _find_on_hub(name: str) -> bool:
-    """Whether only the local cache has the checkpoint; False if the hub can be asked and has it."""
-    start = f"--model {name}: there is no such folder here, and "
-    try:
-        cached = isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME), str)
-        HfApi().model_info(name, timeout=_HUB_SECONDS)
-        hf_hub_download(name, constants.CONFIG_NAME)
-    except HFValidationError:
-        raise InputError(f"{start}it is not a hub id, which looks like owner/name") from None
-    except GatedRepoError:
-        raise InputError(
-            f"--model {name}: the model is gated; accept its terms at {constants.ENDPOINT}/{name}, "
-            "then log in: hf auth login"
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"{start}{constants.ENDPOINT} has no such model, or it is private; check the spelling, "
-            "or log in: hf auth login"
-        ) from None
-    except OfflineModeIsEnabled:
-        reason, fix = "HF_HUB_OFFLINE keeps it from being downloaded", "unset it"
-    except EntryNotFoundError:
-        raise InputError(
-            f"--model {name}: the repository has no config.json, so transformers cannot load it"
-        ) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        reason, fix = f"{constants.ENDPOINT} answers with status {status}", "try again later"
-    except PermissionError as error:
-        reason = f"it cannot be kept in {constants.HF_HUB_CACHE} ({short(error)})"
-        fix = "set HF_HOME to a folder of yours"
-    except (HTTPError, OSError) as error:
-        reason, fix = f"{constants.ENDPOINT} cannot be reached ({short(error)})", "go online"
-    else:
-        return False
-    if cached:
-        return True
-    raise InputError(
-        f"{start}it is not in the local cache; {reason}; {fix}, or pass a local folder"
-    )
-
-
-def hub_cache() -> str:
-    """The folder in which models from the hub are kept, and its free space.
-
-    Raises UserWarning, with what to do, if it has no room for a 7B model or is not writable.
-    """
-    folder = Path(constants.HF_HUB_CACHE)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free, fix = shutil.disk_usage(there).free, "set HF_HOME to a folder of yours with room"
-    about = f"{folder}, {free / 1e9:.0f} GB free"
-    if constants.HF_HUB_OFFLINE:
-        about += ", offline (HF_HUB_OFFLINE)"
-    if not os.access(there, os.W_OK):
-        raise UserWarning(f"{about}, is not writable: {fix}")
-    if free < _LARGE_MODEL:
-        raise UserWarning(f"{about}, has no room for a 7B model: {fix}")
-    return about
-
-
 @contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
     """Silence the logs of transformers and the hub but for errors; show progress bars if asked."""
@@ -246,8 +238,3 @@ def _reading(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(f"--model {name}: cannot load its {what}: {short(error)}") from error
-
-
-def short(error: Exception) -> str:
-    """An error's message on one line, at most 300 characters long."""
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")

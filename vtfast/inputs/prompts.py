@@ -1,7 +1,7 @@
 """One question about pictures, as the processor of a checkpoint encodes it for the model.
 
-The pictures come first, then the video, then the text, through the checkpoint's chat template; a
-processor without one gets LLaVA-1.5's plain form, `USER: <image>\\n… ASSISTANT:`.
+The pictures come first, then the video, then the text; or they stand where the text has `<image>`.
+The checkpoint's chat template (`chats.py`) writes the prompt.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.inputs.checkpoints import Checkpoint, short
-from vtfast.inputs.data import chat
+from vtfast.inputs.chats import chat
+from vtfast.inputs.checkpoints import Checkpoint
+from vtfast.inputs.hub import short
 from vtfast.inputs.pictures import Clip
 
 
@@ -88,18 +89,14 @@ class Prompt:
 
     def _write(self, text: str) -> str:
         """The attribute `written`."""
-        processor = self._checkpoint.processor
-        image, video = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
-        for placeholder in (image, video):
-            if placeholder and placeholder in text:
-                raise InputError(
-                    f"--prompt has {placeholder} in it, which stands for a picture; leave it out: "
-                    "the pictures come before the text"
-                )
         try:
-            return chat(processor, text, len(self.images), clip=self.clip is not None)
+            return chat(
+                self._checkpoint.processor, text, len(self.images), clip=self.clip is not None
+            )
         except InputError as error:
-            raise InputError(f"--model {self._checkpoint.name}: {error}") from None
+            raise InputError(
+                f"--model {self._checkpoint.name} cannot take this prompt: {error}"
+            ) from None
 
     def _encode(self) -> Any:
         media: dict[str, Any] = {}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+import torch.distributed
 from torch import Tensor
 
 from vtfast.kernels.last_query_scores import last_query_scores
@@ -17,7 +19,8 @@ from vtfast.kernels.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """The whole sequences, text and visual tokens, packed: padding is left out.
+    """The prompts, text and visual tokens, packed: padding is left out, and so is what follows a
+    prompt in a forward that scores its answer (see `vtfast.runtime.prompt`).
 
     Attributes:
         hidden: `[tokens, D]` hidden states entering the layer, un-normed, sample after sample.
@@ -50,14 +53,31 @@ class Attention:
     """Queries and keys of the score layer, after rotation, with H query heads and G key heads.
 
     Attributes:
-        query: `[samples, H, d]`, of each sample's last token.
+        query: `[samples, H, d]`, of the last token of each sample's prompt.
         keys: `[tokens, G, d]`, of every token of the sequences.
         scale: factor on the logits before the softmax.
+        group: the processes that hold the other heads of a tensor-parallel model, H and G being
+            this process's own; None where all heads are here.
     """
 
     query: Tensor
     keys: Tensor
     scale: float
+    group: torch.distributed.ProcessGroup | None = field(default=None, repr=False)
+
+    def of_all_heads(self) -> "Attention":
+        """The same with the heads of every process, in the order of the whole model."""
+        if self.group is None:
+            return self
+        query, keys = (_gather_heads(t, self.group) for t in (self.query, self.keys))
+        return Attention(query, keys, self.scale)
+
+    def sum_over_heads(self, own: Tensor) -> Tensor:
+        """The sum of what each process made of its own heads; equal bits on all of them, so that
+        they select the same tokens. Overwrites `own`."""
+        if self.group is not None:
+            torch.distributed.all_reduce(own, group=self.group)
+        return own
 
 
 @dataclass
@@ -85,7 +105,7 @@ class SelectionContext:
     options: Mapping[str, object]
     impl: str
     _image_hash: Callable[[], Tensor] = field(repr=False)
-    _attention: Callable[[Tensor], Attention] = field(repr=False)
+    _attention: Callable[[], Attention] = field(repr=False)
 
     @cached_property
     def features(self) -> Tensor:
@@ -115,22 +135,41 @@ class SelectionContext:
     def attention(self) -> Attention:
         """Queries and keys of the layer before; of this one at layer 0 or `score_layer="this"`.
 
-        They are recomputed from that layer's input, so every attention implementation works.
+        They are computed from that layer's input, so every attention implementation works. In a
+        tensor-parallel model the first read gathers the heads of all processes, so every process
+        has to read it; `scores` and `key_norms` exchange one number a token instead.
         """
-        return self._attention((self.sequences.segments.cu_seqlens[1:] - 1).long())
+        return self._own_heads.of_all_heads()
+
+    @cached_property
+    def _own_heads(self) -> Attention:
+        return self._attention()
+
+    @cached_property
+    def key_norms(self) -> Tensor:
+        """fp32 `[tokens]`: L1 norm of each token's keys, after rotation, over all key heads."""
+        own = self._own_heads
+        return own.sum_over_heads(own.keys.flatten(1).float().abs().sum(1))
 
     @cached_property
     def scores(self) -> Tensor:
-        """fp32 `[n]`: attention that each visual token gets from the last token of its sample.
+        """fp32 `[n]`: attention that each visual token gets from the last token of its prompt.
 
-        The softmax is over all keys of the sample, the mean over heads. Source: FastV (arXiv
+        The softmax is over all keys of the prompt, the mean over heads. Source: FastV (arXiv
         2403.06764), with the row of the last token, as its code computes.
         """
-        seen = self.attention
+        own = self._own_heads
         scores = last_query_scores(
-            seen.query, seen.keys, self.sequences.segments, scale=seen.scale, impl=self.impl
-        )
-        return scores[self.sequences.visual]
+            own.query, own.keys, self.sequences.segments, scale=own.scale, impl=self.impl
+        )[self.sequences.visual]
+        return scores if own.group is None else own.sum_over_heads(scores) / own.group.size()
+
+
+def _gather_heads(own: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
+    """[n, heads, d] of every process, side by side."""
+    parts = [torch.empty_like(own) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, own.contiguous(), group=group)
+    return torch.cat(parts, 1)
 
 
 def _warn_renamed(old: str, new: str) -> None:

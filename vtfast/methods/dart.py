@@ -16,6 +16,10 @@ Source: DART (arXiv 2502.11494) and what its code computes. Different here:
 - Text means the sample's tokens outside any picture. If fewer than four follow the picture, the
   first text tokens before it are used too.
 - Ties go to the lowest position; a cosine that is NaN ranks last.
+
+In a forward over prompt and answer the prompt ends where labels or `prompt_length=` say; without
+either, the answer counts as text after the picture. Norms after rotation depend on positions, so a
+sample with other `position_ids` (left padding without them) may keep other tokens.
 """
 
 from itertools import accumulate, pairwise
@@ -35,7 +39,7 @@ _MAX_BYTES = 2**25  # of tokens normalised at once; a few temporary tensors are 
 def dart(ctx: SelectionContext) -> Tensor:
     """Row numbers of the kept tokens, int64 ascending."""
     segments, sequences = ctx.segments, ctx.sequences
-    norms = ctx.attention.keys.flatten(1).float().abs().sum(1)
+    norms = ctx.key_norms
     own = Ragged.from_lengths([min(_PIVOTS, k) for k in ctx.keep], segments.device)
     own_pivots = topk_select(norms[sequences.visual], segments, own.lengths, impl=ctx.impl).long()
     text, text_pivots = _text_pivots(ctx, norms)

@@ -1,6 +1,8 @@
 """Top-k: keep the tokens that the prompt's last token attends to most.
 
-Source: FastV (arXiv 2403.06764); the scores are `SelectionContext.scores`.
+Source: FastV (arXiv 2403.06764); the scores are `SelectionContext.scores`. In a forward over prompt
+and answer the prompt ends where labels or `prompt_length=` say; without either, the last token of
+the sample is taken for the prompt's, and the answer then chooses the tokens.
 """
 
 from torch import Tensor

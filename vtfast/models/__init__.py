@@ -3,8 +3,9 @@
 A new family is one new file with a `FAMILY` and one line here.
 """
 
+from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,36 +19,40 @@ SUPPORTED = {
     "LlavaForConditionalGeneration": "vtfast.models.llava",
     "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen_vl",
 }
-_WRAPPERS = ("module", "_orig_mod", "base_model", "model")  # DDP, torch.compile, PEFT (twice)
 
 
-def family_of(model: nn.Module) -> "Family":
-    """The family of a model, checked to be one vtfast can prune.
+def inner_model(model: object) -> Any:
+    """The one model that vtfast can prune: the given one, or the one that a wrapper holds.
 
-    Raises UnsupportedModelError for any other class; a wrapper's error names the inner model.
+    A wrapper is any module with exactly one supported model inside, at any depth: of PEFT,
+    `torch.compile`, DistributedDataParallel, FSDP, or a user's own. Wrappers may wrap one another.
+
+    Raises UnsupportedModelError where there is no such model, or more than one (names them).
     """
-    supported = " or ".join(SUPPORTED)
-    name = _supported_name(model)
-    if name is not None:
-        family = family_of_class(name)
-        family.check(model)
-        return family
-    inner, path = model, "model"
-    for _ in range(4):  # wrappers wrap one another
-        step = next((s for s in _WRAPPERS if getattr(inner, s, inner) is not inner), None)
-        if step is None:
-            break
-        inner, path = getattr(inner, step), f"{path}.{step}"
-        name = _supported_name(inner)
-        if name is not None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} wraps a {name}; pass the inner model: vtfast.patch({path})"
-            )
+    found = list(_supported_in(model, "model", set()))
+    if len(found) == 1:
+        return found[0][1]
+    if found:
+        inside = ", ".join(f"{path} ({type(inner).__name__})" for path, inner in found)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds {len(found)} models that vtfast can prune; "
+            f"pass one of them: {inside}"
+        )
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kind = f" (model_type {kind!r})" if kind else ""
     raise UnsupportedModelError(
-        f"cannot patch {type(model).__name__}{kind}; supported: {supported}"
+        f"cannot patch {type(model).__name__}{kind}; supported: {' or '.join(SUPPORTED)}"
     )
+
+
+def family_of(model: Any) -> "Family":
+    """The family of a model that `inner_model` returned, checked to be one vtfast can prune.
+
+    Raises UnsupportedModelError for a model of a supported class with parts vtfast cannot prune.
+    """
+    family = family_of_class(supported_class(model).__name__)
+    family.check(model)
+    return family
 
 
 def family_of_class(name: str) -> "Family":
@@ -57,7 +62,7 @@ def family_of_class(name: str) -> "Family":
 
 
 def supported_class(model: object) -> type:
-    """The transformers class of a model that `family_of` accepts, or the one it derives from."""
+    """The transformers class of a supported model, or the one it derives from."""
     return next(cls for cls in type(model).__mro__ if _is_supported(cls))
 
 
@@ -65,6 +70,14 @@ def _is_supported(cls: type) -> bool:
     return cls.__name__ in SUPPORTED and cls.__module__.startswith("transformers.")
 
 
-def _supported_name(model: object) -> str | None:
-    """The name of the transformers class of a model, if vtfast supports it."""
-    return next((cls.__name__ for cls in type(model).__mro__ if _is_supported(cls)), None)
+def _supported_in(module: object, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Supported models in a module, each once and none inside another, with how to write them."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    if any(map(_is_supported, type(module).__mro__)):
+        yield path, module
+    elif isinstance(module, nn.Module):
+        for name, child in module.named_children():
+            step = f"[{name}]" if name.isdigit() else f".{name}"
+            yield from _supported_in(child, path + step, seen)

@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.methods import Attention
+from vtfast.models.parallel import gather_weights, processes_with_heads, unwrapped
+from vtfast.runtime.call import PROMPT_IDS, Source
 from vtfast.runtime.model import Parts
-from vtfast.runtime.visual_tokens import Source
 
 TINY_TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -76,10 +77,11 @@ class Family(ABC):
 
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
-        inner, text = model.model, model.model.language_model
-        tower = getattr(inner, self.tower)
-        around = text.layers, text.rotary_emb, text.norm
-        head_size = getattr(text.layers[0].self_attn, "head_dim", 0)
+        inner = unwrapped(model.model)
+        text, tower = unwrapped(inner.language_model), getattr(inner, self.tower)
+        layers = tuple(map(unwrapped, text.layers))
+        head_size = getattr(layers[0].self_attn, "head_dim", 0)
+        around = layers, text.rotary_emb, text.norm
         return Parts(self, model, inner, tower, text, *around, head_size)
 
     def check(self, model: Any) -> None:
@@ -110,11 +112,15 @@ class Family(ABC):
     ) -> Attention:
         """Queries of the tokens `last` and the keys of all, as a decoder layer makes them.
 
-        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. Queries and
-        keys are recomputed, so every attention implementation works.
+        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. They are
+        computed anew, so every attention implementation works. To be called while the layer is
+        about to run, when FSDP has gathered its weights.
+
+        Raises UnsupportedModelError where weights or heads are split in a way vtfast cannot join.
         """
         attention = layer.self_attn
         size = attention.head_dim
+        gather_weights(attention)
         normed = layer.input_layernorm(hidden)
 
         def rotate(x: Tensor, tokens: Tensor | slice) -> Tensor:
@@ -122,8 +128,9 @@ class Family(ABC):
             turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
             return x * cos[tokens, None] + turned * sin[tokens, None]
 
-        query = rotate(attention.q_proj(normed[last]), last)
-        return Attention(query, rotate(attention.k_proj(normed), slice(None)), attention.scaling)
+        query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
+        group = processes_with_heads(attention, query, keys)
+        return Attention(rotate(query, last), rotate(keys, slice(None)), attention.scaling, group)
 
 
 def check_one_device(text: nn.Module) -> None:
@@ -139,13 +146,24 @@ def check_one_device(text: nn.Module) -> None:
 
 def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
     """bool [B, S]: where features go, from ids or, without them, from embeddings."""
-    ids = kwargs.get("input_ids")
+    ids = prompt_ids(kwargs)
     if ids is not None:
         return ids == token
     embeds = kwargs["inputs_embeds"]
     table = multimodal.get_input_embeddings()
     wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
     return (embeds == wanted).all(-1)
+
+
+def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
+    ids = kwargs.get("input_ids")
+    return kwargs.get(PROMPT_IDS) if ids is None else ids
+
+
+def has_merged_features(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call brings embeddings that may hold the features of pictures already."""
+    return kwargs.get("inputs_embeds") is not None and prompt_ids(kwargs) is not None
 
 
 def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:

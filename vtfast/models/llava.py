@@ -1,6 +1,6 @@
 """LLaVA (`LlavaForConditionalGeneration`): CLIP or SigLIP tower, projector, Llama-like decoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
@@ -14,10 +14,12 @@ from vtfast.models.base import (
     TINY_TOWER,
     Family,
     encoded_by_tower,
+    has_merged_features,
     noted,
     placeholders,
 )
-from vtfast.runtime.visual_tokens import LazyImageHash, Source
+from vtfast.runtime.call import Source
+from vtfast.runtime.visual_tokens import LazyImageHash
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -57,20 +59,26 @@ class Llava(Family):
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         encoded = encoded_by_tower(kwargs, "image")
         pixels = kwargs.get("pixel_values")
+        token = multimodal.config.image_token_id
         if encoded is not None:
             sizes = [len(f) for f in encoded.pooler_output]
             image_hash = noted(encoded, "vtfast_image_hash")
             high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square if unknown
         elif pixels is not None:
-            sizes = [self._tokens(multimodal, kwargs, pixels)] * pixels.shape[0]
+            sizes = [self._tokens(multimodal, kwargs, pixels.shape[-2:])] * pixels.shape[0]
             image_hash = LazyImageHash(pixels)
             high, wide = pixels.shape[-2:]
+        elif has_merged_features(kwargs):
+            side = multimodal.config.vision_config.image_size
+            size = self._tokens(multimodal, kwargs, (side, side))
+            grid = [1, isqrt(size), isqrt(size)]
+            return [Source(placeholders(multimodal, kwargs, token), size, grid)]
         else:
             return []
-        where = placeholders(multimodal, kwargs, multimodal.config.image_token_id)
+        where = placeholders(multimodal, kwargs, token)
         # A class token is not part of the grid.
         grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
-        return [Source(where, sizes, sum(sizes), grid, image_hash)]
+        return [Source(where, sizes, grid, image_hash)]
 
     def note(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
@@ -83,10 +91,10 @@ class Llava(Family):
                 out.vtfast_image_hash = LazyImageHash(pixels)
 
     @staticmethod
-    def _tokens(multimodal: Any, kwargs: Mapping[str, Any], pixels: Any) -> int:
-        """Features per picture; the config's `image_seq_length` may be stale."""
+    def _tokens(multimodal: Any, kwargs: Mapping[str, Any], sides: Sequence[int]) -> int:
+        """Features of a picture of these sides; the config's `image_seq_length` may be stale."""
         vision = multimodal.config.vision_config
-        height, width = (side // vision.patch_size for side in pixels.shape[-2:])
+        height, width = (side // vision.patch_size for side in sides)
         strategy = kwargs.get("vision_feature_select_strategy")
         strategy = strategy or multimodal.config.vision_feature_select_strategy
         with_class_token = vision.model_type == "clip_vision_model"

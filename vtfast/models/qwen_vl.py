@@ -12,10 +12,12 @@ from vtfast.models.base import (
     TINY_TOWER,
     Family,
     encoded_by_tower,
+    has_merged_features,
     noted,
     placeholders,
 )
-from vtfast.runtime.visual_tokens import LazyImageHash, Source
+from vtfast.runtime.call import Source
+from vtfast.runtime.visual_tokens import LazyImageHash
 
 # kind -> (pixels, grid, placeholder id in the config)
 _KINDS = {
@@ -68,23 +70,25 @@ class Qwen25VL(Family):
             sizes: list[int] | Tensor
             if encoded is not None:
                 sizes = [len(f) for f in encoded.pooler_output]
-                total = sum(sizes)
                 image_hash = noted(encoded, "vtfast_image_hash")
                 seen_grid = noted(encoded, "vtfast_grid")
                 grid = grid if seen_grid is None else seen_grid()
             elif pixels is not None:
                 sizes = grid.prod(1) // side**2
-                total = pixels.shape[0] // side**2
                 image_hash = LazyImageHash(
                     pixels.type(multimodal.visual.dtype), grid
                 )  # as the tower does
+            elif has_merged_features(kwargs):
+                where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
+                found.append(Source(where, None, [int(kind == "image"), 0, 0]))
+                continue
             else:
                 continue
             merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
             if grid is not None:
                 merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-            found.append(Source(where, sizes, total, merged, image_hash))
+            found.append(Source(where, sizes, merged, image_hash))
         return found
 
     def note(

@@ -29,6 +29,12 @@ def register() -> None:
             AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def plain(implementation: str) -> str:
+    """The attention a model has without a patch: a config copied from a patched model's names ours,
+    which without packed tokens is SDPA."""
+    return "sdpa" if implementation == NAME else implementation
+
+
 def is_registered() -> bool:
     """Whether transformers knows the name."""
     return NAME in ALL_MASK_ATTENTION_FUNCTIONS

@@ -22,9 +22,13 @@ class PatchConfig:
     impl: str
     path: str
     record: bool
+    strict_labels: bool
 
     def starting_at_layer_0(self) -> "PatchConfig":
-        """The same with a stage at layer 0, which keeps all if the plan has none there."""
+        """The same with a stage at layer 0, which keeps all if the plan has none there.
+
+        There padding goes in the packed layout, and packed samples get rows of their own.
+        """
         first = next(iter(self.stages))
         return replace(self, stages={0: Stage.that_keeps_all(first), **self.stages})
 

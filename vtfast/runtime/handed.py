@@ -60,7 +60,10 @@ class Handed:
         if self.stages != list(stages):
             raise names.unsupported(f"{model} does not pass keywords on to its layers")
         if self.attended < self._to_attend:
-            raise names.unsupported(f"the layers of {model} do not pass keywords on to attention")
+            raise names.unsupported(
+                f"the layers of {model} do not pass keywords on to attention, which packed tokens "
+                'need (path="padded" does not)'
+            )
 
 
 def _not_one_list(layer: nn.Module) -> UnsupportedVersionError:

@@ -8,6 +8,7 @@ no class touched; state of a forward lives in its `ForwardState`, state of a gen
 cache, none on the model.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -22,18 +23,32 @@ from transformers.cache_utils import StaticCache
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.report import Report
 from vtfast.runtime import attention, names, validation
+from vtfast.runtime.call import PROMPT_IDS, Call, read_call
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
+from vtfast.runtime.labels import ignore_unpredictable
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.padded import Padded
-from vtfast.runtime.state import ForwardState, Layout
-from vtfast.runtime.visual_tokens import VisualTokens, locate, valid_lengths
+from vtfast.runtime.prompt import tokens_after_prompt
+from vtfast.runtime.prompt_ids import PreparedInputs
+from vtfast.runtime.state import ForwardState, Layout, may_run_again
+from vtfast.runtime.visual_tokens import VisualTokens, locate, of_text
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
 # Private keyword arguments between our hooks. What transformers hands to its modules, and what they
 # return, differs between models and releases: that is what `Any` stands for below.
 STATE, VISUAL = "vtfast_state", "vtfast_visual"
+_UNSEEN_PICTURES = (
+    "the prompt came as inputs_embeds: if they hold the features of pictures already, nothing is "
+    "pruned, because only ids tell where pictures are; call generate with input_ids beside "
+    "inputs_embeds, or with input_ids and pixel_values"
+)
+_UNKNOWN_PROMPT = (
+    "labels (or wanted logits) begin before the last picture ends, so it is unknown where the "
+    "prompt ends; methods that read text look from the last token of the sample, which may be part "
+    "of the answer. Pass prompt_length= in the call of the model, or choose a method without scores"
+)
 Kwargs = dict[str, Any]
 
 
@@ -44,15 +59,15 @@ class PatchHooks:
         self.parts = parts
         self.report: Report | None = None
         self._check_arguments()
-        weight = next(parts.text.parameters())
+        weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
         self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
         self._handles: list[RemovableHandle] = []
-        self._original: str = parts.text.config._attn_implementation
+        self._prepared = PreparedInputs(parts.model)
+        self._warned: set[str] = set()
+        self._original = attention.plain(parts.text.config._attn_implementation)
         self._always_padded = self._why_always_padded(config)
         self._first = next(iter(config.stages.values()))  # of the plan
-        if not self._always_padded:
-            config = config.starting_at_layer_0()
-        self.config = config
+        self.config = config = config.starting_at_layer_0()
         self._due = config.scored_layers | set(config.stages)
         self._expected = self._original if self._always_padded else attention.NAME
         self._padded = Padded(parts.text.config)
@@ -74,6 +89,7 @@ class PatchHooks:
         """Add the hooks; on any failure none stays."""
         text = self.parts.text
         try:
+            self._prepared.install()
             for module in (self.parts.model, self.parts.multimodal):
                 self._add(module.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.multimodal.register_forward_hook, self._multimodal_post)
@@ -95,6 +111,7 @@ class PatchHooks:
     def remove(self) -> None:
         """Take every hook out and restore the attention implementation; idempotent."""
         text = self.parts.text
+        self._prepared.remove()
         if self._handles and text.config._attn_implementation == attention.NAME:
             text.set_attn_implementation(self._original)
         for handle in self._handles:
@@ -128,7 +145,8 @@ class PatchHooks:
             return reason
         if config.path == "auto" and self._unsupported:
             return f"attention: {self._unsupported}"
-        if config.path == "auto" and next(self.parts.text.parameters()).device.type != "cuda":
+        weight = self.parts.text.get_input_embeddings().weight
+        if config.path == "auto" and weight.device.type != "cuda":
             return "the model was not on a GPU when it was patched"
         return None
 
@@ -175,17 +193,57 @@ class PatchHooks:
     ) -> tuple[tuple[()], Kwargs] | None:
         """Find the visual tokens of a call. Runs on the model with the head, before accelerate's
         hooks rebuild the tower's output, and on the one without it, for callers of that."""
-        call = _by_name(module, args, kwargs)
-        sources = self.parts.family.sources(self.parts.multimodal, call)
-        if VISUAL in call or not sources:
+        if VISUAL in kwargs:
             return None
+        call = _by_name(module, args, kwargs)
+        prompt_length = call.pop("prompt_length", None)
+        sources = self.parts.family.sources(self.parts.multimodal, call)
+        merged = call.pop(PROMPT_IDS, None) is not None
+        cache = names.given_cache(call)
+        if not sources:
+            if call.get("inputs_embeds") is not None and not (cache and cache.get_seq_length()):
+                self._warn_once(_UNSEEN_PICTURES)
+            return (), call
+        validation.check_not_exporting()
+        chunk = sources[0].placeholder.shape[1]
+        mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
+        axes = self.parts.family.position_axes
+        read = read_call(call, sources, mask, axes, prompt_length)
+        if not read.has_all_features:
+            if merged:
+                self._warn_once(_UNSEEN_PICTURES)
+            return (), call  # transformers raises: features and placeholders do not match
+        visual = locate(read, sources, mask)
         keeps = [stage.prune.keep for stage in self.config.stages.values()]
         if not all(isinstance(keep, float) and keep == 1 for keep in keeps):
-            validation.check_drafts(call.get("logits_to_keep"), self.config)
-            validation.check_predictions(call, [source.placeholder for source in sources])
-        chunk, cache = sources[0].placeholder.shape[1], names.given_cache(call)
-        mask = validation.plain_mask(call.get("attention_mask"), cache, chunk)
-        return (), {**call, VISUAL: locate(sources, mask)}
+            validation.check_packed_samples(read, call, cache, self.parts.text)
+            call = self._settle(read, call, visual)
+        return (), {**call, VISUAL: visual}
+
+    def _settle(self, read: Call, call: Kwargs, visual: VisualTokens) -> Kwargs:
+        """Where prompts end, and which labels count."""
+        keep = call.get("logits_to_keep")
+        validation.check_last_tokens(read, keep)
+        visual.after_prompt, unknown = tokens_after_prompt(read, keep)
+        if unknown and "scores" in self.config.needs:
+            self._warn_once(_UNKNOWN_PROMPT)
+        call, ignored = ignore_unpredictable(call, read)
+        if ignored:
+            said = (
+                f"{ignored} labels in this call would be predicted from visual tokens or padding, "
+                "which predict nothing once they may be dropped"
+            )
+            if self.config.strict_labels:
+                raise InputError(f"{said}; set labels at and right after pictures to -100")
+            self._warn_once(f"{said}; such labels are ignored (strict_labels=True refuses them)")
+        return call
+
+    def _warn_once(self, message: str) -> None:
+        """Warn, once for each kind of message: figures in it do not count."""
+        kind = message.lstrip("0123456789")
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=2)
 
     def _multimodal_post(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
@@ -210,7 +268,13 @@ class PatchHooks:
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
+        if self._expected == attention.NAME and module.config._attn_implementation == "sdpa":
+            # A model on the same config was unpatched.
+            module.set_attn_implementation(attention.NAME)
         validation.check_attention(module.config._attn_implementation, self._expected)
+        gather: Any = getattr(self.parts.norm, "unshard", None)
+        if gather is not None:  # FSDP2 shards the norm apart: all processes gather it now, since a
+            gather()  # method may call it in some of them alone
         kwargs = _by_name(module, args, kwargs)
         visual: VisualTokens | None = kwargs.pop(VISUAL, None)
         if visual is not None:
@@ -229,7 +293,7 @@ class PatchHooks:
         # A chunk of text on a pruned cache. With one token a mask on a GPU is not read back.
         some = mask is None or mask.device.type != "cpu" or mask[:, -1].numpy().all()
         if visual is None and (chunk > 1 or not some):
-            visual = VisualTokens(None, [], *valid_lengths(mask, *embeds.shape[:2]))
+            visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:
             validation.check_turn(visual, cache, chunk, self.config.positions)
         layout, reason = self._layout(embeds, visual, kwargs)
@@ -237,7 +301,7 @@ class PatchHooks:
             embeds.shape[:2], visual, mask, layout, reason, self.config, self.parts
         )
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
-        if drops or forward.unpads or (state and 0 in state.stages):
+        if drops or forward.rearranges or (state and 0 in state.stages):
             # Every layer gets our mask or none. transformers passes a 4-D mask on as it is, so with
             # this one it does not build its own.
             kwargs["attention_mask"] = embeds.new_zeros(1, 1, 1, 1)
@@ -255,7 +319,8 @@ class PatchHooks:
                     f"{type(self.parts.text).__name__} was not called with"
                 )
             return None
-        if not (self._always_padded or forward.given or number in self._due or module.training):
+        needed = self._always_padded or forward.given or number in self._due
+        if not (needed or may_run_again(module)):
             forward.passes(module, kwargs)
             return None  # in the packed layout most layers need nothing
         if self._always_padded:  # third-party attention functions do not know it

@@ -3,7 +3,7 @@
 `vtfast.models` fills this in; nothing here depends on a class of transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,7 +45,7 @@ class Parts:
     multimodal: nn.Module  # takes ids and pixels
     tower: nn.Module  # pixels to features
     text: Any  # embeddings to hidden states, a PreTrainedModel
-    layers: nn.ModuleList
+    layers: Sequence[nn.Module]
     rotary: nn.Module
     norm: nn.Module  # of the last hidden states
     head_size: int  # 0 where queries, keys and values differ in it, as in latent attention

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
 from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayer, PackedKVLayout
 from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import to_device
 
 
 class Packed:
@@ -45,9 +45,13 @@ class Packed:
         metadata = chunk.cached.extend(new, cache.layers, step=True, kernels=self.kernels)
         return Entry(cached=chunk.cached, metadata=metadata)
 
-    def positions(self, chunk: Chunk, hidden: Tensor) -> Tensor:
-        """int64 [1, tokens]: 0, 1, … in every sample."""
+    def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
+        """int64 [1, tokens]: 0, 1, … in every sample, going on from what `cache` holds of it."""
         starts = [sum(chunk.lengths[:b]) for b in range(chunk.batch)]
+        if cache is not None:
+            assert isinstance(chunk.cached, PackedKVLayout)
+            ends = zip(chunk.cached.lengths, chunk.lengths, strict=True)
+            starts = [s - (now - new) for s, (now, new) in zip(starts, ends, strict=True)]
         tokens = torch.arange(sum(chunk.lengths), device=hidden.device)
         return tokens - self.per_token(chunk, to_device(starts, hidden.device))
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 from vtfast.errors import StateError
 from vtfast.kernels.ragged import Ragged
 from vtfast.runtime import names
-from vtfast.runtime.visual_tokens import to_device
+from vtfast.runtime.host_read import to_device
 
 ROOM = 128
 

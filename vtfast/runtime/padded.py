@@ -13,10 +13,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
 from vtfast.runtime import names
+from vtfast.runtime.host_read import to_device
 from vtfast.runtime.kv_cache import PaddedKVMask
 from vtfast.runtime.layout import Chunk, Entry, Placement
 from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import to_device
 
 
 class Padded:
@@ -68,11 +68,15 @@ class Padded:
         mask = self._mask(cache, layer, hidden, chunk.cached.mask)
         return Entry(mask, cached=chunk.cached)
 
-    def positions(self, chunk: Chunk, hidden: Tensor) -> Tensor:
-        """int64 [B, longest]: 0, 1, … in every sample."""
+    def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
+        """int64 [B, longest]: 0, 1, … in every sample, going on from what `cache` holds of it."""
         valid = self._valid(chunk, hidden)
         real = torch.ones_like(hidden[..., 0], dtype=torch.int64) if valid is None else valid
-        return (real.cumsum(1) - 1).clamp(min=0)
+        positions = (real.cumsum(1) - 1).clamp(min=0)
+        if cache is None:
+            return positions
+        past, mask = cache.get_seq_length(layer), getattr(chunk.cached, "mask", None)
+        return positions + (past if mask is None else mask[:, :past].sum(1, keepdim=True))
 
     def step_positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Tensor:
         """int64 [B, 1]: the last position of every sample."""

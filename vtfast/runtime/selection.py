@@ -1,15 +1,16 @@
 """Run a method and apply its selection: which tokens stay, and where they are afterwards."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vtfast.kernels.image_hash import mix64
-from vtfast.methods import Method, SelectionContext
-from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
+from vtfast.runtime.host_read import to_device
+from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def shorten(
     return Shortened(stay, kept, (stays.cumsum(0) - 1)[kept], shorter, left)
 
 
-def choose(method: Method, context: SelectionContext) -> tuple[Tensor, float]:
-    """A method's selection, and the milliseconds it took; waits for the device."""
-    device = context.segments.device
+Result = TypeVar("Result")
+
+
+def timed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, float]:
+    """What `call` returns, and the milliseconds it took; waits for the device."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -65,9 +68,9 @@ def choose(method: Method, context: SelectionContext) -> tuple[Tensor, float]:
 
     wait()
     start = time.perf_counter()
-    chosen = method.select(context)
+    result = call()
     wait()
-    return chosen, (time.perf_counter() - start) * 1e3
+    return result, (time.perf_counter() - start) * 1e3
 
 
 def image_hashes(

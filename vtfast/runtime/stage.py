@@ -1,8 +1,6 @@
-"""A stage of a plan as one model runs it, and what its scores are computed from."""
+"""A stage of a plan as one model runs it."""
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
 
 from vtfast.methods import Method, method
 from vtfast.plan import Prune
@@ -19,7 +17,7 @@ class Stage:
 
     @staticmethod
     def that_keeps_all(until: int) -> "Stage":
-        """A stage at layer 0 that drops nothing, so that the packed layout can begin there."""
+        """A stage at layer 0 that drops nothing."""
         return Stage(Prune(0, "uniform", 1.0), method("uniform"), until)
 
     @property
@@ -44,12 +42,3 @@ class Stage:
     def drops(self, segments: list[Segment]) -> bool:
         """Whether any of these segments would lose a token."""
         return any(self.prune.count(s.original, s.left) < s.left for s in self.budgeted(segments))
-
-
-@dataclass
-class Query:
-    """What entered a score layer: enough to recompute what the last token attends to."""
-
-    layer: nn.Module
-    hidden: Tensor
-    rotary: tuple[Tensor, Tensor]

@@ -6,6 +6,7 @@ from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in 
 a method sees, selects and drops is the same in both.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +19,19 @@ from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.report import Report
 from vtfast.runtime import names
+from vtfast.runtime.call import FLASH_ARGUMENTS
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.handed import Handed
+from vtfast.runtime.host_read import to_device
 from vtfast.runtime.kv_cache import CacheState, adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
-from vtfast.runtime.packed_kv_cache import AttentionMetadata
+from vtfast.runtime.packed_kv_cache import AttentionMetadata, row_numbers
 from vtfast.runtime.padded import Padded
-from vtfast.runtime.selection import choose, image_hashes, shorten
-from vtfast.runtime.stage import Query, Stage
-from vtfast.runtime.visual_tokens import Segment, VisualTokens, to_device
+from vtfast.runtime.selection import Result, image_hashes, shorten, timed
+from vtfast.runtime.stage import Stage
+from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 Layout = Padded | Packed
 
@@ -37,7 +40,8 @@ class ForwardState:
     """One forward: opened by the text model's pre-hook, carried to its layers in their kwargs.
 
     Attributes:
-        batch, chunk: shape of `inputs_embeds`, B and S.
+        rows, chunk: shape of `inputs_embeds`, B and S.
+        batch: samples; more than rows where several were packed into one.
         visual: what the multimodal hook found (without tokens for a chunk of text on a pruned
             cache), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
@@ -57,16 +61,17 @@ class ForwardState:
         config: PatchConfig,
         parts: Parts,
     ) -> None:
-        self.batch, self.chunk = shape
+        self.rows, self.chunk = shape
+        self.batch = self.rows
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.impl = config, parts, config.impl
         self.cache: Cache | None = None
-        self.query: Query | None = None
+        self.attention: Attention | None = None  # of the score layer, for the next stage
         self.metadata: AttentionMetadata | None = None
         self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
         self.changed = False  # tokens differ from what transformers thinks they are
-        self.unpads = False  # drop padding at layer 0: some stage will drop tokens
+        self.rearranges = False  # at layer 0: padding goes, packed samples get own rows
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
         self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: all
         self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
@@ -78,17 +83,19 @@ class ForwardState:
             self.lengths = [1] * self.batch
             self.segments: list[Segment] = []
             return
-        self.lengths = list(visual.lengths)
+        self.lengths, self.batch = list(visual.lengths), len(visual.lengths)
         self.segments = list(visual.segments)
         self.tokens = visual.tokens
         self.counts.append((0, self._visual_tokens()))
+        arranged = self.batch > self.rows
         if mask is not None and sum(self.lengths) < self.batch * self.chunk:
             valid = mask[:, -self.chunk :].flatten().bool()
             self.slots = torch.nonzero_static(valid, size=sum(self.lengths))[:, 0]
             if self.tokens is not None:
                 self.tokens = (valid.cumsum(0) - 1)[self.tokens]
-            stages = config.stages.values()
-            self.unpads = layout.is_packed and any(s.drops(self.segments) for s in stages)
+            arranged = layout.is_packed
+        drops = (stage.drops(self.segments) for stage in config.stages.values())
+        self.rearranges = arranged and any(drops)
         self.origin = self.slots
 
     @property
@@ -98,8 +105,8 @@ class ForwardState:
 
     def packed(self, t: Tensor) -> Tensor:
         """[b, s, D] as the layers have it → [tokens, D]; b may be 1 for all samples alike."""
-        if not self.changed and t.shape[0] != self.batch:
-            t = t.expand(self.batch, *t.shape[1:])
+        if not self.changed and t.shape[0] != self.rows:
+            t = t.expand(self.rows, *t.shape[1:])
         t = t.reshape(-1, t.shape[-1])
         return t if self.slots is None else t[self.slots]
 
@@ -124,9 +131,11 @@ class ForwardState:
                 self._step(stage, hidden, kwargs)
             else:
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-        if number in self.config.scored_layers and self.tokens is not None:
-            self.query = Query(module, hidden, tuple(kwargs["position_embeddings"]))
-        if module.training:
+        if number in self.config.scored_layers:
+            self._score(
+                self.config.stages[number + 1], module, hidden, kwargs["position_embeddings"]
+            )
+        if may_run_again(module):
             self._ran[number] = (index, self.given)
         if self.metadata is not None:
             self.handed.expect_attention(module)
@@ -141,7 +150,7 @@ class ForwardState:
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""
         if not self.changed:
-            return self.batch, self.chunk
+            return self.rows, self.chunk
         return (1, sum(self.lengths)) if self.layout.is_packed else (self.batch, max(self.lengths))
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
@@ -157,11 +166,11 @@ class ForwardState:
         """A prefill reaches a stage; returns hidden states and where they were (None: all)."""
         rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
-            self.query = Query(module, hidden, tuple(rotary))
+            self._score(stage, module, hidden, rotary)
         stay = self._select(stage, hidden) if self.segments else None
-        self.query = None
+        self.attention = None
         state = state_of(self.cache)
-        begun = self.changed or self.unpads or (state and stage.layer in state.stages)
+        begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
         if stay is None and not begun:
             return hidden, None  # nothing dropped so far means bit identity
         if stay is not None or not self.changed:
@@ -169,7 +178,7 @@ class ForwardState:
             if stay is not None:
                 source, self.origin = (_compose(places, stay) for places in (source, self.origin))
             if not self.changed:
-                rotary = [t.expand(self.batch, *t.shape[1:]) for t in rotary]
+                rotary = [t.expand(self.rows, *t.shape[1:]) for t in rotary]
             placement = self.layout.place(self.lengths, source, hidden.device)
             index, self.slots, self.changed = placement.index, placement.slots, True
             hidden, *rotary = self._take(index, hidden, *rotary)
@@ -220,19 +229,23 @@ class ForwardState:
         # No positions: FlashAttention would read gaps as packed sequences.
         self.given = {"attention_mask": entry.mask, "position_ids": None}
         self.given["position_embeddings"] = tuple(rotary)
+        self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}
         kwargs.update(self.given)
 
     def _renumber(self, stage: Stage, hidden: Tensor, rotary: list[Tensor]) -> list[Tensor]:
         """Phases of positions 0, 1, … in each sample that has lost tokens; others keep theirs."""
-        state, seen = state_of(self.cache), self._seen(stage)
-        if self.is_step and state is not None and self.cache is not None:
+        state, seen, cache = state_of(self.cache), self._seen(stage), self.cache
+        if self.is_step and state is not None and cache is not None:
             moved = state.moved[stage.layer]
-            positions = self.layout.step_positions(seen, stage.layer, hidden, self.cache)
+            positions = self.layout.step_positions(seen, stage.layer, hidden, cache)
             moved_tokens = moved[:, None]
         else:
-            losers = {s.sample for s in self.segments if s.left < s.original}
-            moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
-            positions = self.layout.positions(seen, hidden)
+            if self.tokens is None and state is not None:  # text behind what was pruned
+                moved = state.moved[stage.layer]
+            else:
+                losers, cache = {s.sample for s in self.segments if s.left < s.original}, None
+                moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
+            positions = self.layout.positions(seen, stage.layer, hidden, cache)
             moved_tokens = self.layout.per_token(seen, moved)
         if state is not None:
             state.moved[stage.layer] = moved
@@ -251,30 +264,39 @@ class ForwardState:
         if sum(keep) == sum(left):
             return None
         with torch.no_grad():
+            seen, lengths = self._prompts(hidden.device)
+            visual = self.tokens if seen is None else torch.searchsorted(seen, self.tokens)
             samples = tuple(s.sample for s in segments)
-            tokens, norm = self.packed(hidden), self.parts.norm
+            tokens, norm = _rows(self.packed(hidden), seen), self.parts.norm
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths(left, hidden.device),
                 keep=keep,
                 grids=tuple(s.grid for s in segments),
-                sequences=Sequences(tokens, self.tokens, tuple(self.lengths), samples, norm),
+                sequences=Sequences(tokens, visual, tuple(lengths), samples, norm),
                 seed=self.config.seed,
                 options=options,
                 impl=self.impl,
                 _image_hash=lambda: self._hashes(segments, per_frame, hidden.device),
-                _attention=self._attention,
+                _attention=self._scored,
             )
-            if self.config.record:
-                chosen, self.select_ms[stage.layer] = choose(stage.method, context)
-            else:
-                chosen = stage.method.select(context)
+            chosen = self._timed(stage, hidden.device, lambda: stage.method.select(context))
             after = shorten(chosen, self.tokens, self.lengths, segments, keep)
             self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
             self.counts.append((stage.layer, self._visual_tokens()))
             if self.config.record:
                 self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
+
+    def _prompts(self, device: torch.device) -> tuple[Tensor | None, list[int]]:
+        """Which packed tokens methods see, int64 ascending (None: all), and how many of each
+        sample: the prompts, without what follows them."""
+        after = self.visual.after_prompt if self.visual else []
+        if not any(after):
+            return None, self.lengths
+        lengths = [n - behind for n, behind in zip(self.lengths, after, strict=True)]
+        starts = [sum(self.lengths[:b]) for b in range(self.batch)]
+        return row_numbers(starts, lengths, device), lengths
 
     def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
         """Image hash of each segment, int64 [segments]: random picks depend on it."""
@@ -283,16 +305,45 @@ class ForwardState:
         seen = state.images if state else None
         return image_hashes(self.visual, segments, seen, per_frame, device)
 
-    def _attention(self, last: Tensor) -> Attention:
-        """What the score layer attends with: queries of the tokens `last`, keys of all."""
-        query = self.query
-        if query is None:
+    def _score(
+        self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
+    ) -> None:
+        """Note what the score layer of a stage attends with, if the stage will drop tokens.
+
+        The layer is about to run, so its weights are here; FSDP reshards them afterwards. Its
+        processes gather weights together, so there the stage may also be one that drops none.
+        """
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.segments and (together or stage.drops(self.segments))):
+            return
+        seen, lengths = self._prompts(hidden.device)
+        last = Ragged.from_lengths(lengths, hidden.device).cu_seqlens[1:].long() - 1
+        devices = [hidden.device] if hidden.is_cuda else []
+
+        def attention() -> Attention:
+            tokens, cos, sin = (_rows(self.packed(t), seen) for t in (hidden, *rotary))
+            return self.parts.family.attention(module, tokens, cos, sin, last)
+
+        # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
+        # checkpoint draws those again in backward, where nothing is scored.
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=module.training):
+            self.attention = self._timed(stage, hidden.device, attention)
+
+    def _scored(self) -> Attention:
+        if self.attention is None:
             raise InputError(
                 "attention scores were read by a method registered without them; "
                 "register the method with scores=True"
             )
-        hidden, cos, sin = (self.packed(t) for t in (query.hidden, *query.rotary))
-        return self.parts.family.attention(query.layer, hidden, cos, sin, last)
+        return self.attention
+
+    def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
+        """The result of a call; with `record`, its time is added to that of the stage."""
+        if not self.config.record:
+            return call()
+        result, spent = timed(device, call)
+        self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
+        return result
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
@@ -302,9 +353,9 @@ class ForwardState:
             return hidden
         tokens = self.packed(hidden)
         if self.origin is not None:
-            out = tokens.new_zeros(self.batch * self.chunk, tokens.shape[-1])
+            out = tokens.new_zeros(self.rows * self.chunk, tokens.shape[-1])
             tokens = out.index_copy_(0, self.origin, tokens)
-        return tokens.view(self.batch, self.chunk, -1)
+        return tokens.view(self.rows, self.chunk, -1)
 
     def report(self) -> Report:
         """What this prefill did."""
@@ -330,7 +381,7 @@ class ForwardState:
             state = self._adopt(self.cache)
         if state is None:
             return
-        if visual.tokens is not None:
+        if visual.tokens is not None and visual.segments:
             images = to_device(visual.images, device)
             state.images = images if state.images is None else state.images + images
             free.append(self.chunk - 1 - (visual.tokens % self.chunk).amax())
@@ -347,5 +398,15 @@ class ForwardState:
         return out
 
 
+def may_run_again(layer: nn.Module) -> bool:
+    """Whether checkpointing may run a layer again in backward. Without gradients it may in training
+    mode: a re-entrant checkpoint runs its first pass so."""
+    return layer.training or torch.is_grad_enabled()
+
+
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
     return inner if outer is None else outer[inner]
+
+
+def _rows(t: Tensor, index: Tensor | None) -> Tensor:
+    return t if index is None else t[index]

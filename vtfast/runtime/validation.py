@@ -7,93 +7,98 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
 from vtfast.kernels._launch import use_triton
 from vtfast.kernels._online_softmax import why_unsupported_heads
+from vtfast.runtime.call import Call
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import CACHES, CacheState
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
 
-def check_drafts(logits_to_keep: int | Tensor | None, config: PatchConfig) -> None:
-    """Refuse a prefill that already holds guessed tokens where a guess would change what stays."""
-    counts_guesses = "scores" in config.needs or config.positions == "renumber"
-    if isinstance(logits_to_keep, int) and logits_to_keep > 1 and counts_guesses:
-        raise InputError(
-            "assisted and prompt-lookup decoding are unsupported with score-based methods and with "
-            'positions="renumber", because the last token of the prompt is a guess there (the call '
-            f"has logits_to_keep={logits_to_keep}); use a method without scores and "
-            'positions="keep", or decode without drafts (a plain call takes 0 or 1)'
+def check_not_exporting() -> None:
+    """Refuse to record a forward with pictures; compiling one works."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise StateError(
+            "a patched model cannot be exported or traced (torch.export, torch.jit.trace, ONNX), "
+            "because it reads in every call where the visual tokens are; call "
+            "vtfast.unpatch(model) and export the unpatched model"
         )
 
 
-def check_predictions(call: dict[str, Any], placeholders: list[Tensor]) -> None:
-    """Refuse to predict from padding or a visual token, which may be dropped.
+def check_last_tokens(call: Call, logits_to_keep: Any) -> None:
+    """Refuse to generate from padding or a visual token, which may be dropped."""
+    if type(logits_to_keep) is not int or logits_to_keep != 1:
+        return
+    if call.visual[:, -1].any():
+        raise InputError(
+            "the prompt ends in a picture, whose last token may be dropped, and then there "
+            "is nothing to predict from; put text after the picture"
+        )
+    if not call.valid[:, -1].all():
+        raise InputError(
+            "a sample of the batch ends in padding, from which nothing can be predicted; "
+            'pad on the left (padding_side="left")'
+        )
 
-    `placeholders`: bool [B, S] for each kind of features.
-    """
-    labels, num_logits = call.get("labels"), call.get("logits_to_keep")
-    mask: Any = call.get("attention_mask")
-    for placeholder in placeholders:
-        # Checking this on a GPU would cost a host read in every generation.
-        one_logit = isinstance(num_logits, int) and num_logits == 1
-        on_host = one_logit and placeholder.device.type == "cpu"
-        if on_host and placeholder[:, -1].numpy().any():
-            raise InputError(
-                "the prompt ends in a picture, whose last token may be dropped, and then there "
-                "is nothing to predict from; put text after the picture"
-            )
-        plain = isinstance(mask, Tensor) and mask.ndim == 2
-        if on_host and plain and not mask[:, -1].numpy().all():
-            raise InputError(
-                "a sample of the batch ends in padding, from which nothing can be predicted; "
-                'pad on the left (padding_side="left")'
-            )
-        if labels is not None and (placeholder[:, :-1] & (labels[:, 1:] != -100)).any():
-            raise InputError(
-                "a label would be predicted from a visual token, whose logits mean nothing "
-                "once it may be dropped; set labels at and right after a picture to -100"
-            )
+
+def check_packed_samples(call: Call, given: dict[str, Any], cache: Cache | None, text: Any) -> None:
+    """Refuse a KV cache for rows that hold several samples."""
+    if not call.is_joined:
+        return
+    keeps = given.get("use_cache")
+    keeps = getattr(text.config, "use_cache", True) if keeps is None else keeps
+    checkpoints = getattr(text, "gradient_checkpointing", False) and text.training
+    if cache is not None or (keeps and not (checkpoints and torch.is_grad_enabled())):
+        raise InputError(
+            f"position_ids start again within a row: {call.shape[0]} rows hold {len(call.starts)} "
+            "samples, which a KV cache cannot continue; pass use_cache=False and no cache, or one "
+            "sample a row"
+        )
 
 
 def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
-    """The [B, P + S] mask of a call of S = `chunk` tokens; None without one.
+    """The [B, P + S] mask of a call of S = `chunk` tokens, bool if S > 1; None without one.
 
     For a static cache `generate` prepares a 4-D mask. In the first chunk its last row says which
     tokens are real; a decoding step does not need it.
     """
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-        return mask
+        return mask if mask is None or chunk == 1 else mask != 0
     if isinstance(cache, StaticCache) and chunk == 1:
         return None
     prepared = mask.get("full_attention") if isinstance(mask, dict) else mask
     static = isinstance(cache, StaticCache) and int(cache.get_seq_length()) == 0
     if static and (prepared is None or (isinstance(prepared, Tensor) and prepared.ndim == 2)):
-        return prepared
+        return None if prepared is None else prepared != 0
     if static and isinstance(prepared, Tensor):
         row = prepared[:, 0, -1, :chunk]
         return row == 0 if row.is_floating_point() else row
     raise InputError(
         f"a chunk of {chunk} tokens came with a prepared attention mask ({type(mask).__name__}); "
         "pass the 2-D mask [batch, tokens] and a DynamicCache (a StaticCache takes a prepared mask "
-        "in its first chunk only)"
+        "in its first chunk only); for several samples packed into a row pass position_ids that "
+        "start again, and no mask"
     )
 
 
 def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions: str) -> None:
     """Refuse a later chunk (a second turn, or drafts) that the cache or positions do not allow."""
-    static = isinstance(cache, StaticCache)
-    if cache is None or not (static or positions == "renumber") or int(cache.get_seq_length()) == 0:
+    static, renumbers = isinstance(cache, StaticCache), positions == "renumber"
+    if cache is None or not (static or renumbers) or int(cache.get_seq_length()) == 0:
         return
-    if positions == "renumber":
+    if renumbers and (static or visual.tokens is not None):
+        what = "a StaticCache" if static else "a cache"
         raise InputError(
-            f"{chunk} tokens came on a cache that holds some (a second turn, or drafts), but "
-            'positions="renumber" counts one turn only; start a new cache, decode without drafts, '
-            'or patch with positions="keep"'
+            f"{chunk} tokens{'' if visual.tokens is None else ', pictures among them,'} came on "
+            f'{what} that holds some, but positions="renumber" counts pictures of the first turn '
+            "only, and text after it in a DynamicCache; start a new cache, or patch with "
+            'positions="keep"'
         )
     if min(visual.lengths) < chunk:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where the visual tokens of one chunk are: the only thing the runtime reads back from a device.
+"""Where the visual tokens of one chunk are.
 
 A chunk is what one forward of the multimodal model receives, `input_ids [B, S]` with placeholders
 for the features of its images and clips. Image boundaries come from sizes, never from runs of
@@ -7,13 +7,15 @@ placeholders: two images may touch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.kernels.image_hash import image_hash
+from vtfast.runtime.call import Call, Source
+from vtfast.runtime.host_read import to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,13 @@ class Segment:
 
 
 @dataclass
-class Source:
-    """Features of one kind (image or video) that a chunk brings, as the model family found them."""
-
-    placeholder: Tensor  # bool [B, S]
-    sizes: list[int] | Tensor  # tokens of each image, int64 [images] when only the device knows
-    total: int  # sum of sizes
-    grid: list[int] | Tensor  # frames, rows, columns of each image, one after another
-    image_hash: Callable[[], Tensor] | None = None  # int64 [images], made when asked for
-
-
-@dataclass
 class VisualTokens:
     """The visual tokens of one chunk.
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `image_hash`: makes int64 [images] in reading order, None without pixels. `mask`: [B, P + S] or
-    None.
+    `image_hash`: makes int64 [images] in reading order, None without pixels. `mask`: bool
+    [B, P + S] or None. `after_prompt`: tokens of each sample behind its prompt.
     """
 
     tokens: Tensor | None
@@ -58,6 +49,7 @@ class VisualTokens:
     image_hash: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
+    after_prompt: list[int] = field(default_factory=list)
     arrived: bool = False  # at the text model
 
 
@@ -74,89 +66,69 @@ class LazyImageHash:
         return self._hash
 
 
-def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Host integers to an int64 device tensor without waiting for the device."""
-    if not isinstance(values, Tensor):
-        values = torch.tensor(values, device="cpu")
-    host = values.to(torch.int64)
-    if device.type != "cuda" or host.is_cuda:
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
-
-
-def _read(values: list[list[int] | Tensor], device: torch.device) -> list[list[int]]:
-    """Values as host integers: the one host read of a prefill, none if all are lists already."""
-    known = [v for v in values if isinstance(v, list)]
-    if len(known) == len(values):
-        return known
-    tensors = [to_device(v, device).flatten() for v in values]
-    flat = iter(torch.cat(tensors).tolist())
-    return [list(islice(flat, len(t))) for t in tensors]
-
-
-def valid_lengths(
-    mask: Tensor | None, batch: int, chunk: int
-) -> tuple[list[int], list[int] | None]:
-    """Valid tokens of each sample in the last `chunk` columns of a mask and before: one read."""
-    if mask is None:
-        return [chunk] * batch, None
-    now, before = _read([mask[:, -chunk:].sum(1), mask[:, :-chunk].sum(1)], mask.device)
-    return now, before
-
-
-def locate(sources: list[Source], mask: Tensor | None) -> VisualTokens:
+def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> VisualTokens:
     """Find segments, sample lengths and flat token positions of a chunk.
 
-    `mask`: [B, P + S] attention mask over past and chunk, or None. Costs one host read, none where
-    everything is known already: a single sample without mask whose sizes are on the host.
+    `mask`: bool [B, P + S] over past and chunk, or None. Raises InputError.
     """
-    batch, chunk = sources[0].placeholder.shape
-    tokens = [torch.nonzero_static(s.placeholder.flatten(), size=s.total)[:, 0] for s in sources]
-    device = tokens[0].device
-    asked: list[list[int] | Tensor] = []
-    for source, position in zip(sources, tokens, strict=True):
-        sizes = source.sizes
-        if batch == len(sources) == 1 and mask is None and isinstance(sizes, list):
-            starts: list[int] | Tensor = list(
-                range(len(sizes))
-            )  # in this order, all in the one sample
-        else:
-            sizes = to_device(sizes, device)
-            starts = position[sizes.cumsum(0) - sizes]
-        asked += [sizes, starts, source.grid]
-    if mask is not None:
-        now = mask[:, -chunk:]
-        hidden = torch.stack([(now.flatten()[position] == 0).sum() for position in tokens])
-        asked += [hidden, now.sum(1), mask[:, :-chunk].sum(1)]
-    answer = _read(asked, device)
-    lengths, past = (answer[-2], answer[-1]) if mask is not None else ([chunk] * batch, None)
-    if mask is not None and any(answer[-3]):
-        raise InputError(
-            f"attention_mask hides {sum(answer[-3])} visual tokens; pruning counts all of a "
-            "picture, so mask padding only and leave unwanted pictures out"
-        )
+    device, (rows, columns) = sources[0].placeholder.device, call.shape
+    lengths, past = np.diff(call.starts, append=rows * columns), None
+    if call.mask is not None:
+        lengths, past = call.valid.sum(1), call.mask[:, :-columns].sum(1).tolist()
 
-    # (first token, size, grid, row of the image hashes of all sources joined)
-    found: list[tuple[int, int, tuple[int, ...], int]] = []
-    for i in range(len(sources)):
-        sizes_, starts, grid = answer[3 * i : 3 * i + 3]
-        offset = len(found)
-        found += [
-            (s, n, tuple(grid[3 * j : 3 * j + 3]), offset + j)
-            for j, (s, n) in enumerate(zip(starts, sizes_, strict=True))
-        ]
+    # (first token, last token, size, grid, row of the image hashes of all sources joined)
+    found: list[tuple[int, int, int, tuple[int, ...], int]] = []
+    hashed = 0
+    for placeholder, sizes, grids in zip(call.placeholders, call.sizes, call.grids, strict=True):
+        flat, ends = np.flatnonzero(placeholder), sizes.cumsum()
+        first, last = flat[ends - sizes].tolist(), flat[ends - 1].tolist()
+        grid = map(tuple, grids.reshape(-1, 3).tolist())
+        numbers = range(hashed, hashed := hashed + len(sizes))
+        pictures = zip(first, last, sizes.tolist(), grid, numbers, strict=True)
+        seen = np.split(call.valid.flatten()[flat], ends[:-1])
+        found += [p for p, tokens in zip(pictures, seen, strict=False) if _is_seen(tokens)]
     found.sort()
-    segments = [Segment(s // chunk, n, n, i, g) for i, (s, n, g, _) in enumerate(found)]
-    images = [sum(s.sample == b for s in segments) for b in range(batch)]
-    hashed = [s.image_hash for s in sources if s.image_hash is not None]
+    samples = [np.searchsorted(call.starts, f[:2], "right") - 1 for f in found]
+    for image, (begins, ends) in enumerate(samples):
+        if begins != ends:
+            raise InputError(
+                f"picture {image} begins in sample {begins} and ends in sample {ends}, because "
+                "position_ids start again within it; pass the position_ids of whole samples"
+            )
+    segments = [
+        Segment(int(b), n, n, i, grid)
+        for i, ((b, _), (_, _, n, grid, _)) in enumerate(zip(samples, found, strict=True))
+    ]
+    images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
+    hashes = [s.image_hash for s in sources if s.image_hash is not None]
 
     def joined_hash() -> Tensor:
-        joined = torch.cat([made() for made in hashed])
+        joined = torch.cat([made() for made in hashes])
         return joined[to_device([row for *_, row in found], joined.device)]
 
-    flat = tokens[0] if len(tokens) == 1 else torch.cat(tokens).sort().values
-    known = joined_hash if len(hashed) == len(sources) else None
-    return VisualTokens(flat, segments, lengths, past, known, images, mask)
+    tokens = to_device(np.flatnonzero(call.visual), device)
+    known = joined_hash if len(hashes) == len(sources) else None
+    return VisualTokens(tokens, segments, lengths.tolist(), past, known, images, mask)
+
+
+def _is_seen(tokens: np.ndarray) -> bool:
+    """Whether a picture, its tokens bool [n] by the mask, is there: one that is masked out as a
+    whole is padding. Collators add such a picture to batches of text alone."""
+    if tokens.any() and not tokens.all():
+        raise InputError(
+            f"attention_mask hides {int((~tokens).sum())} of a picture's {len(tokens)} visual "
+            "tokens; pruning counts all of a picture, so mask pictures as a whole or not at all"
+        )
+    return bool(tokens.any())
+
+
+def of_text(mask: Tensor | None, batch: int, chunk: int) -> VisualTokens:
+    """A chunk without a picture, B samples of S tokens; one host read if there is a mask."""
+    if mask is None:
+        return VisualTokens(None, [], [chunk] * batch)
+    [valid] = to_host([mask != 0])
+    lengths, past = (part.sum(1).tolist() for part in (valid[:, -chunk:], valid[:, :-chunk]))
+    return VisualTokens(None, [], lengths, past)
 
 
 def split_frames(segments: list[Segment]) -> list[Segment]:

@@ -1,0 +1,76 @@
+"""`generate(inputs_embeds=…)`: prompts whose pictures the caller has merged in already."""
+
+import warnings
+
+import pytest
+import torch
+from model_runs import FOUR_STAGES, both_layouts
+from tiny_models import FAMILIES
+
+import vtfast
+
+
+@torch.no_grad()
+def merged(model, inputs):
+    """The prompt's embeddings with the features of its pictures in their places."""
+    inner, ids = model.model, inputs["input_ids"]
+    embeds = inner.get_input_embeddings()(ids)
+    for pixels, grid, token, get in (
+        ("pixel_values", "image_grid_thw", "image_token_id", "get_image_features"),
+        ("pixel_values_videos", "video_grid_thw", "video_token_id", "get_video_features"),
+    ):
+        if pixels not in inputs:
+            continue
+        given = (inputs[pixels], inputs[grid]) if grid in inputs else (inputs[pixels],)
+        features = torch.cat(list(getattr(inner, get)(*given).pooler_output))
+        where = (ids == getattr(model.config, token))[..., None]
+        embeds = embeds.masked_scatter(where, features)
+    return embeds
+
+
+def without_pixels(inputs):
+    return {name: value for name, value in inputs.items() if not name.startswith("pixel")}
+
+
+CASES = [("llava", "single"), ("llava", "batch"), ("qwen", "batch"), ("qwen", "video")]
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.parametrize(("name", "case"), CASES, ids=map("-".join, CASES))
+def test_prompts_with_ids_beside_embeddings_are_pruned_as_ever(name, case, path):
+    """But random picks depend on the picture's number in its sample where there are no pixels."""
+    family = FAMILIES[name]
+    model, inputs = family.build(), family.inputs(case)
+    plan = [stage for stage in FOUR_STAGES if stage.method != "random"]
+    how = {"max_new_tokens": 8, "do_sample": False}
+    with vtfast.patch(model, plan, path=path, record=True) as handle:
+        expected, kept = model.generate(**inputs, **how), handle.report.kept
+        embeds = merged(model, inputs)
+        found = model.generate(**without_pixels(inputs), inputs_embeds=embeds, **how)
+        assert torch.equal(found, expected)
+        for layer, columns in kept.items():
+            assert all(map(torch.equal, handle.report.kept[layer], columns))
+
+
+@both_layouts
+def test_embeddings_alone_give_one_warning_that_names_the_fix(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    embeds = merged(model, inputs)
+    call = {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+    expected = model.generate(**call, max_new_tokens=2, do_sample=False)
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        with pytest.warns(UserWarning, match="input_ids beside inputs_embeds") as said:
+            found = model.generate(**call, max_new_tokens=2, do_sample=False)
+        assert len(said) == 1
+        assert torch.equal(found, expected)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("error")
+            model(**call)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_text_by_ids_gives_no_warning(family):
+    model, inputs = family.build(), family.batch(family.samples([9]))
+    with vtfast.patch(model, FOUR_STAGES), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
