@@ -849,7 +849,7 @@ MUTATIONS = [
     Mutation(
         "Counts of a prefill are copied from the default device.",
         RUNTIME + "host_read.py",
-        "host = torch.as_tensor(values, dtype=torch.int64, device=where)",
+        "host = torch.as_tensor(values, dtype=torch.int64, device=there)",
         "host = torch.as_tensor(values, dtype=torch.int64)",
         "tests/runtime/test_patch_defaults.py::test_a_default_device_changes_nothing[padded-vtw]",
     ),

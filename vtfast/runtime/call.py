@@ -179,10 +179,9 @@ def sample_starts(positions: Tensor, axes: tuple[int, ...]) -> Tensor:
 def _lengths(given: Any) -> Tensor:
     """`prompt_length` as int64 [samples] or [1]. Raises InputError."""
     try:
-        where = given.device if isinstance(given, Tensor) else "cpu"  # whatever the default device
-        lengths = torch.as_tensor(given, device=where)
+        lengths = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        lengths = torch.zeros(())
+        lengths = torch.zeros((), dtype=torch.float32)
     if lengths.dtype.is_floating_point or lengths.dtype == torch.bool or lengths.ndim > 1:
         raise InputError(
             f"prompt_length={given!r}; pass the tokens of the prompt, an int or one for each sample"

@@ -27,8 +27,8 @@ def to_host(values: Sequence[Tensor]) -> list[np.ndarray]:
 
 def to_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Host integers to an int64 device tensor without waiting for the device."""
-    where = values.device if isinstance(values, Tensor) else "cpu"  # whatever the default device
-    host = torch.as_tensor(values, dtype=torch.int64, device=where)
+    there = values.device if isinstance(values, Tensor) else "cpu"  # whatever the default device is
+    host = torch.as_tensor(values, dtype=torch.int64, device=there)
     if device.type != "cuda" or host.is_cuda:
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
