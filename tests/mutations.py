@@ -849,8 +849,8 @@ MUTATIONS = [
     Mutation(
         "Counts of a prefill are copied from the default device.",
         RUNTIME + "host_read.py",
-        'there = values.device if isinstance(values, Tensor) else "cpu"',
-        "there = values.device if isinstance(values, Tensor) else None",
+        "host = torch.as_tensor(values, dtype=torch.int64, device=there)",
+        "host = torch.as_tensor(values, dtype=torch.int64)",
         "tests/runtime/test_patch_defaults.py::test_a_default_device_changes_nothing[padded-vtw]",
     ),
     Mutation(

@@ -210,7 +210,7 @@ def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
         return found
 
     monkeypatch.setattr(qwen_vl.Qwen25VL, "sources", swapped)
-    refused(model, match="of picture")
+    refused(model, match="picture 1 begins in sample 0 and ends in sample 1")
 
 
 @families

@@ -76,3 +76,15 @@ def test_a_bundled_model_is_loaded_and_checked_under_a_default_dtype(dtype, monk
     expected = answer(model)
     torch.set_default_dtype(dtype)
     assert torch.equal(answer(vtfast.toy.load("llava-small")[0]), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("each", [False, True], ids=["one", "one a sample"])
+def test_a_default_device_does_not_hide_the_length_of_the_prompt(each):
+    model, inputs = model_and_inputs("llava")
+    columns = inputs["input_ids"].shape[1]
+    given = [columns, columns - 1, columns - 2] if each else columns - 1
+    with vtfast.patch(model, "fastv", keep=0.6):
+        expected = model(**inputs, prompt_length=given).logits
+        with torch.device("meta"):
+            assert torch.equal(model(**inputs, prompt_length=given).logits, expected)
