@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, VOCABULARY
 from transformers import DynamicCache
 
 import vtfast
-from vtfast import InputError, Prune
+from vtfast import Prune
 
 paths = pytest.mark.parametrize("path", ["padded", "packed"])
 NO_SCORES = [Prune(0, "random", 0.5), Prune(3, "diversity", 0.2), Prune(5, "random", 2)]
@@ -165,20 +165,20 @@ DRAFTS = [
 
 @pytest.mark.parametrize("drafts", DRAFTS)
 @both_layouts
-def test_text_scores_with_drafts_are_refused(family, path, drafts):
-    """The last token would be a guess, and the picks would differ from plain decoding."""
+def test_a_prefill_that_carries_drafts_scores_from_the_end_of_the_prompt(family, path, drafts):
+    """A draft stands behind it, and picks must not follow a guess."""
     model, inputs = family.build(), family.inputs("single")
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, -5:-3]  # so that a guess is found
-    with (
-        vtfast.patch(model, FOUR_STAGES, path=path),
-        pytest.raises(InputError, match=r"assisted and prompt-lookup decoding.*without scores"),
-    ):
-        continuation(model, inputs, **drafts(family))
+    with vtfast.patch(model, FOUR_STAGES, path=path):
+        expected, _ = drafted(model, inputs)
+        tokens, chunks = drafted(model, inputs, **drafts(family))
+    assert torch.equal(tokens, expected)
+    assert chunks[0] > inputs["input_ids"].shape[1]
 
 
 @both_layouts
 def test_text_scores_with_drafts_that_come_after_the_prefill_are_exact(family, path):
-    """Where the prompt holds no guess, its last token is real and nothing is refused."""
+    """Where the prefill carries no guess."""
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, FOUR_STAGES, path=path):
         expected, _ = drafted(model, inputs)

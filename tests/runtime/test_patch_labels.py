@@ -102,3 +102,24 @@ def test_a_trainers_count_of_labels_leaves_out_those_that_are_ignored():
         found = model(**call, labels=labels, num_items_in_batch=torch.tensor(items)).loss
     torch.testing.assert_close(loss, right)
     torch.testing.assert_close(found, right)
+
+
+@torch.no_grad()
+def test_a_call_whose_labels_are_all_ignored_has_a_loss_of_0_in_a_trainer():
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("single")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, int((inputs["input_ids"] == IMAGE).nonzero()[-1, 1]) + 1] = 5
+    with vtfast.patch(model, EARLY), pytest.warns(UserWarning, match="^1 labels .* ignored"):
+        loss = model(**fed(family, inputs), labels=labels, num_items_in_batch=7).loss
+    assert loss == 0
+
+
+@both_layouts
+@torch.no_grad()
+def test_int_budgets_that_drop_nothing_ignore_no_label(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    call = {**fed(family, inputs), "labels": tutorial_labels(inputs)}
+    expected = model(**call).loss
+    with vtfast.patch(model, [Prune(2, "random", 10_000)], path=path, strict_labels=True):
+        assert model(**call).loss == expected

@@ -17,6 +17,7 @@ KINDS = {
     "bool": lambda mask: mask.bool(),
     "bytes": lambda mask: mask.to(torch.uint8),
     "floats": lambda mask: mask.float(),
+    "bfloat16": lambda mask: mask.bfloat16(),
 }
 
 

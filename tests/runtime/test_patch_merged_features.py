@@ -4,10 +4,12 @@ import warnings
 
 import pytest
 import torch
+from cache_name import CACHE, cache_of
 from model_runs import FOUR_STAGES, both_layouts
 from tiny_models import FAMILIES
 
 import vtfast
+from vtfast import Prune
 
 
 @torch.no_grad()
@@ -74,3 +76,28 @@ def test_text_by_ids_gives_no_warning(family):
     with vtfast.patch(model, FOUR_STAGES), warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
+
+
+@both_layouts
+def test_a_later_turn_of_merged_features_is_pruned_too(family, path):
+    model, inputs = family.build(), family.inputs("single")
+    plan, talk = [Prune(0, "diversity", 0.5)], family.batch(family.samples([5]))
+    ids = torch.cat([talk["input_ids"], inputs["input_ids"]], 1)
+    mask = torch.ones_like(ids)
+    types = {}
+    if "mm_token_type_ids" in inputs:
+        text = torch.zeros_like(talk["input_ids"], dtype=torch.int32)
+        types["mm_token_type_ids"] = torch.cat([text, inputs["mm_token_type_ids"]], 1)
+    said = []
+    for merge in (False, True):
+        with vtfast.patch(model, plan, path=path) as handle:
+            with torch.no_grad():
+                cache = cache_of(model(input_ids=talk["input_ids"], use_cache=True))
+            call = {**inputs, **types, "input_ids": ids, "attention_mask": mask}
+            if merge:
+                call = without_pixels(call)
+                call["inputs_embeds"] = merged(model, {**inputs, "input_ids": ids})
+            out = model.generate(**call, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
+            said.append((out[:, -4:], handle.report.tokens))
+    assert torch.equal(said[0][0], said[1][0])
+    assert said[0][1] == said[1][1]

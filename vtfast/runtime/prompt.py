@@ -41,7 +41,7 @@ def tokens_after_prompt(call: Call, logits_to_keep: Any) -> tuple[list[int], int
             end = first + int(counts[row, first:last].argmax())
         elif asked and not call.is_joined:
             end = columns - asked + 1
-        if end <= behind and len(pictures):
+        if end <= behind and end < last and len(pictures):
             unknown, end = unknown + 1, last
         after.append(int(valid[row, end:last].sum()))
     return after, unknown

@@ -92,8 +92,8 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     for image, (begins, ends) in enumerate(samples):
         if begins != ends:
             raise InputError(
-                f"picture {image} begins in sample {begins} and ends in sample {ends}; pass pictures "
-                "in the order of their placeholders, and position_ids that start again between them"
+                f"picture {image} begins in sample {begins} and ends in sample {ends}; pass "
+                "pictures in the order of their placeholders, and position_ids of whole samples"
             )
     segments = [
         Segment(int(b), n, n, i, grid)
