@@ -39,7 +39,10 @@ def test_a_hidden_visual_token_is_refused(family, path):
     model, inputs = family.build(), family.inputs("batch")
     column = (inputs["input_ids"][1] == IMAGE).nonzero()[0]
     inputs["attention_mask"][1, column] = 0
-    with vtfast.patch(model, HALF, path=path), pytest.raises(InputError, match="hides 1 visual"):
+    with (
+        vtfast.patch(model, HALF, path=path),
+        pytest.raises(InputError, match="hides 1 of a picture"),
+    ):
         logits_of(family, model, inputs)
 
 
