@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from cache_name import CACHE, cache_of
-from model_runs import FOUR_STAGES, both_layouts
+from model_runs import FOUR_STAGES, OLD, both_layouts
 from tiny_models import FAMILIES
 
 import vtfast
@@ -80,6 +80,8 @@ def test_text_by_ids_gives_no_warning(family):
 
 @both_layouts
 def test_a_later_turn_of_merged_features_is_pruned_too(family, path):
+    if OLD and family.name == "qwen":
+        pytest.skip("before 5.23 such a turn gets other positions than by ids, patched or not")
     model, inputs = family.build(), family.inputs("single")
     plan, talk = [Prune(0, "diversity", 0.5)], family.batch(family.samples([5]))
     ids = torch.cat([talk["input_ids"], inputs["input_ids"]], 1)
