@@ -78,10 +78,6 @@ class Qwen25VL(Family):
                 image_hash = LazyImageHash(
                     pixels.type(multimodal.visual.dtype), grid
                 )  # as the tower does
-            elif has_merged_features(kwargs):
-                where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
-                found.append(Source(where, None, [int(kind == "image"), 0, 0]))
-                continue
             else:
                 continue
             merged: Any = [int(kind == "image"), 0, 0] * len(sizes)
@@ -89,6 +85,10 @@ class Qwen25VL(Family):
                 merged = torch.cat((grid[:, :1], grid[:, 1:] // side), 1)
             where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
             found.append(Source(where, sizes, merged, image_hash))
+        if not found and has_merged_features(kwargs):
+            for kind, (*_, token_name) in _KINDS.items():
+                where = placeholders(multimodal, kwargs, getattr(multimodal.config, token_name))
+                found.append(Source(where, None, [int(kind == "image"), 0, 0]))
         return found
 
     def note(
