@@ -7,8 +7,6 @@ mixed torch.Tensor and DTensor". Each process has its own samples, pictures and 
 import pytest
 from two_processes import found_by_two
 
-pytestmark = pytest.mark.skip(reason="the two processes disagree about a collective: to be mended")
-
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
