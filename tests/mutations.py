@@ -965,6 +965,13 @@ MUTATIONS = [
         PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
     ),
     Mutation(
+        "FSDP: processes gather the final norm as often as their own pictures ask for it.",
+        RUNTIME + "state.py",
+        "self.parts.norm.forward",
+        "self.parts.norm",
+        PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
+    ),
+    Mutation(
         "FSDP1: hooks run before the weights of a layer are gathered.",
         MODELS + "base.py",
         "layers = tuple(map(unwrapped, text.layers))",

@@ -25,13 +25,13 @@ SEEN: dict[str, Any] = {}
 
 @vtfast.register_method("reads-attention", scores=True)
 def _reads_attention(context: Any) -> Tensor:
-    """Keeps the tokens whose keys are nearest to the query in any single head."""
+    """Keeps the tokens whose keys are nearest to the query in any single head, by their scores."""
     seen = context.attention
     SEEN.update(query=seen.query, keys=seen.keys, hidden=context.sequences.hidden)
     of_head = seen.query.shape[1] // seen.keys.shape[1]
     keys = seen.keys.repeat_interleave(of_head, 1)
     closest = torch.einsum("shd,thd->ts", seen.query, keys).amax(1)[context.sequences.visual]
-    return vtfast.ops.topk_select(closest, context.segments, context.keep, impl=context.impl)
+    return vtfast.ops.topk_select(closest * context.scores, context.segments, context.keep, impl=context.impl)
 
 
 GENERATE = "fastv", "dart+random"  # plans that also generate, which takes longer

@@ -267,7 +267,8 @@ class ForwardState:
             seen, lengths = self._prompts(hidden.device)
             visual = self.tokens if seen is None else torch.searchsorted(seen, self.tokens)
             samples = tuple(s.sample for s in segments)
-            tokens, norm = _rows(self.packed(hidden), seen), self.parts.norm
+            # Its forward alone: a call would have FSDP gather weights, in this process or all.
+            tokens, norm = _rows(self.packed(hidden), seen), self.parts.norm.forward
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths(left, hidden.device),
