@@ -31,7 +31,8 @@ def _reads_attention(context: Any) -> Tensor:
     of_head = seen.query.shape[1] // seen.keys.shape[1]
     keys = seen.keys.repeat_interleave(of_head, 1)
     closest = torch.einsum("shd,thd->ts", seen.query, keys).amax(1)[context.sequences.visual]
-    return vtfast.ops.topk_select(closest * context.scores, context.segments, context.keep, impl=context.impl)
+    scores = closest * context.scores
+    return vtfast.ops.topk_select(scores, context.segments, context.keep, impl=context.impl)
 
 
 GENERATE = "fastv", "dart+random"  # plans that also generate, which takes longer
