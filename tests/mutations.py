@@ -371,8 +371,8 @@ MUTATIONS = [
     ),
     Mutation(
         "Methods see the answer too.",
-        RUNTIME + "state.py",
-        "after = self.visual.after_prompt if self.visual else []",
+        RUNTIME + "selection.py",
+        "after = self._visual.after_prompt if self._visual else []",
         "after = []",
         PATCH + "prompt_end.py"
         "::test_an_answer_scored_again_has_the_probabilities_it_was_generated_with"
@@ -385,14 +385,6 @@ MUTATIONS = [
         "pass",
         PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
         "[llava-padded-fastv-keep-a-draft]",
-    ),
-    Mutation(
-        "Renumbered positions of a later chunk begin at 0.",
-        RUNTIME + "packed.py",
-        "starts = [s - (now - new) for s, (now, new) in zip(starts, ends, strict=True)]",
-        "pass",
-        PATCH + "prompt_end.py::test_prompt_lookup_says_what_greedy_decoding_says"
-        "[llava-packed-fastv-renumber-a-draft]",
     ),
     Mutation(
         "Only ones in a mask mark tokens.",
@@ -419,7 +411,7 @@ MUTATIONS = [
     # -- which tokens stay ---------------------------------------------------------------------
     Mutation(
         "A fraction is taken of the tokens left, not of the picture's original ones.",
-        RUNTIME + "state.py",
+        RUNTIME + "selection.py",
         "keep = tuple(stage.prune.count(s.original, s.left) for s in segments)",
         "keep = tuple(stage.prune.count(s.left, s.left) for s in segments)",
         PATCH + "selection.py::test_every_stage_keeps_what_its_method_means"
@@ -475,15 +467,15 @@ MUTATIONS = [
     Mutation(
         "Renumbered and padded: the position of a new token counts dropped and padded ones.",
         RUNTIME + "padded.py",
-        "return cache.get_seq_length(layer) - gaps",
-        "return cache.get_seq_length(layer) + 0 * gaps",
+        "held = held - (~mask).sum(1, keepdim=True) + (real == 0).sum(1, keepdim=True)",
+        "pass",
         PATCH + "renumber.py::test_tokens_are_the_oracles[llava-padded-in-the-middle]",
     ),
     Mutation(
         "Renumbered and packed: a new token gets the position after its own.",
         RUNTIME + "packed.py",
-        "to_device([n - 1 for n in chunk.cached.lengths], hidden.device)",
-        "to_device(chunk.cached.lengths, hidden.device)",
+        "held = [n - m for n, m in zip(chunk.cached.lengths, chunk.lengths, strict=True)]",
+        "held = list(chunk.cached.lengths)",
         PATCH + "renumber.py::test_tokens_are_the_oracles[llava-packed-in-the-middle]",
     ),
     Mutation(
@@ -966,9 +958,9 @@ MUTATIONS = [
     ),
     Mutation(
         "FSDP: processes gather the final norm as often as their own pictures ask for it.",
-        RUNTIME + "state.py",
-        "self.parts.norm.forward",
-        "self.parts.norm",
+        RUNTIME + "selection.py",
+        "norm = self._parts.norm.forward",
+        "norm = self._parts.norm",
         PATCH + "fsdp.py::test_a_sharded_model_does_what_one_process_does[loss-and-gradients]",
     ),
     Mutation(
@@ -980,8 +972,8 @@ MUTATIONS = [
     ),
     Mutation(
         "Training: scores draw random numbers that a checkpoint does not draw again.",
-        RUNTIME + "state.py",
-        "enabled=module.training",
+        RUNTIME + "selection.py",
+        "enabled=layer.training",
         "enabled=False",
         PATCH + "checkpointing.py::test_scores_leave_the_random_numbers_of_a_layer_alone[llava]",
     ),

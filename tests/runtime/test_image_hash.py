@@ -114,7 +114,7 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
     """Once a plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
-        "vtfast.runtime.visual_tokens.image_hash", lambda *x: hashed.append(x) or image_hash(*x)
+        "vtfast.models.base.image_hash", lambda *x: hashed.append(x) or image_hash(*x)
     )
     model = family.build()
     with vtfast.patch(model, plan):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.kernels.image_hash import image_hash
 from vtfast.methods import Attention
 from vtfast.models.parallel import gather_weights, processes_with_heads, unwrapped
 from vtfast.runtime.call import PROMPT_IDS, Source
@@ -131,6 +132,19 @@ class Family(ABC):
         query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
         group = processes_with_heads(attention, query, keys)
         return Attention(rotate(query, last), rotate(keys, slice(None)), attention.scaling, group)
+
+
+class LazyImageHash:
+    """`image_hash(pixels, grid)`, computed at the first call, which then releases the pixels."""
+
+    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
+        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
+
+    def __call__(self) -> Tensor:
+        """int64 [images]."""
+        if self._seen is not None:
+            self._hash, self._seen = image_hash(*self._seen), None
+        return self._hash
 
 
 def check_one_device(text: nn.Module) -> None:

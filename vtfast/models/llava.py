@@ -13,13 +13,13 @@ from vtfast.models.base import (
     TINY_TEXT,
     TINY_TOWER,
     Family,
+    LazyImageHash,
     encoded_by_tower,
     has_merged_features,
     noted,
     placeholders,
 )
 from vtfast.runtime.call import Source
-from vtfast.runtime.visual_tokens import LazyImageHash
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 

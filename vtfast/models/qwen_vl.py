@@ -11,13 +11,13 @@ from vtfast.models.base import (
     TINY_TEXT,
     TINY_TOWER,
     Family,
+    LazyImageHash,
     encoded_by_tower,
     has_merged_features,
     noted,
     placeholders,
 )
 from vtfast.runtime.call import Source
-from vtfast.runtime.visual_tokens import LazyImageHash
 
 # kind -> (pixels, grid, placeholder id in the config)
 _KINDS = {

@@ -47,6 +47,7 @@ class Call:
     """One call on the host, B rows of S tokens.
 
     Attributes:
+        shape: B and S.
         placeholders: for each source of features, bool [B, S].
         sizes, grids: for each source, int64 [images] and [3 * images].
         starts: int64 [samples], flat positions `b * S + s` where samples begin.
@@ -55,6 +56,7 @@ class Call:
         prompt_length: int64 [samples] or [1], as the caller gave it, or None.
     """
 
+    shape: tuple[int, int]
     placeholders: list[np.ndarray]
     sizes: list[np.ndarray]
     grids: list[np.ndarray]
@@ -62,11 +64,6 @@ class Call:
     mask: np.ndarray | None
     labels: np.ndarray | None
     prompt_length: np.ndarray | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns, B and S."""
-        return self.placeholders[0].shape
 
     @property
     def is_joined(self) -> bool:
@@ -88,8 +85,7 @@ class Call:
     @property
     def has_all_features(self) -> bool:
         """Whether there is a feature for every placeholder and a placeholder for every feature."""
-        pairs = zip(self.placeholders, self.sizes, strict=True)
-        return all(p.sum() == n.sum() for p, n in pairs)
+        return all(p.sum() == n.sum() for p, n in zip(self.placeholders, self.sizes, strict=True))
 
 
 def read_call(
@@ -141,7 +137,7 @@ def read_call(
         sizes.append(size)
         grids.append(grid)
     told = (found.get(name) for name in ("mask", "labels", "prompt"))
-    return Call(placeholders, sizes, grids, starts, *told)
+    return Call((rows, columns), placeholders, sizes, grids, starts, *told)
 
 
 def _sizes(source: Source, placed: np.ndarray, read: np.ndarray | None) -> np.ndarray:

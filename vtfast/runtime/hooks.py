@@ -227,13 +227,10 @@ class PatchHooks:
             self._warn_once(_UNKNOWN_PROMPT)
         call, ignored = ignore_unpredictable(call, read)
         if ignored:
-            said = (
-                f"{ignored} labels in this call would be predicted from visual tokens or padding, "
-                "which predict nothing once they may be dropped"
-            )
+            said = f"{ignored} labels would be predicted from visual tokens or padding"
             if self.config.strict_labels:
-                raise InputError(f"{said}; set labels at and right after pictures to -100")
-            self._warn_once(f"{said}; such labels are ignored (strict_labels=True refuses them)")
+                raise InputError(f"{said}, which may be dropped; set them to -100")
+            self._warn_once(f"{said}; they are ignored (strict_labels=True refuses them)")
         return call
 
     def _warn_once(self, message: str) -> None:
@@ -291,6 +288,7 @@ class PatchHooks:
         # A chunk of text on a pruned cache. With one token a mask on a GPU is not read back.
         some = mask is None or mask.device.type != "cpu" or (mask[:, -1] != 0).numpy().all()
         if visual is None and (chunk > 1 or not some):
+            mask = None if mask is None else mask != 0
             visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:
             validation.check_turn(visual, cache, chunk, self.config.positions)

@@ -11,7 +11,12 @@ from transformers.cache_utils import Cache
 
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
-from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayer, PackedKVLayout
+from vtfast.runtime.packed_kv_cache import (
+    AttentionMetadata,
+    PackedKVLayer,
+    PackedKVLayout,
+    row_numbers,
+)
 from vtfast.runtime.stage import Stage
 
 
@@ -46,24 +51,18 @@ class Packed:
         return Entry(cached=chunk.cached, metadata=metadata)
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
-        """int64 [1, tokens]: 0, 1, … in every sample, going on from what `cache` holds of it."""
-        starts = [sum(chunk.lengths[:b]) for b in range(chunk.batch)]
+        """int64 [1, tokens], in a decoding step [B, 1]: 0, 1, … in every sample, going on from what
+        `cache` holds of it."""
+        held = [0] * chunk.batch
         if cache is not None:
             assert isinstance(chunk.cached, PackedKVLayout)
-            ends = zip(chunk.cached.lengths, chunk.lengths, strict=True)
-            starts = [s - (now - new) for s, (now, new) in zip(starts, ends, strict=True)]
-        tokens = torch.arange(sum(chunk.lengths), device=hidden.device)
-        return tokens - self.per_token(chunk, to_device(starts, hidden.device))
+            held = [n - m for n, m in zip(chunk.cached.lengths, chunk.lengths, strict=True)]
+        return row_numbers(held, chunk.lengths, hidden.device).view(hidden.shape[:2])
 
-    def step_positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Tensor:
-        """int64 [B, 1]: the last position of every sample."""
-        assert isinstance(chunk.cached, PackedKVLayout)
-        return to_device([n - 1 for n in chunk.cached.lengths], hidden.device)[:, None]
-
-    def per_token(self, chunk: Chunk, values: Tensor) -> Tensor:
-        """A value per sample, [B], for each of its tokens: [1, tokens]."""
+    def per_token(self, chunk: Chunk, values: Tensor, like: Tensor) -> Tensor:
+        """A value per sample, [B], for each of its tokens, in the shape of `like`."""
         lengths = to_device(chunk.lengths, values.device)
-        return values.repeat_interleave(lengths, output_size=sum(chunk.lengths))[None]
+        return values.repeat_interleave(lengths, output_size=sum(chunk.lengths)).view(like.shape)
 
     @staticmethod
     def _pack_layers(

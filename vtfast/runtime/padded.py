@@ -75,18 +75,12 @@ class Padded:
         positions = (real.cumsum(1) - 1).clamp(min=0)
         if cache is None:
             return positions
-        past, mask = cache.get_seq_length(layer), getattr(chunk.cached, "mask", None)
-        return positions + (past if mask is None else mask[:, :past].sum(1, keepdim=True))
+        mask, held = getattr(chunk.cached, "mask", None), cache.get_seq_length(layer)
+        if mask is not None:  # of a static cache it has columns to come, which are real
+            held = held - (~mask).sum(1, keepdim=True) + (real == 0).sum(1, keepdim=True)
+        return positions + held
 
-    def step_positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Tensor:
-        """int64 [B, 1]: the last position of every sample."""
-        assert isinstance(chunk.cached, PaddedKVMask)
-        mask, gaps = chunk.cached.mask, torch.zeros_like(hidden[..., 0], dtype=torch.int64)
-        if mask is not None:
-            gaps = (~mask).sum(1, keepdim=True)
-        return cache.get_seq_length(layer) - gaps
-
-    def per_token(self, chunk: Chunk, values: Tensor) -> Tensor:
+    def per_token(self, chunk: Chunk, values: Tensor, like: Tensor) -> Tensor:
         """A value per sample, [B], for all of its tokens: [B, 1]."""
         return values[:, None]
 

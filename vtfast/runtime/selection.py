@@ -1,4 +1,4 @@
-"""Run a method and apply its selection: which tokens stay, and where they are afterwards."""
+"""Run the methods of a forward and drop what they do not select."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,11 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vtfast.errors import InputError
 from vtfast.kernels.image_hash import mix64
+from vtfast.kernels.ragged import Ragged
+from vtfast.methods import Attention, SelectionContext, Sequences
+from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.host_read import to_device
+from vtfast.runtime.model import Parts
+from vtfast.runtime.packed_kv_cache import row_numbers
+from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,21 +65,124 @@ def shorten(
     return Shortened(stay, kept, (stays.cumsum(0) - 1)[kept], shorter, left)
 
 
-Result = TypeVar("Result")
+class Selector:
+    """Shows methods the tokens of one forward, and runs them.
 
+    Attributes:
+        select_ms: with `record`, milliseconds that each stage took to score and select, by layer.
+    """
 
-def timed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, float]:
-    """What `call` returns, and the milliseconds it took; waits for the device."""
+    def __init__(self, config: PatchConfig, parts: Parts, visual: VisualTokens | None) -> None:
+        self.select_ms: dict[int, float] = {}
+        self._config, self._parts, self._visual = config, parts, visual
+        self._attention: Attention | None = None  # of the score layer, for the next stage
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def score(
+        self, stage: Stage, layer: nn.Module, tokens: Sequence[Tensor], lengths: Sequence[int]
+    ) -> None:
+        """Note what the score layer of a stage attends with; it is about to run.
 
-    wait()
-    start = time.perf_counter()
-    result = call()
-    wait()
-    return result, (time.perf_counter() - start) * 1e3
+        tokens: packed hidden states and rotary rows (cos, sin) that enter the layer. lengths: of
+        each sample.
+        """
+        device = tokens[0].device
+        seen, lengths = self._prompts(lengths, device)
+        last = Ragged.from_lengths(lengths, device).cu_seqlens[1:].long() - 1
+
+        def attention() -> Attention:
+            hidden, cos, sin = (_rows(t, seen) for t in tokens)
+            return self._parts.family.attention(layer, hidden, cos, sin, last)
+
+        # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
+        # checkpoint draws those again in backward, where nothing is scored.
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=layer.training):
+            self._attention = self._timed(stage, device, attention)
+
+    def select(
+        self,
+        stage: Stage,
+        hidden: Tensor,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        segments: Sequence[Segment],
+        images: Tensor | None,
+    ) -> Shortened:
+        """Have a stage's method choose, and drop the others.
+
+        hidden: packed hidden states. tokens: int64 [n], which of them are visual. lengths: of each
+        sample. segments: what the stage has budgets for. images: int64 [samples], pictures that the
+        cache has seen before, or None.
+        """
+        device, options = hidden.device, stage.prune.options
+        keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
+
+        def hashes() -> Tensor:
+            assert self._visual is not None
+            per_frame = options.get("per") == "frame"
+            return image_hashes(self._visual, segments, images, per_frame, device)
+
+        with torch.no_grad():
+            seen, of_prompts = self._prompts(lengths, device)
+            visual = tokens if seen is None else torch.searchsorted(seen, tokens)
+            samples = tuple(s.sample for s in segments)
+            # The norm's forward alone: a call would have FSDP gather its weights, and processes
+            # with other pictures may call it more or less often.
+            norm = self._parts.norm.forward
+            around = Sequences(_rows(hidden, seen), visual, tuple(of_prompts), samples, norm)
+            context = SelectionContext(
+                layer=stage.layer,
+                segments=Ragged.from_lengths([s.left for s in segments], device),
+                keep=keep,
+                grids=tuple(s.grid for s in segments),
+                sequences=around,
+                seed=self._config.seed,
+                options=options,
+                impl=self._config.impl,
+                _image_hash=hashes,
+                _attention=self._scored,
+            )
+            chosen = self._timed(stage, device, lambda: stage.method.select(context))
+            self._attention = None
+            return shorten(chosen, tokens, lengths, segments, keep)
+
+    def _prompts(
+        self, lengths: Sequence[int], device: torch.device
+    ) -> tuple[Tensor | None, Sequence[int]]:
+        """Which packed tokens methods see, int64 ascending (None: all), and how many of each
+        sample: the prompts, without what follows them."""
+        after = self._visual.after_prompt if self._visual else []
+        if not any(after):
+            return None, lengths
+        shorter = [n - behind for n, behind in zip(lengths, after, strict=True)]
+        starts = [sum(lengths[:b]) for b in range(len(lengths))]
+        return row_numbers(starts, shorter, device), shorter
+
+    def _scored(self) -> Attention:
+        if self._attention is None:
+            raise InputError(
+                "attention scores were read by a method registered without them; "
+                "register the method with scores=True"
+            )
+        return self._attention
+
+    def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
+        """The result of a call; with `record`, its time is added to that of the stage, which waits
+        for the device."""
+        if not self._config.record:
+            return call()
+
+        def wait() -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        wait()
+        start = time.perf_counter()
+        result = call()
+        wait()
+        spent = (time.perf_counter() - start) * 1e3
+        self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
+        return result
 
 
 def image_hashes(
@@ -96,3 +208,7 @@ def image_hashes(
         return hashes
     hashes = hashes[to_device([s.image for s in segments], device)]
     return mix64(hashes, to_device([s.frame for s in segments], device))
+
+
+def _rows(t: Tensor, index: Tensor | None) -> Tensor:
+    return t if index is None else t[index]

@@ -6,17 +6,14 @@ from, `slots` where it sits now. The two layouts (`padded`, `packed`) differ in 
 a method sees, selects and drops is the same in both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vtfast.errors import InputError
 from vtfast.kernels.gather import gather_rows
-from vtfast.kernels.ragged import Ragged
-from vtfast.methods import Attention, SelectionContext, Sequences
 from vtfast.report import Report
 from vtfast.runtime import names
 from vtfast.runtime.call import FLASH_ARGUMENTS
@@ -27,9 +24,9 @@ from vtfast.runtime.kv_cache import CacheState, adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
-from vtfast.runtime.packed_kv_cache import AttentionMetadata, row_numbers
+from vtfast.runtime.packed_kv_cache import AttentionMetadata
 from vtfast.runtime.padded import Padded
-from vtfast.runtime.selection import Result, image_hashes, shorten, timed
+from vtfast.runtime.selection import Selector
 from vtfast.runtime.stage import Stage
 from vtfast.runtime.visual_tokens import Segment, VisualTokens
 
@@ -66,7 +63,7 @@ class ForwardState:
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.impl = config, parts, config.impl
         self.cache: Cache | None = None
-        self.attention: Attention | None = None  # of the score layer, for the next stage
+        self.selector = Selector(config, parts, visual)
         self.metadata: AttentionMetadata | None = None
         self.handed = Handed(layout.is_packed)
         self.given: dict[str, Any] = {}
@@ -77,7 +74,6 @@ class ForwardState:
         self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
-        self.select_ms: dict[int, float] = {}
         self._ran: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
         if visual is None:
             self.lengths = [1] * self.batch
@@ -168,7 +164,6 @@ class ForwardState:
         if stage.score_layer == stage.layer:
             self._score(stage, module, hidden, rotary)
         stay = self._select(stage, hidden) if self.segments else None
-        self.attention = None
         state = state_of(self.cache)
         begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
         if stay is None and not begun:
@@ -235,116 +230,43 @@ class ForwardState:
     def _renumber(self, stage: Stage, hidden: Tensor, rotary: list[Tensor]) -> list[Tensor]:
         """Phases of positions 0, 1, … in each sample that has lost tokens; others keep theirs."""
         state, seen, cache = state_of(self.cache), self._seen(stage), self.cache
-        if self.is_step and state is not None and cache is not None:
+        if self.tokens is None and state is not None:  # behind what was pruned
             moved = state.moved[stage.layer]
-            positions = self.layout.step_positions(seen, stage.layer, hidden, cache)
-            moved_tokens = moved[:, None]
         else:
-            if self.tokens is None and state is not None:  # text behind what was pruned
-                moved = state.moved[stage.layer]
-            else:
-                losers, cache = {s.sample for s in self.segments if s.left < s.original}, None
-                moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
-            positions = self.layout.positions(seen, stage.layer, hidden, cache)
-            moved_tokens = self.layout.per_token(seen, moved)
+            losers, cache = {s.sample for s in self.segments if s.left < s.original}, None
+            moved = to_device([b in losers for b in range(self.batch)], hidden.device).bool()
+        positions = self.layout.positions(seen, stage.layer, hidden, cache)
         if state is not None:
             state.moved[stage.layer] = moved
         axes = self.parts.family.position_axes
         fresh = self.parts.rotary(hidden, positions.expand(*axes, *positions.shape))
-        moved_tokens = moved_tokens[..., None]
+        moved_tokens = self.layout.per_token(seen, moved, positions)[..., None]
         return [torch.where(moved_tokens, n, old) for n, old in zip(fresh, rotary, strict=True)]
 
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Tokens that stay, int64 ascending; None if all do."""
-        assert self.tokens is not None
-        segments, options = stage.budgeted(self.segments), stage.prune.options
-        per_frame = options.get("per") == "frame"
-        left = [s.left for s in segments]
-        keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
-        if sum(keep) == sum(left):
+        if not stage.drops(self.segments):
             return None
-        with torch.no_grad():
-            seen, lengths = self._prompts(hidden.device)
-            visual = self.tokens if seen is None else torch.searchsorted(seen, self.tokens)
-            samples = tuple(s.sample for s in segments)
-            # Its forward alone: a call would have FSDP gather weights, in this process or all.
-            tokens, norm = _rows(self.packed(hidden), seen), self.parts.norm.forward
-            context = SelectionContext(
-                layer=stage.layer,
-                segments=Ragged.from_lengths(left, hidden.device),
-                keep=keep,
-                grids=tuple(s.grid for s in segments),
-                sequences=Sequences(tokens, visual, tuple(lengths), samples, norm),
-                seed=self.config.seed,
-                options=options,
-                impl=self.impl,
-                _image_hash=lambda: self._hashes(segments, per_frame, hidden.device),
-                _attention=self._scored,
-            )
-            chosen = self._timed(stage, hidden.device, lambda: stage.method.select(context))
-            after = shorten(chosen, self.tokens, self.lengths, segments, keep)
-            self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
-            self.counts.append((stage.layer, self._visual_tokens()))
-            if self.config.record:
-                self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
+        assert self.tokens is not None
+        state, segments = state_of(self.cache), stage.budgeted(self.segments)
+        given = self.packed(hidden), self.tokens, self.lengths, segments
+        after = self.selector.select(stage, *given, state.images if state else None)
+        self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
+        self.counts.append((stage.layer, self._visual_tokens()))
+        if self.config.record:
+            self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
-
-    def _prompts(self, device: torch.device) -> tuple[Tensor | None, list[int]]:
-        """Which packed tokens methods see, int64 ascending (None: all), and how many of each
-        sample: the prompts, without what follows them."""
-        after = self.visual.after_prompt if self.visual else []
-        if not any(after):
-            return None, self.lengths
-        lengths = [n - behind for n, behind in zip(self.lengths, after, strict=True)]
-        starts = [sum(self.lengths[:b]) for b in range(self.batch)]
-        return row_numbers(starts, lengths, device), lengths
-
-    def _hashes(self, segments: list[Segment], per_frame: bool, device: torch.device) -> Tensor:
-        """Image hash of each segment, int64 [segments]: random picks depend on it."""
-        assert self.visual is not None
-        state = state_of(self.cache)
-        seen = state.images if state else None
-        return image_hashes(self.visual, segments, seen, per_frame, device)
 
     def _score(
         self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
     ) -> None:
-        """Note what the score layer of a stage attends with, if the stage will drop tokens.
-
-        The layer is about to run, so its weights are here; FSDP reshards them afterwards. Its
-        processes gather weights together, so there the stage may also be one that drops none.
-        """
+        """Score for a stage that will drop tokens, in the layer it scores with: that is about to
+        run, so FSDP has gathered its weights. Processes gather together, so there a stage may also
+        be one that drops none."""
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not (self.segments and (together or stage.drops(self.segments))):
-            return
-        seen, lengths = self._prompts(hidden.device)
-        last = Ragged.from_lengths(lengths, hidden.device).cu_seqlens[1:].long() - 1
-        devices = [hidden.device] if hidden.is_cuda else []
-
-        def attention() -> Attention:
-            tokens, cos, sin = (_rows(self.packed(t), seen) for t in (hidden, *rotary))
-            return self.parts.family.attention(module, tokens, cos, sin, last)
-
-        # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
-        # checkpoint draws those again in backward, where nothing is scored.
-        with torch.no_grad(), torch.random.fork_rng(devices, enabled=module.training):
-            self.attention = self._timed(stage, hidden.device, attention)
-
-    def _scored(self) -> Attention:
-        if self.attention is None:
-            raise InputError(
-                "attention scores were read by a method registered without them; "
-                "register the method with scores=True"
-            )
-        return self.attention
-
-    def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
-        """The result of a call; with `record`, its time is added to that of the stage."""
-        if not self.config.record:
-            return call()
-        result, spent = timed(device, call)
-        self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
-        return result
+        if self.segments and (together or stage.drops(self.segments)):
+            tokens = [self.packed(t) for t in (hidden, *rotary)]
+            self.selector.score(stage, module, tokens, self.lengths)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
@@ -367,7 +289,7 @@ class ForwardState:
             images=sum(self.visual.images) if self.visual else 0,
             path="packed" if self.layout.is_packed else "padded",
             path_reason=self.reason,
-            select_ms=self.select_ms,
+            select_ms=self.selector.select_ms,
             kept=self.kept,
             chunk=self.chunk,
         )
@@ -407,7 +329,3 @@ def may_run_again(layer: nn.Module) -> bool:
 
 def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
     return inner if outer is None else outer[inner]
-
-
-def _rows(t: Tensor, index: Tensor | None) -> Tensor:
-    return t if index is None else t[index]

@@ -67,19 +67,19 @@ def check_packed_samples(call: Call, given: dict[str, Any], cache: Cache | None,
 
 
 def plain_mask(mask: Any, cache: Cache | None, chunk: int) -> Tensor | None:
-    """The [B, P + S] mask of a call of S = `chunk` tokens, bool if S > 1; None without one.
+    """The [B, P + S] mask of a call of S = `chunk` tokens, as it was given; None without one.
 
     For a static cache `generate` prepares a 4-D mask. In the first chunk its last row says which
     tokens are real; a decoding step does not need it.
     """
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-        return mask if mask is None or chunk == 1 else mask != 0  # a decoding step reads it as bool
+        return mask
     if isinstance(cache, StaticCache) and chunk == 1:
         return None
     prepared = mask.get("full_attention") if isinstance(mask, dict) else mask
     static = isinstance(cache, StaticCache) and int(cache.get_seq_length()) == 0
     if static and (prepared is None or (isinstance(prepared, Tensor) and prepared.ndim == 2)):
-        return None if prepared is None else prepared != 0
+        return prepared
     if static and isinstance(prepared, Tensor):
         row = prepared[:, 0, -1, :chunk]
         return row == 0 if row.is_floating_point() else row

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
-from vtfast.kernels.image_hash import image_hash
 from vtfast.runtime.call import Call, Source
 from vtfast.runtime.host_read import to_device, to_host
 
@@ -51,19 +50,6 @@ class VisualTokens:
     mask: Tensor | None = None
     after_prompt: list[int] = field(default_factory=list)
     arrived: bool = False  # at the text model
-
-
-class LazyImageHash:
-    """`image_hash(pixels, grid)`, computed at the first call, which then releases the pixels."""
-
-    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
-        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
-
-    def __call__(self) -> Tensor:
-        """int64 [images]."""
-        if self._seen is not None:
-            self._hash, self._seen = image_hash(*self._seen), None
-        return self._hash
 
 
 def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> VisualTokens:
@@ -123,10 +109,10 @@ def _is_seen(tokens: np.ndarray) -> bool:
 
 
 def of_text(mask: Tensor | None, batch: int, chunk: int) -> VisualTokens:
-    """A chunk without a picture, B samples of S tokens; one host read if there is a mask."""
+    """A chunk without a picture, B samples of S tokens; one host read if there is a mask, bool."""
     if mask is None:
         return VisualTokens(None, [], [chunk] * batch)
-    [valid] = to_host([mask != 0])
+    [valid] = to_host([mask])
     lengths, past = (part.sum(1).tolist() for part in (valid[:, -chunk:], valid[:, :-chunk]))
     return VisualTokens(None, [], lengths, past)
 
