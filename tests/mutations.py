@@ -679,7 +679,7 @@ MUTATIONS = [
     # -- what a user names: pictures, data, checkpoints --------------------------------------------
     Mutation(
         "Transparent pixels show what is stored in them.",
-        INPUTS + "pictures.py",
+        "vtfast/processors.py",
         "if not picture.has_transparency_data:",
         "if True:",
         READ + "test_what_is_transparent_is_on_white[RGBA]",
@@ -687,8 +687,8 @@ MUTATIONS = [
     Mutation(
         "Transparent pixels of a clip's frames show what is stored in them.",
         "vtfast/processors.py",
-        "if not frame.has_transparency_data:",
-        "if True:",
+        "on_white(f) if isinstance(f, Image) else f",
+        'f.convert("RGB") if isinstance(f, Image) else f',
         "tests/models/test_processors.py::test_transparent_frames_of_a_clip_are_on_white",
     ),
     Mutation(

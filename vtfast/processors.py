@@ -124,7 +124,7 @@ def _clips(videos: Any) -> list[np.ndarray]:
         raise InputError("a video without frames was passed; pass at least one frame")
     if not _is_frame(videos[0]):
         return [clip for part in videos for clip in _clips(part)]
-    frames = [np.asarray(_rgb(f) if isinstance(f, Image) else f) for f in videos]
+    frames = [np.asarray(on_white(f) if isinstance(f, Image) else f) for f in videos]
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
         raise InputError(
@@ -138,9 +138,14 @@ def _is_frame(thing: Any) -> bool:
     return isinstance(thing, Image) or getattr(thing, "ndim", 0) == 3
 
 
-def _rgb(frame: Image) -> Image:
-    """A frame as RGB, on white where it is transparent."""
-    if not frame.has_transparency_data:
-        return frame.convert("RGB")
-    inked = frame.convert("RGBA")
+def on_white(picture: Image) -> Image:
+    """A picture as RGB, on white where it is transparent, in any mode that has an alpha band or a
+    transparent colour."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    if picture.mode == "1":  # a PNG says 1 where Pillow has 255
+        picture.info["transparency"] = 255 * bool(picture.info["transparency"])
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    inked = picture.convert("RGBA")
     return alpha_composite(new("RGBA", inked.size, "white"), inked).convert("RGB")

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtfast.errors import InputError
+from vtfast.processors import on_white
 
 FRAMES_PER_SECOND = 2.0  # of frames whose rate is unknown: what Qwen2.5-VL samples films at
 _URL = re.compile(r"(?!data:)[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters: C:/ is a drive
@@ -228,15 +229,7 @@ def _upright(picture: Image.Image) -> Image.Image:
         picture = _eight_bits(picture)
     elif picture.mode in ("I", "F"):
         raise ValueError(f"its {picture.mode} values have no known range; save it with 8 bits")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    if picture.mode == "1":  # a PNG says 1 where Pillow has 255
-        picture.info["transparency"] = 255 * bool(picture.info["transparency"])
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    inked = picture.convert("RGBA")
-    white = Image.new("RGBA", inked.size, "white")
-    return Image.alpha_composite(white, inked).convert("RGB")
+    return on_white(picture)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -243,6 +243,7 @@ class ForwardState:
         moved_tokens = self.layout.per_token(seen, moved, positions)[..., None]
         return [torch.where(moved_tokens, n, old) for n, old in zip(fresh, rotary, strict=True)]
 
+    @torch.no_grad()
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Tokens that stay, int64 ascending; None if all do."""
         if not stage.drops(self.segments):
@@ -257,6 +258,7 @@ class ForwardState:
             self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
 
+    @torch.no_grad()
     def _score(
         self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
     ) -> None:
