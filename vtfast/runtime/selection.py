@@ -67,7 +67,7 @@ def shorten(
 
 
 class Selector:
-    """Shows methods the tokens of one forward, and runs them; called without gradients.
+    """Shows methods the tokens of one forward, and runs them.
 
     Attributes:
         select_ms: with `record`, milliseconds that each stage took to score and select, by layer.
@@ -94,7 +94,7 @@ class Selector:
         # Dropout in a projection (of LoRA, say) must leave the layer's random numbers alone: a
         # checkpoint draws those again in backward, where nothing is scored.
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=layer.training):
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=layer.training):
             self._attention = self._timed(stage, device, attention)
 
     def select(
@@ -117,28 +117,29 @@ class Selector:
         assert self._visual is not None
         per_frame = options.get("per") == "frame"
         hashes = partial(image_hashes, self._visual, segments, images, per_frame, device)
-        seen, of_prompts = self._prompts(lengths, device)
-        visual = tokens if seen is None else torch.searchsorted(seen, tokens)
-        samples = tuple(s.sample for s in segments)
-        # The norm's forward alone: a call would have FSDP gather its weights, and processes
-        # with other pictures may call it more or less often.
-        norm = self._parts.norm.forward
-        around = Sequences(_rows(hidden, seen), visual, tuple(of_prompts), samples, norm)
-        context = SelectionContext(
-            layer=stage.layer,
-            segments=Ragged.from_lengths([s.left for s in segments], device),
-            keep=keep,
-            grids=tuple(s.grid for s in segments),
-            sequences=around,
-            seed=self._config.seed,
-            options=options,
-            impl=self._config.impl,
-            _image_hash=hashes,
-            _attention=self._scored,
-        )
-        chosen = self._timed(stage, device, lambda: stage.method.select(context))
-        self._attention = None
-        return shorten(chosen, tokens, lengths, segments, keep)
+        with torch.no_grad():
+            seen, of_prompts = self._prompts(lengths, device)
+            visual = tokens if seen is None else torch.searchsorted(seen, tokens)
+            samples = tuple(s.sample for s in segments)
+            # The norm's forward alone: a call would have FSDP gather its weights, and processes
+            # with other pictures may call it more or less often.
+            norm = self._parts.norm.forward
+            around = Sequences(_rows(hidden, seen), visual, tuple(of_prompts), samples, norm)
+            context = SelectionContext(
+                layer=stage.layer,
+                segments=Ragged.from_lengths([s.left for s in segments], device),
+                keep=keep,
+                grids=tuple(s.grid for s in segments),
+                sequences=around,
+                seed=self._config.seed,
+                options=options,
+                impl=self._config.impl,
+                _image_hash=hashes,
+                _attention=self._scored,
+            )
+            chosen = self._timed(stage, device, lambda: stage.method.select(context))
+            self._attention = None
+            return shorten(chosen, tokens, lengths, segments, keep)
 
     def _prompts(
         self, lengths: Sequence[int], device: torch.device

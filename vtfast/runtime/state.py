@@ -243,14 +243,13 @@ class ForwardState:
         moved_tokens = self.layout.per_token(seen, moved, positions)[..., None]
         return [torch.where(moved_tokens, n, old) for n, old in zip(fresh, rotary, strict=True)]
 
-    @torch.no_grad()
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """Tokens that stay, int64 ascending; None if all do."""
         if not stage.drops(self.segments):
             return None
         assert self.tokens is not None
         state, segments = state_of(self.cache), stage.budgeted(self.segments)
-        given = self.packed(hidden), self.tokens, self.lengths, segments
+        given = self.packed(hidden.detach()), self.tokens, self.lengths, segments
         after = self.selector.select(stage, *given, state.images if state else None)
         self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
         self.counts.append((stage.layer, self._visual_tokens()))
@@ -258,7 +257,6 @@ class ForwardState:
             self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
         return after.stay
 
-    @torch.no_grad()
     def _score(
         self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
     ) -> None:
@@ -267,7 +265,7 @@ class ForwardState:
         be one that drops none."""
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.segments and (together or stage.drops(self.segments)):
-            tokens = [self.packed(t) for t in (hidden, *rotary)]
+            tokens = [self.packed(t.detach()) for t in (hidden, *rotary)]
             self.selector.score(stage, module, tokens, self.lengths)
 
     def finish(self, hidden: Tensor) -> Tensor:
