@@ -16,16 +16,21 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 import examples  # noqa: F401 (names the profiles before pytest looks for one)
 import pytest
 import torch
-from devices import DEVICE
+from devices import ARCH, DEVICE, INTERPRETED
 
 import vtfast
 
+if ARCH:
+    launch = importlib.import_module("vtfast.kernels._launch")
+    launch.INTERPRETED, launch.INTERPRETED_AS = True, ARCH  # so that CPU tensors are accepted
+    importlib.import_module("ptx_driver").activate(ARCH)
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for one another
 
 
 def pytest_report_header() -> str:
-    how = "interpreted" if DEVICE == "cpu" else "compiled"
-    return f"Triton kernels: {how}, on {DEVICE}"
+    how = "interpreted" if INTERPRETED else "compiled"
+    where = f"{DEVICE}, executed as PTX of {ARCH}" if ARCH else DEVICE
+    return f"Triton kernels: {how}, on {where}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def numbers_of_the_interpreter() -> None:
     """Make Triton 3.6 convert one-element arrays to ints as NumPy 2.4 still allows."""
-    if DEVICE != "cpu" or find_spec("triton") is None or not version("triton").startswith("3.6."):
+    if not INTERPRETED or find_spec("triton") is None or not version("triton").startswith("3.6."):
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
     patch = interpreter._patch_lang_tensor
@@ -70,7 +75,7 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def strict_interpreter() -> None:
     """Let interpreted kernels raise on int32 overflow and on a failed `device_assert`."""
-    if DEVICE == "cpu":
+    if INTERPRETED:
         interpreter = importlib.import_module("triton.runtime.interpreter")
         interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True)
 

@@ -1,0 +1,214 @@
+"""Build the engine once, and run grids of decoded kernels on CPU tensors, every access checked."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ptx_program import Program
+
+SOURCE = Path(__file__).with_name("ptx_engine.cpp")
+CACHE = Path(__file__).resolve().parents[3] / "build" / "ptx"
+OPTIONS = ["-O2", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
+MOST_FAULTS = 64
+COUNTS = (
+    "instructions", "loaded", "load_sectors", "stored", "store_sectors", "shared", "wavefronts",
+    "matrix", "barriers", "programs",
+)  # fmt: skip
+FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}
+FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
+
+# What went wrong, in the order of the engine's `Kind`, and what was expected.
+KINDS = [line.split("; ") for line in """\
+global memory outside of every tensor; an address inside one that was passed
+unaligned global memory; a multiple of the {size} bytes accessed
+global memory that another program (number {other} - 1) accesses too; no order to matter
+global memory that warp {other} accessed since the last barrier, one of the two writing; a barrier
+shared memory beyond the {shared} bytes of a program; an address inside
+unaligned shared memory; a multiple of the {size} bytes accessed
+shared memory that warp {other} wrote since the last barrier is read; a barrier
+shared memory that warp {other} (255: several) read since the last barrier is written; a barrier
+shared memory that warp {other} wrote otherwise since the last barrier is written; a barrier
+shared memory that was never written is read; a write before
+shared memory that a copy is still under way to; a wait for the copy
+lanes of the warp are missing; all 32 to take part
+a barrier that {other} warps never reach; all warps to reach it
+wgmma reads shared memory that warp {other} wrote; fence.proxy.async after the write
+wgmma uses a register that was written; wgmma.fence after the write
+a register of a wgmma under way; wgmma.wait_group before
+an operand of a wgmma under way was overwritten by warp {other}; wgmma.wait_group before
+wgmma reads a transposed operand without swizzle; a layout known here""".splitlines()]  # fmt: skip
+
+
+class PtxFault(AssertionError):
+    """A kernel did what it must not; the message names kernel, source line, address and rule."""
+
+
+def _fields(layout: str) -> list[tuple[str, Any]]:
+    """Fields of a C struct from "name:type", p a pointer, u and l integers of 32 and 64 bits."""
+    kinds = {"p": ctypes.c_void_p, "u": ctypes.c_uint32, "l": ctypes.c_uint64}
+    sized = (field.partition(":")[::2] for field in layout.split())
+    return [(name, kinds[k[0]] * int(k[1:]) if k[1:] else kinds[k]) for name, k in sized]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = _fields(
+        "code:p operands:p constants:p length:u slots:u literals:u warps:u tracked:u"
+    )
+
+
+class _Range(ctypes.Structure):
+    _fields_ = _fields("low:l high:l inside:p seen:p")
+
+
+class _Fault(ctypes.Structure):
+    _fields_ = _fields("kind:u at:u program:u warp:u lane:u size:u address:l other:l")
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = _fields(
+        "program:p params:p ranges:p faults:p reached:p grid:u3 num_ranges:u shared:u seed:u "
+        f"check:u count:u max_faults:u num_faults:u counts:l{len(COUNTS)}"
+    )
+
+
+@dataclass
+class Ran:
+    """One launch: what ran, how often each instruction did, and what was counted."""
+
+    program: Program
+    grid: tuple[int, ...]
+    shared: int
+    seconds: float
+    reached: np.ndarray
+    counts: dict[str, int]
+
+
+def compiler() -> str | None:
+    """The C++ compiler to build the engine with; None where there is none."""
+    return next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+
+
+@functools.cache
+def engine() -> ctypes.CDLL:
+    """The engine, built if its source, the compiler or the options are new."""
+    command = compiler()
+    if command is None:
+        raise FileNotFoundError("executing PTX needs g++ or clang++ on the path; install one")
+    options = OPTIONS + ["-march=x86-64-v3"] * (os.uname().machine == "x86_64")
+    version = subprocess.run([command, "--version"], capture_output=True, check=True).stdout
+    key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(options).encode()).hexdigest()
+    library = CACHE / f"engine-{key[:16]}.so"
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([command, *options, "-w", str(SOURCE), "-o", str(made)], check=True)
+        made.replace(library)
+    loaded = ctypes.CDLL(str(library))
+    loaded.op_name.restype = ctypes.c_char_p
+    return loaded
+
+
+@functools.cache
+def ops() -> dict[str, int]:
+    """Number of each instruction the engine knows, by name."""
+    known: dict[str, int] = {}
+    while name := engine().op_name(len(known)):
+        known[name.decode()] = len(known)
+    return known
+
+
+@functools.lru_cache(maxsize=1024)
+def decoded(ptx: str) -> Program:
+    """A kernel's PTX as the engine takes it."""
+    return Program(ptx, ops())
+
+
+def run(
+    program: Program, grid: Sequence[int], values: Sequence[tuple[str, Any]], shared: int,
+    *, seed: int = 0, check: bool = True, count: bool = False,
+) -> Ran:  # fmt: skip
+    """Run a grid of programs; raises PtxFault if any does what it must not.
+
+    values: Triton's type and the value of each parameter; a pointer's value is its tensor. shared:
+    bytes of shared memory. seed: 0 runs programs and warps in order, others shuffle them. check:
+    also look for races, and for reads of what was not written; else only bounds and alignment are
+    checked. count: count sectors and wavefronts.
+    """
+    params = bytearray(max(program.params_size, 8))
+    for (kind, value), (declared, at) in zip(values, program.params, strict=False):
+        form = "Q" if kind.startswith("*") else FORMATS[kind]
+        if struct.calcsize(form) != int(declared[1:]) // 8:
+            raise NotImplementedError(f"{program.name}: a {kind} is passed as {declared}")
+        if form == "Q" and not isinstance(value, int):
+            value = 0 if value is None else value.data_ptr()
+        struct.pack_into("<" + form, params, at, value)
+    ranges, kept = _ranges([v for _, v in values if hasattr(v, "data_ptr") and v.numel()])
+    code, faults = program.code, (_Fault * MOST_FAULTS)()
+    reached = np.zeros(len(code), np.uint64)
+    passed = _Program(
+        *(array.ctypes.data for array in (code, program.operands, program.constants)),
+        len(code), program.slots, len(program.constants), program.warps, program.tracked,
+    )  # fmt: skip
+    buffer = (ctypes.c_char * len(params)).from_buffer(params)
+    call = _Launch(
+        *map(ctypes.addressof, (passed, buffer, ranges, faults)), reached.ctypes.data,
+        (ctypes.c_uint32 * 3)(*grid), len(ranges), shared, seed, check, count, MOST_FAULTS,
+    )  # fmt: skip
+    start = time.perf_counter()
+    engine().launch(ctypes.byref(call))
+    seconds = time.perf_counter() - start
+    del kept
+    if call.num_faults:
+        said = (_message(program, fault, shared) for fault in faults[: call.num_faults])
+        raise PtxFault("\n".join(said))
+    counts = dict(zip(COUNTS, call.counts, strict=True))
+    return Ran(program, tuple(grid), shared, seconds, reached, counts)
+
+
+def _message(program: Program, fault: _Fault, shared: int) -> str:
+    words = {"other": fault.other, "size": fault.size, "shared": shared}
+    what, expected = (part.format(**words) for part in KINDS[fault.kind])
+    return (
+        f"{program.name}, {program.places[fault.at]}: {what}; expected {expected} "
+        f"({program.statements[fault.at][:80]}; address {fault.address:#x}, "
+        f"program {fault.program}, warp {fault.warp}, lane {fault.lane})"
+    )
+
+
+def _ranges(tensors: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """The memory that a launch may touch: the elements of its tensors and nothing between them."""
+    spans = ((t.data_ptr(), t.data_ptr() + _bytes(t), t) for t in tensors)
+    groups: list[list[Any]] = []
+    for low, high, t in sorted(spans, key=lambda span: span[:2]):
+        if groups and low < groups[-1][1]:
+            groups[-1][1] = max(high, groups[-1][1])
+            groups[-1][2].append(t)
+        else:
+            groups.append([low, high, [t]])
+    ranges, kept = (_Range * max(len(groups), 1))(), []
+    for found, (low, high, inside) in zip(ranges, groups, strict=False):
+        found.low, found.high = low, high
+        if any(_bytes(t) > t.numel() * t.element_size() for t in inside):
+            kept.append(np.zeros(high - low, np.uint8))
+            found.inside = kept[-1].ctypes.data
+            for t in inside:
+                size, first = t.element_size(), kept[-1][t.data_ptr() - low :]
+                strides = (*(size * step for step in t.stride()), 1)
+                np.lib.stride_tricks.as_strided(first, (*t.shape, size), strides)[...] = 1
+    return ranges, kept
+
+
+def _bytes(t: Any) -> int:
+    """From a tensor's first byte to its last."""
+    steps = (step * (length - 1) for length, step in zip(t.shape, t.stride(), strict=True))
+    return t.element_size() * (sum(steps) + 1)
