@@ -54,15 +54,15 @@ class _Launcher:
                 if settings.launches is not None:
                     settings.launches.append(ran)
                 after = [t.clone() for t in tensors] if before else []
-            elif not all(map(_same, tensors, after)):
+            elif not all(map(same_bits, tensors, after)):
                 raise PtxFault(f"{program.name}: another order of programs gives other results")
             if seed + 1 < settings.orders:
                 for t, old in zip(tensors, before, strict=True):
-                    if not _same(t, old):
+                    if not same_bits(t, old):
                         t.copy_(old)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether they hold the same bits."""
     a, b = a.contiguous(), b.contiguous()
     return a.numel() == 0 or torch.equal(a.view(torch.uint8), b.view(torch.uint8))

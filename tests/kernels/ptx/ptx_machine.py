@@ -43,7 +43,7 @@ shared memory that a copy is still under way to; a wait for the copy
 lanes of the warp are missing; all 32 to take part
 a barrier that {other} warps never reach; all warps to reach it
 wgmma reads shared memory that warp {other} wrote; fence.proxy.async after the write
-wgmma uses a register that was written; wgmma.fence after the write
+wgmma uses a register that was used since the last wgmma.fence; one in between
 a register of a wgmma under way; wgmma.wait_group before
 an operand of a wgmma under way was overwritten by warp {other}; wgmma.wait_group before
 wgmma reads a transposed operand without swizzle; a layout known here""".splitlines()]  # fmt: skip
@@ -51,34 +51,6 @@ wgmma reads a transposed operand without swizzle; a layout known here""".splitli
 
 class PtxFault(AssertionError):
     """A kernel did what it must not; the message names kernel, source line, address and rule."""
-
-
-def _fields(layout: str) -> list[tuple[str, Any]]:
-    """Fields of a C struct from "name:type", p a pointer, u and l integers of 32 and 64 bits."""
-    kinds = {"p": ctypes.c_void_p, "u": ctypes.c_uint32, "l": ctypes.c_uint64}
-    sized = (field.partition(":")[::2] for field in layout.split())
-    return [(name, kinds[k[0]] * int(k[1:]) if k[1:] else kinds[k]) for name, k in sized]
-
-
-class _Program(ctypes.Structure):
-    _fields_ = _fields(
-        "code:p operands:p constants:p length:u slots:u literals:u warps:u tracked:u"
-    )
-
-
-class _Range(ctypes.Structure):
-    _fields_ = _fields("low:l high:l inside:p seen:p")
-
-
-class _Fault(ctypes.Structure):
-    _fields_ = _fields("kind:u at:u program:u warp:u lane:u size:u address:l other:l")
-
-
-class _Launch(ctypes.Structure):
-    _fields_ = _fields(
-        "program:p params:p ranges:p faults:p reached:p grid:u3 num_ranges:u shared:u seed:u "
-        f"check:u count:u max_faults:u num_faults:u counts:l{len(COUNTS)}"
-    )
 
 
 @dataclass
@@ -153,54 +125,57 @@ def run(
             value = 0 if value is None else value.data_ptr()
         struct.pack_into("<" + form, params, at, value)
     ranges, kept = _ranges([v for _, v in values if hasattr(v, "data_ptr") and v.numel()])
-    code, faults = program.code, (_Fault * MOST_FAULTS)()
-    reached = np.zeros(len(code), np.uint64)
-    passed = _Program(
-        *(array.ctypes.data for array in (code, program.operands, program.constants)),
-        len(code), program.slots, len(program.constants), program.warps, program.tracked,
-    )  # fmt: skip
-    buffer = (ctypes.c_char * len(params)).from_buffer(params)
-    call = _Launch(
-        *map(ctypes.addressof, (passed, buffer, ranges, faults)), reached.ctypes.data,
-        (ctypes.c_uint32 * 3)(*grid), len(ranges), shared, seed, check, count, MOST_FAULTS,
-    )  # fmt: skip
+    faults, reached = np.zeros((MOST_FAULTS, 8), np.uint64), np.zeros(len(program.code), np.uint64)
+    counts, memory = np.zeros(len(COUNTS), np.uint64), np.frombuffer(params, np.uint8)
+    arrays = (program.code, program.operands, program.constants, memory, ranges, faults)
+    code, operands, constants, *others = (array.ctypes.data for array in (*arrays, counts, reached))
+    sizes = len(program.code), program.slots, len(program.constants), program.warps, program.tracked
+    how = len(ranges), shared, seed, check, count, MOST_FAULTS
+    call = np.array([code, operands, constants, *sizes, *others, *grid, *how, 0], np.uint64)
     start = time.perf_counter()
-    engine().launch(ctypes.byref(call))
+    engine().launch(ctypes.c_void_p(call.ctypes.data))
     seconds = time.perf_counter() - start
     del kept
-    if call.num_faults:
-        said = (_message(program, fault, shared) for fault in faults[: call.num_faults])
+    if num_faults := int(call[-1]):
+        said = (_message(program, *map(int, one), shared) for one in faults[:num_faults])
         raise PtxFault("\n".join(said))
-    counts = dict(zip(COUNTS, call.counts, strict=True))
-    return Ran(program, tuple(grid), shared, seconds, reached, counts)
+    counted = dict(zip(COUNTS, map(int, counts), strict=True))
+    return Ran(program, tuple(grid), shared, seconds, reached, counted)
 
 
-def _message(program: Program, fault: _Fault, shared: int) -> str:
-    words = {"other": fault.other, "size": fault.size, "shared": shared}
-    what, expected = (part.format(**words) for part in KINDS[fault.kind])
+def _message(
+    program: Program, kind: int, at: int, block: int, warp: int, lane: int, size: int,
+    address: int, other: int, shared: int,
+) -> str:  # fmt: skip
+    words = {"other": other, "size": size, "shared": shared}
+    what, expected = (part.format(**words) for part in KINDS[kind])
     return (
-        f"{program.name}, {program.places[fault.at]}: {what}; expected {expected} "
-        f"({program.statements[fault.at][:80]}; address {fault.address:#x}, "
-        f"program {fault.program}, warp {fault.warp}, lane {fault.lane})"
+        f"{program.name}, {program.places[at]}: {what}; expected {expected} "
+        f"({program.statements[at][:80]}; address {address:#x}, program {block}, warp {warp}, "
+        f"lane {lane})"
     )
 
 
-def _ranges(tensors: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """The memory that a launch may touch: the elements of its tensors and nothing between them."""
+def _ranges(tensors: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The memory that a launch may touch: the elements of its tensors and nothing between them.
+
+    Returns first byte, end, a map of the bytes inside (0: all are) and room for the engine, uint64
+    [ranges, 4]; and the maps, to be kept.
+    """
     spans = ((t.data_ptr(), t.data_ptr() + _bytes(t), t) for t in tensors)
-    groups: list[list[Any]] = []
+    groups: list[tuple[int, int, list[Any]]] = []
     for low, high, t in sorted(spans, key=lambda span: span[:2]):
         if groups and low < groups[-1][1]:
-            groups[-1][1] = max(high, groups[-1][1])
-            groups[-1][2].append(t)
+            first, end, others = groups.pop()
+            groups.append((first, max(high, end), [*others, t]))
         else:
-            groups.append([low, high, [t]])
-    ranges, kept = (_Range * max(len(groups), 1))(), []
-    for found, (low, high, inside) in zip(ranges, groups, strict=False):
-        found.low, found.high = low, high
+            groups.append((low, high, [t]))
+    ranges, kept = np.zeros((len(groups), 4), np.uint64), []
+    for found, (low, high, inside) in zip(ranges, groups, strict=True):
+        found[:2] = low, high
         if any(_bytes(t) > t.numel() * t.element_size() for t in inside):
             kept.append(np.zeros(high - low, np.uint8))
-            found.inside = kept[-1].ctypes.data
+            found[2] = kept[-1].ctypes.data
             for t in inside:
                 size, first = t.element_size(), kept[-1][t.data_ptr() - low :]
                 strides = (*(size * step for step in t.stride()), 1)

@@ -15,7 +15,6 @@ INSTRUCTION = np.dtype(
     + [("guard", "<i4"), ("p", "<u4"), ("q", "<u4"), ("x", "<i8")],
     align=True,
 )
-CONSTANT = np.dtype([("slot", "<u4"), ("wide", "<u4"), ("value", "<u8")])
 SPECIAL = {"%tid.x": 1, "%ctaid.x": 2, "%ctaid.y": 3, "%ctaid.z": 4}
 SPECIAL |= {"%nctaid.x": 5, "%nctaid.y": 6, "%nctaid.z": 7, "_": 8}
 FIRST_FREE = 10  # "_", a result nobody reads, may be wide
@@ -85,7 +84,8 @@ class Program:
     Attributes:
         name: of the kernel. warps: of a program. params: type and place of each parameter.
         statements, places: text and source line of each instruction, for messages.
-        code, operands, constants: arrays of `INSTRUCTION`, uint32 and `CONSTANT`. slots: how many.
+        code, operands: arrays of `INSTRUCTION` and uint32. slots: how many.
+        constants: uint64 [literals, 3], slot, whether it is wide, value.
         tracked: whether there are wgmma, whose registers are watched.
     """
 
@@ -118,7 +118,7 @@ class Program:
         self.code = np.array(code, INSTRUCTION)
         self.operands = np.array(operands, np.uint32)
         constants = [(slot, wide, value) for (value, wide), slot in self._literals.items()]
-        self.constants = np.array(constants, CONSTANT)
+        self.constants = np.array(constants, np.uint64)
         self.tracked = any("wgmma" in text for text in self.statements)
 
     def _read(self, body: str) -> dict[str, int]:

@@ -1,0 +1,259 @@
+"""What the executor of PTX must notice: each fault made on purpose, named at its line.
+
+The kernels are a few lines of PTX or of Triton. Each has a twin without the fault, which must pass.
+"""
+
+from pathlib import Path
+
+import ptx_driver
+import ptx_machine
+import pytest
+import torch
+import triton
+import triton.language as tl
+from ptx_machine import PtxFault
+from ptx_program import Program, UnknownInstruction
+
+from vtfast.kernels import gather
+
+HEAD = """\
+.visible .entry kernel(
+    .param .u64 .ptr .global .align 1 kernel_param_0
+)
+.reqntid {threads}
+{{
+    .reg .pred %p<9>;
+    .reg .b32 %r<99>;
+    .reg .b64 %rd<20>;
+    ld.param.b64 %rd1, [kernel_param_0];
+    mov.u32 %r1, %tid.x;
+    shl.b32 %r2, %r1, 2;
+    mul.wide.u32 %rd2, %r2, 1;
+    add.s64 %rd3, %rd1, %rd2;
+    xor.b32 %r3, %r2, 128;
+{body}
+    ret;
+}}
+"""
+# %r2: 4 bytes for each thread; %r3: of the thread in the other warp; %rd3: its element of x.
+COPY = "cp.async.ca.shared.global [ %r2 + 0 ], [ %rd3 + 0 ], 0x4, 4;"
+WAIT = "cp.async.commit_group;\ncp.async.wait_group 0;"
+CLEAR = "\n".join(f"st.shared.b32 [%r4+{at}], 0;" for at in range(0, 4096, 512))
+# Operands of wgmma in shared memory, which is written before: A at 0, B at 2048, without swizzle.
+WRITTEN = f"shl.b32 %r4, %r1, 2;\nmov.u64 %rd4, 0x1000080000;\nmov.u64 %rd5, 0x1000080080;\n{CLEAR}"
+FENCED = (WRITTEN, "fence.proxy.async.shared::cta;", "bar.sync 0;", "wgmma.fence.sync.aligned;")
+PRODUCT = (
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r10,%r11,%r12,%r13}, "
+    "%rd4, %rd5, 0, 1, 1, 0, 0;"
+)
+COMMIT, FINISH = "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+
+
+def run(body: str, *, threads: int = 64, shared: int = 256, x=None, grid=(1, 1, 1), seed=0):
+    """Run these lines in a kernel with one tensor of a number for each thread; returns it."""
+    lines = [f".loc 1 {n} 1 // body:{n}\n{line}" for n, line in enumerate(body.splitlines(), 1)]
+    ptx = HEAD.format(threads=threads, body="\n".join(lines))
+    x = torch.arange(threads, dtype=torch.int32) if x is None else x
+    program = Program(ptx, ptx_machine.ops())
+    ptx_machine.run(program, grid, [("*i32", x)], shared, seed=seed)
+    return x
+
+
+FAULTS = {
+    "a load one beyond the tensor": ("ld.global.b32 %r4, [ %rd3 + 4 ];", "global memory outside"),
+    "a store one before the tensor": ("st.global.b32 [ %rd3 + -4 ], %r1;", "global memory outside"),
+    "an address that is no multiple": ("ld.global.b32 %r4, [ %rd1 + 2 ];", "unaligned global"),
+    "a vector at half its size": ("ld.global.v2.b32 {%r4, %r5}, [ %rd1 + 4 ];", "unaligned global"),
+    "an element of another warp without a barrier": (
+        "st.global.b32 [ %rd3 + 0 ], %r1;\nxor.b32 %r4, %r1, 32;\n"
+        "mad.wide.u32 %rd4, %r4, 4, %rd1;\nld.global.b32 %r5, [ %rd4 + 0 ];",
+        "body:4: global memory that warp",
+    ),
+    "shared memory beyond its end": ("st.shared.b32 [%r2+4], %r1;", "shared memory beyond"),
+    "shared memory at no multiple": ("st.shared.b32 [%r2+2], %r1;", "unaligned shared"),
+    "a read of another warp's write": (
+        "st.shared.b32 [%r2], %r1;\nld.shared.b32 %r4, [%r3];",
+        "body:2: shared memory that warp",
+    ),
+    "a write over another warp's read": (
+        "st.shared.b32 [%r2], %r1;\nbar.sync 0;\n"
+        "ld.shared.b32 %r4, [%r2];\nst.shared.b32 [%r3], %r1;",
+        "body:4: shared memory that warp",
+    ),
+    "two warps writing different numbers": ("st.shared.b32 [0], %r1;", "wrote otherwise"),
+    "a read of nothing written": ("ld.shared.b32 %r4, [%r2];", "never written"),
+    "a read while a copy is under way": (f"{COPY}\nld.shared.b32 %r4, [%r2];", "body:2: .*copy"),
+    "a wait that lets a copy go on": (
+        f"{COPY}\ncp.async.commit_group;\ncp.async.wait_group 1;\nld.shared.b32 %r4, [%r2];",
+        "body:4: .*copy",
+    ),
+    "another warp's copy without a barrier": (
+        f"{COPY}\n{WAIT}\nld.shared.b32 %r4, [%r3];",
+        "a barrier",
+    ),
+    "a shuffle among some lanes": (
+        "setp.lt.u32 %p1, %r1, 7;\n@%p1 shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1;",
+        "body:2: lanes of the warp are missing",
+    ),
+    "a shuffle whose mask names some lanes": ("shfl.sync.bfly.b32 %r4, %r1, 1, 31, 15;", "lanes"),
+    "a barrier in a branch of some lanes": (
+        "setp.lt.u32 %p1, %r1, 7;\n@%p1 bra $end;\nbar.sync 0;\n$end: mov.u32 %r4, 0;",
+        "body:3: lanes of the warp are missing",
+    ),
+    "a barrier that a warp never reaches": (
+        "setp.lt.u32 %p1, %r1, 32;\n@%p1 ret;\nbar.sync 0;",
+        "1 warps never reach",
+    ),
+}  # fmt: skip
+PRODUCT_FAULTS = {
+    "no proxy fence": ((WRITTEN, "bar.sync 0;", FENCED[-1], PRODUCT), "fence.proxy"),
+    "no register fence": ((*FENCED[:-1], PRODUCT), "wgmma.fence"),
+    "a register used after the fence": ((*FENCED, "mov.u32 %r10, 0;", PRODUCT), "wgmma.fence"),
+    "a result before the wait": (
+        (*FENCED, PRODUCT, COMMIT, "mov.u32 %r20, %r10;"),
+        "a register of a wgmma under way",
+    ),
+    "an operand written before the wait": (
+        (*FENCED, PRODUCT, COMMIT, "bar.sync 0;", CLEAR, "bar.sync 0;", FINISH),
+        "was overwritten",
+    ),
+    "a transposed operand without swizzle": (
+        (*FENCED, PRODUCT.replace("0, 0;", "0, 1;")),
+        "a layout known here",
+    ),
+}
+SOUND = {
+    "its own element": "ld.global.b32 %r4, [ %rd3 + 0 ];\nst.global.b32 [ %rd3 + 0 ], %r4;",
+    "a barrier between write and read": (
+        "st.shared.b32 [%r2], %r1;\nbar.sync 0;\nld.shared.b32 %r4, [%r3];"
+    ),
+    "a barrier between global write and read": (
+        "st.global.b32 [ %rd3 + 0 ], %r1;\nbar.sync 0;\nxor.b32 %r4, %r1, 32;\n"
+        "mad.wide.u32 %rd4, %r4, 4, %rd1;\nld.global.b32 %r5, [ %rd4 + 0 ];"
+    ),
+    "two warps writing the same": "st.shared.b32 [0], 7;",
+    "a copy waited for": f"{COPY}\n{WAIT}\nbar.sync 0;\nld.shared.b32 %r4, [%r3];",
+    "lanes that part and meet": (
+        "setp.lt.u32 %p1, %r1, 7;\n@%p1 bra $end;\nmov.u32 %r4, 0;\n"
+        "$end: shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1;\nbar.sync 0;"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "said"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named_at_its_line(body, said):
+    with pytest.raises(PtxFault, match=said) as raised:
+        run(body)
+    assert "kernel, body:" in str(raised.value)
+
+
+@pytest.mark.parametrize("body", SOUND.values(), ids=SOUND)
+def test_what_is_sound_is_not_called_a_fault(body):
+    for seed in range(3):
+        run(body, seed=seed)
+
+
+@pytest.mark.parametrize(("lines", "said"), PRODUCT_FAULTS.values(), ids=PRODUCT_FAULTS)
+def test_a_fault_around_wgmma_is_named(lines, said):
+    with pytest.raises(PtxFault, match=said):
+        run("\n".join(lines), threads=128, shared=4096)
+
+
+def test_a_sound_wgmma_is_not_called_a_fault():
+    lines = (*FENCED, PRODUCT, COMMIT, FINISH, "st.global.b32 [ %rd3 + 0 ], %r10;")
+    assert not run("\n".join(lines), threads=128, shared=4096).any()
+
+
+def test_an_unknown_instruction_stops_with_its_name():
+    with pytest.raises(UnknownInstruction, match=r"kernel, body:1.*: tanh\.approx\.f32 %r4, %r1"):
+        run("tanh.approx.f32 %r4, %r1;")
+
+
+@triton.jit
+def _through_memory(x, out, N: tl.constexpr, BARRIER: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(x + i, i)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(out + i, tl.load(x + (N - 1 - i)))
+
+
+@triton.jit
+def _without_mask(x, out, n, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(out + i, tl.load(x + i, mask=i < n, other=0))  # the store has none
+
+
+@triton.jit
+def _one_element_twice(out, N: tl.constexpr):
+    i = tl.program_id(0) * (N - 1) + tl.arange(0, N)
+    tl.store(out + i, tl.program_id(0))
+
+
+def line_of(text: str) -> str:
+    """Where this text stands in this file, as messages name it."""
+    lines = Path(__file__).read_text().splitlines()
+    return f"test_ptx_faults.py:{next(n for n, line in enumerate(lines, 1) if text in line)}:"
+
+
+def test_a_load_of_what_another_warp_stored_needs_a_barrier():
+    x, out = (torch.zeros(256, dtype=torch.int32) for _ in range(2))
+    _through_memory[(1,)](x, out, 256, True)
+    assert torch.equal(out, torch.arange(256, dtype=torch.int32).flip(0))
+    with pytest.raises(PtxFault, match=line_of("tl.load(x + (N - 1")):
+        _through_memory[(1,)](x, out, 256, False)
+
+
+def test_a_store_without_mask_leaves_its_tensor():
+    x, out = torch.randn(1000), torch.zeros(1024)
+    _without_mask[(4,)](x, out, 1000, 256)
+    with pytest.raises(PtxFault, match=line_of("the store has none")):
+        _without_mask[(4,)](x, out[:1000], 1000, 256)
+
+
+def test_two_programs_may_not_write_one_element():
+    out = torch.zeros(1024, dtype=torch.int32)
+    with pytest.raises(PtxFault, match=line_of("tl.store(out + i, tl.program_id(0))")):
+        _one_element_twice[(4,)](out, 256)
+
+
+def test_rows_between_the_rows_of_a_view_are_outside():
+    wide = torch.zeros(4, 300)
+    with pytest.raises(PtxFault, match="outside of every tensor"):
+        _without_mask[(4,)](wide[:, :256], torch.zeros(1024), 1024, 256)
+
+
+def test_an_index_one_beyond_is_outside():
+    x, index = torch.randn(64, 64), torch.arange(64)
+    gather.gather_rows(index, x, impl="triton")
+    index[3] = 64
+    with pytest.raises(PtxFault, match=r"_gather_rows_kernel, gather\.py:\d+:.*outside of every"):
+        gather.gather_rows(index, x, impl="triton")
+
+
+def test_an_aligned_binary_on_an_odd_address_is_unaligned(monkeypatch):
+    """What a launch handle kept for too long would do."""
+    kept, run_on_cpu = [], ptx_driver.run
+
+    def keep(program, grid, values, shared, **how):
+        kept.append((program, grid, values, shared))
+        return run_on_cpu(program, grid, values, shared, **how)
+
+    monkeypatch.setattr(ptx_driver, "run", keep)
+    index, storage = torch.arange(8), torch.randn(64 * 64 + 1).bfloat16()
+    gather.gather_rows(index, storage[:-1].view(64, 64), impl="triton")
+    program, grid, values, shared = kept[0]
+    moved = [(k, storage[1:].view(64, 64) if k == "*bf16" else v) for k, v in values[:2]]
+    with pytest.raises(PtxFault, match=r"gather\.py:\d+:.*unaligned global memory"):
+        run_on_cpu(program, grid, [*moved, *values[2:]], shared)
+
+
+@triton.jit
+def _in_order_of_arrival(out):
+    before = tl.atomic_min(out, -1 - tl.program_id(0), sem="relaxed")
+    tl.store(out + 1 + tl.program_id(0), before)
+
+
+def test_another_order_of_programs_may_not_change_the_result():
+    with pytest.raises(PtxFault, match="another order of programs gives other results"):
+        _in_order_of_arrival[(5,)](torch.zeros(8, dtype=torch.int32))
