@@ -1,17 +1,21 @@
 """Leave out barriers, waits and fences of compiled kernels one at a time: is it noticed?
 
-python tests/helpers/ptx_mutants.py sm_90    # or sm_80; minutes
+python tests/helpers/ptx_mutants.py    # make ptx-mutants
 
 Every kernel is run once as it is, and its launches are noted. Each launch is then repeated with one
-instruction changed, in three orders of programs and warps: a barrier or a fence is left out, a wait
+instruction changed, in four orders of programs and warps: a barrier or a fence is left out, a wait
 lets one more group be under way; and with 16 bytes less of shared memory. A change is noticed if
-the executor names a fault or the results differ. What is not noticed has to stand in `HARMLESS`
-with the reason why it does no harm.
+the executor names a fault or the results differ. What nothing notices has to stand in `HARMLESS`,
+with the reason why it does no harm; what stands there and is noticed fails too.
 """
 
 import copy
+import linecache
+import os
 import re
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +24,18 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / part) for part in ("tests/helpers", "tests/kernels/ptx", "bench", "")]
+ARCHS = ("sm_80", "sm_90")
+CHANGED = re.compile(r"(bar\.sync|cp\.async\.wait|wgmma\.wait|fence\.proxy|wgmma\.fence)")
+ORDERS = 4
 
-import ptx_driver
-import ptx_machine
-from op_calls import op_calls
-from ptx_program import Program
-
-from vtfast.ops import Ragged, diversity_select, ragged_attention, ragged_decode
-
-CHANGED = re.compile(r"bar\.sync|cp\.async\.wait_group|wgmma\.wait_group|fence\.proxy|wgmma\.fence")
+HARMLESS: dict[str, list[str]] = {}
 
 
 @dataclass
 class Noted:
-    """A launch as it was made: what it got, and what came out."""
+    """A launch as it was made: what it got, what came out, how often each instruction ran."""
 
-    program: Program
+    program: Any
     grid: tuple[int, ...]
     values: list[tuple[str, Any]]
     shared: int
@@ -44,13 +43,15 @@ class Noted:
     after: list[torch.Tensor]
     reached: Any
 
-
-def tensors(values: list[tuple[str, Any]]) -> list[torch.Tensor]:
-    return [value for _, value in values if isinstance(value, torch.Tensor)]
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [value for _, value in self.values if isinstance(value, torch.Tensor)]
 
 
 def longer_calls(dtype: torch.dtype) -> None:
-    """What `op_calls` is too short for: every loop runs several times, in both tiles of attention."""
+    """What `op_calls` is too short for: every loop runs several times, in both attention tiles."""
+    from vtfast.ops import Ragged, diversity_select, ragged_attention, ragged_decode
+
     for heads, queries, keys in ((4, [101, 64], [338, 101]), (28, [330, 270], [367, 411])):
         of_q, of_k = Ragged.from_lengths(queries, "cpu"), Ragged.from_lengths(keys, "cpu")
         q, k = torch.randn(of_q.total, heads, 64), torch.randn(of_k.total, 4, 64)
@@ -63,19 +64,22 @@ def longer_calls(dtype: torch.dtype) -> None:
     ragged_decode(q, k, k, [2500], impl="triton")
 
 
-def launches() -> Iterator[Noted]:
-    """One launch of every shipped kernel and setting that the calls lead to."""
-    noted: dict[str, Noted] = {}
-    run = ptx_machine.run
+def launches() -> list[Noted]:
+    """The longest launch of every kernel and setting that the calls lead to."""
+    import ptx_driver
+    from op_calls import op_calls
 
-    def note(program: Program, grid: Any, values: Any, shared: int, **how: Any) -> Any:
-        before = [t.clone() for t in tensors(values)]
+    noted: dict[tuple[str, bytes], Noted] = {}
+    run = ptx_driver.run
+
+    def note(program: Any, grid: Any, values: Any, shared: int, **how: Any) -> Any:
+        one = Noted(program, grid, values, shared, [], [], None)
+        one.before = [t.clone() for t in one.tensors]
         ran = run(program, grid, values, shared, **how)
-        after = [t.clone() for t in tensors(values)]
-        kept = Noted(program, grid, values, shared, before, after, ran.reached)
-        known = noted.get(program.name + str(program.code.tobytes()))
-        if known is None or kept.reached.sum() > known.reached.sum():
-            noted[program.name + str(program.code.tobytes())] = kept
+        one.after, one.reached = [t.clone() for t in one.tensors], ran.reached
+        key = program.name, program.code.tobytes()
+        if key not in noted or ran.reached.sum() > noted[key].reached.sum():
+            noted[key] = one
         return ran
 
     ptx_driver.run, ptx_driver.settings.orders = note, 1
@@ -83,48 +87,102 @@ def launches() -> Iterator[Noted]:
         for call, given in op_calls("cpu", "triton").values():
             call(*(x.to(dtype) if x.is_floating_point() else x for x in given))
         longer_calls(dtype)
-    yield from noted.values()
+    ptx_driver.run = run
+    return list(noted.values())
 
 
-def outcome(launch: Noted, program: Program, shared: int) -> str:
-    """The first fault, or that results differ; "" if nothing was noticed in any order."""
-    for seed in range(4):
-        for t, old in zip(tensors(launch.values), launch.before, strict=True):
+def is_noticed(launch: Noted, program: Any, shared: int) -> bool:
+    """Whether any order of programs and warps shows a fault or other results."""
+    import ptx_driver
+
+    for seed in range(ORDERS):
+        for t, old in zip(launch.tensors, launch.before, strict=True):
             t.copy_(old)
         try:
-            ptx_machine.run(program, launch.grid, launch.values, shared, seed=seed)
-        except ptx_machine.PtxFault as fault:
-            return str(fault).splitlines()[0]
-        if not all(map(ptx_driver.same_bits, tensors(launch.values), launch.after)):
-            return "other results"
-    return ""
+            ptx_driver.run(program, launch.grid, launch.values, shared, seed=seed)
+        except ptx_driver.PtxFault:
+            return True
+        if not all(map(ptx_driver.same_bits, launch.tensors, launch.after)):
+            return True
+    return False
 
 
-def mutants(program: Program, reached: Any) -> Iterator[tuple[int, Program]]:
-    """The program with one instruction changed, for each that was reached."""
+def mutants(launch: Noted) -> Iterator[tuple[str, Any]]:
+    """The program with one instruction changed, for each that was reached, and what to call it."""
+    from ptx_machine import ops
+
+    program, seen = launch.program, Counter()
+    jumps = [
+        (at, int(one["x"])) for at, one in enumerate(program.code) if one["op"] == ops()["bra"]
+    ]
     for at, text in enumerate(program.statements):
-        if reached[at] and CHANGED.match(text):
-            changed = copy.copy(program)
-            changed.code = program.code.copy()
-            if "wait" in text:
-                changed.code[at]["p"] += 1
-            else:
-                changed.code[at] = (ptx_machine.ops()["bra"], 0, 0, 0, 0, 0, 0, at + 1)
-            yield at, changed
+        if not (kind := CHANGED.match(text)):
+            continue
+        where = "in a loop" if any(to <= at <= jump for jump, to in jumps) else "once"
+        name = f"{program.name}, {where}, {kind.group()}: {source_line(program.places[at])}"
+        seen[name] += 1
+        changed = copy.copy(program)
+        changed.code = program.code.copy()
+        if "wait" in text:
+            changed.code[at]["p"] += 1
+        else:  # to the next instruction
+            changed.code[at] = (ops()["bra"], 0, 0, 0, 0, 0, 0, at + 1)
+        if launch.reached[at]:
+            yield f"{name} #{seen[name]}", changed
 
 
-def main() -> None:
-    ptx_driver.activate(sys.argv[1]); from vtfast.kernels import _launch; _launch.INTERPRETED=True; _launch.INTERPRETED_AS=sys.argv[1]
-    total = noticed = 0
-    for launch in list(launches()):
-        program, silent = launch.program, []
-        found = [(at, outcome(launch, one, launch.shared)) for at, one in mutants(program, launch.reached)]
-        cut = outcome(launch, program, launch.shared - 16) if launch.shared else "-"
-        print(f"{program.name}: {len(found)} changes, {sum(bool(why) for _, why in found)} noticed; shared cut: {bool(cut)}", flush=True)
-        for at, why in found:
-            if not why:
-                print("   ", at, program.statements[at], program.places[at])
+def source_line(place: str) -> str:
+    """The line of source that an instruction comes from, without what is around it."""
+    import triton.language.standard
+
+    file, line, _ = place.split(" ")[0].split(":")
+    library = Path(triton.language.standard.__file__)
+    path = library if file == library.name else ROOT / "kernels" / file
+    return linecache.getline(str(path), int(line)).strip()
+
+
+def one_gpu(arch: str) -> None:
+    """Print what nothing notices, a line each, and on stderr how many there were."""
+    sys.path[:0] = [
+        str(ROOT / part) for part in ("tests/helpers", "tests/kernels/ptx", "bench", "")
+    ]
+    import ptx_driver
+
+    ptx_driver.activate(arch)
+    from vtfast.kernels import _launch
+
+    _launch.INTERPRETED, _launch.INTERPRETED_AS = True, arch  # so that CPU tensors are accepted
+    total = silent = 0
+    for launch in launches():
+        found = {name: is_noticed(launch, one, launch.shared) for name, one in mutants(launch)}
+        if launch.shared:
+            name = f"{launch.program.name}, 16 bytes less of shared memory"
+            found[name] = is_noticed(launch, launch.program, launch.shared - 16)
+        total, silent = total + len(found), silent + list(found.values()).count(False)
+        print(*(name for name, noticed in found.items() if not noticed), sep="\n", flush=True)
+        print(f"{arch}: {total} changes, {silent} silent", end="\r", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+def main() -> int:
+    silent: set[str] = set()
+    for arch in ARCHS:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "ptx" / "triton"))
+        done = subprocess.run(
+            [sys.executable, __file__, arch], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode:
+            return done.returncode
+        silent |= set(filter(None, done.stdout.splitlines()))
+    known = {name for names in HARMLESS.values() for name in names}
+    for name in sorted(silent - known):
+        print("nothing notices:", name)
+    for name in sorted(known - silent):
+        print("noticed, or gone, though in HARMLESS:", name)
+    print(f"{len(silent & known)} changes that nothing notices are known to be harmless.")
+    return int(silent != known)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_gpu(sys.argv[1]) if sys.argv[1:] else main())

@@ -5,7 +5,7 @@ launches run from then on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Settings:
     orders: int = 3
     check: bool = True
     count: bool = False
-    launches: list[Ran] | None = field(default=None)
+    launches: list[Ran] | None = None
 
 
 settings = Settings()
@@ -56,10 +56,9 @@ class _Launcher:
                 after = [t.clone() for t in tensors] if before else []
             elif not all(map(same_bits, tensors, after)):
                 raise PtxFault(f"{program.name}: another order of programs gives other results")
-            if seed + 1 < settings.orders:
-                for t, old in zip(tensors, before, strict=True):
-                    if not same_bits(t, old):
-                        t.copy_(old)
+            for t, old in zip(tensors, before if seed + 1 < settings.orders else [], strict=False):
+                if not same_bits(t, old):
+                    t.copy_(old)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -76,17 +75,6 @@ def _flat(types: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str, An
             yield kind, value
 
 
-class _Utilities:
-    def __init__(self, capability: int) -> None:
-        self.shared = SHARED_MEMORY[capability]
-
-    def load_binary(self, name: str, ptx: bytes, *others: Any) -> tuple[Any, ...]:
-        return 1, decoded(ptx.decode()), 32, 0, 1024  # module, function, registers, spills, threads
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": self.shared, "multiprocessor_count": 132}
-
-
 class PtxDriver:
     """The parts of a driver that Triton asks for before and in a launch."""
 
@@ -94,7 +82,7 @@ class PtxDriver:
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
-        self.utils = _Utilities(capability)
+        self.utils = self  # what it asks of the device and its loader stands here too
 
     def get_current_device(self) -> int:
         return self.target.arch
@@ -104,6 +92,12 @@ class PtxDriver:
 
     def get_current_target(self) -> GPUTarget:
         return self.target
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_MEMORY[self.target.arch], "multiprocessor_count": 132}
+
+    def load_binary(self, name: str, ptx: bytes, *others: Any) -> tuple[Any, ...]:
+        return 1, decoded(ptx.decode()), 32, 0, 1024  # module, function, registers, spills, threads
 
 
 def _stop_at_ptx(*arguments: Any) -> tuple[str, str] | None:

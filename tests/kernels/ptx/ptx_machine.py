@@ -124,7 +124,7 @@ def run(
         if form == "Q" and not isinstance(value, int):
             value = 0 if value is None else value.data_ptr()
         struct.pack_into("<" + form, params, at, value)
-    ranges, kept = _ranges([v for _, v in values if hasattr(v, "data_ptr") and v.numel()])
+    ranges, _maps = _ranges([v for _, v in values if hasattr(v, "data_ptr") and v.numel()])
     faults, reached = np.zeros((MOST_FAULTS, 8), np.uint64), np.zeros(len(program.code), np.uint64)
     counts, memory = np.zeros(len(COUNTS), np.uint64), np.frombuffer(params, np.uint8)
     arrays = (program.code, program.operands, program.constants, memory, ranges, faults)
@@ -135,25 +135,20 @@ def run(
     start = time.perf_counter()
     engine().launch(ctypes.c_void_p(call.ctypes.data))
     seconds = time.perf_counter() - start
-    del kept
     if num_faults := int(call[-1]):
-        said = (_message(program, *map(int, one), shared) for one in faults[:num_faults])
+        said = (_message(program, shared, fault) for fault in faults[:num_faults].tolist())
         raise PtxFault("\n".join(said))
     counted = dict(zip(COUNTS, map(int, counts), strict=True))
     return Ran(program, tuple(grid), shared, seconds, reached, counted)
 
 
-def _message(
-    program: Program, kind: int, at: int, block: int, warp: int, lane: int, size: int,
-    address: int, other: int, shared: int,
-) -> str:  # fmt: skip
+def _message(program: Program, shared: int, fault: Sequence[int]) -> str:
+    kind, at, number, warp, lane, size, address, other = fault
     words = {"other": other, "size": size, "shared": shared}
     what, expected = (part.format(**words) for part in KINDS[kind])
-    return (
-        f"{program.name}, {program.places[at]}: {what}; expected {expected} "
-        f"({program.statements[at][:80]}; address {address:#x}, program {block}, warp {warp}, "
-        f"lane {lane})"
-    )
+    where = f"address {address:#x}, program {number}, warp {warp}, lane {lane}"
+    said = f"{what}; expected {expected} ({program.statements[at][:80]}; {where})"
+    return f"{program.name}, {program.places[at]}: {said}"
 
 
 def _ranges(tensors: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
