@@ -8,6 +8,7 @@
 #include <deque>
 #include <numeric>
 #include <sys/mman.h>
+#include <unordered_set>
 #include <vector>
 
 typedef uint8_t u8;
@@ -35,7 +36,8 @@ struct Constant { u64 slot, wide, value; };
 struct Byte { u32 writer, reader, write_at, read_at; };         // program + 1; epoch and warp
 struct Range { u64 low, high; const u8* inside; Byte* seen; };  // inside: which bytes are a tensor's; null: all
 struct Fault { u64 kind, at, program, warp, lane, size, address, other; };
-enum { INSTRUCTIONS, LOADED, LOAD_SECTORS, STORED, STORE_SECTORS, SHARED, WAVEFRONTS, MATRIX, BARRIERS, PROGRAMS };
+enum { INSTRUCTIONS, LOADED, LOAD_SECTORS, STORED, STORE_SECTORS, PROGRAM_SECTORS, LAUNCH_SECTORS, SHARED, WAVEFRONTS,
+       MATRIX, BARRIERS, PROGRAMS };
 struct Launch {
   const Ins* code; const u32* operands; const Constant* constants;
   u64 length, slots, literals, warps, tracked;  // tracked: registers of wgmma are watched
@@ -81,6 +83,7 @@ struct Block {
   Warp* warps;
   u8* shared;
   std::vector<SharedByte> bytes;
+  std::unordered_set<u64> sectors, all_sectors;  // of this program, of all; loaded or stored
 };
 
 static bool fault(Warp& w, Kind kind, u32 at, u32 lane, u64 address, u32 size, u64 other = 0) {
@@ -173,13 +176,16 @@ static bool shared(Warp& w, u32 lane, u32 a, u32 n, const Ins& i, const u8* stor
   return true;
 }
 
-// Sectors of 32 bytes that an access of a warp touches, and bytes asked for.
-static void count_global(Warp& w, V64 a, V32 m, u32 n, u32 bytes) {
-  u64 sectors[128], *counts = w.block->call->counts, k = 0, lanes = 0;
-  LANES(if (m[l]) { lanes++; for (u64 s = a[l] >> 5; s <= (a[l] + n - 1) >> 5; s++) sectors[k++] = s; })
-  std::sort(sectors, sectors + k);
-  counts[bytes] += lanes * n;
-  counts[bytes + 1] += std::unique(sectors, sectors + k) - sectors;
+// Sectors of 32 bytes that an access of a warp touches, and the fewest that hold what it asks for: lanes at one address
+// ask for the same bytes.
+static void count_global(Warp& w, V64 a, V32 m, u32 n, u32 asked) {
+  u64 at[32], *counts = w.block->call->counts, k = 0;
+  LANES(if (m[l]) at[k++] = a[l])
+  std::sort(at, at + k);
+  k = std::unique(at, at + k) - at;
+  counts[asked] += (k * n + 31) / 32;
+  for (u64 j = 0; j < k; j++) w.block->sectors.insert((at[j] >>= 5) << 1 | (asked == STORED));
+  counts[asked + 1] += std::unique(at, at + k) - at;
 }
 // Wavefronts of an access to shared memory: the most words of one bank, for each group of lanes that moves 128 bytes.
 static void count_shared(Warp& w, V32 a, V32 m, u32 n) {
@@ -227,6 +233,7 @@ static void parameter(Warp& w, const Ins& i) {
 static void atomic_min(Warp& w, const Ins& i) {
   V64 a = R64(w, 1) + (u64)i.x;
   V32 v = R(w, 2);
+  if (w.block->call->count) count_global(w, a, w.m, 4, STORED);
   LANES(u32 value = v[l]; s32* place = (s32*)a[l]; if (w.m[l] && global(w, l, a[l], 4, i, (u8*)&value, true)) {
     R(w, 0)[l] = *place, *place = std::min(*place, (s32)value); })
 }
@@ -547,7 +554,8 @@ static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
     for (Warp& w : warps)
       if (left && w.state == WAITING) fault(w, BARRIER_LEFT, *std::min_element(w.pc, w.pc + 32) - 1, 0, 0, 0, left);
   }
-  call->counts[PROGRAMS]++;
+  call->counts[PROGRAMS]++, call->counts[PROGRAM_SECTORS] += b.sectors.size();
+  b.all_sectors.merge(b.sectors), b.sectors.clear();
 }
 
 extern "C" void launch(Launch* call) {
@@ -576,4 +584,5 @@ extern "C" void launch(Launch* call) {
   for (u32 id : order) b.id = id, run_block(b, warps, random);
   for (u64 k = 0; call->check && k < call->num_ranges; k++) munmap(call->ranges[k].seen, size(k));
   for (Warp& w : warps) call->counts[INSTRUCTIONS] += w.time, free(w.r);
+  call->counts[LAUNCH_SECTORS] = b.all_sectors.size();
 }

@@ -21,8 +21,8 @@ CACHE = Path(__file__).resolve().parents[3] / "build" / "ptx"
 OPTIONS = ["-O2", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
 MOST_FAULTS = 64
 COUNTS = (
-    "instructions", "loaded", "load_sectors", "stored", "store_sectors", "shared", "wavefronts",
-    "matrix", "barriers", "programs",
+    "instructions", "loaded", "load_sectors", "stored", "store_sectors", "program_sectors",
+    "launch_sectors", "shared", "wavefronts", "matrix", "barriers", "programs",
 )  # fmt: skip
 FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}
 FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}

@@ -82,7 +82,7 @@ class Program:
     """A kernel as the engine takes it.
 
     Attributes:
-        name: of the kernel. warps: of a program. params: type and place of each parameter.
+        ptx, name: of the kernel. warps: of a program. params: type and place of each parameter.
         statements, places: text and source line of each instruction, for messages.
         code, operands: arrays of `INSTRUCTION` and uint32. slots: how many.
         constants: uint64 [literals, 3], slot, whether it is wide, value.
@@ -91,7 +91,7 @@ class Program:
 
     def __init__(self, ptx: str, ops: dict[str, int]) -> None:
         head, body = re.search(r"\.visible \.entry (.*?)\n\{(.*?)\n\}", ptx, re.S).groups()
-        self.name = head.partition("(")[0]
+        self.ptx, self.name = ptx, head.partition("(")[0]
         self.warps = int(re.search(r"\.reqntid (\d+)", head).group(1)) // 32
         self._params: dict[str, tuple[str, int]] = {}
         self.params_size = 0
