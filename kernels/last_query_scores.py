@@ -48,7 +48,8 @@ _SPLITS = 16  # of every sequence, so that scores do not depend on the batch
 _HEADS = 16  # query heads of a program: the least that tensor cores take; 64 in fp32 spill
 _WARPS = 4
 _STAGES = {4: 2, 2: 3}  # by element size: 3 in fp32 do not fit the shared memory of gfx942
-_MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 16, 128, 4
+# One warp needs one barrier for 32 heads; four warps need four for 16, and more instructions.
+_MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 32, 64, 1
 
 
 @triton.jit
@@ -64,8 +65,8 @@ def _logits_kernel(
     k_ptr,
     cu_seqlens_ptr,
     logits_ptr,
-    top_ptr,  # m_i of each split
-    weight_ptr,  # l_i of each split
+    top_ptr,  # m_i of each split: [sequences, SPLITS, heads], stored and read as whole lines
+    weight_ptr,  # l_i of each split, likewise
     # sizes
     total,
     # strides
@@ -129,7 +130,7 @@ def _logits_kernel(
         l_i = l_i * tl.exp2(m_i - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
         m_i = m_new
     heads = tl.num_programs(1) // PARTS * GROUP
-    part = (segment * heads + head) * SPLITS + tl.program_id(2)
+    part = (segment * SPLITS + tl.program_id(2)) * heads + head
     tl.store(top_ptr + part, m_i, mask=member < GROUP)
     tl.store(weight_ptr + part, l_i, mask=member < GROUP)
 
@@ -164,13 +165,13 @@ def _merge_kernel(
     for start in range(0, H, HEADS):
         head = start + tl.arange(0, HEADS)
         head_live = head < H
-        part = (segment * H + head)[:, None] * SPLITS + split[None, :]
-        mask = head_live[:, None] & filled[None, :]
+        part = (segment * SPLITS + split)[:, None] * H + head[None, :]
+        mask = filled[:, None] & head_live[None, :]
         m_split = tl.load(top_ptr + part, mask=mask, other=float("-inf"))
         l_split = tl.load(weight_ptr + part, mask=mask, other=0.0)
-        m_i = tl.max(m_split, axis=1)
+        m_i = tl.max(m_split, axis=0)
         base = tl.where(m_i == float("-inf"), 0.0, m_i)
-        l_i = tl.sum(l_split * tl.exp2(m_split - base[:, None]), axis=1)
+        l_i = tl.sum(l_split * tl.exp2(m_split - base[None, :]), axis=0)
         l_i = tl.where(head_live, l_i, 1.0)
         at = head.to(tl.int64)[:, None] * total + (first + key)[None, :]
         both = head_live[:, None] & live[None, :]
@@ -189,7 +190,7 @@ def _launch(
         return scores
     q, k = with_contiguous_rows(q), with_contiguous_rows(k)
     logits = torch.empty(heads, total, dtype=torch.float32, device=k.device)
-    m_split = torch.empty(sequences, heads, _SPLITS, dtype=torch.float32, device=k.device)
+    m_split = torch.empty(sequences, _SPLITS, heads, dtype=torch.float32, device=k.device)
     l_split = torch.empty_like(m_split)
     group = heads // key_heads
     parts = cdiv(group, _HEADS)
