@@ -5,12 +5,12 @@ launches run from then on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
-from ptx_machine import PtxFault, Ran, decoded, run
+from ptx_machine import PtxFault, decoded, run
 from ptx_program import Program
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -18,22 +18,9 @@ from triton.runtime import driver
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
 
-@dataclass
-class Settings:
-    """How launches run.
-
-    orders: of programs and warps to run each launch in, which must all give the same bits; the
-    first is their natural order. check, count: see `ptx_machine.run`. launches: a list, to keep
-    what ran (in the natural order), or None.
-    """
-
-    orders: int = 3
-    check: bool = True
-    count: bool = False
-    launches: list[Ran] | None = None
-
-
-settings = Settings()
+# orders: of programs and warps to run each launch in, which must all give the same bits; the first
+# is their natural order. check, count: see `ptx_machine.run`. launches: a list to keep what ran in.
+settings = SimpleNamespace(orders=3, check=True, count=False, launches=None)
 
 
 class _Launcher:

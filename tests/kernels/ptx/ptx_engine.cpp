@@ -11,24 +11,16 @@
 #include <unordered_set>
 #include <vector>
 
-typedef uint8_t u8;
-typedef uint16_t u16;
-typedef uint32_t u32;
-typedef int32_t s32;
-typedef uint64_t u64;
-typedef int64_t s64;
+typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
+typedef int32_t s32; typedef int64_t s64;
 #define LANE_VECTOR(type, bytes) typedef type __attribute__((vector_size(bytes), aligned(32)))
-LANE_VECTOR(u32, 128) V32;
-LANE_VECTOR(s32, 128) S32;
-LANE_VECTOR(float, 128) F32;
-LANE_VECTOR(u64, 256) V64;
-LANE_VECTOR(s64, 256) S64;
+LANE_VECTOR(u32, 128) V32; LANE_VECTOR(s32, 128) S32; LANE_VECTOR(float, 128) F32;
+LANE_VECTOR(u64, 256) V64; LANE_VECTOR(s64, 256) S64;
 #define TO(x, type) __builtin_convertvector(x, type)
 #define LANES(...) for (int l = 0; l < 32; l++) { __VA_ARGS__; }
 #define EACH(e) ({ V32 r_; LANES(r_[l] = (e)) r_; })
 
 // -- what Python passes --------------------------------------------------------------------------------------------
-
 // Operands: `n` slots from `at` on, the `written` first are results. guard: the slot of a predicate, ~slot for its
 // opposite, 0 for none. p, q: sizes and counts. x: the offset of an address, the target of a branch.
 struct Ins { u32 op, at, n, written; s32 guard; u32 p, q; s64 x; };
@@ -50,31 +42,24 @@ enum Kind { OUTSIDE_GLOBAL, ODD_GLOBAL, RACE_OF_PROGRAMS, RACE_OF_WARPS, OUTSIDE
             NO_REGISTER_FENCE, NOT_WAITED_FOR, OPERAND_OVERWRITTEN, UNKNOWN_LAYOUT };
 
 // -- the machine -----------------------------------------------------------------------------------------------------
-
+enum { UP, BUTTERFLY, INDEX, BF16 = 0, F16, TF32 };
 const u32 MANY = ~0u, SEVERAL = 0xff;                                           // programs; warps
 struct SharedByte { u32 write_at, read_at, time; u8 writer, reader, copying; };  // epochs, instructions, warps
 struct Copy { u32 to, at; u64 from; u32 size, real; };
-struct Product {  // a wgmma under way
-  u32 at, epoch, columns, kind, transposed;
-  bool from_registers, add;
-  u64 a, b;
-  V32 rows[4];
-  const u32* results;
-};
 struct Block;
+struct Product { u32 at, epoch, columns, kind, transposed; bool from_registers, add; u64 a, b; V32 rows[4]; const u32* results; };
 struct Warp {
   Block* block;
   u32 number, state, pc[32];
   u32 time, fenced, fenced_at, register_fence;  // instructions so far; the last fences: time, time's epoch, time
-  V32* r;
-  V32 m;         // active lanes
-  bool all;      // whether all are
+  V32 *r, m;     // registers; active lanes
+  bool all;      // whether all lanes are
   const u32* o;  // operands of the running instruction
   std::vector<u32> touched_at;  // per slot, if tracked
   std::vector<u8> in_flight;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> copies;
-  std::vector<Product> started;
+  std::vector<Product> started;  // of wgmma
   std::deque<std::vector<Product>> products;
 };
 struct Block {
@@ -93,14 +78,10 @@ static bool fault(Warp& w, Kind kind, u32 at, u32 lane, u64 address, u32 size, u
   return false;
 }
 static u32 at(Warp& w, const Ins& i) { return &i - w.block->call->code; }
-static V32 all32(u32 x) { return V32{} + x; }
-static V64 all64(u64 x) { return V64{} + x; }
-static F32 f(V32 x) { return (F32)x; }
-static V32 pick(V32 m, V32 a, V32 b) { return (a & m) | (b & ~m); }
-static V64 wide(V32 m) { return (V64)TO((S32)m, S64); }
-static V32 narrow(S64 m) { return (V32)TO(m, S32); }
-static V32& R(Warp& w, u32 k) { return w.r[w.o[k]]; }
-static V64& R64(Warp& w, u32 k) { return *(V64*)&w.r[w.o[k]]; }
+static V32 all32(u32 x) { return V32{} + x; } static V64 all64(u64 x) { return V64{} + x; }
+static F32 f(V32 x) { return (F32)x; } static V32 pick(V32 m, V32 a, V32 b) { return (a & m) | (b & ~m); }
+static V64 wide(V32 m) { return (V64)TO((S32)m, S64); } static V32 narrow(S64 m) { return (V32)TO(m, S32); }
+static V32& R(Warp& w, u32 k) { return w.r[w.o[k]]; } static V64& R64(Warp& w, u32 k) { return *(V64*)&w.r[w.o[k]]; }
 static void put(Warp& w, V32 v, u32 k = 0) { V32& d = R(w, k); d = w.all ? v : pick(w.m, v, d); }
 static void put(Warp& w, V64 v, u32 k = 0) { V64& d = R64(w, k), m = wide(w.m); d = w.all ? v : (v & m) | (d & ~m); }
 
@@ -125,7 +106,6 @@ static u32 field(u32 a, u32 at, u32 bits, bool sign) {
 }
 
 // -- memory ----------------------------------------------------------------------------------------------------------
-
 // Whether an access may go on; `stored`: the bytes that it writes.
 static bool global(Warp& w, u32 lane, u64 a, u32 n, const Ins& i, const u8* stored, bool atomic = false) {
   Block* b = w.block;
@@ -202,8 +182,13 @@ static void count_shared(Warp& w, V32 a, V32 m, u32 n) {
 }
 
 // p: bytes of a register, q: 1 sign-extended, 2 registers of 64 bits.
+static u64 number(const u8* from, const Ins& i) {
+  u64 x = 0, unused = 64 - 8 * i.p;
+  memcpy(&x, from, i.p);
+  return i.q & 1 ? (s64)(x << unused) >> unused : x;
+}
 template <bool GLOBAL, bool STORE> static void move(Warp& w, const Ins& i) {
-  u32 k = i.n - 1, n = i.p * k, unused = 64 - 8 * i.p;
+  u32 k = i.n - 1, n = i.p * k;
   V64 a = (GLOBAL ? R64(w, k) : TO(R(w, k), V64)) + (u64)i.x;
   if (w.block->call->count) GLOBAL ? count_global(w, a, w.m, n, STORE ? STORED : LOADED) : count_shared(w, TO(a, V32), w.m, n);
   for (u32 l = 0; l < 32; l++) {
@@ -217,17 +202,13 @@ template <bool GLOBAL, bool STORE> static void move(Warp& w, const Ins& i) {
     bool may = GLOBAL ? global(w, l, a[l], n, i, STORE ? data : nullptr) : shared(w, l, a[l], n, i, STORE ? data : nullptr, STORE);
     if (may) STORE ? memcpy(place, data, n) : memcpy(data, place, n);
     for (u32 j = 0; !STORE && j < k; j++) {
-      u64 x = 0;
-      memcpy(&x, data + j * i.p, i.p);
-      if (i.q & 1) x = (s64)(x << unused) >> unused;
+      u64 x = number(data + j * i.p, i);
       if (i.q & 2) R64(w, j)[l] = x; else R(w, j)[l] = x;
     }
   }
 }
 static void parameter(Warp& w, const Ins& i) {
-  u64 x = 0, unused = 64 - 8 * i.p;
-  memcpy(&x, w.block->call->params + i.x, i.p);
-  if (i.q & 1) x = (s64)(x << unused) >> unused;
+  u64 x = number(w.block->call->params + i.x, i);
   if (i.q & 2) put(w, all64(x)); else put(w, all32(x));
 }
 static void atomic_min(Warp& w, const Ins& i) {
@@ -252,7 +233,6 @@ static void copy_async(Warp& w, const Ins& i) {
     w.open.push_back({to[k], at(w, i), from[k], i.p, reads ? std::min(real[k], i.p) : 0});
   }
 }
-static void commit_copies(Warp& w, const Ins&) { w.copies.push_back(std::move(w.open)); w.open.clear(); }
 static void wait_for_copies(Warp& w, const Ins& i) {
   Block* b = w.block;
   for (; w.copies.size() > i.p; w.copies.pop_front())
@@ -265,13 +245,11 @@ static void wait_for_copies(Warp& w, const Ins& i) {
 }
 
 // -- between the lanes of a warp -----------------------------------------------------------------
-
 static void whole(Warp& w, const Ins& i, const V32& named = ~V32{}) {
   bool all = w.all;
   LANES(all &= named[l] == ~0u)
   if (!all) fault(w, LANES_MISSING, at(w, i), 0, 0, 0);
 }
-enum { UP, BUTTERFLY, INDEX };
 template <int HOW> static void shuffle(Warp& w, const Ins& i) {
   whole(w, i, R(w, 4));
   V32 v = R(w, 1), by = R(w, 2), c = R(w, 3);
@@ -281,9 +259,7 @@ template <int HOW> static void shuffle(Warp& w, const Ins& i) {
     v[(HOW == UP ? j >= (s32)high : j <= (s32)high) ? j & 31 : l]; })));
 }
 
-// -- matrices ------------------------------------------------------------------------------------
-
-enum { BF16, F16, TF32 };
+// -- matrices ---------------------------------------------------------------------------------------------------------
 static float element(u32 x, int kind) { return kind == BF16 ? as_float(x << 16) : kind == F16 ? of_f16(x) : as_float(x & ~0x1fffu); }
 
 // c [16, n] += a [16, k] b [k, n]
@@ -294,30 +270,25 @@ static void multiply(float* __restrict c, const float* a, const float* __restric
       for (u32 l = 0; l < n; l++) c[i * n + l] += x * b[j * n + l];
     }
 }
+// Where lane l has element j of its results in c [16, n].
+static u32 cell(u32 n, u32 j, u32 l) { return (l / 4 + 8 * (j % 4 >> 1)) * n + j / 4 * 8 + l % 4 * 2 + (j & 1); }
+// The numbers in a register of an operand: f(row or column, place along K, value).
+template <class F> static void spread(const V32& r, u32 group, int kind, F f) {
+  for (u32 l = 0; l < 32; l++)
+    if (kind == TF32) f(l / 4, l % 4 + 4 * group, element(r[l], kind));
+    else for (u32 h = 0; h < 2; h++) f(l / 4, l % 4 * 2 + h + 8 * group, element(r[l] >> 16 * h & 0xffff, kind));
+}
 static void rows_of_registers(float* a, const V32* r, int kind) {
-  for (int l = 0; l < 32; l++)
-    for (int i = 0; i < 4; i++) {
-      float* row = a + 16 * (l / 4 + 8 * (i & 1));
-      if (kind == TF32) row[l % 4 + 4 * (i >> 1)] = element(r[i][l], kind);
-      else for (int h = 0; h < 2; h++) row[l % 4 * 2 + h + 8 * (i >> 1)] = element(r[i][l] >> 16 * h & 0xffff, kind);
-    }
+  for (u32 i = 0; i < 4; i++) spread(r[i], i >> 1, kind, [&](u32 row, u32 k, float x) { a[16 * (row + 8 * (i & 1)) + k] = x; });
 }
 static void mma(Warp& w, const Ins& i) {  // p: kind; d 4, a 4, b 2, c 4 registers
-  whole(w, i);
-  w.block->call->counts[MATRIX]++;
-  int kind = i.p, k = kind == TF32 ? 8 : 16;
+  whole(w, i), w.block->call->counts[MATRIX]++;
   float a[16 * 16], b[16 * 8], c[16 * 8] = {};
-  V32 rows[4] = {R(w, 4), R(w, 5), R(w, 6), R(w, 7)};
-  rows_of_registers(a, rows, kind);
-  for (int l = 0; l < 32; l++)
-    for (int j = 0; j < 2; j++) {
-      u32 x = R(w, 8 + j)[l];
-      if (kind == TF32) b[(l % 4 + 4 * j) * 8 + l / 4] = element(x, kind);
-      else for (int h = 0; h < 2; h++) b[(l % 4 * 2 + h + 8 * j) * 8 + l / 4] = element(x >> 16 * h & 0xffff, kind);
-    }
-  multiply(c, a, b, 8, k);
-  V32 d[4];
-  for (int j = 0; j < 4; j++) d[j] = EACH(as_bits(as_float(R(w, 10 + j)[l]) + c[(l / 4 + 8 * (j >> 1)) * 8 + l % 4 * 2 + (j & 1)]));
+  V32 rows[4] = {R(w, 4), R(w, 5), R(w, 6), R(w, 7)}, d[4];
+  rows_of_registers(a, rows, i.p);
+  for (int j = 0; j < 2; j++) spread(R(w, 8 + j), j, i.p, [&](u32 column, u32 k, float x) { b[8 * k + column] = x; });
+  multiply(c, a, b, 8, i.p == TF32 ? 8 : 16);
+  for (int j = 0; j < 4; j++) d[j] = EACH(as_bits(as_float(R(w, 10 + j)[l]) + c[cell(8, j, l)]));
   for (int j = 0; j < 4; j++) put(w, d[j], j);
 }
 // p: matrices, q: 1 transposed. Eight lanes give the rows of each matrix.
@@ -327,41 +298,32 @@ template <bool LOAD> static void matrices(Warp& w, const Ins& i) {
   for (u32 k = 0; k < i.p; k++) {
     u16 t[8][8] = {};
     auto cell = [&](int row, int column) -> u16& { return i.q ? t[column][row] : t[row][column]; };
-    V32 m{};
-    for (u32 l = 8 * k; l < 8 * k + 8; l++) m[l] = ~0u;
-    if (w.block->call->count) count_shared(w, a, m, 16);
+    if (w.block->call->count) count_shared(w, a, EACH((u32)l / 8 == k ? ~0u : 0), 16);
     if (!LOAD) LANES(u32 x = R(w, k)[l]; cell(l / 4, l % 4 * 2) = x; cell(l / 4, l % 4 * 2 + 1) = x >> 16)
     for (u32 j = 0; j < 8; j++) {
-      u32 x = a[8 * k + j];
-      if (!shared(w, 8 * k + j, x, 16, i, (u8*)t[j], !LOAD)) continue;
-      if (LOAD) memcpy(t[j], w.block->shared + x, 16);
-      else memcpy(w.block->shared + x, t[j], 16);
+      u8* place = w.block->shared + a[8 * k + j];
+      if (shared(w, 8 * k + j, a[8 * k + j], 16, i, (u8*)t[j], !LOAD)) memcpy(LOAD ? (u8*)t[j] : place, LOAD ? place : (u8*)t[j], 16);
     }
     out[k] = EACH((u32)cell(l / 4, l % 4 * 2) | (u32)cell(l / 4, l % 4 * 2 + 1) << 16);
   }
   for (u32 k = 0; LOAD && k < i.p; k++) put(w, out[k], k);
 }
 
-// wgmma reads 16 bytes at a time where its descriptor says: `line` counts along M or N, `k` along
-// K. A swizzle exchanges bits of the address.
+// wgmma reads 16 bytes where its descriptor says: `line` counts along M or N, `k` along K; a swizzle moves address bits.
 static u32 place(u64 d, u32 line, u32 k, bool along_lines, u32 size) {
   u32 start = (d & 0x3fff) << 4, leading = (d >> 16 & 0x3fff) << 4, stride = (d >> 32 & 0x3fff) << 4;
-  u32 mode = d >> 62, width = mode ? 256u >> mode : 16;
-  u32 byte = (along_lines ? line : k) * size, other = along_lines ? k : line;
+  u32 mode = d >> 62, width = mode ? 256u >> mode : 16, byte = (along_lines ? line : k) * size, other = along_lines ? k : line;
   u32 across = along_lines ? byte / width * leading : mode ? 0 : byte / 16 * leading;
   u32 within = along_lines ? byte % width : mode ? byte : byte % 16;
   u32 a = start + other / 8 * stride + other % 8 * width + across + within;
   return a ^ (a >> 3 & (mode ? width - 16 : 0));
 }
-// Visit the operand's pieces of 16 bytes: f(address, line, k).
-template <class F> static void pieces(u64 d, u32 first, u32 lines, bool along_lines, int kind, F f) {
-  u32 size = kind == TF32 ? 4 : 2, depth = kind == TF32 ? 8 : 16, step = 16 / size;
-  for (u32 line = 0; line < lines; line += along_lines ? step : 1)
-    for (u32 k = 0; k < depth; k += along_lines ? 1 : step) f(place(d, first + line, k, along_lines, size), line, k);
-}
-template <class F> static void operands(Warp& w, const Product& p, F f) {
-  if (!p.from_registers) pieces(p.a, 16 * (w.number & 3), 16, p.transposed & 1, p.kind, [&](u32 x, u32 line, u32 k) { f(x, line, k, true); });
-  pieces(p.b, 0, p.columns, p.transposed & 2, p.kind, [&](u32 x, u32 line, u32 k) { f(x, line, k, false); });
+// Visit an operand's pieces of 16 bytes: f(address, line, k).
+template <class F> static void pieces(Warp& w, const Product& p, bool is_a, F f) {
+  bool along = p.transposed & (is_a ? 1 : 2);
+  u32 size = p.kind == TF32 ? 4 : 2, depth = p.kind == TF32 ? 8 : 16, step = 16 / size, first = is_a ? 16 * (w.number & 3) : 0;
+  for (u32 line = 0; line < (is_a ? p.from_registers ? 0 : 16 : p.columns); line += along ? step : 1)
+    for (u32 k = 0; k < depth; k += along ? 1 : step) f(place(is_a ? p.a : p.b, first + line, k, along, size), line, k);
 }
 static bool readable(Warp& w, u32 x, const Product& p) {
   Block* b = w.block;
@@ -378,8 +340,7 @@ static bool readable(Warp& w, u32 x, const Product& p) {
 }
 // p: columns, q: kind, x: 1 A in registers, 2 A transposed, 4 B transposed
 static void start_product(Warp& w, const Ins& i) {
-  whole(w, i);
-  w.block->call->counts[MATRIX]++;
+  whole(w, i), w.block->call->counts[MATRIX]++;
   Product p{at(w, i), w.block->epoch, i.p, i.q, (u32)i.x >> 1, bool(i.x & 1)};
   u32 k = i.written;
   if (p.from_registers) for (int j = 0; j < 4; j++) p.rows[j] = R(w, k + j);
@@ -389,27 +350,25 @@ static void start_product(Warp& w, const Ins& i) {
   for (u32 j = 0; j < i.written + 4 * p.from_registers; j++)
     if (!w.register_fence || w.touched_at[w.o[j]] > w.register_fence) fault(w, NO_REGISTER_FENCE, p.at, 0, w.o[j], 4);
   for (u32 j = 0; j < i.written; j++) w.in_flight[w.o[j]] = 1;
-  operands(w, p, [&](u32 x, u32, u32, bool) { readable(w, x, p); });
+  for (bool is_a : {true, false}) pieces(w, p, is_a, [&](u32 x, u32, u32) { readable(w, x, p); });
   w.started.push_back(p);
 }
-static void commit_products(Warp& w, const Ins&) { w.products.push_back(std::move(w.started)); w.started.clear(); }
 static void finish(Warp& w, const Product& p) {
   float a[16 * 16] = {}, b[16 * 256], c[16 * 256];
   u32 n = p.columns, size = p.kind == TF32 ? 4 : 2;
   if (p.from_registers) rows_of_registers(a, p.rows, p.kind);
-  operands(w, p, [&](u32 x, u32 line, u32 k, bool is_a) {
-    bool along = p.transposed & (is_a ? 1 : 2), ok = readable(w, x, p);
-    for (u32 j = 0; j < 16 / size; j++) {
-      u32 bits = 0;
-      if (ok) memcpy(&bits, w.block->shared + x + j * size, size);
-      u32 at_line = line + j * along, at_k = k + j * !along;
-      (is_a ? a[16 * at_line + at_k] : b[n * at_k + at_line]) = element(bits, p.kind);
-    }
-  });
-  auto cell = [&](u32 j, int l) -> float& { return c[(l / 4 + 8 * (j % 4 >> 1)) * n + j / 4 * 8 + l % 4 * 2 + (j & 1)]; };
-  for (u32 j = 0; j < n / 2; j++) LANES(cell(j, l) = p.add ? as_float(w.r[p.results[j]][l]) : 0)
+  for (bool is_a : {true, false})
+    pieces(w, p, is_a, [&](u32 x, u32 line, u32 k) {
+      bool along = p.transposed & (is_a ? 1 : 2), ok = readable(w, x, p);
+      for (u32 j = 0; j < 16 / size; j++) {
+        u32 bits = 0, at_line = line + j * along, at_k = k + j * !along;
+        if (ok) memcpy(&bits, w.block->shared + x + j * size, size);
+        (is_a ? a[16 * at_line + at_k] : b[n * at_k + at_line]) = element(bits, p.kind);
+      }
+    });
+  for (u32 j = 0; j < n / 2; j++) LANES(c[cell(n, j, l)] = p.add ? as_float(w.r[p.results[j]][l]) : 0)
   multiply(c, a, b, n, p.kind == TF32 ? 8 : 16);
-  for (u32 j = 0; j < n / 2; j++) LANES(w.r[p.results[j]][l] = as_bits(cell(j, l)))
+  for (u32 j = 0; j < n / 2; j++) LANES(w.r[p.results[j]][l] = as_bits(c[cell(n, j, l)]))
 }
 static void wait_for_products(Warp& w, const Ins& i) {
   for (; w.products.size() > i.p; w.products.pop_front())
@@ -417,11 +376,8 @@ static void wait_for_products(Warp& w, const Ins& i) {
   std::fill(w.in_flight.begin(), w.in_flight.end(), 0);
   for (auto& group : w.products) for (Product& p : group) for (u32 j = 0; j < p.columns / 2; j++) w.in_flight[p.results[j]] = 1;
 }
-static void fence_proxy(Warp& w, const Ins&) { w.fenced = w.time, w.fenced_at = w.block->epoch; }
-static void fence_registers(Warp& w, const Ins&) { w.register_fence = w.time; }
 
 // -- the instructions ----------------------------------------------------------------------------
-
 // e is computed from the operands a, b, c in 32 bits (x, y, z as floats), or in 64.
 #define OP32(name, e) {name, [](Warp& w, const Ins& i) { V32 a = R(w, 1), b = R(w, 2), c = R(w, 3); F32 x = f(a), y = f(b), z = f(c); (void)x; (void)y; (void)z; put(w, (V32)(e)); }}
 #define OP64(name, e) {name, [](Warp& w, const Ins& i) { V64 a = R64(w, 1), b = R64(w, 2), c = R64(w, 3); (void)b; (void)c; put(w, (V64)(e)); }}
@@ -431,31 +387,25 @@ static void fence_registers(Warp& w, const Ins&) { w.register_fence = w.time; }
 #define SHIFT(name, e) {name, [](Warp& w, const Ins&) { V64 d; LANES(u64 a = R64(w, 1)[l]; u32 n = R(w, 2)[l]; d[l] = e) put(w, d); }}
 #define REDUCE(name, type, e) {name, [](Warp& w, const Ins& i) { whole(w, i, R(w, 2)); type a = R(w, 1)[0]; for (int l = 1; l < 32; l++) { type b = R(w, 1)[l]; a = e; } put(w, all32(a)); }}
 #define S(v) TO((S32)(v), S64)
-typedef void (*Run)(Warp&, const Ins&);
-static const struct { const char* name; Run run; } OPS[] = {
+static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] = {
     {"bra", nullptr}, {"ret", nullptr}, {"bar.sync", nullptr},
     OP32("mov.32", a), OP64("mov.64", a), OP32("pack.32", a | b << 16), WIDEN("pack.64", TO(a, V64) | TO(b, V64) << 32),
     {"unpack.32", [](Warp& w, const Ins&) { V32 a = R(w, 2); put(w, a & 0xffff), put(w, a >> 16, 1); }},
     {"unpack.64", [](Warp& w, const Ins&) { V64 a = R64(w, 2); put(w, TO(a, V32)), put(w, TO(a >> 32, V32), 1); }},
-    {"ld.param", parameter},
-    OP32("add.16", a + b & 0xffff), OP32("sub.16", a - b & 0xffff), OP32("add.32", a + b), OP32("sub.32", a - b), OP64("add.64", a + b), OP64("sub.64", a - b),
+    {"ld.param", parameter}, OP32("add.16", a + b & 0xffff), OP32("sub.16", a - b & 0xffff), OP32("add.32", a + b), OP32("sub.32", a - b), OP64("add.64", a + b), OP64("sub.64", a - b),
     OP32("mul.lo.16", a * b & 0xffff), OP32("mul.hi.u16", a * b >> 16), OP32("mul.lo.32", a * b), OP64("mul.lo.64", a * b), OP32("mad.lo.32", a * b + c), OP64("mad.lo.64", a * b + c),
-    OP32("mul.hi.u32", TO(TO(a, V64) * TO(b, V64) >> 32, V32)), OP32("mul.hi.s32", TO((V64)(S(a) * S(b)) >> 32, V32)),
-    WIDEN("mul.wide.u32", TO(a, V64) * TO(b, V64)), WIDEN("mul.wide.s32", S(a) * S(b)), WIDEN("mad.wide.u32", TO(a, V64) * TO(b, V64) + c), WIDEN("mad.wide.s32", (V64)(S(a) * S(b)) + c),
-    OP32("div.s32", EACH(!b[l] ? ~0u : b[l] == ~0u ? -a[l] : (u32)((s32)a[l] / (s32)b[l]))), OP32("rem.s32", EACH(!b[l] ? a[l] : b[l] == ~0u ? 0 : (u32)((s32)a[l] % (s32)b[l]))),
-    OP32("div.u32", EACH(b[l] ? a[l] / b[l] : ~0u)), OP32("rem.u32", EACH(b[l] ? a[l] % b[l] : a[l])),
-    OP32("neg.32", -a), OP32("abs.s32", EACH((u32)std::abs((s64)(s32)a[l]))),
-    OP32("min.u32", EACH(std::min(a[l], b[l]))), OP32("max.u32", EACH(std::max(a[l], b[l]))), OP32("min.s32", EACH((u32)std::min((s32)a[l], (s32)b[l]))), OP32("max.s32", EACH((u32)std::max((s32)a[l], (s32)b[l]))),
+    OP32("mul.hi.u32", TO(TO(a, V64) * TO(b, V64) >> 32, V32)), WIDEN("mul.wide.u32", TO(a, V64) * TO(b, V64)), WIDEN("mul.wide.s32", S(a) * S(b)), WIDEN("mad.wide.u32", TO(a, V64) * TO(b, V64) + c), WIDEN("mad.wide.s32", (V64)(S(a) * S(b)) + c),
+    OP32("div.s32", EACH(!b[l] ? ~0u : b[l] == ~0u ? -a[l] : (u32)((s32)a[l] / (s32)b[l]))),
+    OP32("neg.32", -a), OP32("min.u32", EACH(std::min(a[l], b[l]))), OP32("min.s32", EACH((u32)std::min((s32)a[l], (s32)b[l]))), OP32("max.s32", EACH((u32)std::max((s32)a[l], (s32)b[l]))),
     OP32("min.relu.s32", EACH((u32)std::max(0, std::min((s32)a[l], (s32)b[l])))),
-    OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("and.64", a & b), OP64("or.64", a | b), OP64("xor.64", a ^ b), OP64("not.64", ~a),
+    OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("or.64", a | b), OP64("xor.64", a ^ b),
     OP32("shl.16", EACH(b[l] < 16 ? a[l] << b[l] & 0xffff : 0)), OP32("shl.32", EACH(b[l] < 32 ? a[l] << b[l] : 0)), OP32("shr.u32", EACH(b[l] < 32 ? a[l] >> b[l] : 0)), OP32("shr.s32", EACH((u32)((s32)a[l] >> std::min(b[l], 31u)))),
-    SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0), SHIFT("shr.s64", (s64)a >> std::min(n, 63u)),
+    SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0),
     OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
     OP32("selp.32", pick(c, a, b)), {"selp.64", [](Warp& w, const Ins&) { V64 m = wide(R(w, 3)); put(w, R64(w, 1) & m | R64(w, 2) & ~m); }},
     COMPARE("eq", ==), COMPARE("lt", <), COMPARE("le", <=), COMPARE("gt", >), COMPARE("ge", >=),
-    OP32("setp.ne.u32", a != b), NARROW("setp.ne.u64", narrow(a != b)), OP32("setp.num.f32", (x == x) & (y == y)), OP32("setp.nan.f32", (x != x) | (y != y)),
-    OP32("setp.ne.f32", (x != y) & (x == x) & (y == y)), OP32("setp.neu.f32", x != y),
-    OP32("add.f32", x + y), OP32("sub.f32", x - y), OP32("mul.f32", x * y), OP32("div.f32", x / y), OP32("neg.f32", a ^ 0x80000000u), OP32("abs.f32", a & 0x7fffffffu),
+    OP32("setp.ne.u32", a != b), NARROW("setp.ne.u64", narrow(a != b)), OP32("setp.num.f32", (x == x) & (y == y)), OP32("setp.ne.f32", (x != y) & (x == x) & (y == y)),
+    OP32("add.f32", x + y), OP32("sub.f32", x - y), OP32("mul.f32", x * y), OP32("div.f32", x / y), OP32("neg.f32", a ^ 0x80000000u),
     OP32("fma.f32", EACH(as_bits(__builtin_fmaf(x[l], y[l], z[l])))), OP32("sqrt.f32", EACH(as_bits(sqrtf(x[l])))), OP32("min.f32", smaller(a, b, false)), OP32("max.f32", smaller(a, b, true)),
     OP32("ex2.approx.ftz.f32", EACH(subnormal_is_0(as_bits(exp2f(as_float(subnormal_is_0(a[l]))))))),
     OP32("cvt.f32.bf16", a << 16), OP32("cvt.f32.f16", EACH(as_bits(of_f16(a[l])))), OP32("cvt.rn.bf16.f32", EACH(to_bf16(x[l]))), OP32("cvt.rn.f16.f32", EACH(to_f16(x[l]))),
@@ -463,20 +413,19 @@ static const struct { const char* name; Run run; } OPS[] = {
     OP32("cvt.rna.tf32.f32", EACH((a[l] & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : a[l] + 0x1000 & ~0x1fffu)),
     WIDEN("cvt.u64.u32", TO(a, V64)), WIDEN("cvt.s64.s32", S(a)), OP64("cvt.s64.low", (S64)(a << 32) >> 32), NARROW("cvt.u32.u64", TO(a, V32)), OP32("cvt.u16.u32", a & 0xffff), OP32("cvt.s16.s8", (V32)((S32)(a << 24) >> 24) & 0xffff),
     {"ld.global", move<true, false>}, {"ld.shared", move<false, false>}, {"st.global", move<true, true>}, {"st.shared", move<false, true>}, {"atom.global.gpu.relaxed.min.s32", atomic_min},
-    {"cp.async", copy_async}, {"cp.async.commit_group", commit_copies}, {"cp.async.wait_group", wait_for_copies},
+    {"cp.async", copy_async}, {"cp.async.commit_group", [](Warp& w, const Ins&) { w.copies.push_back(std::move(w.open)); w.open.clear(); }}, {"cp.async.wait_group", wait_for_copies},
     {"bar.warp.sync", [](Warp& w, const Ins& i) { whole(w, i, R(w, 0)); }}, {"shfl.sync.up.b32", shuffle<UP>}, {"shfl.sync.bfly.b32", shuffle<BUTTERFLY>}, {"shfl.sync.idx.b32", shuffle<INDEX>},
     REDUCE("redux.sync.add.s32", u32, a + b), REDUCE("redux.sync.min.s32", s32, std::min(a, b)), REDUCE("redux.sync.max.s32", s32, std::max(a, b)),
     {"mma", mma}, {"ldmatrix", matrices<true>}, {"stmatrix", matrices<false>},
-    {"wgmma", start_product}, {"wgmma.commit_group.sync.aligned", commit_products}, {"wgmma.wait_group.sync.aligned", wait_for_products}, {"wgmma.fence.sync.aligned", fence_registers}, {"fence.proxy.async.shared::cta", fence_proxy},
+    {"wgmma", start_product}, {"wgmma.wait_group.sync.aligned", wait_for_products},
+    {"wgmma.commit_group.sync.aligned", [](Warp& w, const Ins&) { w.products.push_back(std::move(w.started)); w.started.clear(); }},
+    {"wgmma.fence.sync.aligned", [](Warp& w, const Ins&) { w.register_fence = w.time; }}, {"fence.proxy.async.shared::cta", [](Warp& w, const Ins&) { w.fenced = w.time, w.fenced_at = w.block->epoch; }},
 };
 enum { BRA, RET, BAR };
-const u32 NUM_OPS = sizeof(OPS) / sizeof(OPS[0]);
-extern "C" const char* op_name(u32 number) { return number < NUM_OPS ? OPS[number].name : nullptr; }
+enum State { READY, WAITING, DONE };
+extern "C" const char* op_name(u32 number) { return number < sizeof(OPS) / sizeof(OPS[0]) ? OPS[number].name : nullptr; }
 
 // -- running -------------------------------------------------------------------------------------
-
-enum State { READY, WAITING, DONE };
-
 // wgmma: registers of a product under way must be left alone, and others fenced before.
 static void track(Warp& w, const Ins& i, u32 at, bool product) {
   for (u32 k = 0; k < i.n; k++)

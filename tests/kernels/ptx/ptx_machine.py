@@ -7,7 +7,6 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,6 @@ class Ran:
     program: Program
     grid: tuple[int, ...]
     shared: int
-    seconds: float
     reached: np.ndarray
     counts: dict[str, int]
 
@@ -101,7 +99,6 @@ def ops() -> dict[str, int]:
 
 @functools.lru_cache(maxsize=1024)
 def decoded(ptx: str) -> Program:
-    """A kernel's PTX as the engine takes it."""
     return Program(ptx, ops())
 
 
@@ -114,7 +111,7 @@ def run(
     values: Triton's type and the value of each parameter; a pointer's value is its tensor. shared:
     bytes of shared memory. seed: 0 runs programs and warps in order, others shuffle them. check:
     also look for races, and for reads of what was not written; else only bounds and alignment are
-    checked. count: count sectors and wavefronts.
+    checked. count: sectors and wavefronts too.
     """
     params = bytearray(max(program.params_size, 8))
     for (kind, value), (declared, at) in zip(values, program.params, strict=False):
@@ -132,22 +129,20 @@ def run(
     sizes = len(program.code), program.slots, len(program.constants), program.warps, program.tracked
     how = len(ranges), shared, seed, check, count, MOST_FAULTS
     call = np.array([code, operands, constants, *sizes, *others, *grid, *how, 0], np.uint64)
-    start = time.perf_counter()
     engine().launch(ctypes.c_void_p(call.ctypes.data))
-    seconds = time.perf_counter() - start
     if num_faults := int(call[-1]):
         said = (_message(program, shared, fault) for fault in faults[:num_faults].tolist())
         raise PtxFault("\n".join(said))
     counted = dict(zip(COUNTS, map(int, counts), strict=True))
-    return Ran(program, tuple(grid), shared, seconds, reached, counted)
+    return Ran(program, tuple(grid), shared, reached, counted)
 
 
 def _message(program: Program, shared: int, fault: Sequence[int]) -> str:
     kind, at, number, warp, lane, size, address, other = fault
     words = {"other": other, "size": size, "shared": shared}
     what, expected = (part.format(**words) for part in KINDS[kind])
-    where = f"address {address:#x}, program {number}, warp {warp}, lane {lane}"
-    said = f"{what}; expected {expected} ({program.statements[at][:80]}; {where})"
+    where = f"{program.statements[at][:80]}; address {address:#x}, program {number}, warp {warp}"
+    said = f"{what}; expected {expected} ({where}, lane {lane})"
     return f"{program.name}, {program.places[at]}: {said}"
 
 
@@ -180,5 +175,5 @@ def _ranges(tensors: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def _bytes(t: Any) -> int:
     """From a tensor's first byte to its last."""
-    steps = (step * (length - 1) for length, step in zip(t.shape, t.stride(), strict=True))
-    return t.element_size() * (sum(steps) + 1)
+    steps = sum(step * (n - 1) for n, step in zip(t.shape, t.stride(), strict=True))
+    return t.element_size() * (1 + steps)

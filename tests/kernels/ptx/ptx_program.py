@@ -6,35 +6,27 @@ it in `TYPED` or `OTHERS`, and what it does in `OPS` of ptx_engine.cpp.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-INSTRUCTION = np.dtype(
-    [(name, "<u4") for name in ("op", "at", "n", "written")]
-    + [("guard", "<i4"), ("p", "<u4"), ("q", "<u4"), ("x", "<i8")],
-    align=True,
-)
-SPECIAL = {"%tid.x": 1, "%ctaid.x": 2, "%ctaid.y": 3, "%ctaid.z": 4}
-SPECIAL |= {"%nctaid.x": 5, "%nctaid.y": 6, "%nctaid.z": 7, "_": 8}
+FIELDS = "op u4, at u4, n u4, written u4, guard i4, p u4, q u4, x i8"  # as the engine's `Ins`
+INSTRUCTION = np.dtype([tuple(field.split()) for field in FIELDS.split(", ")], align=True)
+SPECIAL = ["%tid.x", *(f"%{of}ctaid.{axis}" for of in ("", "n") for axis in "xyz"), "_"]
 FIRST_FREE = 10  # "_", a result nobody reads, may be wide
 
 # Operands of instructions that end in a type, the result first: t is as wide as the type says, n of
 # 32 bits or less (predicates too), w of 64.
 TYPED = {
     name: operands
-    for operands, names in {
-        "tt": "mov not neg abs sqrt ex2.approx.ftz",
-        "ttt": "add sub mul mul.lo mul.hi div rem min min.relu max and or xor",
-        "tttt": "mad.lo fma",
-        "wnn": "mul.wide",
-        "wnnw": "mad.wide",
-        "ttn": "shl shr",
-        "tttn": "selp",
-        "nn": "popc",
-        "nnnn": "bfe",
-        "ntt": "setp.eq setp.ne setp.lt setp.le setp.gt setp.ge setp.neu setp.num setp.nan",
-    }.items()
+    for operands, names in (
+        ("tt", "mov not neg abs sqrt ex2.approx.ftz"),
+        ("ttt", "add sub mul mul.lo mul.hi div min min.relu max and or xor"),
+        ("ntt", "setp.eq setp.ne setp.lt setp.le setp.gt setp.ge setp.num"),
+        *(("tttt", "mad.lo fma"), ("wnn", "mul.wide"), ("wnnw", "mad.wide"), ("ttn", "shl shr")),
+        *(("tttn", "selp"), ("nn", "popc"), ("nnnn", "bfe")),
+    )
     for name in names.split()
 }
 # 16 bits lie in the lower half of a slot, with 0 above: these may take them for 32.
@@ -66,12 +58,11 @@ class UnknownInstruction(NotImplementedError):
     """PTX that this executor does not know."""
 
 
-@dataclass
-class Decoded:
+class Decoded(NamedTuple):
     """One instruction: its name here, operands with the results first, and what else it needs."""
 
     name: str
-    operands: list[int] = field(default_factory=list)
+    operands: Sequence[int] = ()
     written: int = 0
     p: int = 0
     q: int = 0
@@ -130,7 +121,12 @@ class Program:
             if code.startswith(".loc"):
                 place = comment.strip() or code
             elif match := re.fullmatch(r"\.reg \.(\w+)\s+(.*);", code):
-                self._declare(*match.groups())
+                wide = match.group(1).endswith("64")
+                for name in match.group(2).split(","):
+                    stem, _, count = name.strip().rstrip(">").partition("<")
+                    for number in range(int(count)) if count else [""]:
+                        self._registers[f"{stem}{number}"] = self.slots, wide
+                        self.slots += 1 + wide
             elif not code.startswith("."):
                 while match := re.match(r"(\$[\w$]+):\s*", code):
                     labels[match.group(1)] = len(self.statements)
@@ -140,18 +136,10 @@ class Program:
                     self.places.append(place)
         return labels
 
-    def _declare(self, kind: str, names: str) -> None:
-        wide = kind.endswith("64")
-        for name in names.split(","):
-            stem, _, count = name.strip().rstrip(">").partition("<")
-            for number in range(int(count)) if count else [""]:
-                self._registers[f"{stem}{number}"] = self.slots, wide
-                self.slots += 1 + wide
-
     def _slot(self, text: str, wide: bool = False, bits: int = 32) -> int:
         """The slot of a register or a literal; KeyError where a register is of another width."""
         if text in SPECIAL:
-            return SPECIAL[text]
+            return 1 + SPECIAL.index(text)
         if text in self._registers:
             slot, is_wide = self._registers[text]
             if is_wide != wide:
