@@ -25,6 +25,14 @@ KEPT := torch triton setuptools pytest pytest-xdist pytest-benchmark hypothesis
 # The tests compile all kernels with a second Triton too; it is installed beside the first one.
 SECOND_TRITON := triton-3.6.0
 
+# Packed models through the kernels compiled for PTX_ARCH (sm_80 or sm_90), executed as PTX on a CPU.
+PTX_ARCH ?= sm_90
+PTX_MODEL_TESTS := $(TRITON_TESTS) tests/runtime/test_patch_triton.py
+MORE_PTX_MODEL_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,decoding edges masks merged_features \
+    packed_samples prompt_end)
+PTX_MODELS = VTFAST_TEST_DEVICE=$(PTX_ARCH) $(BIN)/pytest --impl triton $(WORKERS) \
+    -k "(packed or test_patch_triton) and not loss_and_gradients" $(PTX_MODEL_TESTS)
+
 # OUT: where the figures of a GPU go; RESUME: an earlier result to continue. PYTHON may be any
 # interpreter that has torch, triton and transformers: nothing is installed. Default: $(VENV).
 OUT ?= bench/out
@@ -36,7 +44,7 @@ GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 .PHONY: help setup triton torchao demo test test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create the environment and install vtfast into it (others do it when needed)
 
@@ -50,8 +58,13 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 
-test-triton: $(READY) ## packed models with interpreted kernels (an hour or more; not in .ci/run)
-	$(BIN)/pytest $(TRITON_TESTS) --impl triton -k packed $(WORKERS) $(ARGS)
+test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU
+	$(PTX_MODELS) $(MORE_PTX_MODEL_TESTS) $(ARGS)
+
+.PHONY: test-ptx-models
+test-ptx: test-ptx-models
+test-ptx-models: $(READY) ## the larger part of these tests, each launch executed once; 2 minutes of CPU
+	$(PTX_MODELS) --orders 1 $(ARGS)
 
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev

@@ -35,6 +35,12 @@ def pytest_report_header() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--impl", help="impl of every patch whose test passes none: eager or triton")
+    parser.addoption("--orders", type=int, help="orders to execute each launch of PTX in")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if orders := config.getoption("--orders"):
+        importlib.import_module("ptx_driver").settings.orders = orders
 
 
 @pytest.fixture(scope="session", autouse=True)
