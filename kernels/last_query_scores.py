@@ -48,8 +48,9 @@ _SPLITS = 16  # of every sequence, so that scores do not depend on the batch
 _HEADS = 16  # query heads of a program: the least that tensor cores take; 64 in fp32 spill
 _WARPS = 4
 _STAGES = {4: 2, 2: 3}  # by element size: 3 in fp32 do not fit the shared memory of gfx942
-# One warp needs one barrier for 32 heads; four warps need four for 16, and more instructions.
-_MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 32, 64, 1
+# One warp needs one barrier for 32 heads and 32 keys. Four, with 128 keys, need four barriers for
+# every 16 heads, and as many instructions each.
+_MERGE_HEADS, _MERGE_KEYS, _MERGE_WARPS = 32, 32, 1
 
 
 @triton.jit
