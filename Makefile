@@ -18,6 +18,14 @@ MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_t
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
+# The tests that launch kernels of every op: interpreted in `make test`, then compiled and executed
+# as PTX. Left out there are tests of PyTorch alone.
+PTX_ARCHS := sm_80 sm_90
+PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition default_dtype diversity_select gather \
+    gather_picks last_query_scores launch ragged_attention_kernel ragged_decode_kernel random_select \
+    topk_select compiled_cases compiled_fuzz)
+PTX_LEFT_OUT := eager or refuses or test_agrees_with_a_plain_sort or test_agrees_with_python \
+    or test_agrees_with_the_plain_greedy or the_memory_there_is
 OLDEST := build/constraints-oldest.txt
 # What stays pinned while everything else is the newest that pip installs.
 NEWEST := build/constraints-newest.txt
@@ -41,7 +49,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) ptx-full test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +65,15 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 
 test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-ptx ARGS=
+
+test-ptx: $(PTX_ARCHS:%=test-ptx-%) ## the tests of compiled kernels, executed as PTX on a CPU; needs g++ or clang++
+
+$(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
+	VTFAST_TEST_DEVICE=$* $(BIN)/pytest $(PTX_TESTS) -m "not full" -k "not ($(PTX_LEFT_OUT))" -n 0 $(ARGS)
+
+ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models
+	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
 test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU
 	$(PTX_MODELS) $(MORE_PTX_MODEL_TESTS) $(ARGS)

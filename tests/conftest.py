@@ -20,11 +20,32 @@ from devices import ARCH, DEVICE, INTERPRETED
 
 import vtfast
 
+# Not even skipped where kernels are not compiled and executed as PTX.
+collect_ignore_glob = [] if ARCH else ["kernels/test_compiled_*.py"]
 if ARCH:
     launch = importlib.import_module("vtfast.kernels._launch")
     launch.INTERPRETED, launch.INTERPRETED_AS = True, ARCH  # so that CPU tensors are accepted
     importlib.import_module("ptx_driver").activate(ARCH)
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for one another
+
+
+def pytest_sessionstart() -> None:
+    if _no_compiler() and os.environ.get("CI") == "true":
+        raise pytest.UsageError(f"{_no_compiler()} (with CI=true tests are not skipped for this)")
+
+
+def _no_compiler() -> str:
+    """Why compiled kernels cannot be executed here; "" if they can, or if no test does."""
+    if not ARCH or importlib.import_module("ptx_machine").compiler():
+        return ""
+    return "executing PTX needs g++ or clang++ on the path; install one"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiler_for_ptx() -> None:
+    """Skip every test for one reason where kernels are to be executed as PTX and cannot be."""
+    if reason := _no_compiler():
+        pytest.skip(reason)
 
 
 def pytest_report_header() -> str:

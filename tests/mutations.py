@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from shutil import copy2
@@ -49,6 +50,8 @@ PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
+COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
+EVEN_ODD = COMPILED + "cases.py::test_an_odd_address_follows_an_even_one"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
@@ -933,6 +936,34 @@ MUTATIONS = [
         "0 * (line[:, None] * width + column)",
         "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
     ),
+    # -- compiled kernels ----------------------------------------------------------------------
+    Mutation(
+        "A warp reads back the picks that others mark before they do.",
+        "kernels/diversity_select.py",
+        "    tl.debug_barrier()\n",
+        "",
+        COMPILED
+        + "cases.py::test_an_odd_address_follows_an_even_one[diversity_select-torch.float32]",
+    ),
+    Mutation(
+        "Programs lower the distance to the nearest row by a load and a store.",
+        "kernels/_distances.py",
+        """    tl.atomic_min(
+        nearest_ptr + first + i, ordered_bits(tl.min(others, axis=1)), mask=i_live, sem="relaxed"
+    )""",
+        """    least = ordered_bits(tl.min(others, axis=1))
+    known = tl.load(nearest_ptr + first + i, mask=i_live, other=0)
+    tl.store(nearest_ptr + first + i, tl.minimum(known, least), mask=i_live)""",
+        COMPILED
+        + "cases.py::test_an_odd_address_follows_an_even_one[diversity_select-torch.float32]",
+    ),
+    Mutation(
+        "A kernel compiled for addresses that are multiples of 16 bytes is launched on others.",
+        "kernels/_relaunch.py",
+        "found = self.compiled.get(known) if pointers % 16 == 0 else None",
+        "found = self.compiled.get(known)",
+        EVEN_ODD + "[ragged_decode-torch.float32]",
+    ),
     # -- several processes ---------------------------------------------------------------------
     Mutation(
         "Tensor parallel: scores are those of a process's own heads.",
@@ -1092,6 +1123,8 @@ def pytest_in(copy: Path, *tests: str) -> tuple[int, str]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
     # Without .pyc files no code from before a mutation can be found in place of the code itself.
     environment |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    if any(test.startswith(COMPILED) for test in tests):
+        environment["VTFAST_TEST_DEVICE"] = "sm_90"
     environment["COLUMNS"] = "400"  # room for what failed, on the line that says which test did
     options = ("-n", "0", "-q", "--tb=line", "-p", "no:cacheprovider")
     try:
@@ -1179,11 +1212,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with TemporaryDirectory(prefix="vtfast-mutants-") as folder:
         copies = Copies(Path(folder), min(options.jobs, len(chosen)))
         print(f"Breaks to try: {len(chosen)}. First their tests run without them.", flush=True)
-        status, output = copies.run(*sorted({m.test for m in chosen}))
-        if status != 0:
-            print("These tests do not pass on the code as it is, so they show nothing:")
-            print(*reasons(output), sep="\n")
-            return 1
+        tests = sorted({m.test for m in chosen}, key=lambda test: test.startswith(COMPILED))
+        for _, some in groupby(tests, lambda test: test.startswith(COMPILED)):
+            status, output = copies.run(*some)
+            if status != 0:
+                print("These tests do not pass on the code as it is, so they show nothing:")
+                print(*reasons(output), sep="\n")
+                return 1
         with ThreadPoolExecutor(options.jobs) as pool:
             tried = as_completed([pool.submit(copies.try_out, m) for m in chosen])
             outcomes = list(_told((job.result() for job in tried), len(chosen)))
