@@ -41,9 +41,8 @@ def _no_compiler() -> str:
     return "executing PTX needs g++ or clang++ on the path; install one"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiler_for_ptx() -> None:
-    """Skip every test for one reason where kernels are to be executed as PTX and cannot be."""
+def pytest_runtest_setup() -> None:
+    """Skip every test, in one line of the summary, where it could not launch a compiled kernel."""
     if reason := _no_compiler():
         pytest.skip(reason)
 

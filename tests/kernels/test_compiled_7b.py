@@ -1,8 +1,9 @@
 """Compiled kernels at the shapes of 7B models, executed as PTX on a CPU: `make ptx-full`.
 
 LLaVA-1.5 7B has 576 visual tokens of 4096 numbers and 32 heads; Qwen2.5-VL 7B has 3584 numbers, and
-28 query heads on 4 key heads. Every launch runs in one order, and attention, which needs minutes,
-is not checked for races: smaller cases at the same settings are, in three orders.
+28 query heads on 4 key heads. Every launch runs in one order, and those of attention and diversity,
+which take minutes, are not checked for races: smaller ones at the same settings are, in
+`test_compiled_cases.py`, and in three orders.
 """
 
 import pytest
@@ -55,8 +56,9 @@ def test_selecting_and_gathering(picture: Workload) -> None:
     check_op(random_select, segments, keep, seed=1, stream=2, gather=[hidden, positions])
 
 
-@pytest.mark.parametrize("picture", PICTURES[:3], ids=lambda w: w.name)
-def test_diversity(picture: Workload) -> None:
+@each_picture
+def test_diversity(picture: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "check", False)
     check_op(diversity_select, *tokens(picture))
 
 
