@@ -23,7 +23,7 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 PTX_ARCHS := sm_80 sm_90
 PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition default_dtype diversity_select gather \
     gather_picks last_query_scores launch ragged_attention_kernel ragged_decode_kernel random_select \
-    topk_select compiled_cases compiled_fuzz)
+    topk_select compiled_cases compiled_fuzz ptx_counting ptx_faults)
 PTX_LEFT_OUT := eager or refuses or test_agrees_with_a_plain_sort or test_agrees_with_python \
     or test_agrees_with_the_plain_greedy or the_memory_there_is
 OLDEST := build/constraints-oldest.txt
@@ -49,7 +49,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) ptx-full test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,7 +67,7 @@ test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-ptx ARGS=
 
-test-ptx: $(PTX_ARCHS:%=test-ptx-%) ## the tests of compiled kernels, executed as PTX on a CPU; needs g++ or clang++
+test-ptx: $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ## the tests of compiled kernels, executed as PTX on a CPU; needs g++ or clang++
 
 $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 	VTFAST_TEST_DEVICE=$* $(BIN)/pytest $(PTX_TESTS) -m "not full" -k "not ($(PTX_LEFT_OUT))" -n 0 $(ARGS)
@@ -75,11 +75,12 @@ $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
+ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when it is left out?
+	$(BIN)/python tests/helpers/ptx_mutants.py
+
 test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU
 	$(PTX_MODELS) $(MORE_PTX_MODEL_TESTS) $(ARGS)
 
-.PHONY: test-ptx-models
-test-ptx: test-ptx-models
 test-ptx-models: $(READY) ## the larger part of these tests, each launch executed once; 2 minutes of CPU
 	$(PTX_MODELS) --orders 1 $(ARGS)
 

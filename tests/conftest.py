@@ -21,7 +21,7 @@ from devices import ARCH, DEVICE, INTERPRETED
 import vtfast
 
 # Not even skipped where kernels are not compiled and executed as PTX.
-collect_ignore_glob = [] if ARCH else ["kernels/test_compiled_*.py"]
+collect_ignore_glob = [] if ARCH else ["kernels/test_compiled_*.py", "kernels/test_ptx_*.py"]
 if ARCH:
     launch = importlib.import_module("vtfast.kernels._launch")
     launch.INTERPRETED, launch.INTERPRETED_AS = True, ARCH  # so that CPU tensors are accepted

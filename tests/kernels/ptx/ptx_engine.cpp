@@ -98,12 +98,11 @@ static u32 to_f16(float x) { _Float16 h = (_Float16)x; u16 b; memcpy(&b, &h, 2);
 static float of_f16(u16 b) { _Float16 h; memcpy(&h, &b, 2); return (float)h; }
 static u32 subnormal_is_0(u32 x) { return x & 0x7f800000 ? x : x & 0x80000000; }
 static u32 field(u32 a, u32 at, u32 bits, bool sign) {
-  at &= 255, bits &= 255;
-  if (!bits) return 0;
-  s64 x = (sign ? (s64)(s32)a : (s64)a) >> std::min(at, 32u);
-  if (bits >= 32) return x;
-  return sign ? (u32)((s32)((u32)x << (32 - bits)) >> (32 - bits)) : (u32)x & ((1u << bits) - 1);
+  s64 x = (sign ? (s64)(s32)a : (s64)a) >> std::min(at & 255, 32u), unused = 64 - std::min(bits & 255, 32u);
+  return unused == 64 ? 0 : sign ? (s64)((u64)x << unused) >> unused : (u64)x << unused >> unused;
 }
+static u32 byte_of(u64 from, u32 how) { u32 x = from >> 8 * (how & 7) & 255; return how & 8 ? (x & 128 ? 255 : 0) : x; }
+static u32 bytes_of(u64 from, u32 how) { u32 x = 0; for (int n = 0; n < 4; n++) x |= byte_of(from, how >> 4 * n) << 8 * n; return x; }
 
 // -- memory ----------------------------------------------------------------------------------------------------------
 // Whether an access may go on; `stored`: the bytes that it writes.
@@ -401,7 +400,7 @@ static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] 
     OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("or.64", a | b), OP64("xor.64", a ^ b),
     OP32("shl.16", EACH(b[l] < 16 ? a[l] << b[l] & 0xffff : 0)), OP32("shl.32", EACH(b[l] < 32 ? a[l] << b[l] : 0)), OP32("shr.u32", EACH(b[l] < 32 ? a[l] >> b[l] : 0)), OP32("shr.s32", EACH((u32)((s32)a[l] >> std::min(b[l], 31u)))),
     SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0),
-    OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
+    OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("prmt.b32", EACH(bytes_of((u64)b[l] << 32 | a[l], c[l]))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
     OP32("selp.32", pick(c, a, b)), {"selp.64", [](Warp& w, const Ins&) { V64 m = wide(R(w, 3)); put(w, R64(w, 1) & m | R64(w, 2) & ~m); }},
     COMPARE("eq", ==), COMPARE("lt", <), COMPARE("le", <=), COMPARE("gt", >), COMPARE("ge", >=),
     OP32("setp.ne.u32", a != b), NARROW("setp.ne.u64", narrow(a != b)), OP32("setp.num.f32", (x == x) & (y == y)), OP32("setp.ne.f32", (x != y) & (x == x) & (y == y)),

@@ -25,7 +25,7 @@ TYPED = {
         ("ttt", "add sub mul mul.lo mul.hi div min min.relu max and or xor"),
         ("ntt", "setp.eq setp.ne setp.lt setp.le setp.gt setp.ge setp.num"),
         *(("tttt", "mad.lo fma"), ("wnn", "mul.wide"), ("wnnw", "mad.wide"), ("ttn", "shl shr")),
-        *(("tttn", "selp"), ("nn", "popc"), ("nnnn", "bfe")),
+        *(("tttn", "selp"), ("nn", "popc"), ("nnnn", "bfe prmt")),
     )
     for name in names.split()
 }
@@ -145,7 +145,7 @@ class Program:
             if is_wide != wide:
                 raise KeyError(text)
             return slot
-        value = 0 if text == "global_smem" else int(text.replace("0f", "0x", 1), 0)
+        value = 0 if text == "global_smem" else int(text.replace("0f", "0x", 1).rstrip("U"), 0)
         key = value & (2 ** (64 if wide else bits) - 1), wide
         if key not in self._literals:
             self._literals[key] = self.slots
