@@ -15,6 +15,7 @@ from ptx_machine import PtxFault
 from ptx_program import Program, UnknownInstruction
 
 from vtfast.kernels import gather
+from vtfast.ops import Ragged, ragged_attention
 
 HEAD = """\
 .visible .entry kernel(
@@ -231,21 +232,35 @@ def test_an_index_one_beyond_is_outside():
         gather.gather_rows(index, x, impl="triton")
 
 
-def test_an_aligned_binary_on_an_odd_address_is_unaligned(monkeypatch):
-    """What a launch handle kept for too long would do."""
-    kept, run_on_cpu = [], ptx_driver.run
+@pytest.fixture
+def kept(monkeypatch):
+    """The launches made from here on: program, grid, values, bytes of shared memory."""
+    launches, run_on_cpu = [], ptx_driver.run
 
-    def keep(program, grid, values, shared, **how):
-        kept.append((program, grid, values, shared))
-        return run_on_cpu(program, grid, values, shared, **how)
+    def keep(*launch, **how):
+        launches.append(launch)
+        return run_on_cpu(*launch, **how)
 
     monkeypatch.setattr(ptx_driver, "run", keep)
+    return launches
+
+
+def test_an_aligned_binary_on_an_odd_address_is_unaligned(kept):
+    """What a launch handle kept for too long would do."""
     index, storage = torch.arange(8), torch.randn(64 * 64 + 1).bfloat16()
     gather.gather_rows(index, storage[:-1].view(64, 64), impl="triton")
     program, grid, values, shared = kept[0]
     moved = [(k, storage[1:].view(64, 64) if k == "*bf16" else v) for k, v in values[:2]]
     with pytest.raises(PtxFault, match=r"gather\.py:\d+:.*unaligned global memory"):
-        run_on_cpu(program, grid, [*moved, *values[2:]], shared)
+        ptx_machine.run(program, grid, [*moved, *values[2:]], shared)
+
+
+def test_less_shared_memory_than_a_kernel_needs_is_noticed(kept):
+    segments, q = Ragged.from_lengths([70], "cpu"), torch.randn(70, 2, 64).bfloat16()
+    ragged_attention(q, q, q, segments, segments, impl="triton")
+    program, grid, values, shared = kept[0]
+    with pytest.raises(PtxFault, match=r"_attention_kernel, .*\.py:\d+:.*shared memory beyond"):
+        ptx_machine.run(program, grid, values, shared - 16)
 
 
 @triton.jit
