@@ -23,7 +23,7 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 PTX_ARCHS := sm_80 sm_90
 PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition default_dtype diversity_select gather \
     gather_picks last_query_scores launch ragged_attention_kernel ragged_decode_kernel random_select \
-    topk_select compiled_cases compiled_fuzz ptx_counting ptx_faults)
+    topk_select compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults)
 PTX_LEFT_OUT := eager or refuses or test_agrees_with_a_plain_sort or test_agrees_with_python \
     or test_agrees_with_the_plain_greedy or the_memory_there_is
 OLDEST := build/constraints-oldest.txt
@@ -49,7 +49,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -111,6 +111,9 @@ mutants: $(READY) ## does every test in tests/mutations.py fail when its code is
 
 aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its summary in docs/kernels.md
 	$(BIN)/python tests/helpers/aot_table.py
+
+ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; write ptx_counts.json and docs/kernels-counts.md
+	VTFAST_TEST_DEVICE=sm_90 $(BIN)/python tests/helpers/ptx_counts_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .

@@ -30,10 +30,6 @@ PROBE = """
 """
 DATA = {"b16": "%h1", "b32": "%r3", "v2.b32": "{%r3, %r4}", "v4.b32": "{%r3, %r4, %r5, %r6}"}
 
-pytestmark = pytest.mark.skipif(
-    ptx_machine.compiler() is None, reason="executing PTX needs g++ or clang++"
-)
-
 
 def counts(stride, *body):
     """Of one warp; %rd3 and %r2 are `stride` bytes apart from lane to lane, %p1 is its first 8."""
