@@ -397,7 +397,7 @@ static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] 
     OP32("div.s32", EACH(!b[l] ? ~0u : b[l] == ~0u ? -a[l] : (u32)((s32)a[l] / (s32)b[l]))),
     OP32("neg.32", -a), OP32("min.u32", EACH(std::min(a[l], b[l]))), OP32("min.s32", EACH((u32)std::min((s32)a[l], (s32)b[l]))), OP32("max.s32", EACH((u32)std::max((s32)a[l], (s32)b[l]))),
     OP32("min.relu.s32", EACH((u32)std::max(0, std::min((s32)a[l], (s32)b[l])))),
-    OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("or.64", a | b), OP64("xor.64", a ^ b),
+    OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("and.64", a & b), OP64("or.64", a | b), OP64("xor.64", a ^ b),
     OP32("shl.16", EACH(b[l] < 16 ? a[l] << b[l] & 0xffff : 0)), OP32("shl.32", EACH(b[l] < 32 ? a[l] << b[l] : 0)), OP32("shr.u32", EACH(b[l] < 32 ? a[l] >> b[l] : 0)), OP32("shr.s32", EACH((u32)((s32)a[l] >> std::min(b[l], 31u)))),
     SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0),
     OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("prmt.b32", EACH(bytes_of((u64)b[l] << 32 | a[l], c[l]))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
