@@ -938,14 +938,6 @@ MUTATIONS = [
     ),
     # -- compiled kernels ----------------------------------------------------------------------
     Mutation(
-        "A warp reads back the picks that others mark before they do.",
-        "kernels/diversity_select.py",
-        "    tl.debug_barrier()\n",
-        "",
-        COMPILED
-        + "cases.py::test_an_odd_address_follows_an_even_one[diversity_select-torch.float32]",
-    ),
-    Mutation(
         "Programs lower the distance to the nearest row by a load and a store.",
         "kernels/_distances.py",
         """    tl.atomic_min(
