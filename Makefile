@@ -72,7 +72,7 @@ test-ptx: $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ## the tests of compiled ker
 $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 	VTFAST_TEST_DEVICE=$* $(BIN)/pytest $(PTX_TESTS) -m "not full" -k "not ($(PTX_LEFT_OUT))" -n 0 $(ARGS)
 
-ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models
+ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models; 7 minutes of CPU
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
 ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when it is left out?
