@@ -172,6 +172,12 @@ def sizes_of(*parts: str) -> dict[str, int]:
     return {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
 
 
+def test_the_executor_of_ptx_has_at_most_1100_lines_with_its_docs() -> None:
+    files = [path for path in (ROOT / "tests/kernels/ptx").iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".cpp", ".md", ".py"}
+    assert 900 < sum(len(path.read_text().splitlines()) for path in files) <= 1100
+
+
 def test_patching_and_the_runtime_have_under_2000_lines_of_code() -> None:
     sizes = sizes_of("vtfast/patching.py", "vtfast/runtime/")
     assert 1000 < sum(sizes.values()) < 2000, sizes
