@@ -28,7 +28,63 @@ ARCHS = ("sm_80", "sm_90")
 CHANGED = re.compile(r"(bar\.sync|cp\.async\.wait|wgmma\.wait|fence\.proxy|wgmma\.fence)")
 ORDERS = 4
 
-HARMLESS: dict[str, list[str]] = {}
+# Lines of source that are named below more than once.
+KEYS = "k = tl.load(k_ptr + row[None, :] * stride_kt + d[:, None], mask=k_mask, other=0.0)"
+LOGITS = "logits = tl.dot(q, dot_operand(k), input_precision=PRECISION)"
+DOTS = "dots = tl.dot(a, b, dots, input_precision=PRECISION)"
+BEFORE = "line, before = both >> 16, both & 0xFFFF"
+PASSED = "return line * COLUMNS + tl.sum(passed.to(tl.int32), axis=1)"
+SCAN = "return core.associative_scan(input, axis, _sum_combine, reverse)"
+
+# Why leaving it out does no harm. None of these addresses depends on what is in the tensors.
+HARMLESS = {
+    "the copies that follow go to a buffer of the pipeline that nobody has used yet": [
+        f"_attention_kernel, once, bar.sync: {KEYS} #1",
+        f"_attention_kernel, once, bar.sync: {KEYS} #2",
+        f"_split_kernel, once, bar.sync: {KEYS} #1",
+        "_logits_kernel, once, bar.sync: "
+        "k = tl.load(k_ptr + k_offset + d[None, :], mask=k_mask, other=0.0) #1",
+        "_distances_kernel, once, bar.sync: "
+        "a = tl.load(i_rows + d[None, :], mask=i_live[:, None] & (d < D)[None, :], other=0.0) #1",
+    ],
+    "after the loop nothing uses what may still be under way": [
+        "_attention_kernel, once, cp.async.wait: for start in range(unmasked, end, KEYS): #1",
+        "_attention_kernel, once, wgmma.wait: for start in range(0, unmasked, KEYS): #1",
+        "_distances_kernel, once, cp.async.wait: for start in range(0, D, DEPTH): #1",
+        "_logits_kernel, once, cp.async.wait: for start in range(begin, end, KEYS): #1",
+        "_split_kernel, once, cp.async.wait: for start in range(split * share, end, KEYS): #1",
+    ],
+    "the loop's last barrier comes after its last reads of what is written next": [
+        "_attention_kernel, once, bar.sync: for start in range(0, unmasked, KEYS): #1",
+        "_attention_kernel, once, bar.sync: for start in range(unmasked, end, KEYS): #1",
+        "_logits_kernel, once, bar.sync: for start in range(begin, end, KEYS): #1",
+    ],
+    "another fence stands between the writes, or the uses of registers, and the product": [
+        f"_attention_kernel, once, fence.proxy: {LOGITS} #1",
+        f"_attention_kernel, once, fence.proxy: {LOGITS} #2",
+        f"_distances_kernel, in a loop, fence.proxy: {DOTS} #2",
+        f"_distances_kernel, in a loop, fence.proxy: {DOTS} #3",
+        f"_distances_kernel, in a loop, wgmma.fence: {DOTS} #2",
+    ],
+    "the next product adds to the same accumulators": [
+        f"_distances_kernel, in a loop, wgmma.wait: {DOTS} #1",
+    ],
+    "every warp touches bytes of its own on both sides": [
+        f"{kernel}, once, bar.sync: {line} #3"
+        for kernel, lines in (
+            ("_random_gather_kernel", (BEFORE, PASSED, SCAN)),
+            ("_topk_gather_kernel", (BEFORE, PASSED)),
+        )
+        for line in lines
+    ],
+    "the program has one warp": [
+        "_merge_kernel, once, bar.sync: "
+        "scores += tl.sum(tl.exp2(logits - base[:, None]) / l_i[:, None], axis=0) #1",
+    ],
+    "the search before it ends in barriers; this one does not rely on how that is compiled": [
+        "_greedy_kernel, once, bar.sync: tl.debug_barrier() #1",
+    ],
+}
 
 
 @dataclass
@@ -52,9 +108,10 @@ def longer_calls(dtype: torch.dtype) -> None:
     """What `op_calls` is too short for: every loop runs several times, in both attention tiles."""
     from vtfast.ops import Ragged, diversity_select, ragged_attention, ragged_decode
 
-    for heads, queries, keys in ((4, [101, 64], [338, 101]), (28, [330, 270], [367, 411])):
+    sizes = (4, 2, [101, 64], [338, 101]), (28, 4, [330, 270], [367, 411])
+    for heads, key_heads, queries, keys in sizes:
         of_q, of_k = Ragged.from_lengths(queries, "cpu"), Ragged.from_lengths(keys, "cpu")
-        q, k = torch.randn(of_q.total, heads, 64), torch.randn(of_k.total, 4, 64)
+        q, k = torch.randn(of_q.total, heads, 64), torch.randn(of_k.total, key_heads, 64)
         for index in (None, torch.randperm(of_k.total)):
             given = (x.to(dtype) for x in (q, k, k))
             ragged_attention(*given, of_q, of_k, k_index=index, impl="triton")
