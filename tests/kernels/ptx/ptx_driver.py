@@ -50,7 +50,7 @@ class _Launcher:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether they hold the same bits."""
-    a, b = a.contiguous(), b.contiguous()
+    a, b = a.contiguous().flatten(), b.contiguous().flatten()
     return a.numel() == 0 or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 

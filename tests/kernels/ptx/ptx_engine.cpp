@@ -47,7 +47,7 @@ const u32 MANY = ~0u, SEVERAL = 0xff;                                           
 struct SharedByte { u32 write_at, read_at, time; u8 writer, reader, copying; };  // epochs, instructions, warps
 struct Copy { u32 to, at; u64 from; u32 size, real; };
 struct Block;
-struct Product { u32 at, epoch, columns, kind, transposed; bool from_registers, add; u64 a, b; V32 rows[4]; const u32* results; };
+struct Product { u32 at, epoch, time, columns, kind, transposed; bool from_registers, add; u64 a, b; V32 rows[4]; const u32* results; };
 struct Warp {
   Block* block;
   u32 number, state, pc[32];
@@ -85,6 +85,12 @@ static V32& R(Warp& w, u32 k) { return w.r[w.o[k]]; } static V64& R64(Warp& w, u
 static void put(Warp& w, V32 v, u32 k = 0) { V32& d = R(w, k); d = w.all ? v : pick(w.m, v, d); }
 static void put(Warp& w, V64 v, u32 k = 0) { V64& d = R64(w, k), m = wide(w.m); d = w.all ? v : (v & m) | (d & ~m); }
 
+static void whole(Warp& w, const Ins& i, const V32& named = ~V32{}) {
+  bool all = w.all;
+  LANES(all &= named[l] == ~0u)
+  if (!all) fault(w, LANES_MISSING, at(w, i), 0, 0, 0);
+}
+
 static V32 smaller(V32 a, V32 b, bool larger) {  // PTX: a NaN loses, -0 < +0
   F32 x = f(a), y = f(b);
   V32 r = pick((V32)(x == y), larger ? a & b : a | b, pick((V32)(larger ? x > y : x < y), a, b));
@@ -119,7 +125,7 @@ static bool global(Warp& w, u32 lane, u64 a, u32 n, const Ins& i, const u8* stor
   for (u32 j = 0; r.inside && j < n; j++) if (!r.inside[first + j]) return wrong(OUTSIDE_GLOBAL);
   u32 me = b->id + 1, now = b->epoch << 6 | w.number;
   auto elsewhere = [&](u32 who) { return who && who != me; };
-  auto beside = [&](u32 who, u32 then) { return !atomic && who == me && then >> 6 == b->epoch && (then & 63) != w.number; };
+  auto beside = [&](u32 who, u32 then) { return who == me && then >> 6 == b->epoch && (then & 63) != w.number; };
   for (u32 j = 0; r.seen && j < n; j++) {
     Byte& s = r.seen[first + j];
     bool same = stored && stored[j] == *(u8*)(a + j);
@@ -128,7 +134,7 @@ static bool global(Warp& w, u32 lane, u64 a, u32 n, const Ins& i, const u8* stor
     if (beside(s.writer, s.write_at) && !same) return wrong(RACE_OF_WARPS, s.write_at & 63), true;
     if (stored && beside(s.reader, s.read_at)) return wrong(RACE_OF_WARPS, s.read_at & 63), true;
     if (stored) s.writer = atomic ? MANY : me, s.write_at = now;
-    else s.reader = elsewhere(s.reader) ? MANY : me, s.read_at = now;
+    else s.read_at = beside(s.reader, s.read_at) ? now | 63 : now, s.reader = elsewhere(s.reader) ? MANY : me;  // 63: several
   }
   return true;
 }
@@ -192,8 +198,8 @@ template <bool GLOBAL, bool STORE> static void move(Warp& w, const Ins& i) {
   if (w.block->call->count) GLOBAL ? count_global(w, a, w.m, n, STORE ? STORED : LOADED) : count_shared(w, TO(a, V32), w.m, n);
   for (u32 l = 0; l < 32; l++) {
     if (!w.m[l]) continue;
-    u8 data[16], *place = GLOBAL ? (u8*)a[l] : w.block->shared + a[l];
-    memset(data, 0x5a, 16);  // what a load that must not be gives
+    u8 data[32], *place = GLOBAL ? (u8*)a[l] : w.block->shared + (u32)a[l];
+    memset(data, 0x5a, 32);  // what a load that must not be gives
     for (u32 j = 0; STORE && j < k; j++) {
       u64 x = i.q & 2 ? R64(w, j)[l] : R(w, j)[l];
       memcpy(data + j * i.p, &x, i.p);
@@ -234,6 +240,7 @@ static void copy_async(Warp& w, const Ins& i) {
 }
 static void wait_for_copies(Warp& w, const Ins& i) {
   Block* b = w.block;
+  whole(w, i);
   for (; w.copies.size() > i.p; w.copies.pop_front())
     for (Copy& c : w.copies.front()) {
       for (u32 j = 0; b->call->check && j < c.size; j++) b->bytes[c.to + j].copying = 0;
@@ -244,17 +251,12 @@ static void wait_for_copies(Warp& w, const Ins& i) {
 }
 
 // -- between the lanes of a warp -----------------------------------------------------------------
-static void whole(Warp& w, const Ins& i, const V32& named = ~V32{}) {
-  bool all = w.all;
-  LANES(all &= named[l] == ~0u)
-  if (!all) fault(w, LANES_MISSING, at(w, i), 0, 0, 0);
-}
 template <int HOW> static void shuffle(Warp& w, const Ins& i) {
   whole(w, i, R(w, 4));
-  V32 v = R(w, 1), by = R(w, 2), c = R(w, 3);
+  V32 v = R(w, 1), by = R(w, 2) & 31, c = R(w, 3);
   put(w, EACH(({
     u32 segment = c[l] >> 8 & 31, low = l & segment, high = low | (c[l] & 31 & ~segment);
-    s32 j = HOW == UP ? l - (s32)by[l] : HOW == BUTTERFLY ? l ^ by[l] : low | (by[l] & 31 & ~segment);
+    s32 j = HOW == UP ? l - (s32)by[l] : HOW == BUTTERFLY ? l ^ by[l] : low | (by[l] & ~segment);
     v[(HOW == UP ? j >= (s32)high : j <= (s32)high) ? j & 31 : l]; })));
 }
 
@@ -332,15 +334,19 @@ static bool readable(Warp& w, u32 x, const Product& p) {
   watch_shared(w, 0, x, 16, p.at, nullptr, false);
   for (u32 j = x; j < x + 16; j++) {
     const SharedByte& s = b->bytes[j];
-    if (s.write_at > p.epoch) return fault(w, OPERAND_OVERWRITTEN, p.at, 0, x, 16, s.writer), true;
+    if (s.write_at > p.epoch || s.write_at == p.epoch && s.writer == w.number && s.time > p.time) return fault(w, OPERAND_OVERWRITTEN, p.at, 0, x, 16, s.writer), true;
     if (s.time >= b->warps[s.writer].fenced && s.write_at >= w.fenced_at) return fault(w, NO_PROXY_FENCE, p.at, 0, x, 16, s.writer), true;
   }
   return true;
 }
+// The registers that must be left alone until the wait: 1 results, 2 those of A.
+static void mark(Warp& w, const Product& p) {
+  for (u32 j = 0; j < p.columns / 2 + 4 * p.from_registers; j++) w.in_flight[p.results[j]] = 1 + (j >= p.columns / 2);
+}
 // p: columns, q: kind, x: 1 A in registers, 2 A transposed, 4 B transposed
 static void start_product(Warp& w, const Ins& i) {
   whole(w, i), w.block->call->counts[MATRIX]++;
-  Product p{at(w, i), w.block->epoch, i.p, i.q, (u32)i.x >> 1, bool(i.x & 1)};
+  Product p{at(w, i), w.block->epoch, w.time, i.p, i.q, (u32)i.x >> 1, bool(i.x & 1)};
   u32 k = i.written;
   if (p.from_registers) for (int j = 0; j < 4; j++) p.rows[j] = R(w, k + j);
   else p.a = R64(w, k)[0];
@@ -348,7 +354,7 @@ static void start_product(Warp& w, const Ins& i) {
   p.b = R64(w, k)[0], p.add = R(w, k + 1)[0], p.results = w.o;
   for (u32 j = 0; j < i.written + 4 * p.from_registers; j++)
     if (!w.register_fence || w.touched_at[w.o[j]] > w.register_fence) fault(w, NO_REGISTER_FENCE, p.at, 0, w.o[j], 4);
-  for (u32 j = 0; j < i.written; j++) w.in_flight[w.o[j]] = 1;
+  mark(w, p);
   for (bool is_a : {true, false}) pieces(w, p, is_a, [&](u32 x, u32, u32) { readable(w, x, p); });
   w.started.push_back(p);
 }
@@ -370,10 +376,12 @@ static void finish(Warp& w, const Product& p) {
   for (u32 j = 0; j < n / 2; j++) LANES(w.r[p.results[j]][l] = as_bits(c[cell(n, j, l)]))
 }
 static void wait_for_products(Warp& w, const Ins& i) {
+  whole(w, i);
   for (; w.products.size() > i.p; w.products.pop_front())
     for (Product& p : w.products.front()) finish(w, p);
   std::fill(w.in_flight.begin(), w.in_flight.end(), 0);
-  for (auto& group : w.products) for (Product& p : group) for (u32 j = 0; j < p.columns / 2; j++) w.in_flight[p.results[j]] = 1;
+  for (Product& p : w.started) mark(w, p);  // without a commit nothing waits for them
+  for (auto& group : w.products) for (Product& p : group) mark(w, p);
 }
 
 // -- the instructions ----------------------------------------------------------------------------
@@ -412,13 +420,13 @@ static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] 
     OP32("cvt.rna.tf32.f32", EACH((a[l] & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : a[l] + 0x1000 & ~0x1fffu)),
     WIDEN("cvt.u64.u32", TO(a, V64)), WIDEN("cvt.s64.s32", S(a)), OP64("cvt.s64.low", (S64)(a << 32) >> 32), NARROW("cvt.u32.u64", TO(a, V32)), OP32("cvt.u16.u32", a & 0xffff), OP32("cvt.s16.s8", (V32)((S32)(a << 24) >> 24) & 0xffff),
     {"ld.global", move<true, false>}, {"ld.shared", move<false, false>}, {"st.global", move<true, true>}, {"st.shared", move<false, true>}, {"atom.global.gpu.relaxed.min.s32", atomic_min},
-    {"cp.async", copy_async}, {"cp.async.commit_group", [](Warp& w, const Ins&) { w.copies.push_back(std::move(w.open)); w.open.clear(); }}, {"cp.async.wait_group", wait_for_copies},
+    {"cp.async", copy_async}, {"cp.async.commit_group", [](Warp& w, const Ins& i) { whole(w, i), w.copies.push_back(std::move(w.open)); w.open.clear(); }}, {"cp.async.wait_group", wait_for_copies},
     {"bar.warp.sync", [](Warp& w, const Ins& i) { whole(w, i, R(w, 0)); }}, {"shfl.sync.up.b32", shuffle<UP>}, {"shfl.sync.bfly.b32", shuffle<BUTTERFLY>}, {"shfl.sync.idx.b32", shuffle<INDEX>},
     REDUCE("redux.sync.add.s32", u32, a + b), REDUCE("redux.sync.min.s32", s32, std::min(a, b)), REDUCE("redux.sync.max.s32", s32, std::max(a, b)),
     {"mma", mma}, {"ldmatrix", matrices<true>}, {"stmatrix", matrices<false>},
     {"wgmma", start_product}, {"wgmma.wait_group.sync.aligned", wait_for_products},
-    {"wgmma.commit_group.sync.aligned", [](Warp& w, const Ins&) { w.products.push_back(std::move(w.started)); w.started.clear(); }},
-    {"wgmma.fence.sync.aligned", [](Warp& w, const Ins&) { w.register_fence = w.time; }}, {"fence.proxy.async.shared::cta", [](Warp& w, const Ins&) { w.fenced = w.time, w.fenced_at = w.block->epoch; }},
+    {"wgmma.commit_group.sync.aligned", [](Warp& w, const Ins& i) { whole(w, i), w.products.push_back(std::move(w.started)); w.started.clear(); }},
+    {"wgmma.fence.sync.aligned", [](Warp& w, const Ins& i) { whole(w, i), w.register_fence = w.time; }}, {"fence.proxy.async.shared::cta", [](Warp& w, const Ins&) { w.fenced = w.time, w.fenced_at = w.block->epoch; }},
 };
 enum { BRA, RET, BAR };
 enum State { READY, WAITING, DONE };
@@ -428,7 +436,7 @@ extern "C" const char* op_name(u32 number) { return number < sizeof(OPS) / sizeo
 // wgmma: registers of a product under way must be left alone, and others fenced before.
 static void track(Warp& w, const Ins& i, u32 at, bool product) {
   for (u32 k = 0; k < i.n; k++)
-    if (w.in_flight[w.o[k]] && !(product && k < i.written)) fault(w, NOT_WAITED_FOR, at, 0, w.o[k], 4);
+    if (w.in_flight[w.o[k]] && !(product && w.in_flight[w.o[k]] == 1 + (k >= i.written))) fault(w, NOT_WAITED_FOR, at, 0, w.o[k], 4);
   for (u32 k = 0; k < i.n && !product; k++) w.touched_at[w.o[k]] = w.time;
 }
 

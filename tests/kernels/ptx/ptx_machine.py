@@ -116,8 +116,9 @@ def run(
     params = bytearray(max(program.params_size, 8))
     for (kind, value), (declared, at) in zip(values, program.params, strict=False):
         form = "Q" if kind.startswith("*") else FORMATS[kind]
-        if struct.calcsize(form) != int(declared[1:]) // 8:
-            raise NotImplementedError(f"{program.name}: a {kind} is passed as {declared}")
+        device = str(getattr(value, "device", "cpu"))
+        if struct.calcsize(form) != int(declared[1:]) // 8 or device != "cpu":
+            raise NotImplementedError(f"{program.name}: a {kind} on {device} passed as {declared}")
         if form == "Q" and not isinstance(value, int):
             value = 0 if value is None else value.data_ptr()
         struct.pack_into("<" + form, params, at, value)
@@ -163,7 +164,7 @@ def _ranges(tensors: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
     ranges, kept = np.zeros((len(groups), 4), np.uint64), []
     for found, (low, high, inside) in zip(ranges, groups, strict=True):
         found[:2] = low, high
-        if any(_bytes(t) > t.numel() * t.element_size() for t in inside):
+        if not all(t.is_contiguous() for t in inside):
             kept.append(np.zeros(high - low, np.uint8))
             found[2] = kept[-1].ctypes.data
             for t in inside:

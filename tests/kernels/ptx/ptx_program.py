@@ -171,7 +171,7 @@ class Program:
         arguments = [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|[^,{\[])+", rest)]
         if opcode in ("bra", "bra.uni"):
             return guard, Decoded("bra", x=labels[arguments[0]])
-        if opcode == "bar.sync" and arguments == ["0"]:
+        if opcode == "bar.sync" and arguments == ["0"] and not guard:
             return guard, Decoded("bar.sync")
         if opcode in ("cp.async.wait_group", "wgmma.wait_group.sync.aligned"):
             return guard, Decoded(opcode, p=int(arguments[0]))
@@ -184,7 +184,10 @@ class Program:
         stem, _, kind = re.sub(r"\.(?:rn|full)(?=\.f32$)", "", opcode).rpartition(".")
         bits = 32 if kind == "pred" else int("0" + re.sub(r"\D", "", kind))
         if opcode in ("mov.b32", "mov.b64") and max(map(len, names)) == 2:
-            slots = [self._slot(n, len(part) == 1 and bits == 64) for part in names for n in part]
+            wide = bits == 64
+            slots = [
+                self._slot(n, wide and len(part) == 1, bits // 2) for part in names for n in part
+            ]
             how = "unpack" if len(names[0]) == 2 else "pack"
             return Decoded(f"{how}.{bits}", slots, len(names[0]))
         arguments = [name for (name,) in names]
@@ -195,7 +198,9 @@ class Program:
         else:
             operands, signed = TYPED[stem].replace("t", "w" if bits == 64 else "n"), kind[0] == "s"
             found = [f"{stem}.{kind}", f"{stem}.{'s' if signed else 'u'}{bits}", f"{stem}.{bits}"]
-            if bits == 16 and not signed and stem in SAME_IN_32_BITS:
+            if "f" in kind and stem not in ("mov", "selp"):
+                del found[1:]  # numbers are no integers
+            elif bits == 16 and not signed and stem in SAME_IN_32_BITS:
                 found += [f"{stem}.u32", f"{stem}.32"]
             name = next((name for name in found if name in ops), opcode)
         if len(operands) != len(arguments):
