@@ -3,6 +3,7 @@
 The kernels are a few lines of PTX or of Triton. Each has a twin without the fault, which must pass.
 """
 
+import re
 from pathlib import Path
 
 import ptx_driver
@@ -47,6 +48,7 @@ PRODUCT = (
     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r10,%r11,%r12,%r13}, "
     "%rd4, %rd5, 0, 1, 1, 0, 0;"
 )
+FROM_REGISTERS = PRODUCT.replace("%rd4, %rd5", "{%r20,%r20,%r20,%r20}, %rd5").replace("0, 0;", "0;")
 COMMIT, FINISH = "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
 
 
@@ -70,6 +72,12 @@ FAULTS = {
         "mad.wide.u32 %rd4, %r4, 4, %rd1;\nld.global.b32 %r5, [ %rd4 + 0 ];",
         "body:4: global memory that warp",
     ),
+    "a write over what another warp read, and the writer too": (
+        "ld.global.b32 %r4, [ %rd1 + 128 ];\nsetp.eq.u32 %p1, %r1, 32;\n"
+        "@%p1 st.global.b32 [ %rd1 + 128 ], 5;",
+        "body:3: global memory that warp",
+    ),
+    "a shared address that wraps": ("mov.u32 %r4, -16;\nst.shared.b32 [%r4], 5;", "beyond"),
     "shared memory beyond its end": ("st.shared.b32 [%r2+4], %r1;", "shared memory beyond"),
     "shared memory at no multiple": ("st.shared.b32 [%r2+2], %r1;", "unaligned shared"),
     "a read of another warp's write": (
@@ -113,6 +121,22 @@ PRODUCT_FAULTS = {
     "a result before the wait": (
         (*FENCED, PRODUCT, COMMIT, "mov.u32 %r20, %r10;"),
         "a register of a wgmma under way",
+    ),
+    "a register of A before the wait": (
+        (*FENCED[:-1], "mov.u32 %r20, 0;", FENCED[-1], FROM_REGISTERS, COMMIT, "mov.u32 %r20, 5;"),
+        "a register of a wgmma under way",
+    ),
+    "a product that nobody commits": (
+        (*FENCED, PRODUCT, FINISH, "mov.u32 %r20, %r10;"),
+        "a register of a wgmma under way",
+    ),
+    "a product of one warp of four": (
+        (*FENCED, "setp.lt.u32 %p1, %r1, 32;", f"@%p1 {PRODUCT}"),
+        "lanes of the warp are missing",
+    ),
+    "its own rows written before the wait": (
+        (*FENCED, PRODUCT, COMMIT, CLEAR, FENCED[1], FINISH),
+        "was overwritten|a barrier",
     ),
     "an operand written before the wait": (
         (*FENCED, PRODUCT, COMMIT, "bar.sync 0;", CLEAR, "bar.sync 0;", FINISH),
@@ -165,9 +189,20 @@ def test_a_sound_wgmma_is_not_called_a_fault():
     assert not run("\n".join(lines), threads=128, shared=4096).any()
 
 
-def test_an_unknown_instruction_stops_with_its_name():
-    with pytest.raises(UnknownInstruction, match=r"kernel, body:1.*: tanh\.approx\.f32 %r4, %r1"):
-        run("tanh.approx.f32 %r4, %r1;")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tanh.approx.f32 %r4, %r1",
+        "add.f16 %r4, %r1, %r1",  # not the sum of its bits
+        "setp.lt.f64 %p1, %rd1, %rd2",
+        "setp.eq.bf16 %p1, %r1, %r2",
+        "@%p1 bar.sync 0",
+        "mov.pred %p1, 1",
+    ],
+)
+def test_an_unknown_instruction_stops_with_its_name(text):
+    with pytest.raises(UnknownInstruction, match=rf"kernel, body:1.*: {re.escape(text)}"):
+        run(f"{text};")
 
 
 @triton.jit

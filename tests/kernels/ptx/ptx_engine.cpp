@@ -50,7 +50,7 @@ struct Block;
 struct Product { u32 at, epoch, time, columns, kind, transposed; bool from_registers, add; u64 a, b; V32 rows[4]; const u32* results; };
 struct Warp {
   Block* block;
-  u32 number, state, pc[32];
+  u32 number, state, pc[32], num_products, last_product;
   u32 time, fenced, fenced_at, register_fence;  // instructions so far; the last fences: time, time's epoch, time
   V32 *r, m;     // registers; active lanes
   bool all;      // whether all lanes are
@@ -86,11 +86,9 @@ static void put(Warp& w, V32 v, u32 k = 0) { V32& d = R(w, k); d = w.all ? v : p
 static void put(Warp& w, V64 v, u32 k = 0) { V64& d = R64(w, k), m = wide(w.m); d = w.all ? v : (v & m) | (d & ~m); }
 
 static void whole(Warp& w, const Ins& i, const V32& named = ~V32{}) {
-  bool all = w.all;
-  LANES(all &= named[l] == ~0u)
-  if (!all) fault(w, LANES_MISSING, at(w, i), 0, 0, 0);
+  u32 all = w.all ? ~0u : 0;
+  LANES(all &= named[l]) if (all != ~0u) fault(w, LANES_MISSING, at(w, i), 0, 0, 0);
 }
-
 static V32 smaller(V32 a, V32 b, bool larger) {  // PTX: a NaN loses, -0 < +0
   F32 x = f(a), y = f(b);
   V32 r = pick((V32)(x == y), larger ? a & b : a | b, pick((V32)(larger ? x > y : x < y), a, b));
@@ -161,12 +159,10 @@ static bool shared(Warp& w, u32 lane, u32 a, u32 n, const Ins& i, const u8* stor
   return true;
 }
 
-// Sectors of 32 bytes that an access of a warp touches, and the fewest that hold what it asks for: lanes at one address
-// ask for the same bytes.
+// Sectors of 32 bytes that an access touches, and the fewest for what it asks (lanes at one address ask for the same).
 static void count_global(Warp& w, V64 a, V32 m, u32 n, u32 asked) {
   u64 at[32], *counts = w.block->call->counts, k = 0;
-  LANES(if (m[l]) at[k++] = a[l])
-  std::sort(at, at + k);
+  LANES(if (m[l]) at[k++] = a[l]) std::sort(at, at + k);
   k = std::unique(at, at + k) - at;
   counts[asked] += (k * n + 31) / 32;
   for (u64 j = 0; j < k; j++) w.block->sectors.insert((at[j] >>= 5) << 1 | (asked == STORED));
@@ -180,8 +176,7 @@ static void count_shared(Warp& w, V32 a, V32 m, u32 n) {
     for (u32 l = g; l < g + group; l++)
       if (m[l]) for (u32 x = a[l] >> 2; x <= (a[l] + n - 1) >> 2; x++) words[k++] = x;
     std::sort(words, words + k);
-    u32 distinct = std::unique(words, words + k) - words;
-    for (u32 j = 0; j < distinct; j++) most = std::max(most, ++banks[words[j] & 31]);
+    for (u32 j = 0, distinct = std::unique(words, words + k) - words; j < distinct; j++) most = std::max(most, ++banks[words[j] & 31]);
     if (k) w.block->call->counts[WAVEFRONTS] += most, w.block->call->counts[SHARED]++;
   }
 }
@@ -213,14 +208,12 @@ template <bool GLOBAL, bool STORE> static void move(Warp& w, const Ins& i) {
   }
 }
 static void parameter(Warp& w, const Ins& i) {
-  u64 x = number(w.block->call->params + i.x, i);
-  if (i.q & 2) put(w, all64(x)); else put(w, all32(x));
+  if (u64 x = number(w.block->call->params + i.x, i); i.q & 2) put(w, all64(x)); else put(w, all32(x));
 }
 static void atomic_min(Warp& w, const Ins& i) {
   V64 a = R64(w, 1) + (u64)i.x;
-  V32 v = R(w, 2);
   if (w.block->call->count) count_global(w, a, w.m, 4, STORED);
-  LANES(u32 value = v[l]; s32* place = (s32*)a[l]; if (w.m[l] && global(w, l, a[l], 4, i, (u8*)&value, true)) {
+  LANES(u32 value = R(w, 2)[l]; s32* place = (s32*)a[l]; if (w.m[l] && global(w, l, a[l], 4, i, (u8*)&value, true)) {
     R(w, 0)[l] = *place, *place = std::min(*place, (s32)value); })
 }
 
@@ -240,8 +233,7 @@ static void copy_async(Warp& w, const Ins& i) {
 }
 static void wait_for_copies(Warp& w, const Ins& i) {
   Block* b = w.block;
-  whole(w, i);
-  for (; w.copies.size() > i.p; w.copies.pop_front())
+  for (whole(w, i); w.copies.size() > i.p; w.copies.pop_front())
     for (Copy& c : w.copies.front()) {
       for (u32 j = 0; b->call->check && j < c.size; j++) b->bytes[c.to + j].copying = 0;
       if (b->call->check) watch_shared(w, 0, c.to, c.size, c.at, nullptr, true);
@@ -345,12 +337,11 @@ static void mark(Warp& w, const Product& p) {
 }
 // p: columns, q: kind, x: 1 A in registers, 2 A transposed, 4 B transposed
 static void start_product(Warp& w, const Ins& i) {
-  whole(w, i), w.block->call->counts[MATRIX]++;
+  whole(w, i), w.block->call->counts[MATRIX]++, w.last_product = at(w, i), w.num_products++;
   Product p{at(w, i), w.block->epoch, w.time, i.p, i.q, (u32)i.x >> 1, bool(i.x & 1)};
-  u32 k = i.written;
-  if (p.from_registers) for (int j = 0; j < 4; j++) p.rows[j] = R(w, k + j);
-  else p.a = R64(w, k)[0];
-  k += p.from_registers ? 4 : 1;
+  u32 k = i.written + (p.from_registers ? 4 : 1);
+  for (int j = 0; p.from_registers && j < 4; j++) p.rows[j] = R(w, i.written + j);
+  if (!p.from_registers) p.a = R64(w, i.written)[0];
   p.b = R64(w, k)[0], p.add = R(w, k + 1)[0], p.results = w.o;
   for (u32 j = 0; j < i.written + 4 * p.from_registers; j++)
     if (!w.register_fence || w.touched_at[w.o[j]] > w.register_fence) fault(w, NO_REGISTER_FENCE, p.at, 0, w.o[j], 4);
@@ -376,9 +367,7 @@ static void finish(Warp& w, const Product& p) {
   for (u32 j = 0; j < n / 2; j++) LANES(w.r[p.results[j]][l] = as_bits(c[cell(n, j, l)]))
 }
 static void wait_for_products(Warp& w, const Ins& i) {
-  whole(w, i);
-  for (; w.products.size() > i.p; w.products.pop_front())
-    for (Product& p : w.products.front()) finish(w, p);
+  for (whole(w, i); w.products.size() > i.p; w.products.pop_front()) for (Product& p : w.products.front()) finish(w, p);
   std::fill(w.in_flight.begin(), w.in_flight.end(), 0);
   for (Product& p : w.started) mark(w, p);  // without a commit nothing waits for them
   for (auto& group : w.products) for (Product& p : group) mark(w, p);
@@ -435,8 +424,7 @@ extern "C" const char* op_name(u32 number) { return number < sizeof(OPS) / sizeo
 // -- running -------------------------------------------------------------------------------------
 // wgmma: registers of a product under way must be left alone, and others fenced before.
 static void track(Warp& w, const Ins& i, u32 at, bool product) {
-  for (u32 k = 0; k < i.n; k++)
-    if (w.in_flight[w.o[k]] && !(product && w.in_flight[w.o[k]] == 1 + (k >= i.written))) fault(w, NOT_WAITED_FOR, at, 0, w.o[k], 4);
+  for (u32 k = 0; k < i.n; k++) if (w.in_flight[w.o[k]] && !(product && w.in_flight[w.o[k]] == 1 + (k >= i.written))) fault(w, NOT_WAITED_FOR, at, 0, w.o[k], 4);
   for (u32 k = 0; k < i.n && !product; k++) w.touched_at[w.o[k]] = w.time;
 }
 
@@ -477,10 +465,8 @@ static State run(Warp& w) {
 }
 
 template <class T> static void shuffle_order(std::vector<T>& v, u64& random, u64 seed) {
-  for (u64 i = v.size(); seed && i > 1; i--) {
+  for (u64 i = v.size(); seed && i > 1; std::swap(v[i - 1], v[random % i]), i--)
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-    std::swap(v[i - 1], v[random % i]);
-  }
 }
 
 static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
@@ -492,7 +478,7 @@ static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
   std::vector<u32> order;
   for (Warp& w : warps) {
     order.push_back(w.number);
-    w.state = READY, w.fenced = w.fenced_at = w.register_fence = 0;
+    w.state = READY, w.num_products = 0, w.fenced = w.fenced_at = w.register_fence = 0;
     std::fill(w.pc, w.pc + 32, 0);
     w.r[2] = all32(b.id % grid[0]), w.r[3] = all32(b.id / grid[0] % grid[1]), w.r[4] = all32(b.id / grid[0] / grid[1]);
     w.open.clear(), w.copies.clear(), w.started.clear(), w.products.clear();
@@ -510,6 +496,8 @@ static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
     for (Warp& w : warps)
       if (left && w.state == WAITING) fault(w, BARRIER_LEFT, *std::min_element(w.pc, w.pc + 32) - 1, 0, 0, 0, left);
   }
+  for (Warp& w : warps)  // four warps make a product together
+    if (call->tracked && w.num_products > warps[w.number / 4 * 4 + (w.number + 1) % 4].num_products) fault(w, LANES_MISSING, w.last_product, 0, 0, 0);
   call->counts[PROGRAMS]++, call->counts[PROGRAM_SECTORS] += b.sectors.size();
   b.all_sectors.merge(b.sectors), b.sectors.clear();
 }

@@ -45,7 +45,7 @@ OTHERS = {
     "wgmma.commit_group.sync.aligned": ("", ""), "wgmma.fence.sync.aligned": ("", ""),
     "fence.proxy.async.shared::cta": ("", ""),
 }  # fmt: skip
-MEMORY = re.compile(r"(ld|st)\.(global|shared)(?:\.v[24])?\.([bsu])(8|16|32|64)")
+MEMORY = re.compile(r"(ld|st)\.(global|shared)(?:\.v[24])?\.([bu]|s(?=32))(8|16|32|64)")
 MATRICES = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16")
 MMA = re.compile(
     r"mma\.sync\.aligned\.m16n8k(?:16\.row\.col\.f32\.(b?f16)\.\1|8\.row\.col\.f32\.(tf32)\.tf32)\.f32"
@@ -102,7 +102,7 @@ class Program:
             try:
                 guard, one = self._decode(text, labels, ops)
                 numbers = ops[one.name], len(operands), len(one.operands), one.written
-            except (KeyError, ValueError, IndexError) as error:
+            except (AttributeError, IndexError, KeyError, ValueError) as error:
                 raise UnknownInstruction(f"{self.name}, {place}: {text}") from error
             code.append((*numbers, guard, one.p, one.q & 0xFFFFFFFF, one.x))
             operands += [*one.operands, 0, 0, 0, 0]  # the engine loads four before it looks
@@ -184,10 +184,8 @@ class Program:
         stem, _, kind = re.sub(r"\.(?:rn|full)(?=\.f32$)", "", opcode).rpartition(".")
         bits = 32 if kind == "pred" else int("0" + re.sub(r"\D", "", kind))
         if opcode in ("mov.b32", "mov.b64") and max(map(len, names)) == 2:
-            wide = bits == 64
-            slots = [
-                self._slot(n, wide and len(part) == 1, bits // 2) for part in names for n in part
-            ]
+            pairs = [(n, bits == 64 and len(part) == 1) for part in names for n in part]
+            slots = [self._slot(*pair, bits // 2) for pair in pairs]
             how = "unpack" if len(names[0]) == 2 else "pack"
             return Decoded(f"{how}.{bits}", slots, len(names[0]))
         arguments = [name for (name,) in names]
@@ -203,7 +201,7 @@ class Program:
             elif bits == 16 and not signed and stem in SAME_IN_32_BITS:
                 found += [f"{stem}.u32", f"{stem}.32"]
             name = next((name for name in found if name in ops), opcode)
-        if len(operands) != len(arguments):
+        if len(operands) != len(arguments) or (kind == "pred" and "1" in arguments):
             raise ValueError(opcode)
         width = 16 if opcode.endswith("16") else 32  # of literals
         slots = [self._slot(t, k == "w", width) for t, k in zip(arguments, operands, strict=True)]
