@@ -165,7 +165,7 @@ def is_noticed(launch: Noted, program: Any, shared: int) -> bool:
 
 
 def mutants(launch: Noted) -> Iterator[tuple[str, Any]]:
-    """The program with one instruction changed, for each that was reached, and what to call it."""
+    """What to call each change of one instruction, and the changed program; None if not reached."""
     from ptx_machine import ops
 
     program, seen = launch.program, Counter()
@@ -184,8 +184,7 @@ def mutants(launch: Noted) -> Iterator[tuple[str, Any]]:
             changed.code[at]["p"] += 1
         else:  # to the next instruction
             changed.code[at] = (ops()["bra"], 0, 0, 0, 0, 0, 0, at + 1)
-        if launch.reached[at]:
-            yield f"{name} #{seen[name]}", changed
+        yield f"{name} #{seen[name]}", changed if launch.reached[at] else None
 
 
 def source_line(place: str) -> str:
@@ -199,7 +198,7 @@ def source_line(place: str) -> str:
 
 
 def one_gpu(arch: str) -> None:
-    """Print what nothing notices, a line each, and on stderr how many there were."""
+    """Print what nothing notices or reaches, a line each, and on stderr how many there were."""
     sys.path[:0] = [
         str(ROOT / part) for part in ("tests/helpers", "tests/kernels/ptx", "bench", "")
     ]
@@ -209,20 +208,29 @@ def one_gpu(arch: str) -> None:
     from vtfast.kernels import _launch
 
     _launch.INTERPRETED, _launch.INTERPRETED_AS = True, arch  # so that CPU tensors are accepted
-    total = silent = 0
+    tried: dict[str, list[bool]] = {}  # by name: whether each change was noticed
     for launch in launches():
-        found = {name: is_noticed(launch, one, launch.shared) for name, one in mutants(launch)}
+        for name, changed in mutants(launch):
+            found = tried.setdefault(name, [])
+            found += [is_noticed(launch, changed, launch.shared)] if changed else []
         if launch.shared:
             name = f"{launch.program.name}, 16 bytes less of shared memory"
-            found[name] = is_noticed(launch, launch.program, launch.shared - 16)
-        total, silent = total + len(found), silent + list(found.values()).count(False)
-        print(*(name for name, noticed in found.items() if not noticed), sep="\n", flush=True)
+            found = tried.setdefault(name, [])
+            found.append(is_noticed(launch, launch.program, launch.shared - 16))
+        total, silent = (sum(map(count, tried.values())) for count in (len, _silent))
         print(f"{arch}: {total} changes, {silent} silent", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    for name, found in tried.items():
+        if not all(found) or not found:
+            print(name if found else f"{name}, not reached", flush=True)
+
+
+def _silent(found: list[bool]) -> int:
+    return found.count(False)
 
 
 def main() -> int:
-    silent: set[str] = set()
+    silent: dict[str, list[str]] = {}  # by name: the GPUs
     for arch in ARCHS:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "ptx" / "triton"))
@@ -231,14 +239,16 @@ def main() -> int:
         )
         if done.returncode:
             return done.returncode
-        silent |= set(filter(None, done.stdout.splitlines()))
+        for name in done.stdout.splitlines():
+            silent.setdefault(name, []).append(arch)
+    found = {f"{' and '.join(archs)}: {name}" for name, archs in silent.items()}
     known = {name for names in HARMLESS.values() for name in names}
-    for name in sorted(silent - known):
+    for name in sorted(found - known):
         print("nothing notices:", name)
-    for name in sorted(known - silent):
+    for name in sorted(known - found):
         print("noticed, or gone, though in HARMLESS:", name)
-    print(f"{len(silent & known)} changes that nothing notices are known to be harmless.")
-    return int(silent != known)
+    print(f"{len(found & known)} changes that nothing notices are known to be harmless.")
+    return int(found != known)
 
 
 if __name__ == "__main__":
