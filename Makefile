@@ -82,10 +82,10 @@ ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel m
 test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU
 	$(PTX_MODELS) $(MORE_PTX_MODEL_TESTS) $(ARGS)
 
-test-ptx-models: $(READY) ## the larger part of these tests, each launch executed once; 2 minutes of CPU
+test-ptx-models: $(READY) ## the larger part of test-triton, in one order of programs; 2 minutes of CPU
 	$(PTX_MODELS) --orders 1 $(ARGS)
 
-test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in $(VENV)-oldest
+test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in an environment of its own
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
 	$(VENV)-oldest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
 
@@ -95,7 +95,7 @@ $(OLDEST): constraints.txt constraints-oldest.txt
 	@grep -v -f $@.names constraints.txt | cat - constraints-oldest.txt > $@
 	@rm $@.names
 
-test-newest: ## the model tests on the newest transformers that pip installs, in $(VENV)-newest
+test-newest: ## the model tests on the newest transformers that pip installs, in an environment of its own
 	@mkdir -p build && rm -rf $(VENV)-newest
 	@for name in $(KEPT); do grep "^$$name==" constraints.txt; done > $(NEWEST)
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-newest CONSTRAINTS=$(NEWEST) EXTRAS=dev
@@ -113,7 +113,7 @@ mutants: $(READY) ## does every test in tests/mutations.py fail when its code is
 aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its summary in docs/kernels.md
 	$(BIN)/python tests/helpers/aot_table.py
 
-ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; write ptx_counts.json and docs/kernels-counts.md
+ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; 6 minutes of CPU; writes ptx_counts.json and docs/kernels-counts.md
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/python tests/helpers/ptx_counts_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy

@@ -14,7 +14,7 @@ RESULT = aot.ROOT / "bench" / "results" / "ptx_counts.json"
 PAGE = aot.ROOT / "docs" / "kernels-counts.md"
 BEGIN, END = "<!-- counts: begin -->\n", "<!-- counts: end -->\n"
 
-# An H200 by its data sheet: multiprocessors, schedulers on each, Hz, bytes a second of the memory.
+# An H200 at 1.755 GHz: multiprocessors, schedulers on each, Hz, bytes a second of the memory.
 SMS, SCHEDULERS, CLOCK, DRAM = 132, 4, 1.755e9, 4.8e12
 # A clock: bytes of the L2 (measured on an H800, arXiv 2402.13499); operations in 16 bits of the
 # tensor cores of a multiprocessor.
@@ -87,7 +87,7 @@ def shown() -> str:
 def block(result: dict[str, Any]) -> str:
     """Markdown: a table for each op, and why some rows move more than they must."""
     units = [f"{unit} µs" for unit in floors(result["rows"][0])]
-    head = ["shape", "kernel", "programs x warps", "resident", "barriers"]
+    head = ["shape", "kernel", "programs x warps", "resident", "barriers, average"]
     head += ["loads x", "stores x", "shared x", *units]
     lines = []
     for op in dict.fromkeys(row["op"] for row in result["rows"]):
@@ -107,7 +107,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     parts = [f"{moved[p]:.2f}" if p in moved else "" for p in ("loads", "stores", "shared")]
     size, barriers = f"{row['programs']} x {row['warps']}", row["barriers"] / row["programs"]
     front = [row["shape"], f"`{row['kernel'].strip('_')}`", size, str(resident(row))]
-    return [*front, f"{barriers:.3g}", *parts, *times]
+    return [*front, f"{barriers:,.0f}", *parts, *times]
 
 
 def main() -> None:

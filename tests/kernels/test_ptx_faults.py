@@ -201,7 +201,9 @@ def test_a_sound_wgmma_is_not_called_a_fault():
     ],
 )
 def test_an_unknown_instruction_stops_with_its_name(text):
-    with pytest.raises(UnknownInstruction, match=rf"kernel, body:1.*: {re.escape(text)}"):
+    with pytest.raises(
+        UnknownInstruction, match=rf"kernel, body:1.*not known.*: {re.escape(text)}"
+    ):
         run(f"{text};")
 
 

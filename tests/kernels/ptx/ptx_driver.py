@@ -97,6 +97,7 @@ def _stop_at_ptx(*arguments: Any) -> tuple[str, str] | None:
 
 def activate(arch: str) -> None:
     """From here on Triton compiles for this GPU ("sm_80", "sm_90") and launches run here."""
+    assert arch in ("sm_80", "sm_90"), f"got {arch}; only PTX of sm_80 and sm_90 is executed"
     assert not triton.knobs.runtime.interpret, "unset TRITON_INTERPRET, which compiles nothing"
     triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
     driver.set_active(PtxDriver(int(arch.removeprefix("sm_"))))

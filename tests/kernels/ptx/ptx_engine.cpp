@@ -70,7 +70,6 @@ struct Block {
   std::vector<SharedByte> bytes;
   std::unordered_set<u64> sectors, all_sectors;  // of this program, of all; loaded or stored
 };
-
 static bool fault(Warp& w, Kind kind, u32 at, u32 lane, u64 address, u32 size, u64 other = 0) {
   Launch* call = w.block->call;
   for (u32 i = 0; i < call->num_faults; i++) if (call->faults[i].kind == kind && call->faults[i].at == at) return false;
@@ -468,7 +467,6 @@ template <class T> static void shuffle_order(std::vector<T>& v, u64& random, u64
   for (u64 i = v.size(); seed && i > 1; std::swap(v[i - 1], v[random % i]), i--)
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
 }
-
 static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
   Launch* call = b.call;
   const u64* grid = call->grid;

@@ -17,7 +17,7 @@ from ptx_program import Program
 
 SOURCE = Path(__file__).with_name("ptx_engine.cpp")
 CACHE = Path(__file__).resolve().parents[3] / "build" / "ptx"
-OPTIONS = ["-O2", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
+OPTIONS = "-O2 -std=c++17 -ffp-contract=off -fno-strict-aliasing -shared -fPIC -w -Wno-psabi"
 MOST_FAULTS = 64
 COUNTS = (
     "instructions", "loaded", "load_sectors", "stored", "store_sectors", "program_sectors",
@@ -30,7 +30,7 @@ FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 KINDS = [line.split("; ") for line in """\
 global memory outside of every tensor; an address inside one that was passed
 unaligned global memory; a multiple of the {size} bytes accessed
-global memory that another program (number {other} - 1) accesses too; no order to matter
+global memory that {program} accesses too, one of the two writing; no order to matter
 global memory that warp {other} accessed since the last barrier, one of the two writing; a barrier
 shared memory beyond the {shared} bytes of a program; an address inside
 unaligned shared memory; a multiple of the {size} bytes accessed
@@ -63,8 +63,7 @@ class Ran:
     counts: dict[str, int]
 
 
-def compiler() -> str | None:
-    """The C++ compiler to build the engine with; None where there is none."""
+def compiler() -> str | None:  # None where there is none
     return next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
 
 
@@ -74,14 +73,14 @@ def engine() -> ctypes.CDLL:
     command = compiler()
     if command is None:
         raise FileNotFoundError("executing PTX needs g++ or clang++ on the path; install one")
-    options = OPTIONS + ["-march=x86-64-v3"] * (os.uname().machine == "x86_64")
+    options = OPTIONS.split() + ["-march=x86-64-v3"] * (os.uname().machine == "x86_64")
     version = subprocess.run([command, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(options).encode()).hexdigest()
     library = CACHE / f"engine-{key[:16]}.so"
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         made = library.with_suffix(f".{os.getpid()}")
-        subprocess.run([command, *options, "-w", str(SOURCE), "-o", str(made)], check=True)
+        subprocess.run([command, *options, str(SOURCE), "-o", str(made)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
     loaded.op_name.restype = ctypes.c_char_p
@@ -132,7 +131,8 @@ def run(
     call = np.array([code, operands, constants, *sizes, *others, *grid, *how, 0], np.uint64)
     engine().launch(ctypes.c_void_p(call.ctypes.data))
     if num_faults := int(call[-1]):
-        said = (_message(program, shared, fault) for fault in faults[:num_faults].tolist())
+        # By kind: what a program does outside of its tensors also meets other programs.
+        said = (_message(program, shared, fault) for fault in sorted(faults[:num_faults].tolist()))
         raise PtxFault("\n".join(said))
     counted = dict(zip(COUNTS, map(int, counts), strict=True))
     return Ran(program, tuple(grid), shared, reached, counted)
@@ -140,7 +140,8 @@ def run(
 
 def _message(program: Program, shared: int, fault: Sequence[int]) -> str:
     kind, at, number, warp, lane, size, address, other = fault
-    words = {"other": other, "size": size, "shared": shared}
+    program_of = f"program {other - 1}" if other < 2**32 - 1 else "several programs"
+    words = {"other": other, "size": size, "shared": shared, "program": program_of}
     what, expected = (part.format(**words) for part in KINDS[kind])
     where = f"{program.statements[at][:80]}; address {address:#x}, program {number}, warp {warp}"
     said = f"{what}; expected {expected} ({where}, lane {lane})"

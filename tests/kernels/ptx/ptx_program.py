@@ -102,8 +102,9 @@ class Program:
             try:
                 guard, one = self._decode(text, labels, ops)
                 numbers = ops[one.name], len(operands), len(one.operands), one.written
-            except (AttributeError, IndexError, KeyError, ValueError) as error:
-                raise UnknownInstruction(f"{self.name}, {place}: {text}") from error
+            except (AttributeError, IndexError, KeyError, ValueError):
+                why = f"{self.name}, {place}: not known here (ptx_program.py): {text}"
+                raise UnknownInstruction(why) from None
             code.append((*numbers, guard, one.p, one.q & 0xFFFFFFFF, one.x))
             operands += [*one.operands, 0, 0, 0, 0]  # the engine loads four before it looks
         self.code = np.array(code, INSTRUCTION)
