@@ -76,7 +76,7 @@ $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models; 7 minutes of CPU
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
-ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when it is left out?
+ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when left out? half an hour
 	$(BIN)/python tests/helpers/ptx_mutants.py
 
 test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU

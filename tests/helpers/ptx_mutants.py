@@ -6,7 +6,8 @@ Every kernel is run once as it is, and its launches are noted. Each launch is th
 instruction changed, in four orders of programs and warps: a barrier or a fence is left out, a wait
 lets one more group be under way; and with 16 bytes less of shared memory. A change is noticed if
 the executor names a fault or the results differ. What nothing notices has to stand in `HARMLESS`,
-with the reason why it does no harm; what stands there and is noticed fails too.
+with the reason why it does no harm, and so has what the calls never reach; what stands there and is
+noticed fails too.
 """
 
 import copy
@@ -34,43 +35,50 @@ LOGITS = "logits = tl.dot(q, dot_operand(k), input_precision=PRECISION)"
 DOTS = "dots = tl.dot(a, b, dots, input_precision=PRECISION)"
 BEFORE = "line, before = both >> 16, both & 0xFFFF"
 PASSED = "return line * COLUMNS + tl.sum(passed.to(tl.int32), axis=1)"
+WORDS = "words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS, COLUMNS])"
+SUM = "return core.reduce(input, axis, _sum_combine, keep_dims=keep_dims)"
 SCAN = "return core.associative_scan(input, axis, _sum_combine, reverse)"
 
 # Why leaving it out does no harm. None of these addresses depends on what is in the tensors.
+BOTH, HOPPER = "sm_80 and sm_90: ", "sm_90: "
 HARMLESS = {
     "the copies that follow go to a buffer of the pipeline that nobody has used yet": [
-        f"_attention_kernel, once, bar.sync: {KEYS} #1",
-        f"_attention_kernel, once, bar.sync: {KEYS} #2",
-        f"_split_kernel, once, bar.sync: {KEYS} #1",
-        "_logits_kernel, once, bar.sync: "
+        f"{BOTH}_attention_kernel, once, bar.sync: {KEYS} #1",
+        f"{BOTH}_attention_kernel, once, bar.sync: {KEYS} #2",
+        # In the smaller tile, where this loop has two rounds at most and three buffers.
+        f"{HOPPER}_attention_kernel, in a loop, bar.sync: {KEYS} #4",
+        f"{BOTH}_split_kernel, once, bar.sync: {KEYS} #1",
+        f"{BOTH}_logits_kernel, once, bar.sync: "
         "k = tl.load(k_ptr + k_offset + d[None, :], mask=k_mask, other=0.0) #1",
-        "_distances_kernel, once, bar.sync: "
+        f"{BOTH}_distances_kernel, once, bar.sync: "
         "a = tl.load(i_rows + d[None, :], mask=i_live[:, None] & (d < D)[None, :], other=0.0) #1",
     ],
     "after the loop nothing uses what may still be under way": [
-        "_attention_kernel, once, cp.async.wait: for start in range(unmasked, end, KEYS): #1",
-        "_attention_kernel, once, wgmma.wait: for start in range(0, unmasked, KEYS): #1",
-        "_distances_kernel, once, cp.async.wait: for start in range(0, D, DEPTH): #1",
-        "_logits_kernel, once, cp.async.wait: for start in range(begin, end, KEYS): #1",
-        "_split_kernel, once, cp.async.wait: for start in range(split * share, end, KEYS): #1",
+        f"{BOTH}_attention_kernel, once, cp.async.wait: "
+        "for start in range(unmasked, end, KEYS): #1",
+        f"{HOPPER}_attention_kernel, once, wgmma.wait: for start in range(0, unmasked, KEYS): #1",
+        f"{BOTH}_distances_kernel, once, cp.async.wait: for start in range(0, D, DEPTH): #1",
+        f"{BOTH}_logits_kernel, once, cp.async.wait: for start in range(begin, end, KEYS): #1",
+        f"{BOTH}_split_kernel, once, cp.async.wait: "
+        "for start in range(split * share, end, KEYS): #1",
     ],
     "the loop's last barrier comes after its last reads of what is written next": [
-        "_attention_kernel, once, bar.sync: for start in range(0, unmasked, KEYS): #1",
-        "_attention_kernel, once, bar.sync: for start in range(unmasked, end, KEYS): #1",
-        "_logits_kernel, once, bar.sync: for start in range(begin, end, KEYS): #1",
+        f"{BOTH}_attention_kernel, once, bar.sync: for start in range(0, unmasked, KEYS): #1",
+        f"{BOTH}_attention_kernel, once, bar.sync: for start in range(unmasked, end, KEYS): #1",
+        f"{BOTH}_logits_kernel, once, bar.sync: for start in range(begin, end, KEYS): #1",
     ],
     "another fence stands between the writes, or the uses of registers, and the product": [
-        f"_attention_kernel, once, fence.proxy: {LOGITS} #1",
-        f"_attention_kernel, once, fence.proxy: {LOGITS} #2",
-        f"_distances_kernel, in a loop, fence.proxy: {DOTS} #2",
-        f"_distances_kernel, in a loop, fence.proxy: {DOTS} #3",
-        f"_distances_kernel, in a loop, wgmma.fence: {DOTS} #2",
+        f"{HOPPER}_attention_kernel, once, fence.proxy: {LOGITS} #1",
+        f"{HOPPER}_attention_kernel, once, fence.proxy: {LOGITS} #2",
+        f"{HOPPER}_distances_kernel, in a loop, fence.proxy: {DOTS} #2",
+        f"{HOPPER}_distances_kernel, in a loop, fence.proxy: {DOTS} #3",
+        f"{HOPPER}_distances_kernel, in a loop, wgmma.fence: {DOTS} #2",
     ],
     "the next product adds to the same accumulators": [
-        f"_distances_kernel, in a loop, wgmma.wait: {DOTS} #1",
+        f"{HOPPER}_distances_kernel, in a loop, wgmma.wait: {DOTS} #1",
     ],
     "every warp touches bytes of its own on both sides": [
-        f"{kernel}, once, bar.sync: {line} #3"
+        f"{BOTH}{kernel}, once, bar.sync: {line} #3"
         for kernel, lines in (
             ("_random_gather_kernel", (BEFORE, PASSED, SCAN)),
             ("_topk_gather_kernel", (BEFORE, PASSED)),
@@ -78,11 +86,22 @@ HARMLESS = {
         for line in lines
     ],
     "the program has one warp": [
-        "_merge_kernel, once, bar.sync: "
+        f"{BOTH}_merge_kernel, once, bar.sync: "
         "scores += tl.sum(tl.exp2(logits - base[:, None]) / l_i[:, None], axis=0) #1",
     ],
     "the search before it ends in barriers; this one does not rely on how that is compiled": [
-        "_greedy_kernel, once, bar.sync: tl.debug_barrier() #1",
+        f"{BOTH}_greedy_kernel, once, bar.sync: tl.debug_barrier() #1",
+    ],
+    # Not shown: the same code on the first words of rows is tried.
+    "reached only where the words of two rows tie, once in billions of draws": [
+        f"{BOTH}{kernel}, {where}, bar.sync: {line} #{number}, not reached"
+        for kernel in ("_random_select_kernel", "_random_gather_kernel")
+        for where, line, numbers in (
+            ("once", WORDS, range(6, 12)),
+            ("once", SUM, range(1, 4)),
+            ("in a loop", SUM, range(4, 7)),
+        )
+        for number in numbers
     ],
 }
 
@@ -247,7 +266,7 @@ def main() -> int:
         print("nothing notices:", name)
     for name in sorted(known - found):
         print("noticed, or gone, though in HARMLESS:", name)
-    print(f"{len(found & known)} changes that nothing notices are known to be harmless.")
+    print(f"{len(found & known)} kinds of changes that nothing notices stand in HARMLESS.")
     return int(found != known)
 
 
