@@ -172,6 +172,17 @@ def sizes_of(*parts: str) -> dict[str, int]:
     return {f: lines_of_code((ROOT / f).read_text()) for f in PYTHON_FILES if f.startswith(parts)}
 
 
+def test_every_test_that_only_runs_executed_as_ptx_is_named_in_the_makefile() -> None:
+    """A plain run of pytest does not collect these files."""
+    files = {p.stem for p in (ROOT / "tests/kernels").glob("test_*.py")}
+    apart = {
+        name.removeprefix("test_") for name in files if "_compiled_" in name or "_ptx_" in name
+    }
+    named = set(re.findall(r"(?:compiled|ptx)_\w+", (ROOT / "Makefile").read_text()))
+    assert len(apart) > 5
+    assert apart - named == {"compiled_7b"}  # in `make ptx-full`, by its ending
+
+
 def test_the_executor_of_ptx_has_at_most_1100_lines_with_its_docs() -> None:
     files = [path for path in (ROOT / "tests/kernels/ptx").iterdir() if path.is_file()]
     assert {path.suffix for path in files} == {".cpp", ".md", ".py"}

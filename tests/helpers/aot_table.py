@@ -5,6 +5,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import aot
@@ -19,12 +20,17 @@ def kept() -> dict[str, Any]:
 
 
 def write(result: dict[str, Any]) -> None:
-    """Both files; the JSON has a row on a line, so that differences can be read."""
-    header = {name: value for name, value in result.items() if name != "rows"}
-    rows = ",\n".join(json.dumps(row) for row in result["rows"])
-    RESULT.write_text(f'{json.dumps(header)[:-1]}, "rows": [\n{rows}\n]}}\n')
+    """Both files."""
+    write_rows(RESULT, result)
     before, _, after = _parts()
     PAGE.write_text(before + BEGIN + table(result) + END + after)
+
+
+def write_rows(path: Path, result: dict[str, Any]) -> None:
+    """The JSON, with a row on a line, so that differences can be read."""
+    header = {name: value for name, value in result.items() if name != "rows"}
+    rows = ",\n".join(json.dumps(row) for row in result["rows"])
+    path.write_text(f'{json.dumps(header)[:-1]}, "rows": [\n{rows}\n]}}\n')
 
 
 def shown() -> str:

@@ -9,6 +9,7 @@ import subprocess
 from typing import Any
 
 import aot
+from aot_table import write_rows
 
 RESULT = aot.ROOT / "bench" / "results" / "ptx_counts.json"
 PAGE = aot.ROOT / "docs" / "kernels-counts.md"
@@ -71,10 +72,8 @@ def kept() -> dict[str, Any]:
 
 
 def write(result: dict[str, Any]) -> None:
-    """Both files; the JSON has a row on a line, so that differences can be read."""
-    header = {name: value for name, value in result.items() if name != "rows"}
-    rows = ",\n".join(json.dumps(row) for row in result["rows"])
-    RESULT.write_text(f'{json.dumps(header)[:-1]}, "rows": [\n{rows}\n]}}\n')
+    """Both files."""
+    write_rows(RESULT, result)
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(before + BEGIN + block(result) + END + rest.split(END)[1])
 
