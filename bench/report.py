@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from report_host import HOST, host
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README, DOCS = ROOT / "bench" / "results", ROOT / "README.md", ROOT / "docs/benchmarks.md"
 OPS, MODELS, OVERHEAD = "op speed", "whole model speed", "overhead"  # names of the markers
@@ -354,13 +356,6 @@ def overhead(record: dict, table: Callable[[list[list[str]]], str] = markdown) -
         "packed are times native, round by round."
     )
     parts = [facts, table(lines)]
-    for row in (row for row in record["rows"] if row["op"] == "python"):
-        said = "; ".join(
-            f"{path} {row[f'{path}_per_prefill_layer']:.0f} us a layer of a prefill, "
-            f"{row[f'{path}_per_token']:.0f} us a decoded token"
-            for path in (PADDED, PACKED)
-        )
-        parts.append(f"Python that a patch adds ({row['case']}, CPU time): {said}.")
     wrong = [f"- {verdict(row)}" for row in rows if missed(row)]
     return "\n\n".join([*parts, *(["\n".join(["Targets missed:", "", *wrong])] if wrong else [])])
 
@@ -372,7 +367,7 @@ def results(model: bool, folder: Path) -> dict[str, dict]:
     """File name → figures of one device, of whole models or of ops, GPUs first."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     found = {name: record for name, record in files.items()
-             if "runs" in record and not name.startswith(OVERHEAD)
+             if "runs" in record and not name.startswith((OVERHEAD, HOST))
              and name.startswith("model_") == model}  # fmt: skip
     return dict(sorted(found.items(), key=lambda item: on_cpu(item[1])))
 
@@ -400,10 +395,15 @@ def with_block(text: str, name: str, block: str) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """README and docs as the result files in a folder determine them."""
-    ops, models, cost = results(False, folder), results(True, folder), folder / "overhead_cpu.json"
-    costs = overhead(json.loads(cost.read_text())) if cost.exists() else "Not measured yet."
+    ops, models = results(False, folder), results(True, folder)
+    costs = {
+        name: made(json.loads(file.read_text()), markdown) if file.exists() else "Not measured yet."
+        for name, made in ((OVERHEAD, overhead), (HOST, host))
+        for file in [folder / f"{name}_cpu.json"]
+    }
     told, saved = status([*models.values(), *ops.values()]), savings(models.values())
-    blocks = [(README, "status", told), (README, "savings", saved), (DOCS, OVERHEAD, costs)]
+    blocks = [(README, "status", told), (README, "savings", saved)]
+    blocks += [(DOCS, name, block) for name, block in costs.items()]
     blocks += [(DOCS, OPS, block_of(ops, False)), (DOCS, MODELS, block_of(models, True))]
     found = {path: path.read_text() for path, *_ in blocks}
     for path, name, block in blocks:

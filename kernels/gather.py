@@ -207,6 +207,16 @@ def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Te
 _gather_rows = register("gather_rows(Tensor index, Tensor[] tensors) -> Tensor[]", _launch, _fake)
 
 
+def gather_unchecked(
+    index: torch.Tensor, tensors: Sequence[torch.Tensor], kernel: bool
+) -> Sequence[torch.Tensor]:
+    """`gather_rows` of arguments that are known to be right, and that the kernel takes if `kernel`;
+    the dispatcher is asked only while `torch.compile` traces."""
+    if not kernel:
+        return reference.gather_rows(index, *tensors)
+    return (_gather_rows if torch.compiler.is_compiling() else _launch)(index, tensors)
+
+
 def gather_rows(
     index: torch.Tensor, *tensors: torch.Tensor, impl: str = "auto"
 ) -> tuple[torch.Tensor, ...]:

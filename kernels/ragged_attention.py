@@ -231,6 +231,27 @@ _ragged_attention = register(
 )
 
 
+def attend_unchecked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_segments: Ragged,
+    k_segments: Ragged,
+    scale: float,
+    k_index: torch.Tensor | None,
+    kernel: bool,
+) -> torch.Tensor:
+    """Causal `ragged_attention` of arguments that are known to be right, and that the kernel takes
+    if `kernel`; the dispatcher is asked only while `torch.compile` traces."""
+    if not kernel:
+        return reference.ragged_attention(
+            q, k, v, q_segments, k_segments, scale=scale, k_index=k_index
+        )
+    launch = _ragged_attention if torch.compiler.is_compiling() else _launch
+    cu_q, cu_k, longest = q_segments.cu_seqlens, k_segments.cu_seqlens, q_segments.max_seqlen
+    return launch(q, k, v, cu_q, cu_k, k_index, longest, True, scale)
+
+
 def ragged_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -3,14 +3,15 @@
 `out[s, h] = sum_j softmax_j(scale · q[s, h] · k[j, h // group]) v[j, h // group]`, j running over
 rows `starts[s] … starts[s] + lengths[s] - 1`. A sequence without rows gives 0.
 
-Two launches. One query cannot fill a GPU, so several programs share a sequence: each reads the keys
-and values of one split, for all query heads that share them, and stores its softmax state (m_i,
-l_i, acc); the second launch merges the splits in order. Splits depend on the sequence's own length
-alone, so neither the batch nor the size of the cache changes a bit of the result. Traffic: keys and
-values once (per 16 query heads that share them), 8 D bytes per split and query head. With lengths
-on the device no launch depends on their values: a CUDA graph of the call may be replayed with
-others. Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128), a scale above 0; no backward;
-"auto" falls back to PyTorch for anything else.
+Two launches, or one. One query cannot fill a GPU, so several programs share a sequence: each reads
+the keys and values of one split, for all query heads that share them, and stores its softmax state
+(m_i, l_i, acc); the second launch merges the splits in order. Where no sequence has room for a
+second split (128 rows), the first launch stores the result. Splits depend on the sequence's own
+length alone, so neither the batch nor the size of the cache changes a bit of the result. Traffic:
+keys and values once (per 16 query heads that share them), 8 D bytes per split and query head. With
+lengths on the device no launch depends on their values: a CUDA graph of the call may be replayed
+with others. Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128), a scale above 0; no
+backward; "auto" falls back to PyTorch for anything else.
 
 Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-derived.
 """
@@ -43,7 +44,7 @@ from ._online_softmax import (
     with_contiguous_rows,
 )
 from ._ranges import check_device_ranges, checked_bound, checked_host_ranges, on_device, op_ranges
-from ._relaunch import Relaunch
+from ._repeat import Repeat
 from ._tiles import DECODE_ROWS, decode_tile, padded_head
 
 _OP = "ragged_decode"
@@ -70,7 +71,7 @@ def _split_kernel(
     lengths_ptr,
     starts_ptr,
     index_ptr,  # None: ranges are rows of the cache itself
-    partial_ptr,
+    to_ptr,  # WHOLE: the result; else the states of all splits
     # sizes
     longest,
     # strides
@@ -92,15 +93,16 @@ def _split_kernel(
     SPLITS: tl.constexpr,
     SHARE: tl.constexpr,
     PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,  # every sequence is one split
 ):
     """Grid (sequences, key heads x PARTS, splits): a program reads the keys of its split once.
 
-    `partial` holds acc of all splits, then m_i of all splits, then l_i of all splits.
+    States are stored as acc of all splits, then m_i of all splits, then l_i of all splits.
     """
     sequence, split = tl.program_id(0), tl.program_id(2)
     n = tl.minimum(tl.load(lengths_ptr + sequence), longest)
     share, splits = _splits(n, SPLITS, SHARE)
-    if split >= splits:
+    if split >= tl.maximum(splits, 1):  # without keys the first program stores zeros
         return
     first = tl.load(starts_ptr + sequence)
     key_head = (tl.program_id(1) // PARTS).to(tl.int64)
@@ -137,10 +139,15 @@ def _split_kernel(
         )
     heads = (tl.num_programs(1) // PARTS * GROUP).to(tl.int64)
     part = (sequence * heads + head) * tl.num_programs(2) + split
-    parts = tl.num_programs(0) * heads * tl.num_programs(2)
-    tl.store(partial_ptr + part[:, None] * D + d[None, :], acc, mask=mask)
-    tl.store(partial_ptr + parts * D + part, m_i, mask=member < GROUP)
-    tl.store(partial_ptr + parts * (D + 1) + part, l_i, mask=member < GROUP)
+    acc_at = to_ptr + part[:, None] * D + d[None, :]
+    if WHOLE:
+        out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+        tl.store(acc_at, round_to(out, to_ptr.dtype.element_ty), mask=mask)
+    else:
+        parts = tl.num_programs(0) * heads * tl.num_programs(2)
+        tl.store(acc_at, acc, mask=mask)
+        tl.store(to_ptr + parts * D + part, m_i, mask=member < GROUP)
+        tl.store(to_ptr + parts * (D + 1) + part, l_i, mask=member < GROUP)
 
 
 @triton.jit(do_not_specialize=["longest", "room"])
@@ -187,13 +194,10 @@ def _merge_splits_kernel(
     tl.store(out_ptr + row * D + d, round_to(out, out_ptr.dtype.element_ty), mask=d < D)
 
 
-_launch_split, _launch_merge = Relaunch(_split_kernel), Relaunch(_merge_splits_kernel)
-
-
 @lru_cache(maxsize=64)
 def _settings(
     arch: str, head_size: int, itemsize: int, group: int, indexed: bool
-) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, int]]:
+) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Programs that share a group, constants of both kernels, launch options of the first."""
     tile, parts = decode_tile(arch, head_size, itemsize), cdiv(group, DECODE_ROWS)
     both = {"D": head_size, "WIDTH": padded_head(head_size), "SPLITS": _SPLITS, "SHARE": _SHARE}
@@ -202,6 +206,71 @@ def _settings(
     stages = tile.stages_indexed if indexed else tile.stages
     options = {"num_warps": tile.warps, "num_stages": stages, "enable_fp_fusion": True}
     return parts, both | split, both | {"MERGED": _MERGED}, options
+
+
+class Decoder:
+    """Decodes over ranges that one layer after another reads, each from a cache of its own.
+
+    What the layers have in common is made once: the memory for the states of splits, and with the
+    first launch of a kind the launches themselves. Nothing is checked: the arguments are those of
+    `ragged_decode` with lengths on the device, and must be right.
+
+    Args:
+        lengths, starts: int32 `[B]`, on the device; their values may change between calls.
+        longest: host int that no length exceeds.
+        k_index: as in `ragged_decode`, contiguous, or None.
+    """
+
+    def __init__(
+        self, lengths: torch.Tensor, starts: torch.Tensor, longest: int, k_index: Any = None
+    ) -> None:
+        self._ranges, self._longest, self._index = (lengths, starts), longest, k_index
+        self._room = max(1, min(_SPLITS, cdiv(longest, _SHARE)))  # splits of a sequence, at most
+        self._ready: dict[Any, tuple[Repeat, Repeat | None, torch.Tensor | None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ready": {}}  # a copy of a cache asks for its own
+
+    def __call__(
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """`[B, H, D]` in the dtype of q."""
+        if torch.compiler.is_compiling():
+            ranges = *self._ranges, (), self._index, self._longest
+            return _ragged_decode(q, k_cache, v_cache, *ranges, scale)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if not len(q):
+            return out
+        q, k_cache, v_cache = map(with_contiguous_rows, (q, k_cache, v_cache))
+        strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
+        known = q.shape, k_cache.shape[1], q.dtype, strides
+        with on_device_of(q):
+            if known not in self._ready:
+                self._ready[known] = self._prepare(q, k_cache.shape[1])
+            split, merge, states = self._ready[known]
+            to = out if states is None else states
+            tensors = q, k_cache, v_cache, *self._ranges, self._index, to
+            split(*tensors, self._longest, *strides, scale * LOG2E)
+            if merge is not None:
+                merge(to, self._ranges[0], out, self._longest, self._room)
+        return out
+
+    def _prepare(
+        self, q: torch.Tensor, key_heads: int
+    ) -> tuple[Repeat, Repeat | None, torch.Tensor | None]:
+        """The launches of both kernels, and memory for the states in between; of one split only the
+        first launch."""
+        (sequences, heads, head_size), room = q.shape, self._room
+        kind = head_size, q.element_size(), heads // key_heads, self._index is not None
+        parts, of_split, of_merge, options = _settings(architecture(q.device), *kind)
+        grid = sequences, key_heads * parts, room
+        split = Repeat(_split_kernel, grid, of_split | {"WHOLE": room == 1}, options)
+        if room == 1:
+            return split, None, None
+        size = sequences * heads * room * (head_size + 2)
+        states = torch.empty(size, dtype=torch.float32, device=q.device)
+        merge = Repeat(_merge_splits_kernel, (sequences, heads, 1), of_merge, _MERGE_OPTIONS)
+        return split, merge, states
 
 
 def _launch(
@@ -215,35 +284,11 @@ def _launch(
     longest: int,
     scale: float,
 ) -> torch.Tensor:
-    sequences, heads, head_size = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if sequences == 0:
-        return out
     if lengths is None or starts is None:
         lengths, starts = on_device(tuple(host_ranges), q.device)
-    q, k_cache, v_cache = map(with_contiguous_rows, (q, k_cache, v_cache))
     if k_index is not None:
         k_index = k_index.contiguous()
-    key_heads = k_cache.shape[1]
-    parts, split_constants, merge_constants, options = _settings(
-        architecture(q.device),
-        head_size,
-        q.element_size(),
-        heads // key_heads,
-        k_index is not None,
-    )
-    room = min(_SPLITS, cdiv(longest, _SHARE))  # splits of the longest sequence, or fewer
-    size = sequences * heads * room * (head_size + 2)
-    partial = torch.empty(size, dtype=torch.float32, device=q.device)
-    tensors = (q, k_cache, v_cache, lengths, starts, k_index, partial)
-    strides = (*q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2])
-    with on_device_of(q):
-        if room:
-            arguments = (*tensors, longest, *strides, scale * LOG2E)
-            _launch_split((sequences, key_heads * parts, room), arguments, split_constants, options)
-        arguments = (partial, lengths, out, longest, room)
-        _launch_merge((sequences, heads, 1), arguments, merge_constants, _MERGE_OPTIONS)
-    return out
+    return Decoder(lengths, starts, longest, k_index)(q, k_cache, v_cache, scale)
 
 
 _ragged_decode = register(

@@ -51,7 +51,6 @@ REFERENCE = "kernels/reference.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
-EVEN_ODD = COMPILED + "cases.py::test_an_odd_address_follows_an_even_one"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
@@ -951,10 +950,10 @@ MUTATIONS = [
     ),
     Mutation(
         "A kernel compiled for addresses that are multiples of 16 bytes is launched on others.",
-        "kernels/_relaunch.py",
-        "found = self.compiled.get(known) if pointers % 16 == 0 else None",
-        "found = self.compiled.get(known)",
-        EVEN_ODD + "[ragged_decode-torch.float32]",
+        "kernels/_repeat.py",
+        "if pointers % 16 == 0 and self._compiled is not None:",
+        "if self._compiled is not None:",
+        "tests/kernels/test_repeat.py::test_what_is_not_aligned_is_always_asked_about",
     ),
     # -- several processes ---------------------------------------------------------------------
     Mutation(

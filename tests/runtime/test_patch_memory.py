@@ -123,15 +123,16 @@ def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
 
 def places(layout):
     """Lengths and starts of one more step, as the kernel is given them."""
-    decode = layout.extend([1, 1], [], step=True, kernels=True).decode
-    assert decode.max_length == max(layout.capacities)
-    return decode.lengths, decode.starts
+    layout.extend([1, 1], [], views=False)
+    decoder = layout.decoder()
+    assert decoder._longest == max(layout.capacities)
+    return decoder._ranges
 
 
 def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
     layout = PackedKVLayout([0, 0], torch.device("cpu"))
-    layout.extend([200, 130], [])
+    layout.extend([200, 130], [], views=True)
     addresses = [t.data_ptr() for t in (*places(layout), layout._where)]
     for step in range(2, ROOM):
         with torch.inference_mode(step % 2 == 0):
@@ -146,7 +147,7 @@ def test_steps_write_in_place_while_room_remains():
 def test_short_samples_have_as_much_room_as_long_ones():
     """They once had only the rest of 128 and were copied after a few tokens."""
     layout = PackedKVLayout([0, 0, 0], torch.device("cpu"))
-    layout.extend([120, 3, 40], [])
+    layout.extend([120, 3, 40], [], views=True)
     assert layout.capacities == [120 + ROOM, 3 + ROOM, 40 + ROOM]
 
 
@@ -155,7 +156,7 @@ def test_tokens_all_cropped_off_make_room_for_more_than_before():
     layer = PackedKVLayer(layout)
     for length in (3, 3 + 2 * ROOM):
         new = torch.randn(1, 2, length, 4)
-        layout.extend([length], [layer])
+        layout.extend([length], [layer], views=False)
         layer.update(new, new)
         assert torch.equal(layer.keys[layout.starts[0] :][:length], new[0].transpose(0, 1))
         layout.crop(length)
@@ -163,9 +164,9 @@ def test_tokens_all_cropped_off_make_room_for_more_than_before():
 
 def test_a_step_without_room_moves_everything_once():
     layout = PackedKVLayout([0, 0], torch.device("cpu"))
-    layout.extend([200, 130], [])
+    layout.extend([200, 130], [], views=True)
     for _ in range(ROOM):
-        layout.extend([1, 1], [], step=True)
+        layout.extend([1, 1], [], views=True)
     assert layout.starts == [0, 200 + ROOM]
     lengths, starts = (t.tolist() for t in places(layout))
     assert lengths == layout.lengths == [200 + ROOM + 1, 130 + ROOM + 1]

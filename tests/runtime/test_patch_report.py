@@ -80,14 +80,14 @@ def test_the_path_asked_for_is_the_path_taken(family, path):
 
 
 REASONS = [
-    pytest.param("sdpa", {}, "GPU", id="on-the-cpu"),
+    pytest.param("sdpa", {}, "samples are all alike", id="one-sample"),
     pytest.param("eager", {}, "eager", id="another-attention"),
     pytest.param("eager", {"output_attentions": True}, "", id="attention-maps"),
 ]
 
 
 @pytest.mark.parametrize(("attention", "options", "reason"), REASONS)
-def test_auto_is_padded_here_and_says_why(attention, options, reason):
+def test_auto_is_padded_and_says_why(attention, options, reason):
     family = FAMILIES["llava"]
     model = family.build(attention=attention)
     with vtfast.patch(model, FOUR_STAGES) as handle, torch.no_grad():

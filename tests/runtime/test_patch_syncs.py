@@ -14,14 +14,16 @@ from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, prob
 
 import vtfast
 from vtfast import Prune
-from vtfast.runtime import attention
 from vtfast.runtime.hooks import PatchHooks
+from vtfast.runtime.packed_attention import EagerStep, EqualSamples, RaggedSamples
 from vtfast.runtime.packed_kv_cache import PackedKVLayer
 
 QUIET = (
     (PatchHooks, ("_tower_pre", "_tower_post", "_text_pre", "_layer_pre", "_text_post")),
     (PackedKVLayer, ("update",)),
-    (attention, ("ragged_attention", "ragged_decode")),
+    (RaggedSamples, ("attend",)),
+    (EqualSamples, ("attend",)),
+    (EagerStep, ("attend",)),
 )
 
 

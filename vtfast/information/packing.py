@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtfast.kernels.ragged import Ragged
-from vtfast.runtime.packed_kv_cache import AttentionMetadata
+from vtfast.runtime.packed_attention import RaggedSamples
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Packing:
     """
 
     rows: Tensor
-    metadata: AttentionMetadata
+    attention: RaggedSamples
     ends: Tensor
     targets: Tensor
     tokens: list[int]
@@ -60,8 +60,10 @@ class TextOfBatch:
     answers: Sequence[Sequence[int]]
     length: int
 
-    def pack(self, kept: Sequence[Kept], device: torch.device) -> Packing:
-        """Pack the text of every sample, then the sequences that keep visual tokens, by shape."""
+    def pack(self, kept: Sequence[Kept], device: torch.device, kernel: bool) -> Packing:
+        """Pack the text of every sample, then the sequences that keep visual tokens, by shape.
+
+        kernel: whether Triton's attends to them."""
         rows, keys, lengths, total = [], [], [], 0
         bare: dict[int, int] = {}  # sample -> the first packed row of its text
         for sample in sorted({k.sample for k in kept}):
@@ -97,7 +99,7 @@ class TextOfBatch:
         targets = [t for i in order for t in self.answers[kept[i].sample][: kept[i].tokens]]
         return Packing(
             _ints(rows, device),
-            AttentionMetadata(queries=queries, keys=key_segments, index=_ints(keys, device)),
+            RaggedSamples(queries, key_segments, _ints(keys, device), kernel),
             _ints(ends, device),
             torch.tensor(targets, device=device),
             [kept[i].tokens for i in order],

@@ -20,10 +20,13 @@ from vtfast.errors import InputError, StateError
 from vtfast.information.answers import check_answers, with_answers
 from vtfast.information.packing import Kept, Packing, TextOfBatch
 from vtfast.information.pictures import find_pictures
+from vtfast.kernels._launch import use_triton
+from vtfast.kernels._online_softmax import why_unsupported_heads
 from vtfast.models import family_of
 from vtfast.patching import check_transformers, is_patched
 from vtfast.runtime import attention, names
 from vtfast.runtime.handed import Handed
+from vtfast.runtime.layout import Entry
 
 _HEAD_ROWS = 256  # predictions whose logits over the vocabulary are held at once
 _CPU_BYTES = 64 << 20  # of a packed batch; 64 to 1024 sequences of a toy took equally long
@@ -75,8 +78,10 @@ class Probe:
         if model.training:
             raise StateError("the model is in training mode; call model.eval() first")
         self._parts: Any = family.parts(model)
-        self._impl = impl
         self._head = model.get_output_embeddings()
+        weight = self._head.weight
+        why = why_unsupported_heads(weight.dtype, self._parts.head_size)
+        self._kernel = use_triton("Probe", impl, weight.device, why_unsupported=why)
         self.answers = check_answers(answers, inputs, self._head.weight.shape[0])
         call, self.original = with_answers(inputs, self.answers, model.device)
         ids, mask = call["input_ids"], call["attention_mask"].cpu().numpy()
@@ -112,14 +117,14 @@ class Probe:
         """
         chunk = self._chunk or self._room(kept)
         packings: list[Packing] = []
-        readings = []
+        readings, device = [], self._head.weight.device
         with torch.no_grad(), self._packed_attention():
             for layer in layers:
                 found: list[Reading] | None = None
                 while found is None:
                     try:
                         packings = packings or [
-                            self._batch.pack(kept[start : start + chunk], self._head.weight.device)
+                            self._batch.pack(kept[start : start + chunk], device, self._kernel)
                             for start in range(0, len(kept), chunk)
                         ]
                         found = [r for packing in packings for r in self._run(layer, packing)]
@@ -137,8 +142,8 @@ class Probe:
         assert self._rotary is not None
         hidden = self._states[layer][packing.rows][None]
         cos, sin = (t[packing.rows][None] for t in self._rotary)
-        handed = Handed(is_packed=True)
-        run = SimpleNamespace(metadata=packing.metadata, impl=self._impl, handed=handed)
+        handed = Handed(shares=True)
+        run = SimpleNamespace(span=Entry(attention=packing.attention), handed=handed)
         for block in self._parts.layers[layer:]:
             hidden = block(
                 hidden,

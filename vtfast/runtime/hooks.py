@@ -12,18 +12,17 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.report import Report
 from vtfast.runtime import attention, names, validation
 from vtfast.runtime.call import PROMPT_IDS, Call, read_call
+from vtfast.runtime.choose_layout import LayoutChoice
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
 from vtfast.runtime.labels import ignore_unpredictable
@@ -32,10 +31,9 @@ from vtfast.runtime.packed import Packed
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.prompt import tokens_after_prompt
 from vtfast.runtime.prompt_ids import PreparedInputs
-from vtfast.runtime.state import ForwardState, Layout, may_run_again
+from vtfast.runtime.state import ForwardState, may_run_again
 from vtfast.runtime.visual_tokens import VisualTokens, locate, of_text
 
-_STATIC = "a static cache keeps its full size, so no memory is saved"
 # Private keyword arguments between our hooks. What transformers hands to its modules, and what they
 # return, differs between models and releases: that is what `Any` stands for below.
 STATE, VISUAL = "vtfast_state", "vtfast_visual"
@@ -60,16 +58,19 @@ class PatchHooks:
         weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
         self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
         self._handles: list[RemovableHandle] = []
+        self._hooked_each = False
         self._prepared = PreparedInputs(parts.model)
         self._warned: set[str] = set()
         self._original = attention.plain(parts.text.config._attn_implementation)
-        self._always_padded = self._why_always_padded(config)
         self._first = next(iter(config.stages.values()))  # of the plan
         self.config = config = config.starting_at_layer_0()
+        self._choice = LayoutChoice(config, parts, self._original, self._unsupported)
         self._due = config.scored_layers | set(config.stages)
-        self._expected = self._original if self._always_padded else attention.NAME
-        self._padded = Padded(parts.text.config)
-        self._packed = Packed(kernels=self._unsupported == "")
+        # Others know nothing of our spans: every layer has to be handed its mask.
+        self._each = self._original != "sdpa"
+        self._expected = self._original if self._each else attention.NAME
+        self._padded = Padded(parts.text.config, sdpa=not self._each)
+        self._packed = Packed(self._unsupported == "", config.impl != "triton")
 
     def _check_arguments(self) -> None:
         """Refuse a model whose parts do not take what the hooks read or change."""
@@ -96,15 +97,24 @@ class PatchHooks:
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
-            for i, layer in enumerate(self.parts.layers):
-                if i >= self._first.layer or i in self._due or self._always_padded:
-                    self._add(layer.register_forward_pre_hook, self._layer_pre, i)
-            if not self._always_padded:
+            for i in self._due:
+                self._add(self.parts.layers[i].register_forward_pre_hook, self._layer_pre, i)
+            if self._each:
+                self._hook_each_layer()
+            else:
                 attention.register()
                 text.set_attn_implementation(attention.NAME)
         except BaseException:
             self.remove()
             raise
+
+    def _hook_each_layer(self) -> None:
+        """Hook the layers without a stage too, from the first forward that needs it on."""
+        with attention.LOCK:
+            if not self._hooked_each:
+                self._hooked_each = True
+                for i in set(range(len(self.parts.layers))) - self._due:
+                    self._add(self.parts.layers[i].register_forward_pre_hook, self._layer_pre, i)
 
     def remove(self) -> None:
         """Take every hook out and restore the attention implementation; idempotent."""
@@ -115,6 +125,7 @@ class PatchHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooked_each = False
 
     @property
     def installed(self) -> bool:
@@ -124,65 +135,6 @@ class PatchHooks:
     def _add(self, register: Callable[..., Any], hook: Callable[..., Any], *args: Any) -> None:
         hook = partial(hook, *args) if args else hook
         self._handles.append(register(hook, with_kwargs=True))
-
-    # -- which layout --------------------------------------------------------------------------
-
-    def _why_always_padded(self, config: PatchConfig) -> str | None:
-        """The reason no forward of this patch can be packed; None if one can."""
-        if config.path == "padded":
-            return "asked for"
-        reason, advice = "", 'pass path="padded"'
-        if self._original != "sdpa":
-            reason = f"the model runs attention {self._original!r}"
-            advice += ' or call model.set_attn_implementation("sdpa") first'
-        elif not self.parts.head_size:
-            reason = "the model's keys and values differ in size"
-        if reason and config.path == "packed":
-            raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
-        if reason:
-            return reason
-        if config.path == "auto" and self._unsupported:
-            return f"attention: {self._unsupported}"
-        weight = self.parts.text.get_input_embeddings().weight
-        if config.path == "auto" and weight.device.type != "cuda":
-            return "the model was not on a GPU when it was patched"
-        return None
-
-    def _layout(
-        self, embeds: Tensor, visual: VisualTokens | None, kwargs: Kwargs
-    ) -> tuple[Layout, str]:
-        """Layout and reason: decided once per cache; an explicit choice is kept or refused."""
-        padded, packed, text = self._padded, self._packed, self.parts.text
-        cache = names.given_cache(kwargs)
-        state, static = state_of(cache), isinstance(cache, StaticCache)
-        tensors = chain([embeds], text.parameters())
-        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if self.config.impl == "triton" and visual is not None:
-            validation.check_kernels(self.config.stages.values(), visual.segments, gradients)
-        if state is not None:
-            validation.check_state(state, self.config, bool(self._always_padded), gradients)
-            return packed if state.packed else padded, "decided at this cache's first prefill"
-        if self._always_padded:
-            return padded, self._always_padded + (f"; {_STATIC}" if static else "")
-        dropout = text.training and getattr(text.config, "attention_dropout", 0)
-        reasons = (
-            (static, _STATIC),
-            (gradients, "gradients are enabled"),
-            (kwargs.get("output_attentions"), "attention maps were asked for"),
-            (getattr(cache, "offloading", False), "the cache offloads its layers"),
-            (dropout, "attention dropout is on"),
-        )
-        reason = next((why for holds, why in reasons if holds), None)
-        asked = self.config.path == "packed"
-        if reason is None:
-            return packed, "asked for" if asked else "on a GPU, without gradients"
-        if asked:
-            raise InputError(
-                f'path="packed" cannot run this forward: {reason}; '
-                "call it in eval mode under torch.no_grad(), without attention maps, with a "
-                'dynamic cache on the device, or patch with path="padded"'
-            )
-        return padded, reason
 
     # -- hooks ---------------------------------------------------------------------------------
 
@@ -292,10 +244,14 @@ class PatchHooks:
             visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:
             validation.check_turn(visual, cache, chunk, self.config.positions)
-        layout, reason = self._layout(embeds, visual, kwargs)
-        forward = ForwardState(
-            embeds.shape[:2], visual, mask, layout, reason, self.config, self.parts
-        )
+        packed, reason = self._choice.is_packed(embeds, visual, cache, kwargs)
+        layout = self._packed if packed else self._padded
+        each = self._each or may_run_again(module)
+        if each:
+            self._hook_each_layer()
+        kernels = self._unsupported is not None and not torch.is_grad_enabled()
+        how = layout, reason, self.config, self.parts, each, kernels
+        forward = ForwardState(embeds.shape[:2], visual, mask, *how)
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
         if drops or forward.rearranges or (state and 0 in state.stages):
             # Every layer gets our mask or none. transformers passes a 4-D mask on as it is, so with
@@ -315,11 +271,9 @@ class PatchHooks:
                     f"{type(self.parts.text).__name__} was not called with"
                 )
             return None
-        needed = self._always_padded or forward.given or number in self._due
-        if not (needed or may_run_again(module)):
-            forward.passes(module, kwargs)
-            return None  # in the packed layout most layers need nothing
-        if self._always_padded:  # third-party attention functions do not know it
+        if not forward.each and number not in self._due:
+            return None
+        if self._each:  # third-party attention functions do not know it
             kwargs = {k: v for k, v in kwargs.items() if k != STATE}
         if not args:
             raise names.unsupported(

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from vtfast.runtime.kv_cache import PaddedKVMask
-from vtfast.runtime.packed_kv_cache import AttentionMetadata, PackedKVLayout
+from vtfast.runtime.packed_attention import PackedAttention
+from vtfast.runtime.packed_kv_cache import PackedKVLayout
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the layers of a stage span get: a mask or metadata, and what the cache remembers.
+    """What the layers of a stage span get, and what the cache remembers.
 
+    mask: whatever transformers' mask function makes. attention: how to attend to packed tokens.
     gap: tokens seen minus columns of layer 0; None if it stays as it is.
     """
 
-    mask: Any = None  # whatever transformers' mask function makes
-    metadata: AttentionMetadata | None = None
+    mask: Any = None
+    attention: PackedAttention | None = None
     cached: PackedKVLayout | PaddedKVMask | None = None
     gap: int | None = None

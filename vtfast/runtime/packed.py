@@ -1,6 +1,6 @@
 """The packed layout: the batch is one sequence without padding, [1, tokens, D].
 
-Attention gets `AttentionMetadata` instead of a mask, the cache `PackedKVLayer`s. `padded` offers
+Attention gets a `PackedAttention` instead of a mask, the cache `PackedKVLayer`s. `padded` offers
 the same functions for the other layout. Both return their results and change nothing but the
 cache's layers.
 """
@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from vtfast.errors import StateError
+from vtfast.kernels._device_cache import is_captured
+from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
-from vtfast.runtime.packed_kv_cache import (
-    AttentionMetadata,
-    PackedKVLayer,
-    PackedKVLayout,
-    row_numbers,
+from vtfast.runtime.packed_attention import (
+    EagerStep,
+    EqualSamples,
+    PackedAttention,
+    RaggedSamples,
+    RaggedStep,
 )
+from vtfast.runtime.packed_kv_cache import PackedKVLayer, PackedKVLayout, row_numbers
 from vtfast.runtime.stage import Stage
 
 
@@ -25,8 +30,9 @@ class Packed:
 
     is_packed = True
 
-    def __init__(self, kernels: bool) -> None:
-        self.kernels = kernels  # whether Triton kernels will read the cache
+    def __init__(self, kernel: bool, views: bool) -> None:
+        self.kernel = kernel  # whether Triton's kernels attend where samples differ in length
+        self.views = views  # whether SDPA does where they do not, else as if they differed
 
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` of the running tensor, one after another."""
@@ -35,20 +41,46 @@ class Packed:
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """Pack the cache layers of the stage span and announce the tokens to come."""
         if cache is None:
-            return Entry(metadata=AttentionMetadata.without_past(chunk.lengths, hidden.device))
+            return Entry(attention=self._over_new(chunk.lengths, hidden.device))
         seen, cached = cache.get_seq_length(), chunk.cached
         if not isinstance(cached, PackedKVLayout):
             cached = self._pack_layers(chunk, stage, cache, hidden.device)
-        metadata = cached.extend(chunk.lengths, cache.layers)
+        cached.extend(chunk.lengths, cache.layers, views=self.views)
         gap = seen + chunk.size - max(cached.lengths) if stage.layer == 0 else None
-        return Entry(cached=cached, metadata=metadata, gap=gap)
+        return Entry(cached=cached, attention=self._over_all(chunk.lengths, cached), gap=gap)
+
+    def _over_new(self, lengths: list[int], device: torch.device) -> PackedAttention:
+        """Every sample attends to its own new tokens."""
+        if self.views and len(set(lengths)) == 1:
+            return EqualSamples(len(lengths))
+        segments = Ragged.from_lengths(lengths, device)
+        return RaggedSamples(segments, segments, None, self.kernel)
+
+    def _over_all(self, new: list[int], cached: PackedKVLayout) -> PackedAttention:
+        """Every sample attends to its tokens in the cache, the new ones included."""
+        if cached.fresh:
+            return self._over_new(new, cached.device)
+        if cached.window is not None:
+            return EqualSamples(len(new))
+        index = row_numbers(cached.starts, cached.lengths, cached.device)
+        queries, keys = (Ragged.from_lengths(n, cached.device) for n in (new, cached.lengths))
+        return RaggedSamples(queries, keys, index, self.kernel)
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """Announce one more token per sample."""
-        assert isinstance(chunk.cached, PackedKVLayout)
-        new = [1] * chunk.batch
-        metadata = chunk.cached.extend(new, cache.layers, step=True, kernels=self.kernels)
-        return Entry(cached=chunk.cached, metadata=metadata)
+        cached = chunk.cached
+        assert isinstance(cached, PackedKVLayout)
+        cached.extend([1] * chunk.batch, cache.layers, views=self.views)
+        if cached.window is not None:
+            if is_captured(hidden.device):
+                raise StateError(
+                    "a decoding step of samples that are all as long was captured into a CUDA "
+                    'graph, which would fix their length; patch with impl="triton"'
+                )
+            return Entry(cached=cached)  # transformers' SDPA, on views
+        if self.kernel:
+            return Entry(cached=cached, attention=RaggedStep(cached.decoder()))
+        return Entry(cached=cached, attention=EagerStep(cached.lengths, cached.starts))
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """int64 [1, tokens], in a decoding step [B, 1]: 0, 1, … in every sample, going on from what

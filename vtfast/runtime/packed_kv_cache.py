@@ -7,51 +7,27 @@ in place and copies once in `ROOM` steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from vtfast.errors import StateError
-from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.ragged_decode import Decoder
 from vtfast.runtime import names
 from vtfast.runtime.host_read import to_device
 
 ROOM = 128
 
 
-@dataclass(frozen=True)
-class DecodeSpans:
-    """Where each sample's tokens lie in the buffers; the arguments of `ragged_decode`."""
+class Window(NamedTuple):
+    """Where samples that are all alike have their tokens: rows `first` to `end` of `capacity`."""
 
-    lengths: Tensor | Sequence[int]
-    starts: Tensor | Sequence[int]
-    max_length: int | None = None
-
-
-@dataclass(frozen=True)
-class AttentionMetadata:
-    """What attention over packed tokens has to know, for one stage span in one forward.
-
-    In a decoding step, with one new token per sample, `decode` says where each sample's tokens are;
-    in plain PyTorch with samples of equal length `window` does, as `attend_windows` takes it.
-    Otherwise `queries` and `keys` are the segments of the new tokens and of those they attend to,
-    and `index` holds the buffer rows of the keys, None when these are the new tokens themselves.
-    """
-
-    decode: DecodeSpans | None = None
-    window: tuple[int, int, int] | None = None
-    queries: Ragged | None = None
-    keys: Ragged | None = None
-    index: Tensor | None = None
-
-    @staticmethod
-    def without_past(lengths: list[int], device: torch.device) -> "AttentionMetadata":
-        """Every sample attends to its own new tokens."""
-        segments = Ragged.from_lengths(lengths, device)
-        return AttentionMetadata(queries=segments, keys=segments)
+    samples: int
+    capacity: int
+    first: int  # of the new tokens
+    end: int
 
 
 class PackedKVLayout:
@@ -68,6 +44,7 @@ class PackedKVLayout:
         self.fresh = not any(lengths)
         self.turn = 0  # how often tokens were announced
         self.announced = False  # the cache is about to move or crop what its layers hold
+        self.window: Window | None = None  # of the tokens announced, if samples are all alike
         self._place([n + ROOM for n in lengths])
 
     def _place(self, capacities: list[int]) -> None:
@@ -75,49 +52,50 @@ class PackedKVLayout:
         self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
         self.total = sum(capacities)
         self._where: Tensor | None = None  # int64 [new tokens]: buffer rows that `update` writes
-        self._places: tuple[Tensor, ...] = ()  # while stepping: lengths and starts, int32 [B]
+        self._forget_step()
 
-    def extend(
-        self, new: list[int], layers: Sequence[object], *, step: bool = False, kernels: bool = False
-    ) -> AttentionMetadata:
-        """Announce that every layer is about to append new[b] tokens to sample b; in a decoding
-        `step` one each. `kernels`: whether Triton kernels will read them."""
+    def _forget_step(self) -> None:
+        self._stepped = False  # whether the tokens announced last were one a sample
+        self._ended: Tensor | None = None  # while stepping: int32 [B], lengths with the new token
+        self._decoder: Decoder | None = None  # reads it
+
+    def extend(self, new: list[int], layers: Sequence[object], *, views: bool) -> None:
+        """Announce that every layer is about to append new[b] tokens to sample b. `views`: samples
+        that are all alike are written, and read, as views of the buffers."""
         self.turn += 1
         self.fresh = not any(self.lengths)
-        lengths = [a + b for a, b in zip(self.lengths, new, strict=True)]
+        before, lengths = self.lengths, [a + b for a, b in zip(self.lengths, new, strict=True)]
         if self.turn == 1 and self.fresh:  # no layer has a buffer yet
             self._place([n + ROOM for n in lengths])
         elif any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
             self._move(list(range(len(new))), layers, extra=new)
-        first = [s + n for s, n in zip(self.starts, self.lengths, strict=True)]
-        self.lengths = lengths
-        if step:
-            return self._step(first, kernels)
-        self._where, self._places = row_numbers(first, new, self.device), ()
-        if self.fresh:
-            return AttentionMetadata.without_past(new, self.device)
-        index = row_numbers(self.starts, lengths, self.device)
-        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))
-        return AttentionMetadata(queries=queries, keys=keys, index=index)
-
-    def _step(self, first: list[int], kernels: bool) -> AttentionMetadata:
-        """One more token per sample. While room remains nothing is allocated: the tensors are those
-        of the step before, so a captured CUDA graph reads what is true now."""
-        if self._places and self._where is not None:
+        self.lengths, self.window = lengths, None
+        if views and len(set(zip(before, lengths, self.capacities, strict=True))) == 1:
+            self._forget_step()
+            self.window = Window(len(new), self.capacities[0], before[0], lengths[0])
+            return
+        if self._stepped and self._where is not None and set(new) == {1}:
+            # While room remains a step allocates nothing: its tensors are those of the step before,
+            # so a captured CUDA graph reads what is true now.
             self._where.add_(1)
-            self._places[0].add_(1)
-        else:
-            with torch.inference_mode(False), torch.no_grad():  # else no later step may write them
-                self._where = to_device(first, self.device)
-                places = (to_device(n, self.device).int() for n in (self.lengths, self.starts))
-                self._places = tuple(places)
-        room = max(self.capacities)
-        if kernels:
-            lengths, starts = self._places
-            return AttentionMetadata(DecodeSpans(lengths, starts, max_length=room))
-        if len(set(self.lengths)) == 1 and min(self.capacities) == room:
-            return AttentionMetadata(window=(self.lengths[0], room, 0))
-        return AttentionMetadata(DecodeSpans(self.lengths, self.starts))
+            if self._ended is not None:
+                self._ended.add_(1)
+            return
+        self._forget_step()
+        self._stepped = set(new) == {1}
+        with torch.inference_mode(False), torch.no_grad():  # else no later step may write it
+            first = [s + n for s, n in zip(self.starts, before, strict=True)]
+            self._where = row_numbers(first, new, self.device)
+
+    def decoder(self) -> Decoder:
+        """Decodes one new token a sample, the one announced, over all tokens of the sample."""
+        if self._decoder is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._ended, starts = (
+                    to_device(n, self.device).int() for n in (self.lengths, self.starts)
+                )
+            self._decoder = Decoder(self._ended, starts, max(self.capacities))
+        return self._decoder
 
     def write(self, buffer: Tensor, new: Tensor) -> None:
         """new: [tokens, heads, D] into the announced rows of buffer [total, heads, D]."""
@@ -127,7 +105,7 @@ class PackedKVLayout:
     def crop(self, remove: int) -> None:
         """Forget the last `remove` tokens of every sample."""
         self.lengths = [max(0, n - remove) for n in self.lengths]
-        self._places = ()
+        self._forget_step()
 
     def select(self, index: Tensor, layers: Sequence[object], *, alike: bool = False) -> None:
         """Reorder, drop or repeat samples; `alike`: each is replaced by one of the same length,
@@ -188,6 +166,7 @@ class PackedKVLayer(CacheLayerMixin):
         super().__init__()
         self.layout = layout
         self._turn = layout.turn
+        self._views: tuple[Tensor, ...] | None = None  # of both buffers, see `Window`
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers for key_states, value_states [batch, heads, tokens, D]."""
@@ -206,8 +185,9 @@ class PackedKVLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append tokens: [1, heads, tokens, D] packed, or [batch, heads, 1, D] in a decoding step.
 
-        Returns the new tokens themselves while there is no past, else the buffers [total, heads,
-        D], which `attention.attend` reads by the metadata of the forward.
+        Returns what attention over them takes (`packed_attention`): the new tokens themselves while
+        there is no past, else views [batch, heads, length, D] of the buffers where samples are all
+        alike, else the buffers [total, heads, D].
         """
         if self._turn == self.layout.turn:
             raise StateError(
@@ -218,11 +198,34 @@ class PackedKVLayer(CacheLayerMixin):
         self._turn = self.layout.turn
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            self.layout.write(buffer, new.transpose(1, 2).flatten(0, 1))
-        if self.layout.fresh:
-            return key_states, value_states
-        return self.keys, self.values
+        if self.layout.window is not None:
+            keys, values = self._update_window(self.layout.window, key_states, value_states)
+        else:
+            keys, values = self.keys, self.values
+            for buffer, new in ((keys, key_states), (values, value_states)):
+                one = new.shape[2] == 1  # always a view then, and cheaper
+                rows = new.squeeze(2) if one else new.transpose(1, 2).flatten(0, 1)
+                self.layout.write(buffer, rows)
+        return (key_states, value_states) if self.layout.fresh else (keys, values)
+
+    def _update_window(self, window: Window, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new tokens, [1, heads, samples * n, D] or [samples, heads, 1, D]; returns all
+        tokens of the samples, views [samples, heads, end, D]."""
+        samples, capacity, first, end = window
+        if self._views is None:
+            shape = samples, capacity, *self.keys.shape[1:]
+            self._views = tuple(t.view(shape).transpose(1, 2) for t in (self.keys, self.values))
+        k, v = self._views
+        if len(keys) != samples:
+            keys, values = (
+                t[0].unflatten(1, (samples, -1)).transpose(0, 1) for t in (keys, values)
+            )
+        k.narrow(2, first, end - first).copy_(keys)
+        v.narrow(2, first, end - first).copy_(values)
+        return k.narrow(2, 0, end), v.narrow(2, 0, end)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_views": None}  # a copy's would no longer be views of its buffers
 
     def adopt(self, layer: Any, valid: Tensor | None) -> None:
         """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real tokens,
@@ -239,6 +242,7 @@ class PackedKVLayer(CacheLayerMixin):
             self.keys, self.values = (
                 self._room(t).index_copy_(0, target, t[source]) for t in (self.keys, self.values)
             )
+            self._views = None
 
     def get_seq_length(self) -> int:
         """Tokens of the longest sample."""

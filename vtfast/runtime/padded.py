@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
@@ -24,8 +24,9 @@ class Padded:
 
     is_packed = False
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, sdpa: bool) -> None:
         self.config = config
+        self.sdpa = sdpa  # the layers run SDPA
         self._cache_argument = names.cache_argument()
 
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
@@ -63,10 +64,15 @@ class Padded:
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """The stage's mask with one more column."""
-        assert isinstance(chunk.cached, PaddedKVMask)
-        chunk.cached.step(chunk.mask, cache.get_mask_sizes(1, layer)[0])
-        mask = self._mask(cache, layer, hidden, chunk.cached.mask)
-        return Entry(mask, cached=chunk.cached)
+        cached = chunk.cached
+        assert isinstance(cached, PaddedKVMask)
+        if cached.mask is not None:
+            cached.step(chunk.mask, cache.get_mask_sizes(1, layer)[0])
+        if not self.sdpa or isinstance(cache, StaticCache):
+            return Entry(self._mask(cache, layer, hidden, cached.mask), cached=cached)
+        # One query sees all that is real; transformers' function takes some 100 us to say so.
+        mask = None if cached.mask is None else cached.mask[:, None, None]
+        return Entry(mask, cached=cached)
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """int64 [B, longest]: 0, 1, … in every sample, going on from what `cache` holds of it."""

@@ -1,6 +1,6 @@
 """A stage of a plan as one model runs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtfast.methods import Method, method
 from vtfast.plan import Prune
@@ -38,6 +38,11 @@ class Stage:
         if self.prune.options.get("per") == "frame":
             return split_frames(segments)
         return join_frames(segments)
+
+    def shorten(self, segments: list[Segment]) -> list[Segment]:
+        """What this stage has budgets for, with what it leaves of each."""
+        budgeted = self.budgeted(segments)
+        return [replace(s, left=self.prune.count(s.original, s.left)) for s in budgeted]
 
     def drops(self, segments: list[Segment]) -> bool:
         """Whether any of these segments would lose a token."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.gather import gather_unchecked
 from vtfast.report import Report
 from vtfast.runtime import names
 from vtfast.runtime.call import FLASH_ARGUMENTS
@@ -24,7 +24,6 @@ from vtfast.runtime.kv_cache import CacheState, adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
-from vtfast.runtime.packed_kv_cache import AttentionMetadata
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.selection import Selector
 from vtfast.runtime.stage import Stage
@@ -43,9 +42,12 @@ class ForwardState:
             cache), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
         cache: this forward's, once a stage has been reached; None without one.
-        metadata: set in the packed layout once tokens are packed; `attention.attend` reads it.
-        given: keyword arguments that layers get from now on instead of transformers' own; stays
-            empty in the packed layout.
+        each: whether every layer is handed what changes by its hook, in keyword arguments.
+            Otherwise only layers with a stage have work to do: the others share the list of rotary
+            rows, and `attention.attend` finds in `span` how to attend.
+        kernels: whether Triton's gather rows.
+        given: with `each`, keyword arguments that layers get from now on instead of transformers'.
+        span: what the layers up to the next stage attend with; None while nothing has changed.
     """
 
     def __init__(
@@ -57,15 +59,18 @@ class ForwardState:
         reason: str,
         config: PatchConfig,
         parts: Parts,
+        each: bool,
+        kernels: bool,
     ) -> None:
         self.rows, self.chunk = shape
         self.batch = self.rows
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
-        self.config, self.parts, self.impl = config, parts, config.impl
+        self.config, self.parts, self.kernels = config, parts, kernels
+        self.each = each and not layout.is_packed
         self.cache: Cache | None = None
         self.selector = Selector(config, parts, visual)
-        self.metadata: AttentionMetadata | None = None
-        self.handed = Handed(layout.is_packed)
+        self.span: Entry | None = None
+        self.handed = Handed(not self.each)
         self.given: dict[str, Any] = {}
         self.changed = False  # tokens differ from what transformers thinks they are
         self.rearranges = False  # at layer 0: padding goes, packed samples get own rows
@@ -119,29 +124,22 @@ class ForwardState:
             return self._take(index, hidden)[0], {**kwargs, **given}
         index, stage = None, self.config.stages.get(number)
         kwargs = {**kwargs, **self.given}
-        self.handed.check(module, hidden, kwargs, *self._shape())
         if stage is not None:
-            self.handed.stages.append(number)
             self.cache = names.handed_cache(kwargs, module)  # the text model may have just made it
-            if self.is_step:
+        if self.is_step:
+            if stage is not None:
                 self._step(stage, hidden, kwargs)
-            else:
+        else:
+            self.handed.check(module, hidden, kwargs, *self._shape())
+            if stage is not None:
+                self.handed.stages.append(number)
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-        if number in self.config.scored_layers:
-            self._score(
-                self.config.stages[number + 1], module, hidden, kwargs["position_embeddings"]
-            )
-        if may_run_again(module):
+            if number in self.config.scored_layers:
+                after = self.config.stages[number + 1]
+                self._score(after, module, hidden, kwargs["position_embeddings"])
+        if self.each and may_run_again(module):
             self._ran[number] = (index, self.given)
-        if self.metadata is not None:
-            self.handed.expect_attention(module)
         return hidden, kwargs
-
-    def passes(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
-        """A layer runs as it is, for it has no stage."""
-        self.handed.check_rotary(module, kwargs)
-        if self.metadata is not None:
-            self.handed.expect_attention(module)
 
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""
@@ -201,7 +199,7 @@ class ForwardState:
         """Places `index` of running tensors [b, s, D] in one launch, in the shape of the layout."""
         flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
         if index is not None:
-            flat = list(gather_rows(index, *flat, impl=self.impl))
+            flat = list(gather_unchecked(index, flat, self.kernels))
         samples = 1 if self.layout.is_packed else self.batch
         return [t.view(samples, -1, t.shape[-1]) for t in flat]
 
@@ -214,12 +212,13 @@ class ForwardState:
         kwargs: dict[str, Any],
     ) -> None:
         """Rotary rows and mask or metadata, for the layers from this stage on."""
-        self.metadata = entry.metadata
         if self.config.positions == "renumber":
             rotary = self._renumber(stage, hidden, rotary)
-        if self.layout.is_packed:
-            self.handed.rotary = shared = kwargs["position_embeddings"]
-            shared[:] = rotary  # every layer holds this list
+        if not self.each:
+            self.span = entry
+            self.handed.share(kwargs["position_embeddings"], rotary)
+            if not self.is_step:
+                self.handed.expect_attention(self.parts.layers[stage.layer : stage.until])
             return
         # No positions: FlashAttention would read gaps as packed sequences.
         self.given = {"attention_mask": entry.mask, "position_ids": None}
@@ -270,6 +269,8 @@ class ForwardState:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Put the last hidden states [b, s, D] back to their places in [B, S, D], the rest 0."""
+        if self.is_step:
+            return hidden
         self.handed.check_all(self.parts.text, self.config.stages)
         self._remember(hidden.device)
         if not self.changed:
@@ -297,8 +298,7 @@ class ForwardState:
     def _remember(self, device: torch.device) -> None:
         """Note on the cache which pictures it has seen, and how far back it can be cropped."""
         visual, state, free = self.visual, state_of(self.cache), []
-        if visual is None:
-            return
+        assert visual is not None
         counted = visual.tokens is not None and "image_hash" in self.config.needs
         if counted and self.cache is not None:
             state = self._adopt(self.cache)

@@ -4,7 +4,6 @@ All of it is checked before a layer has run, so model and cache stay as they wer
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,14 +152,14 @@ def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: b
             'torch.no_grad(), or patch with impl="auto"'
         )
     for stage in stages:
-        segments = stage.budgeted(segments)
-        longest, limit = max((s.left for s in segments), default=0), stage.method.kernel_limit
+        longest = max((s.left for s in stage.budgeted(segments)), default=0)
+        limit = stage.method.kernel_limit
         if limit is not None and longest > limit:
             raise InputError(
                 f'impl="triton": a picture brings {longest} visual tokens to layer {stage.layer}, '
                 f'whose selection kernel takes {limit}; shrink it, or patch with impl="auto"'
             )
-        segments = [replace(s, left=stage.prune.count(s.original, s.left)) for s in segments]
+        segments = stage.shorten(segments)
 
 
 def check_attention(now: str, expected: str) -> None:
