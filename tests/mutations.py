@@ -796,6 +796,13 @@ MUTATIONS = [
         COMPACT + "the_kernel_writes_all_of_its_result_even_for_repeated_picks[twice]",
     ),
     Mutation(
+        "A seed is written to the device at every call.",
+        "kernels/random_select.py",
+        "if torch.compiler.is_compiling():",
+        "if True:",
+        "tests/kernels/test_random_select.py::test_an_int_is_written_to_the_device_once",
+    ),
+    Mutation(
         "On a CPU no visual token is dropped.",
         "kernels/_staying.py",
         "stays[visual] = False",
