@@ -34,9 +34,9 @@ OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection"
        "random": "selection", "topk": "selection", "fused": "selection", "decode": "attention",
        "scores": "scores"}  # fmt: skip
 _KERNELS = (
-    *("device", "random_select", "topk_select", "gather", "gather_picks", "diversity_select"),
-    *("last_query_scores", "ragged_attention", "ragged_attention_kernel", "ragged_decode"),
-    *("ragged_decode_kernel", "launch", "batch_composition"),
+    *("device", "random_select", "topk_select", "gather", "gather_picks", "compact"),
+    *("diversity_select", "last_query_scores", "ragged_attention", "ragged_attention_kernel"),
+    *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),
 )
 TESTS = [*(f"kernels/test_{name}" for name in _KERNELS),
          *(f"runtime/test_patch_{name}" for name in ("syncs", "triton", "memory"))]  # fmt: skip

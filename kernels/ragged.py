@@ -55,6 +55,12 @@ class Ragged:
         """
         return _build(host_ints("lengths", lengths), _indexed_device(device))
 
+    @staticmethod
+    def of(lengths: tuple[int, ...], cu_seqlens: torch.Tensor) -> "Ragged":
+        """The `Ragged` of prefix sums that a kernel has made; nothing is copied or checked."""
+        offsets = tuple(accumulate(lengths, initial=0))
+        return Ragged(lengths, cu_seqlens, offsets, max(lengths, default=0))
+
     @property
     def total(self) -> int:
         """Rows of the packed batch."""
@@ -147,10 +153,12 @@ def _build(lengths: tuple[int, ...], device: torch.device) -> Ragged:
             f"lengths sum to {sum(lengths)} rows, more than int32 row numbers reach "
             f"({_INT32_MAX}); split the batch"
         )
-    offsets = tuple(accumulate(lengths, initial=0))
     # Cached across calls, so it must not be an inference tensor: autograd refuses to save those.
     with torch.inference_mode(False), torch.no_grad():
         cu_seqlens = torch.tensor(
-            offsets, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda"
+            [*accumulate(lengths, initial=0)],
+            dtype=torch.int32,
+            device="cpu",
+            pin_memory=device.type == "cuda",
         ).to(device, non_blocking=True)
-    return Ragged(lengths, cu_seqlens, offsets, max(lengths, default=0))
+    return Ragged.of(lengths, cu_seqlens)

@@ -29,6 +29,7 @@ from ._checks import (
     checked_keep,
     checked_number,
 )
+from ._device_cache import cached_per_stream
 from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
 from ._threshold import (
@@ -270,9 +271,9 @@ def random_select(
     Args:
         segments: the segments of the packed batch; the picks are made on their device.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
-        seed: int in [-2^63, 2^63), or `[1]` int64 tensor. The same seed repeats the picks. An int,
-            here and for `stream`, costs a fill per call; pass tensors if that matters, or to change
-            the value between replays of a CUDA graph.
+        seed: int in [-2^63, 2^63), or `[1]` int64 tensor. The same seed repeats the picks. Of the
+            ints given, here and for `stream`, the last 64 are kept on the device; pass a tensor to
+            change the value between replays of a CUDA graph.
         image_hash: `[B]` int64 that identifies each segment, such as a hash of the picture's
             pixels; default the number of the segment in this call.
         stream: int in [0, 2^31), or `[1]` int32 tensor: separates draws with the same seed and
@@ -333,4 +334,14 @@ def _as_tensor(value: int | torch.Tensor, dtype: torch.dtype, device: torch.devi
     """`value` as a `[1]` tensor; an int is written by a fill, which never waits for the device."""
     if isinstance(value, torch.Tensor):
         return value
-    return torch.full((1,), value, dtype=dtype, device=device)
+    if torch.compiler.is_compiling():
+        return torch.full((1,), value, dtype=dtype, device=device)
+    return _filled((value, dtype.itemsize), device)
+
+
+@cached_per_stream("value and bytes of a seed or stream")
+def _filled(number: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    value, size = number
+    dtype = torch.int64 if size == 8 else torch.int32
+    with torch.inference_mode(False):  # kept across calls: see `ragged._build`
+        return torch.full((1,), value, dtype=dtype, device=device)

@@ -19,6 +19,7 @@ import torch
 from ._max_min import distances, greedy, greedy_by_rows
 from ._philox import philox_4x32
 from ._sdpa import attend, attend_ranges, attend_unread, back_to_back
+from ._staying import staying
 from .ragged import Ragged
 
 # What a selection, or the scores, may take beside arguments and result, with 16 MiB to spare for a
@@ -30,6 +31,24 @@ _SECOND_WORD = 0x80000000
 def gather_rows(index: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Copy chosen rows of several packed tensors: `out[j] = x[index[j]]` for each x."""
     return tuple(x.index_select(0, index) for x in tensors)
+
+
+def compact(
+    picks: torch.Tensor,
+    visual: torch.Tensor,
+    segments: Ragged,
+    lengths: Sequence[int],
+    places: Sequence[torch.Tensor | None] = (),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Ragged, tuple[torch.Tensor, ...]]:
+    """Drop those of the visual tokens that are not picked: all others stay, in their order.
+
+    Returns which tokens stay, which of them were picked, where these are then, which tokens form
+    which sequence then, and `x[stay]` of each vector of `places` (of 0, 1, 2, … for None).
+    """
+    after = Ragged.from_lengths(lengths, segments.device)
+    stay, kept, now = staying(picks, visual, segments.total, after.total)
+    then = tuple(stay if x is None else x.index_select(0, stay) for x in places)
+    return stay, kept, now, after, then
 
 
 def random_select(

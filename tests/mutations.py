@@ -51,6 +51,7 @@ REFERENCE = "kernels/reference.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
+COMPACT = "tests/kernels/test_compact.py::test_"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
@@ -763,6 +764,57 @@ MUTATIONS = [
         "x.index_select(0, index) for x in tensors",
         "x.index_select(0, index.sort().values) for x in tensors",
         "tests/kernels/test_gather.py::test_copies_the_chosen_rows_of_every_tensor",
+    ),
+    Mutation(
+        "Compacting finds a visual token before itself.",
+        "kernels/compact.py",
+        "inside & (number < x)",
+        "inside & (number <= x)",
+        COMPACT + "drops_the_visual_tokens_that_are_not_picked[triton-one sample-torch.int32]",
+    ),
+    Mutation(
+        "The search among visual tokens ends before the last one.",
+        "kernels/compact.py",
+        "inside = reach <= n",
+        "inside = reach < n",
+        COMPACT + "drops_the_visual_tokens_that_are_not_picked[triton-no picks-torch.int32]",
+    ),
+    Mutation(
+        "Cuts between sequences stay where they were.",
+        "kernels/compact.py",
+        "place.to(tl.int32), mask=is_cut",
+        "token.to(tl.int32), mask=is_cut",
+        COMPACT + "drops_the_visual_tokens_that_are_not_picked[triton-one sample-torch.int32]",
+    ),
+    Mutation(
+        "A picked token is written once for all of its picks, so something is never written.",
+        "kernels/compact.py",
+        "    _write(stay_ptr, x_ptrs, out_ptrs, token, place, picked)\n",
+        "    last = tl.load(picks_ptr + i - 1, mask=picked & (i > 0), other=-1)\n"
+        "    _write(stay_ptr, x_ptrs, out_ptrs, token, place, picked & (last != number))\n",
+        COMPACT + "the_kernel_writes_all_of_its_result_even_for_repeated_picks[twice]",
+    ),
+    Mutation(
+        "A seed is written to the device at every call.",
+        "kernels/random_select.py",
+        "if torch.compiler.is_compiling():",
+        "if True:",
+        "tests/kernels/test_random_select.py::test_an_int_is_written_to_the_device_once",
+    ),
+    Mutation(
+        "On a CPU no visual token is dropped.",
+        "kernels/_staying.py",
+        "stays[visual] = False",
+        "stays[kept] = False",
+        COMPACT + "drops_the_visual_tokens_that_are_not_picked[eager-one sample-torch.int32]",
+    ),
+    Mutation(
+        "A stage mixes up where tokens are and where they came from.",
+        RUNTIME + "state.py",
+        "places = state.images if state else None, (self.slots, self.origin)",
+        "places = state.images if state else None, (self.origin, self.slots)",
+        PATCH
+        + "parity.py::test_logits_of_surviving_tokens_are_the_oracles[llava-padded-four-stages]",
     ),
     Mutation(
         "Equal scores go to the highest row.",

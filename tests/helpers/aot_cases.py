@@ -19,6 +19,7 @@ from vtfast.kernels import _distances as distance_kernels
 from vtfast.kernels import _gather_picks
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._threshold import TILES
+from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.last_query_scores import last_query_scores
@@ -63,6 +64,17 @@ def _gather_rows() -> Iterator[Case]:
     yield case("keys and values of 28 layers", *[_empty(64, 4, 128)] * 56)
     yield case("rows at odd distances", _empty(64, 4097)[:, :4096])
     yield case("bytes", _empty(64, 77, dtype=torch.int8))
+
+
+def _compact() -> Iterator[Case]:
+    visual = _empty(576, dtype=torch.int64)
+    where = visual, Ragged.from_lengths([640], "cpu"), [640 - 576 + 144]
+    for dtype in INDEX_DTYPES:
+        for number in range(3):
+            call = partial(compact, _empty(144, dtype=dtype), *where, impl="triton")
+            call = partial(call, places=[_empty(640, dtype=torch.int64)] * number)
+            gate = (dtype, number) == (torch.int32, 2)
+            yield Case(f"{_short(dtype)} picks, {number} vectors", call, gate)
 
 
 def _topk_select() -> Iterator[Case]:
@@ -198,6 +210,7 @@ def _short(dtype: torch.dtype) -> str:
 
 OPS = (
     _gather_rows,
+    _compact,
     _topk_select,
     _random_select,
     _selections_that_gather,

@@ -44,7 +44,8 @@ def check_equal(op: Callable[..., Any], *arguments: Any, **options: Any) -> None
 
 
 def _flat(found: Any) -> list[torch.Tensor]:
-    """The tensors of a result: one, several, or an index and the rows gathered."""
+    """The tensors of a result: one, several, or an index and the rows gathered, or segments too."""
+    found = found.cu_seqlens if isinstance(found, Ragged) else found
     return [found] if isinstance(found, torch.Tensor) else [y for x in found for y in _flat(x)]
 
 

@@ -46,6 +46,21 @@ def random_select(lengths, keep, seed, hashes, stream) -> list[int]:
     return picks
 
 
+def compact(picks, visual, lengths) -> tuple[list[int], list[int], list[int]]:
+    """Tokens that stay, where picked ones are among them, and cuts, from one token to the next."""
+    stay, now, cuts, token = [], [], [0], 0
+    for length in lengths:
+        for _ in range(length):
+            picked = token in visual and visual.index(token) in picks
+            if picked:
+                now.append(len(stay))
+            if picked or token not in visual:
+                stay.append(token)
+            token += 1
+        cuts.append(len(stay))
+    return stay, now, cuts
+
+
 def topk_select(scores, lengths, keep) -> list[int]:
     """`scores`: Python floats; they hold every fp16, bf16, fp32 and fp64 value exactly."""
     picks = []

@@ -20,6 +20,7 @@ sys.path += [str(aot.ROOT / folder) for folder in ("bench", "tests/kernels/ptx")
 from shapes import LLAVA, QWEN, WORKLOADS, normal
 
 from vtfast import ops
+from vtfast.kernels.compact import compact
 from vtfast.ops import Ragged
 
 SHAPES = ("llava b1", "qwen 1k", "qwen 4k", "qwen 16k")  # of `shapes.py`: pictures, one a batch
@@ -46,8 +47,12 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         gather = partial(ops.gather_rows, index, impl="triton")
         wide = f"{picked} x {w.dim}"
         more = f"{wide}, cos, sin, positions"
+        visual, whole = torch.arange(n) + 32, Ragged.from_lengths([n + 64], "cpu")
+        drop = partial(compact, index, visual, whole, [keep + 64], impl="triton")
+        places = [torch.arange(n + 64)] * 2
         yield "random_select", picked, pick
         yield "topk_select", picked, best
+        yield "compact", f"{keep} of {n} visual tokens, 64 of text", partial(drop, places=places)
         yield "gather_rows", wide, partial(gather, features)
         yield "gather_rows", more, partial(gather, *along)
         if n <= DISTANCES // shrink:

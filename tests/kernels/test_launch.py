@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtfast.kernels import _distances, _launch, _threshold
+from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.last_query_scores import last_query_scores
@@ -33,6 +34,11 @@ CALLS = {
         lambda x, index: gather_rows(index, x, x[:, 1], impl="triton")[0],
         lambda: (X, INDEX),
         lambda x, index: (index, [x, x[:, 1]]),
+    ),
+    "compact": (
+        lambda *x: compact(*x[:2], SEGMENTS, [3, 1], (x[2], None), impl="triton")[2],
+        lambda: (torch.tensor([0, 2]), torch.tensor([1, 2, 3, 5]), torch.arange(6) * 3),
+        lambda *x: (*x[:2], SEGMENTS.cu_seqlens, 6, [x[2]]),
     ),
     "topk_select": (
         lambda x: topk_select(x[:, 1], SEGMENTS, [2, 1], impl="triton"),
@@ -273,9 +279,11 @@ def test_selections_that_store_through_shared_memory_ask_for_their_gpu(op, monke
 OUTSIDE = """
 import torch
 from vtfast.ops import *
+from vtfast.kernels.compact import compact
 x, index, segments = torch.zeros(3, 2), torch.tensor([0]), Ragged.from_lengths([3], "cpu")
 q, k = x[:1, None], x[:, None]
 for op, call in {
+    "compact": lambda **o: compact(index, index, segments, [3], **o),
     "gather_rows": lambda **o: gather_rows(index, x, **o),
     "random_select": lambda **o: random_select(segments, [1], seed=0, stream=0, **o),
     "random_select ": lambda **o: random_select(segments, [1], seed=0, stream=0, gather=[x], **o),
@@ -302,7 +310,7 @@ def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
     answers = re.findall(
         r"(\w+) +\1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
     )
-    assert len(answers) == 9, done.stdout + done.stderr
+    assert len(answers) == 10, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])

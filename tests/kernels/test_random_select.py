@@ -181,6 +181,18 @@ def test_seed_and_stream_may_be_tensors(impl):
     assert torch.equal(random_select(segments, [9, 3], **names, impl=impl), ints)
 
 
+def test_an_int_is_written_to_the_device_once(device):
+    """A patched model passes the same seed and stream at every prefill."""
+    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    seed, stream = torch.int64, torch.int32
+    kept = random_module._as_tensor(5, seed, where)
+    assert random_module._as_tensor(5, seed, where) is kept
+    assert (kept.tolist(), kept.dtype) == ([5], seed)
+    assert random_module._as_tensor(5, stream, where).dtype == stream
+    with torch.inference_mode():
+        assert not random_module._as_tensor(6, seed, where).is_inference()
+
+
 def test_reads_strided_image_hashes(impl):
     segments, hashes = ragged([20, 20]), torch.tensor([[5, 0], [6, 0]])[:, 0]
     names = {"seed": 1, "stream": 2, "impl": impl}

@@ -4,6 +4,7 @@ Natively on a GPU, in Triton's interpreter elsewhere: there a launch costs some 
 are short. `make test-triton` runs them and the packed layout's tests through compiled kernels.
 """
 
+import importlib
 import re
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import DeepseekV3Config, LlamaConfig
 import vtfast
 from vtfast import InputError, Prune, methods, toy
 from vtfast.runtime import validation
+from vtfast.runtime.state import ForwardState
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 paths = pytest.mark.parametrize("path", ["padded", "packed"])
@@ -89,6 +91,39 @@ def test_bf16_is_off_by_at_most_twice_what_the_padded_layout_is(family):
     packed = (logits("packed", "triton", torch.bfloat16) - exact).abs()
     assert packed.max() <= 2 * padded.max()
     assert packed.mean() <= 2 * padded.mean()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="counts launches of interpreted kernels")
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.parametrize(
+    ("method", "selection"),
+    [("random", ["random_select"]), ("diversity", ["norms", "distances", "greedy"])],
+)
+def test_a_stage_compacts_in_one_launch_and_gathers_in_one(method, selection, path, monkeypatch):
+    """Beside those that select."""
+    interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    run, launched = interpreted.run, []
+
+    def noted(kernel, *args, **kwargs):
+        launched.append(kernel.fn.__name__)
+        return run(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(interpreted, "run", noted)
+    family, counts = FAMILIES["llava"], []
+    model, enter = family.build(), ForwardState.enter
+
+    def watched(state, number, *args):
+        launched.clear()
+        entered = enter(state, number, *args)
+        if launched:
+            counts.append([name.strip("_").removesuffix("_kernel") for name in launched])
+        return entered
+
+    monkeypatch.setattr(ForwardState, "enter", watched)
+    plan = [Prune(2, method, 0.5), Prune(4, method, 0.2)]
+    with torch.no_grad(), vtfast.patch(model, plan, path=path, impl="triton"):
+        model(**family.inputs("single"))
+    assert counts == [[*selection, "compact", "gather_rows"]] * 2
 
 
 # -- what the kernels cannot do is refused before a layer has run ----------------------------------

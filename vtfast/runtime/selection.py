@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtfast.errors import InputError
+from vtfast.kernels.compact import compact
 from vtfast.kernels.image_hash import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
@@ -28,42 +29,18 @@ class Shortened:
     """The packed tokens after a stage.
 
     Attributes:
-        stay: int64 [tokens after], ascending: which of the tokens before are still there.
-        kept: int64 [visual tokens after], where those among them that are visual were before.
+        kept: int64 [visual tokens after], where the visual ones among them were before.
         visual: int64 [visual tokens after], where they are now.
-        lengths: tokens of each sample.
+        samples: which of the tokens form which sample.
         segments: the images, clips or frames, with what is left of each.
+        places: what stays of each of the places that `Selector.select` was given.
     """
 
-    stay: Tensor
     kept: Tensor
     visual: Tensor
-    lengths: list[int]
+    samples: Ragged
     segments: list[Segment]
-
-
-def shorten(
-    chosen: Tensor,
-    visual: Tensor,
-    lengths: Sequence[int],
-    segments: Sequence[Segment],
-    keep: Sequence[int],
-) -> Shortened:
-    """Drop the visual tokens a method has not chosen; text stays.
-
-    chosen: [sum(keep)], numbers into `visual`, int64 [n], which packed tokens are visual.
-    lengths: tokens of each sample. keep: tokens chosen of each segment.
-    """
-    stays = torch.ones(sum(lengths), dtype=torch.bool, device=visual.device)
-    stays.index_fill_(0, visual, False)
-    kept = visual[chosen]
-    stays.index_fill_(0, kept, True)
-    shorter = list(lengths)
-    for segment, count in zip(segments, keep, strict=True):
-        shorter[segment.sample] -= segment.left - count
-    left = [replace(s, left=count) for s, count in zip(segments, keep, strict=True)]
-    stay = torch.nonzero_static(stays, size=sum(shorter))[:, 0]
-    return Shortened(stay, kept, (stays.cumsum(0) - 1)[kept], shorter, left)
+    places: tuple[Tensor, ...]
 
 
 class Selector:
@@ -102,15 +79,17 @@ class Selector:
         stage: Stage,
         hidden: Tensor,
         tokens: Tensor,
-        lengths: Sequence[int],
+        samples: Ragged,
         segments: Sequence[Segment],
         images: Tensor | None,
+        places: Sequence[Tensor | None],
     ) -> Shortened:
-        """Have a stage's method choose, and drop the others.
+        """Have a stage's method choose, and drop the other visual tokens; text stays.
 
-        hidden: packed hidden states. tokens: int64 [n], which of them are visual. lengths: of each
-        sample. segments: what the stage has budgets for. images: int64 [samples], pictures that the
-        cache has seen before, or None.
+        hidden: packed hidden states. tokens: int64 [n], which of them are visual. samples: which
+        form which sample. segments: what the stage has budgets for. images: int64 [samples],
+        pictures that the cache has seen before, or None. places: where each token is, int64
+        [tokens], in one or more ways; None for 0, 1, ….
         """
         device, options = hidden.device, stage.prune.options
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
@@ -118,13 +97,13 @@ class Selector:
         per_frame = options.get("per") == "frame"
         hashes = partial(image_hashes, self._visual, segments, images, per_frame, device)
         with torch.no_grad():
-            seen, of_prompts = self._prompts(lengths, device)
+            seen, of_prompts = self._prompts(samples.lengths, device)
             visual = tokens if seen is None else torch.searchsorted(seen, tokens)
-            samples = tuple(s.sample for s in segments)
             # The norm's forward alone: a call would have FSDP gather its weights, and processes
             # with other pictures may call it more or less often.
             norm = self._parts.norm.forward
-            around = Sequences(_rows(hidden, seen), visual, tuple(of_prompts), samples, norm)
+            owners = tuple(s.sample for s in segments)
+            around = Sequences(_rows(hidden, seen), visual, tuple(of_prompts), owners, norm)
             context = SelectionContext(
                 layer=stage.layer,
                 segments=Ragged.from_lengths([s.left for s in segments], device),
@@ -139,7 +118,11 @@ class Selector:
             )
             chosen = self._timed(stage, device, lambda: stage.method.select(context))
             self._attention = None
-            return shorten(chosen, tokens, lengths, segments, keep)
+            left = [replace(s, left=n) for s, n in zip(segments, keep, strict=True)]
+            lengths = _lengths_after(samples, segments, left)
+            found = compact(chosen, tokens, samples, lengths, places, impl=context.impl)
+            _, kept, now, after, there = found
+            return Shortened(kept, now, after, left, there)
 
     def _prompts(
         self, lengths: Sequence[int], device: torch.device
@@ -203,6 +186,16 @@ def image_hashes(
         return hashes
     hashes = hashes[to_device([s.image for s in segments], device)]
     return mix64(hashes, to_device([s.frame for s in segments], device))
+
+
+def _lengths_after(
+    samples: Ragged, segments: Sequence[Segment], left: Sequence[Segment]
+) -> list[int]:
+    """Tokens of each sample when no more is there of its segments than what is `left`."""
+    lengths = list(samples.lengths)
+    for before, after in zip(segments, left, strict=True):
+        lengths[before.sample] -= before.left - after.left
+    return lengths
 
 
 def _rows(t: Tensor, index: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtfast.kernels.gather import gather_unchecked
+from vtfast.kernels.ragged import Ragged
 from vtfast.report import Report
 from vtfast.runtime import names
 from vtfast.runtime.call import FLASH_ARGUMENTS
@@ -77,6 +78,7 @@ class ForwardState:
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
         self.slots: Tensor | None = None  # int64 [tokens], place in the running tensor; None: all
         self.origin: Tensor | None = None  # int64 [tokens], b * S + s; None: all
+        self.samples: Ragged | None = None  # `lengths`, also on the device; None if never needed
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self._ran: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
@@ -161,15 +163,13 @@ class ForwardState:
         rotary, index = list(kwargs["position_embeddings"]), None
         if stage.score_layer == stage.layer:
             self._score(stage, module, hidden, rotary)
-        stay = self._select(stage, hidden) if self.segments else None
+        source = self._select(stage, hidden) if self.segments else None
         state = state_of(self.cache)
         begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
-        if stay is None and not begun:
+        if source is None and not begun:
             return hidden, None  # nothing dropped so far means bit identity
-        if stay is not None or not self.changed:
-            source = self.slots
-            if stay is not None:
-                source, self.origin = (_compose(places, stay) for places in (source, self.origin))
+        if source is not None or not self.changed:
+            source = self.slots if source is None else source
             if not self.changed:
                 rotary = [t.expand(self.rows, *t.shape[1:]) for t in rotary]
             placement = self.layout.place(self.lengths, source, hidden.device)
@@ -243,18 +243,23 @@ class ForwardState:
         return [torch.where(moved_tokens, n, old) for n, old in zip(fresh, rotary, strict=True)]
 
     def _select(self, stage: Stage, hidden: Tensor) -> Tensor | None:
-        """Tokens that stay, int64 ascending; None if all do."""
+        """Places in the running tensor of the tokens that stay, int64; None if all do."""
         if not stage.drops(self.segments):
             return None
         assert self.tokens is not None
         state, segments = state_of(self.cache), stage.budgeted(self.segments)
-        given = self.packed(hidden.detach()), self.tokens, self.lengths, segments
-        after = self.selector.select(stage, *given, state.images if state else None)
-        self.tokens, self.lengths, self.segments = after.visual, after.lengths, after.segments
+        samples = self.samples or Ragged.from_lengths(self.lengths, hidden.device)
+        given = self.packed(hidden.detach()), self.tokens, samples, segments
+        images, places = state.images if state else None, (self.slots, self.origin)
+        after = self.selector.select(stage, *given, images, places)
+        self.tokens, self.samples, self.segments = after.visual, after.samples, after.segments
+        self.lengths = list(after.samples.lengths)
         self.counts.append((stage.layer, self._visual_tokens()))
         if self.config.record:
-            self.kept[stage.layer] = _compose(self.origin, after.kept), self.counts[-1][1]
-        return after.stay
+            kept = after.kept if self.origin is None else self.origin[after.kept]
+            self.kept[stage.layer] = kept, self.counts[-1][1]
+        source, self.origin = after.places
+        return source
 
     def _score(
         self, stage: Stage, module: nn.Module, hidden: Tensor, rotary: Sequence[Tensor]
@@ -325,7 +330,3 @@ def may_run_again(layer: nn.Module) -> bool:
     """Whether checkpointing may run a layer again in backward. Without gradients it may in training
     mode: a re-entrant checkpoint runs its first pass so."""
     return layer.training or torch.is_grad_enabled()
-
-
-def _compose(outer: Tensor | None, inner: Tensor) -> Tensor:
-    return inner if outer is None else outer[inner]
