@@ -14,8 +14,8 @@ from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, prob
 
 import vtfast
 from vtfast import Prune
+from vtfast.kernels._packed_attention import EqualSamples, RaggedSamples, RaggedStep
 from vtfast.runtime.hooks import PatchHooks
-from vtfast.runtime.packed_attention import EagerStep, EqualSamples, RaggedSamples
 from vtfast.runtime.packed_kv_cache import PackedKVLayer
 
 QUIET = (
@@ -23,7 +23,7 @@ QUIET = (
     (PackedKVLayer, ("update",)),
     (RaggedSamples, ("attend",)),
     (EqualSamples, ("attend",)),
-    (EagerStep, ("attend",)),
+    (RaggedStep, ("attend",)),
 )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtfast.kernels._packed_attention import RaggedSamples
 from vtfast.kernels.ragged import Ragged
-from vtfast.runtime.packed_attention import RaggedSamples
 
 
 @dataclass(frozen=True, eq=False)

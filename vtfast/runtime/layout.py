@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vtfast.kernels._packed_attention import PackedAttention
+from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.kv_cache import PaddedKVMask
-from vtfast.runtime.packed_attention import PackedAttention
 from vtfast.runtime.packed_kv_cache import PackedKVLayout
 
 
@@ -17,6 +18,7 @@ class Chunk:
     Attributes:
         batch, size: shape of the chunk that entered layer 0, B samples of S tokens.
         lengths: tokens of each sample that are still there.
+        samples: the same, also on the device; None if nothing has needed that yet.
         slots: int64 [tokens], where each packed token sits in the running tensor; None: in order.
         mask: [B, P + S] attention mask over past and chunk, or None.
         past: real tokens of each sample before this chunk; None when there is no mask.
@@ -26,6 +28,7 @@ class Chunk:
     batch: int
     size: int
     lengths: list[int]
+    samples: Ragged | None
     slots: Tensor | None
     mask: Tensor | None
     past: list[int] | None

@@ -10,17 +10,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vtfast.errors import StateError
+from vtfast.kernels import _packed_attention as attention
 from vtfast.kernels._device_cache import is_captured
 from vtfast.kernels.ragged import Ragged
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
-from vtfast.runtime.packed_attention import (
-    EagerStep,
-    EqualSamples,
-    PackedAttention,
-    RaggedSamples,
-    RaggedStep,
-)
 from vtfast.runtime.packed_kv_cache import PackedKVLayer, PackedKVLayout, row_numbers
 from vtfast.runtime.stage import Stage
 
@@ -40,47 +34,40 @@ class Packed:
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """Pack the cache layers of the stage span and announce the tokens to come."""
+        how = chunk.samples, hidden.device, self.kernel, self.views
         if cache is None:
-            return Entry(attention=self._over_new(chunk.lengths, hidden.device))
+            return Entry(attention=attention.over_new(chunk.lengths, *how))
         seen, cached = cache.get_seq_length(), chunk.cached
         if not isinstance(cached, PackedKVLayout):
             cached = self._pack_layers(chunk, stage, cache, hidden.device)
         cached.extend(chunk.lengths, cache.layers, views=self.views)
         gap = seen + chunk.size - max(cached.lengths) if stage.layer == 0 else None
-        return Entry(cached=cached, attention=self._over_all(chunk.lengths, cached), gap=gap)
-
-    def _over_new(self, lengths: list[int], device: torch.device) -> PackedAttention:
-        """Every sample attends to its own new tokens."""
-        if self.views and len(set(lengths)) == 1:
-            return EqualSamples(len(lengths))
-        segments = Ragged.from_lengths(lengths, device)
-        return RaggedSamples(segments, segments, None, self.kernel)
-
-    def _over_all(self, new: list[int], cached: PackedKVLayout) -> PackedAttention:
-        """Every sample attends to its tokens in the cache, the new ones included."""
         if cached.fresh:
-            return self._over_new(new, cached.device)
-        if cached.window is not None:
-            return EqualSamples(len(new))
-        index = row_numbers(cached.starts, cached.lengths, cached.device)
-        queries, keys = (Ragged.from_lengths(n, cached.device) for n in (new, cached.lengths))
-        return RaggedSamples(queries, keys, index, self.kernel)
+            over = attention.over_new(chunk.lengths, *how)
+        elif cached.window is not None:
+            over = attention.EqualSamples(chunk.batch)
+        else:
+            index = row_numbers(cached.starts, cached.lengths, hidden.device)
+            keys = Ragged.from_lengths(cached.lengths, hidden.device)
+            queries = chunk.samples or Ragged.from_lengths(chunk.lengths, hidden.device)
+            over = attention.RaggedSamples(queries, keys, index, self.kernel)
+        return Entry(cached=cached, attention=over, gap=gap)
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """Announce one more token per sample."""
         cached = chunk.cached
         assert isinstance(cached, PackedKVLayout)
         cached.extend([1] * chunk.batch, cache.layers, views=self.views)
-        if cached.window is not None:
-            if is_captured(hidden.device):
-                raise StateError(
-                    "a decoding step of samples that are all as long was captured into a CUDA "
-                    'graph, which would fix their length; patch with impl="triton"'
-                )
-            return Entry(cached=cached)  # transformers' SDPA, on views
-        if self.kernel:
-            return Entry(cached=cached, attention=RaggedStep(cached.decoder()))
-        return Entry(cached=cached, attention=EagerStep(cached.lengths, cached.starts))
+        if cached.window is None:
+            decoder = cached.decoder() if self.kernel else None
+            over = attention.RaggedStep(decoder, cached.lengths, cached.starts)
+            return Entry(cached=cached, attention=over)
+        if is_captured(hidden.device):
+            raise StateError(
+                "a CUDA graph of this decoding step would fix the length of its samples, which are "
+                'all as long; patch with impl="triton"'
+            )
+        return Entry(cached=cached)  # transformers' SDPA, on views of the cache
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """int64 [1, tokens], in a decoding step [B, 1]: 0, 1, … in every sample, going on from what

@@ -185,9 +185,9 @@ class PackedKVLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append tokens: [1, heads, tokens, D] packed, or [batch, heads, 1, D] in a decoding step.
 
-        Returns what attention over them takes (`packed_attention`): the new tokens themselves while
-        there is no past, else views [batch, heads, length, D] of the buffers where samples are all
-        alike, else the buffers [total, heads, D].
+        Returns what attention over them takes: the new tokens themselves while there is no past,
+        else views [batch, heads, length, D] of the buffers where samples are all alike, else the
+        buffers [total, heads, D].
         """
         if self._turn == self.layout.turn:
             raise StateError(

@@ -187,8 +187,8 @@ class ForwardState:
         """What a layout needs to know of this forward."""
         state, past = state_of(self.cache), self.visual.past if self.visual else None
         cached = state.stages.get(stage.layer) if state else None
-        shape = self.batch, self.chunk
-        return Chunk(*shape, self.lengths, self.slots, self.mask, past, cached)
+        tokens = self.lengths, self.samples, self.slots
+        return Chunk(self.batch, self.chunk, *tokens, self.mask, past, cached)
 
     def _adopt(self, cache: Cache) -> CacheState:
         """The state on the cache, made if there is none yet."""

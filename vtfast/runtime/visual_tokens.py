@@ -89,8 +89,10 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     hashes = [s.image_hash for s in sources if s.image_hash is not None]
 
     def joined_hash() -> Tensor:
-        joined = torch.cat([made() for made in hashes])
-        return joined[to_device([row for *_, row in found], joined.device)]
+        made, rows = [make() for make in hashes], [row for *_, row in found]
+        joined = made[0] if len(made) == 1 else torch.cat(made)
+        in_order = rows == list(range(len(joined)))
+        return joined if in_order else joined[to_device(rows, joined.device)]
 
     tokens = to_device(np.flatnonzero(call.visual), device)
     known = joined_hash if len(hashes) == len(sources) else None
