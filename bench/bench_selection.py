@@ -80,27 +80,28 @@ class Selection:
         shape = (len(self.segments), self.segments.max_seqlen)
         dead = None if self.equal else ~self.segments.live
 
-        def best(seed: torch.Tensor, stream: torch.Tensor, most: int) -> torch.Tensor:
+        def best(*words: torch.Tensor | int) -> torch.Tensor:
             draws = torch.rand(shape, device=self.device)
             draws = draws if dead is None else draws.masked_fill(dead, -1.0)
-            return draws.topk(most).indices
+            return draws.topk(words[-1]).indices
 
         return self.padded(best)
 
-    def randperm(self, part: slice, k: int, *seeds: torch.Tensor) -> torch.Tensor:
+    def randperm(self, part: slice, k: int, *words: torch.Tensor) -> torch.Tensor:
         return torch.randperm(part.stop - part.start, device=self.device)[:k]
 
-    def seeds(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        words = torch.tensor([number + 7]), torch.tensor([number], dtype=torch.int32)
+    def words(self, number: int) -> tuple[torch.Tensor, ...]:
+        hashes = torch.arange(len(self.keep)) + number * 2**40
+        words = torch.tensor([number + 7]), torch.tensor([number], dtype=torch.int32), hashes
         return tuple(word.to(self.device) for word in words)
 
-    def random(self, seed: torch.Tensor, stream: torch.Tensor, **gather):
-        return random_select(self.segments, self.keep, seed=seed, stream=stream, **gather)
+    def random(self, *words: torch.Tensor, **gather):
+        named = dict(zip(("seed", "stream", "image_hash"), words, strict=True))
+        return random_select(self.segments, self.keep, **named, **gather)
 
-    def random_index(self, seed: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
-        lengths, ordinals = self.w.lengths, range(len(self.w.lengths))
-        rows = python_random_select(lengths, self.keep, seed.item(), ordinals, stream.item())
-        return torch.tensor(rows, dtype=torch.int32)
+    def random_index(self, seed: torch.Tensor, stream: torch.Tensor, hashes: torch.Tensor):
+        words = seed.item(), hashes.tolist(), stream.item()
+        return torch.tensor(python_random_select(self.w.lengths, self.keep, *words)).int()
 
     def scores(self, number: int) -> tuple[torch.Tensor]:
         """fp32 scores like FastV's, positive and all different."""
@@ -134,10 +135,8 @@ def gather_cases(device: str, tiny: bool) -> Iterator[Case]:
         more = Variant("index_select, compiled", compiled(index_select), "compiled")
         variants = [*GATHERS, *[more] * (positions and w.name != "llava b1")]
         gate = lambda inputs: exactly([x[inputs[0]] for x in inputs[1:]])  # noqa: E731
-        shape, nbytes = (
-            f"{w.total} rows of {row} bytes -> {sum(s.keep)}",
-            (2 * row + 4) * sum(s.keep),
-        )
+        shape = f"{w.total} rows of {row} bytes -> {sum(s.keep)}"
+        nbytes = (2 * row + 4) * sum(s.keep)
         return s.case(f"{name}, ", make, variants, gate, nbytes, shape=shape, dtype=dtype)
 
     for w in workloads(tiny):
@@ -161,7 +160,7 @@ def random_cases(device: str, tiny: bool) -> Iterator[Case]:
             *[more] * (w.name in COMPILED),
         ]
         gate = lambda inputs, s=s: exactly(s.random_index(*inputs))  # noqa: E731
-        yield s.case("", s.seeds, variants, gate, 4 * sum(s.keep), dtype=torch.int32)
+        yield s.case("", s.words, variants, gate, 4 * sum(s.keep), dtype=torch.int32)
 
 
 def topk_cases(device: str, tiny: bool) -> Iterator[Case]:
@@ -171,8 +170,7 @@ def topk_cases(device: str, tiny: bool) -> Iterator[Case]:
 
         def stable(scores: torch.Tensor, most: int, pad: Callable = pad) -> torch.Tensor:
             """The plain stable order, which decides ties."""
-            order = pad(scores, -torch.inf).sort(dim=1, descending=True, stable=True)
-            return order.indices[:, :most]
+            return pad(scores, -torch.inf).sort(dim=1, descending=True, stable=True)[1][:, :most]
 
         top_k, missing = installed("flashinfer", "top_k")
         missing = missing or ("" if s.equal else "takes equal lengths only")
@@ -203,9 +201,9 @@ def fused_cases(device: str, tiny: bool) -> Iterator[Case]:
 
 def _fused(s: Selection, random: bool) -> Case:
     """What a prune stage moves: hidden states, cosine and sine rows, positions."""
-    w, dtype, count = s.w, dtype_for(s.device), 2 if random else 1
+    w, dtype, count = s.w, dtype_for(s.device), 3 if random else 1
     make, select, expected, name, plain = (
-        (s.seeds, s.random, s.random_index, "randperm per picture", s.per_picture(s.randperm))
+        (s.words, s.random, s.random_index, "randperm per picture", s.per_picture(s.randperm))
         if random
         else (s.scores, s.topk, s.topk_index, "padded topk, sort", s.padded_topk())
     )

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
 
 import machine
@@ -48,7 +49,7 @@ class Variant:
 class Case:
     """One workload for one op.
 
-    make: number → inputs on the device, with which a variant is called.
+    make: number → inputs on the device for a variant; small ones are others in every plain call.
     gate: inputs → the check that an answer to them must pass.
     nbytes, flops: the fewest that the case needs, for its place on the roofline.
     """
@@ -196,7 +197,9 @@ def _measure(op: str, options: argparse.Namespace, case: Case, run: int) -> dict
     calls = {v.name: v.call for v in variants if _answers(v, gate, inputs, row)}
     if row["red"] or options.check:
         return row
-    ready = {name: partial(call, *inputs) for name, call in calls.items()}
+    size = sum(x.nbytes for x in inputs if isinstance(x, torch.Tensor))
+    turn = cycle([inputs, *map(case.make, range(1, machine.MAX_SETS if size < 2**17 else 1))])
+    ready = {name: lambda call=call: call(*next(turn)) for name, call in calls.items()}
     seconds = 1e-4 if options.tiny else 0.02
     _note(row, "call", call_samples(ready, options.device, options.rounds, seconds))
     if options.device == "cuda":

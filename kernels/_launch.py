@@ -69,10 +69,11 @@ def use_triton(
     falls back to PyTorch and, unless `silent`, warns once per op; impl="triton" raises.
     """
     check_impl(op, impl)
-    if device.type == "cuda":
-        why_unsupported = why_unsupported or _why_gpu_unsupported(device)
-    if impl == "eager" or (impl == "auto" and (device.type != "cuda" or not HAS_TRITON)):
+    on_cuda = device.type == "cuda"
+    if impl == "eager" or (impl == "auto" and not (on_cuda and HAS_TRITON)):
         return False
+    if on_cuda:
+        why_unsupported = why_unsupported or _why_gpu_unsupported(device)
     if impl == "auto":
         if why_unsupported and not silent and op not in _warned:
             _warned.add(op)
@@ -81,7 +82,7 @@ def use_triton(
         return not why_unsupported
     if not HAS_TRITON:
         raise RuntimeError(f'{op}: triton is not installed; pass impl="eager" or install triton')
-    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
+    if not on_cuda and not (device.type == "cpu" and INTERPRETED):
         raise RuntimeError(
             f"{op}: its Triton kernel runs on CUDA tensors, got {device.type}; move them to a GPU, "
             'pass impl="eager", or (CPU, to debug) set TRITON_INTERPRET=1 before importing triton'

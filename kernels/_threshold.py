@@ -43,7 +43,7 @@ def why_unsupported_length(longest: int, device: torch.device | None = None) -> 
     """
     if longest > MAX_LENGTH:
         return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
-    if device is None or device.type != "cuda" or not _BYTES_OUT:
+    if not _BYTES_OUT or device is None or device.type != "cuda":
         return ""
     if tile(longest)[0] * COLUMNS * _BYTES_OUT <= (available := shared_memory(device)):
         return ""

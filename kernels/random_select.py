@@ -19,7 +19,7 @@ from typing import overload
 
 import torch
 
-from . import _gather_picks, reference
+from . import _gather_picks, _select_numpy, reference
 from ._checks import (
     check_count,
     check_impl,
@@ -317,9 +317,12 @@ def random_select(
     too_long = why_unsupported_length(longest)
     why = too_long or why_unsupported_gather(gather)
     if not use_triton(_OP, impl, segments.device, why_unsupported=why, silent=not too_long):
-        return reference.random_select(
-            segments, keep, seed=seed, image_hash=image_hash, stream=stream, gather=gather
-        )
+        if not _select_numpy.can_read(segments.cu_seqlens, seed, image_hash, stream):
+            return reference.random_select(
+                segments, keep, seed=seed, image_hash=image_hash, stream=stream, gather=gather
+            )
+        index = _select_numpy.random_select(segments, keep, seed, image_hash, stream)
+        return (index, gather_rows(index, *gather, impl=impl)) if gather else index
     seed = _as_tensor(seed, torch.int64, segments.device)
     stream = _as_tensor(stream, torch.int32, segments.device)
     draw = (segments.cu_seqlens, seed, image_hash, stream, keep, longest)

@@ -1,8 +1,9 @@
 """The specification: what every op computes, in plain PyTorch. Read this file first.
 
 These functions run on the CPU and wherever an op falls back to PyTorch (on CUDA without a read from
-the device), and the tests compare the kernels with them. Arguments are checked in the file of each
-op, not here. All selections share these rules:
+the device), and the tests compare the kernels with them; on the CPU random and top-k picks are made
+by `_select_numpy.py`, in less time. Arguments are checked in the file of each op, not here. All
+selections share these rules:
 
 - The result is int32 row numbers of the packed tensor, ascending within each segment, exactly
   `keep[s]` distinct ones from segment `s`.

@@ -13,7 +13,7 @@ from typing import overload
 
 import torch
 
-from . import _gather_picks, reference
+from . import _gather_picks, _select_numpy, reference
 from ._checks import (
     check_covers,
     check_floating,
@@ -259,16 +259,19 @@ def topk_select(
     check_segments(_OP, "segments", segments)
     check_tensor(_OP, "scores", scores, ndim=1, device=segments.device)
     check_floating(_OP, "scores", scores)
-    check_covers(_OP, "segments", segments, "scores", len(scores))
+    check_covers(_OP, "segments", segments, "scores", scores.shape[0])
     keep = checked_keep(_OP, segments, keep)
     gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
     too_long = why_unsupported_length(longest, segments.device)
     why = too_long or why_unsupported_dtype(scores.dtype) or why_unsupported_gather(gather)
     if not use_triton(_OP, impl, scores.device, why_unsupported=why, silent=not too_long):
-        return reference.topk_select(scores, segments, keep, gather=gather)
-    if _gather_picks.fits(longest, gather):
+        if not _select_numpy.can_read(scores, segments.cu_seqlens):
+            return reference.topk_select(scores, segments, keep, gather=gather)
+        index = _select_numpy.topk_select(scores, segments, keep)
+    elif _gather_picks.fits(longest, gather):
         index, rows = _topk_gather(scores, segments.cu_seqlens, keep, longest, gather)
         return index, tuple(rows)
-    index = _topk_select(scores, segments.cu_seqlens, keep, longest)
+    else:
+        index = _topk_select(scores, segments.cu_seqlens, keep, longest)
     return (index, gather_rows(index, *gather, impl=impl)) if gather else index

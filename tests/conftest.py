@@ -98,6 +98,16 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=["NumPy", "PyTorch", "triton"])
+def select_impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As `impl`, with both ways in which a CPU makes random and top-k picks."""
+    if request.param == "PyTorch":
+        module = importlib.import_module("vtfast.kernels._select_numpy")
+        monkeypatch.setattr(module, "can_read", lambda *arguments: False)
+    with torch.device(DEVICE if request.param == "triton" else "cpu"):
+        yield "triton" if request.param == "triton" else "eager"
+
+
 @pytest.fixture(scope="session")
 def strict_interpreter() -> None:
     """Let interpreted kernels raise on int32 overflow and on a failed `device_assert`."""

@@ -48,6 +48,7 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
+SELECT_NUMPY = "kernels/_select_numpy.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
@@ -822,7 +823,7 @@ MUTATIONS = [
         "order = ranks.sort(dim=1, descending=True, stable=True).indices",
         "last_first = ranks.flip(1).sort(dim=1, descending=True, stable=True).indices\n"
         "    order = ranks.shape[1] - 1 - last_first",
-        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[eager]",
+        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[PyTorch]",
     ),
     Mutation(
         "A score of NaN ranks above all others.",
@@ -843,7 +844,7 @@ MUTATIONS = [
         REFERENCE,
         "kept = Ragged.from_lengths(keep, rows.device)",
         "kept = Ragged.from_lengths([max(0, k - 1) for k in keep], rows.device)",
-        "tests/kernels/test_topk_select.py::test_picks_are_exact_distinct_ascending_rows",
+        "tests/kernels/test_topk_select.py::test_agrees_with_a_plain_sort",
     ),
     Mutation(
         "Equal random words are ordered by position at once, without a second word.",
@@ -852,6 +853,58 @@ MUTATIONS = [
         "ranks = (first - 2**31) << 32",
         "tests/kernels/test_random_select.py::"
         "test_equal_words_are_ordered_by_the_second_word_then_by_position",
+    ),
+    Mutation(
+        "A bench times every call on the same inputs.",
+        "bench/harness.py",
+        "machine.MAX_SETS if size < 2**17 else 1",
+        "1",
+        "tests/bench/test_harness.py::test_plain_calls_in_a_row_have_different_inputs",
+    ),
+    Mutation(
+        "By NumPy, equal scores go to the highest row.",
+        SELECT_NUMPY,
+        "equal.nonzero()[0][: k - np.count_nonzero(taken)]",
+        "equal.nonzero()[0][::-1][: k - np.count_nonzero(taken)]",
+        "tests/kernels/test_topk_select.py::test_breaks_ties_by_position[NumPy]",
+    ),
+    Mutation(
+        "By NumPy, a score of NaN ranks above all others.",
+        SELECT_NUMPY,
+        "np.negative(scores.numpy(force=True))",
+        "np.negative(np.nan_to_num(scores.numpy(force=True), nan=np.inf))",
+        "tests/kernels/test_topk_select.py::test_ranks_nan_below_minus_infinity",
+    ),
+    Mutation(
+        "By NumPy, equal random words are ordered by position at once.",
+        SELECT_NUMPY,
+        "np.lexsort((*drawn, words))",
+        "np.argsort(words, kind='stable')",
+        "tests/kernels/test_random_select.py::"
+        "test_equal_words_are_ordered_by_the_second_word_then_by_position",
+    ),
+    Mutation(
+        "By NumPy, every group of segments draws with the image hashes of the first.",
+        SELECT_NUMPY,
+        "_words(segments.lengths[group], seed, hashes[group], stream)",
+        "_words(segments.lengths[group], seed, hashes[: group.stop - group.start], stream)",
+        "tests/kernels/test_select_numpy.py::"
+        "test_words_drawn_in_any_groups_are_those_of_the_reference",
+    ),
+    Mutation(
+        "NumPy draws the words of all segments together, however many there are.",
+        SELECT_NUMPY,
+        "if rows and rows + length > _ROWS_AT_ONCE:",
+        "if False:",
+        "tests/kernels/test_select_numpy.py::test_words_of_many_segments_are_not_drawn_together",
+    ),
+    Mutation(
+        "NumPy serves a selection whose operators a dispatch mode should see.",
+        SELECT_NUMPY,
+        "and not is_in_torch_dispatch_mode()",
+        "and True",
+        "tests/kernels/test_select_numpy.py::"
+        "test_what_watches_the_operators_of_torch_sees_them[a dispatch mode-topk]",
     ),
     Mutation(
         "Diversity starts with the first row.",
@@ -943,7 +996,7 @@ MUTATIONS = [
         "if not is_host_int(value):",
         "if type(value) is not int:",
         "tests/kernels/test_random_select.py::"
-        "test_every_count_and_number_may_be_a_numpy_integer[eager-int64]",
+        "test_every_count_and_number_may_be_a_numpy_integer[NumPy-int64]",
     ),
     Mutation(
         "Doctor takes any package `kernels` for Hugging Face's.",

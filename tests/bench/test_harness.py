@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import harness
 import pytest
@@ -67,6 +68,20 @@ def test_equal_answers_are_timed(bench):
     assert code == 0
     assert timed(record) == {"plain", "other", "vtfast"}
     assert "geometric mean" in said
+
+
+def test_plain_calls_in_a_row_have_different_inputs(bench):
+    """Random picks were timed with one seed, and top-k with scores whose order a CPU had learnt."""
+    given = []
+
+    def noted(x):
+        given.append(x[0].item())
+        return double(x)
+
+    bench(case(ours=noted))
+    turns = given[1:]  # the first is checked
+    assert all(number != following for number, following in pairwise(turns))
+    assert len(set(turns)) > 2
 
 
 @pytest.mark.parametrize("who", ["ours", "theirs"])

@@ -23,13 +23,19 @@ from ragged_cases import (
     refusal,
 )
 
-from vtfast.kernels import reference
-from vtfast.kernels._philox import philox_4x32
+from vtfast.kernels import _select_numpy, reference
+from vtfast.kernels._philox import philox_4x32, philox_4x32_numpy
 from vtfast.kernels.random_select import random_select
 
 random_module = sys.modules[random_select.__module__]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "fenced_memory")
+
+
+@pytest.fixture
+def impl(select_impl):
+    return select_impl
+
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 STREAM = st.integers(0, 2**31 - 1)
@@ -54,6 +60,8 @@ def test_philox_gives_the_known_answers(counter, seed, words):
     """The known-answer vectors published with Random123."""
     got = philox_4x32(torch.tensor(counter)[:, None], torch.tensor([seed]))
     assert got.flatten().tolist() == words
+    got = philox_4x32_numpy(np.array(counter, np.uint32)[:, None], seed)
+    assert got.tolist() == [words]
     assert (
         list(oracles.philox_4x32(tuple(counter), (seed & 2**32 - 1, seed >> 32 & 2**32 - 1)))
         == words
@@ -65,10 +73,10 @@ def test_philox_gives_the_known_answers(counter, seed, words):
 def test_agrees_with_python_integers(case, seed, hashes, stream):
     lengths, keep = case
     hashes = hashes[: len(lengths)]
-    index = random_select(
-        ragged(lengths), keep, seed=seed, image_hash=torch.tensor(hashes).long(), stream=stream
-    )
+    names = {"seed": seed, "image_hash": torch.tensor(hashes).long(), "stream": stream}
+    index = random_select(ragged(lengths), keep, **names)
     assert index.tolist() == oracles.random_select(lengths, keep, seed, hashes, stream)
+    assert torch.equal(index, reference.random_select(ragged(lengths), keep, **names))
 
 
 @KERNEL
@@ -119,7 +127,7 @@ def test_the_kernel_picks_what_the_reference_picks(device, lengths, keep):
 def test_equal_words_are_ordered_by_the_second_word_then_by_position(
     monkeypatch, first_words, second_words
 ):
-    """Real words tie once in billions, so both sides draw from a few values only."""
+    """Real words tie once in billions, so all sides draw from a few values only."""
 
     def modulus(c3):
         return second_words if c3 >= 2**31 else first_words
@@ -128,14 +136,19 @@ def test_equal_words_are_ordered_by_the_second_word_then_by_position(
         first, second = philox_4x32(counter, seed).unbind(1)
         return torch.stack((first % first_words, second % second_words), 1)
 
+    def few_words_numpy(counter, seed):
+        return philox_4x32_numpy(counter, seed) % modulus(counter[3])
+
     def few_words_oracle(counter, key, words=oracles.philox_4x32):
         return tuple(word % modulus(counter[3]) for word in words(counter, key))
 
     monkeypatch.setattr(reference, "philox_4x32", few_words)
+    monkeypatch.setattr(_select_numpy, "philox_4x32_numpy", few_words_numpy)
     monkeypatch.setattr(oracles, "philox_4x32", few_words_oracle)
-    lengths, keep = [40, 0, 33], [17, 0, 8]
-    index = random_select(ragged(lengths), keep, seed=5, stream=2)
-    assert index.tolist() == oracles.random_select(lengths, keep, 5, [0, 1, 2], 2)
+    lengths, keep, names = [40, 0, 33], [17, 0, 8], {"seed": 5, "stream": 2}
+    expected = oracles.random_select(lengths, keep, 5, [0, 1, 2], 2)
+    assert random_select(ragged(lengths), keep, **names).tolist() == expected
+    assert reference.random_select(ragged(lengths), keep, **names).tolist() == expected
 
 
 @pytest.mark.parametrize(("lengths", "keep"), BATCHES)
