@@ -201,12 +201,12 @@ def test_a_file_of_the_models_has_under_200_lines_of_code() -> None:
     assert max(sizes.values()) < 200, sizes
 
 
-def test_the_bench_is_at_most_20_files_and_3300_lines() -> None:
+def test_the_bench_is_at_most_20_files_and_3400_lines() -> None:
     sizes = [
         len((ROOT / f).read_text().splitlines()) for f in PYTHON_FILES if f.startswith("bench/")
     ]
     assert 10 < len(sizes) <= 20
-    assert sum(sizes) <= 3300
+    assert sum(sizes) <= 3400
 
 
 def test_importing_vtfast_loads_no_framework() -> None:

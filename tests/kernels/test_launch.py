@@ -17,6 +17,7 @@ from vtfast.kernels import _distances, _launch, _threshold
 from vtfast.kernels._relaunch import Relaunch
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
@@ -44,6 +45,11 @@ CALLS = {
         lambda x: diversity_select(x, SEGMENTS, [2, 1], impl="triton"),
         lambda: (X + torch.eye(6, 5),),
         lambda x: (x, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
+    ),
+    "image_hash": (
+        lambda x, grid: image_hash(x, grid, impl="triton"),
+        lambda: (X, torch.tensor([[1, 2, 2], [1, 1, 2]])),
+        lambda x, grid: (x, grid),
     ),
     "last_query_scores": (
         lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
@@ -213,7 +219,7 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idl
     both_ways()  # fills the caches of segments and ranges
     with Made() as made:
         both_ways()
-    assert made.names <= {"empty", "empty_like", "clone"}
+    assert made.names <= {"empty", "empty_like", "clone", "zeros"}
 
 
 def test_an_older_gpu_falls_back_to_pytorch(monkeypatch):
@@ -283,6 +289,7 @@ for op, call in {
     "topk_select": lambda **o: topk_select(x[:, 0], segments, [1], **o),
     "topk_select ": lambda **o: topk_select(x[:, 0], segments, [1], gather=[x], **o),
     "diversity_select": lambda **o: diversity_select(x, segments, [1], **o),
+    "image_hash": lambda **o: image_hash(x, **o),
     "last_query_scores": lambda **o: last_query_scores(q, k, segments, scale=1, **o),
     "ragged_attention": lambda **o: ragged_attention(k, k, k, segments, segments, **o),
     "ragged_decode": lambda **o: ragged_decode(q, k, k, [3], **o),
@@ -303,7 +310,7 @@ def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
     answers = re.findall(
         r"(\w+) +\1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
     )
-    assert len(answers) == 9, done.stdout + done.stderr
+    assert len(answers) == 10, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])

@@ -37,15 +37,16 @@ class VisualTokens:
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `image_hash`: makes int64 [images] in reading order, None without pixels. `mask`: bool
-    [B, P + S] or None. `after_prompt`: tokens of each sample behind its prompt.
+    `image_hash`: makes int64 [images] in reading order by the `impl` it is given, None without
+    pixels. `mask`: bool [B, P + S] or None. `after_prompt`: tokens of each sample behind its
+    prompt.
     """
 
     tokens: Tensor | None
     segments: list[Segment]
     lengths: list[int]
     past: list[int] | None = None
-    image_hash: Callable[[], Tensor] | None = None
+    image_hash: Callable[[str], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
     after_prompt: list[int] = field(default_factory=list)
@@ -88,8 +89,8 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
     hashes = [s.image_hash for s in sources if s.image_hash is not None]
 
-    def joined_hash() -> Tensor:
-        joined = torch.cat([made() for made in hashes])
+    def joined_hash(impl: str) -> Tensor:
+        joined = torch.cat([made(impl) for made in hashes])
         return joined[to_device([row for *_, row in found], joined.device)]
 
     tokens = to_device(np.flatnonzero(call.visual), device)
