@@ -210,18 +210,14 @@ template <bool GLOBAL, bool STORE> static void move(Warp& w, const Ins& i) {
 static void parameter(Warp& w, const Ins& i) {
   if (u64 x = number(w.block->call->params + i.x, i); i.q & 2) put(w, all64(x)); else put(w, all32(x));
 }
-static void atomic_min(Warp& w, const Ins& i) {
+// What was there; then the smaller of two s32 is, or the sum of two u64.
+template <class T> static void atomic(Warp& w, const Ins& i) {
+  constexpr bool WIDE = sizeof(T) == 8;
   V64 a = R64(w, 1) + (u64)i.x;
-  if (w.block->call->count) count_global(w, a, w.m, 4, STORED);
-  LANES(u32 value = R(w, 2)[l]; s32* place = (s32*)a[l]; if (w.m[l] && global(w, l, a[l], 4, i, (u8*)&value, true)) {
-    R(w, 0)[l] = *place, *place = std::min(*place, (s32)value); })
-}
-
-static void atomic_add(Warp& w, const Ins& i) {
-  V64 a = R64(w, 1) + (u64)i.x;
-  if (w.block->call->count) count_global(w, a, w.m, 8, STORED);
-  LANES(u64 value = R64(w, 2)[l], *place = (u64*)a[l]; if (w.m[l] && global(w, l, a[l], 8, i, (u8*)&value, true)) {
-    R64(w, 0)[l] = *place, *place += value; })
+  if (w.block->call->count) count_global(w, a, w.m, sizeof(T), STORED);
+  LANES(T value = WIDE ? R64(w, 2)[l] : R(w, 2)[l], *place = (T*)a[l]; if (w.m[l] && global(w, l, a[l], sizeof(T), i, (u8*)&value, true)) {
+    if (WIDE) R64(w, 0)[l] = *place; else R(w, 0)[l] = *place;
+    *place = WIDE ? *place + value : std::min(*place, value); })
 }
 
 // Asynchronous copies land as late as they may; until then the target holds ones.
@@ -418,7 +414,7 @@ static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] 
     NARROW("cvt.rn.f32.f64", EACH(as_bits((float)as_double(a[l])))),
     OP32("cvt.rna.tf32.f32", EACH((a[l] & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : a[l] + 0x1000 & ~0x1fffu)),
     WIDEN("cvt.u64.u32", TO(a, V64)), WIDEN("cvt.s64.s32", S(a)), OP64("cvt.s64.low", (S64)(a << 32) >> 32), NARROW("cvt.u32.u64", TO(a, V32)), OP32("cvt.u16.u32", a & 0xffff), OP32("cvt.s16.s8", (V32)((S32)(a << 24) >> 24) & 0xffff),
-    {"ld.global", move<true, false>}, {"ld.shared", move<false, false>}, {"st.global", move<true, true>}, {"st.shared", move<false, true>}, {"atom.global.gpu.relaxed.min.s32", atomic_min}, {"atom.global.gpu.relaxed.add.u64", atomic_add},
+    {"ld.global", move<true, false>}, {"ld.shared", move<false, false>}, {"st.global", move<true, true>}, {"st.shared", move<false, true>}, {"atom.global.gpu.relaxed.min.s32", atomic<s32>}, {"atom.global.gpu.relaxed.add.u64", atomic<u64>},
     {"cp.async", copy_async}, {"cp.async.commit_group", [](Warp& w, const Ins& i) { whole(w, i), w.copies.push_back(std::move(w.open)); w.open.clear(); }}, {"cp.async.wait_group", wait_for_copies},
     {"bar.warp.sync", [](Warp& w, const Ins& i) { whole(w, i, R(w, 0)); }}, {"shfl.sync.up.b32", shuffle<UP>}, {"shfl.sync.bfly.b32", shuffle<BUTTERFLY>}, {"shfl.sync.idx.b32", shuffle<INDEX>},
     REDUCE("redux.sync.add.s32", u32, a + b), REDUCE("redux.sync.min.s32", s32, std::min(a, b)), REDUCE("redux.sync.max.s32", s32, std::max(a, b)),
