@@ -115,8 +115,7 @@ class Selector:
         device, options = hidden.device, stage.prune.options
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
         assert self._visual is not None
-        per_frame = options.get("per") == "frame"
-        impl = self._config.impl
+        per_frame, impl = options.get("per") == "frame", self._config.impl
         hashes = partial(image_hashes, self._visual, segments, images, per_frame, device, impl)
         with torch.no_grad():
             seen, of_prompts = self._prompts(lengths, device)
