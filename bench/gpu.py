@@ -32,10 +32,11 @@ HERE = Path(__file__).resolve().parent
 # The ops, the most telling first, and the scripts that have their cases.
 OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection",
        "random": "selection", "topk": "selection", "fused": "selection", "decode": "attention",
-       "scores": "scores"}  # fmt: skip
+       "scores": "scores", "hash": "hash"}  # fmt: skip
 _KERNELS = (
     *("device", "random_select", "topk_select", "gather", "gather_picks", "compact"),
-    *("diversity_select", "last_query_scores", "ragged_attention", "ragged_attention_kernel"),
+    *("diversity_select", "image_hash", "last_query_scores", "ragged_attention"),
+    *("ragged_attention_kernel", "repeat", "unchecked"),
     *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),
 )
 TESTS = [*(f"kernels/test_{name}" for name in _KERNELS),

@@ -73,7 +73,7 @@ def check_covers(op: str, name: str, segments: Ragged, x_name: str, rows: int) -
         )
 
 
-def check_has_rows(op: str, name: str, x: object, device: torch.device) -> None:
+def check_has_rows(op: str, name: str, x: object, device: torch.device | None = None) -> None:
     """Refuse anything but a tensor with at least one dimension, the rows to gather from."""
     check_tensor(op, name, x, device=device)
     assert isinstance(x, torch.Tensor)

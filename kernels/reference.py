@@ -18,6 +18,7 @@ from itertools import groupby, pairwise
 import torch
 
 from ._max_min import distances, greedy, greedy_by_rows
+from ._mix64 import finalize_, hash_lines
 from ._philox import philox_4x32
 from ._sdpa import attend, attend_ranges, attend_unread, back_to_back
 from ._staying import staying
@@ -230,6 +231,36 @@ def ragged_decode(
     else:
         out = attend_ranges(q, k_cache, v_cache, lengths, [int(start) for start in starts], scale)
     return out.transpose(1, 2).flatten(1, 2)
+
+
+def image_hash(pixels: torch.Tensor, grid: torch.Tensor | None = None) -> torch.Tensor:
+    """Hash each picture to 64 bits, so that random picks follow the picture and not its place.
+
+    hash = Σ_i mix64(bits of bfloat16(pixel_i), i) + mix64(t·2⁴⁰ + h·2²⁰ + w, -1)        mod 2⁶⁴
+
+    with i the number of the value inside its picture and (t, h, w) its grid, 0 without one. Values
+    are rounded to bfloat16 (to nearest, ties to even), so that fp32 and bf16 pixels of one picture
+    have one hash; NaN counts as 0x7FC0, because what it is rounded to depends on the device.
+    """
+    lines = pixels.flatten(0, -2) if pixels.ndim > 1 else pixels[:, None]
+    number, images = len(lines), len(pixels if grid is None else grid)
+    device = lines.device
+    line, equal_share = torch.arange(number, device=device), number // max(1, images)
+    if grid is None:
+        line %= max(1, equal_share)  # of its picture
+    else:
+        grid = grid.long()
+        per_image = grid.prod(1)
+        image_of_line = torch.repeat_interleave(
+            torch.arange(images, device=device), per_image, output_size=number
+        )
+        line -= (per_image.cumsum(0) - per_image)[image_of_line]
+    total = hash_lines(lines, line)
+    if grid is None:  # of a grid of zeros mix64 is 0
+        return total.view(images, equal_share).sum(1)
+    t, h, w = grid.unbind(1)
+    packed = torch.add(w, h, alpha=2**20).add_(t, alpha=2**40)  # mixed as value number -1
+    return finalize_(packed).index_add_(0, image_of_line, total)
 
 
 def _select(

@@ -53,6 +53,7 @@ CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
 COMPACT = "tests/kernels/test_compact.py::test_"
+HASH = "tests/kernels/test_image_hash.py::"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
@@ -1035,10 +1036,67 @@ MUTATIONS = [
     ),
     Mutation(
         "An image hash does not tell the order of a picture's pixels.",
+        "kernels/_mix64.py",
+        "bits.long().add_(of_column).add_(first[:, None])",
+        "bits.long().add_(first[:, None])",
+        HASH + "test_a_hash_depends_on_the_order_of_the_values[eager]",
+    ),
+    Mutation(
+        "The hash of a picture with NaN depends on the device.",
+        "kernels/_mix64.py",
+        ".nan_to_num(_NAN, _INF, -_INF)",
+        "",
+        HASH + "test_fp32_is_rounded_to_the_nearest_bfloat16_to_the_even_one_of_two[eager]",
+    ),
+    Mutation(
+        "A kernel hashes NaN by its own bits.",
         "kernels/image_hash.py",
-        "line[:, None] * width + column",
-        "0 * (line[:, None] * width + column)",
-        "tests/runtime/test_image_hash.py::test_a_hash_depends_on_the_order_of_the_values",
+        "0x7FC00000, word)",
+        "word, word)",
+        HASH + "test_every_number_of_16_bits_is_rounded_so[triton-torch.bfloat16]",
+    ),
+    Mutation(
+        "A kernel rounds pixels half way between two bfloat16 numbers up.",
+        "kernels/image_hash.py",
+        "0x7FFF + ((word >> 16) & 1)",
+        "0x8000",
+        HASH + "test_fp32_is_rounded_to_the_nearest_bfloat16_to_the_even_one_of_two[triton]",
+    ),
+    Mutation(
+        "The grid of an empty picture that begins where a block does is not hashed.",
+        "kernels/image_hash.py",
+        "(end <= begin) & (end - size < begin) &",
+        "(end <= begin) &",
+        HASH + "test_grids_cut_the_patches_and_are_mixed_in[triton-empty]",
+    ),
+    Mutation(
+        "The grid of an empty picture after the last block is not hashed.",
+        "kernels/image_hash.py",
+        "(values // _BLOCK + 1,)",
+        "(max(1, -(-values // _BLOCK)),)",
+        HASH + "test_grids_cut_the_patches_and_are_mixed_in[triton-empty at the end]",
+    ),
+    Mutation(
+        "A program hashes the first picture of its block only.",
+        "kernels/image_hash.py",
+        "while (image < images) & (first < end):",
+        "if (image < images) & (first < end):",
+        HASH + "test_grids_cut_the_patches_and_are_mixed_in[triton-two]",
+    ),
+    Mutation(
+        "A program overwrites what others have of a picture.",
+        "kernels/image_hash.py",
+        'tl.atomic_add(out_ptr + image, part.to(tl.int64), sem="relaxed")',
+        "tl.store(out_ptr + image, part.to(tl.int64))",
+        HASH + "test_grids_cut_the_patches_and_are_mixed_in[triton-several blocks]",
+    ),
+    Mutation(
+        "A patch hashes pictures by another implementation than it was asked for.",
+        RUNTIME + "selection.py",
+        "visual.image_hash(impl)",
+        'visual.image_hash("auto")',
+        "tests/runtime/test_image_hash.py::"
+        "test_pictures_are_hashed_by_the_implementation_of_the_patch[triton-forward]",
     ),
     # -- compiled kernels ----------------------------------------------------------------------
     Mutation(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .kernels.diversity_select import diversity_select
     from .kernels.gather import gather_rows
+    from .kernels.image_hash import image_hash
     from .kernels.last_query_scores import last_query_scores
     from .kernels.ragged import Ragged
     from .kernels.ragged_attention import ragged_attention
@@ -20,6 +21,7 @@ __all__ = [
     "Ragged",
     "diversity_select",
     "gather_rows",
+    "image_hash",
     "last_query_scores",
     "ragged_attention",
     "ragged_decode",

@@ -9,6 +9,7 @@ from torch import nn
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels._checks import IMPLS
 from vtfast.methods import method
+from vtfast.methods.stage import Stage
 from vtfast.models import family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
@@ -18,7 +19,6 @@ from vtfast.report import Report
 from vtfast.runtime import attention
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.hooks import PatchHooks
-from vtfast.runtime.stage import Stage
 
 _DEFAULT_KEEP = float("0.5")  # an object of its own: tells a given 0.5 from none
 _PATHS = ("auto", "packed", "padded")

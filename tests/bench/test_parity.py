@@ -2,10 +2,18 @@
 
 from importlib import import_module
 
+import oracles
 import pytest
 import torch
 from gpu import OPS
-from parity import exactly, farthest_each_time, nearly, selection, topk_index
+from parity import (
+    exactly,
+    farthest_each_time,
+    image_hashes,
+    nearly,
+    selection,
+    topk_index,
+)
 
 
 def test_exact_checks_see_one_bit_a_shape_and_a_nan():
@@ -36,6 +44,16 @@ def test_expected_topk_picks_break_ties_by_position():
     scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
     assert topk_index(scores, [4, 2], [2, 1]).tolist() == [1, 2, 4]
     assert topk_index(torch.ones(5000), [5000], [40]).tolist() == list(range(40))
+
+
+def test_image_hashes_are_those_of_python_integers():
+    pixels = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    grids = [(1, 1, 2), (1, 7, 1)]
+    words = (pixels.view(torch.int32).long() & oracles.MASK).flatten().tolist()
+    alone = [oracles.image_hash(words[5 * i : 5 * i + 5]) for i in range(9)]
+    assert image_hashes(pixels, None).tolist() == alone
+    parts = zip((words[:10], words[10:]), grids, strict=True)
+    assert image_hashes(pixels, grids).tolist() == [oracles.image_hash(*part) for part in parts]
 
 
 def test_a_replay_sees_a_pick_that_is_not_the_farthest():

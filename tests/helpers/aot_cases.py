@@ -17,11 +17,12 @@ import torch
 
 from vtfast.kernels import _distances as distance_kernels
 from vtfast.kernels import _gather_picks
-from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
+from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES, REFERENCE_DTYPES
 from vtfast.kernels._threshold import TILES
 from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -135,6 +136,23 @@ def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
     yield Case(name, partial(distance_kernels.norms, features))
 
 
+def _image_hash() -> Iterator[Case]:
+    """Patches of Qwen2.5-VL and pictures of LLaVA-1.5; sizes that are no multiple of 16 bytes."""
+
+    def case(name: str, *shape: int, grid=None, dtype=torch.float32, gate=False) -> Case:
+        grid = None if grid is None else torch.empty(2, 3, dtype=grid)
+        call = partial(image_hash, _empty(*shape, dtype=dtype), grid, impl="triton")
+        return Case(f"{_short(dtype)}, {name}", call, gate)
+
+    for dtype in REFERENCE_DTYPES:
+        named = {"grid": torch.int64, "dtype": dtype}
+        yield case("patches of 1176", 64, 1176, **named, gate=dtype == torch.float32)
+        yield case("patches of 1177", 64, 1177, **named)
+        yield case("pictures of 336 x 336", 2, 3, 336, 336, dtype=dtype)
+        yield case("pictures of 335 x 335", 2, 3, 335, 335, dtype=dtype)
+    yield case("patches of 1176, int32 grid", 64, 1176, grid=torch.int32)
+
+
 def _last_query_scores() -> Iterator[Case]:
     """Qwen2.5-VL 7B, LLaVA 1.5 7B, a head size that is padded, and the largest of everything."""
     for heads, key_heads, size in ((28, 4, 128), (32, 32, 128), (12, 2, 80), (64, 1, 256)):
@@ -215,6 +233,7 @@ OPS = (
     _random_select,
     _selections_that_gather,
     _diversity_select,
+    _image_hash,
     _last_query_scores,
     _ragged_attention,
     _ragged_decode,

@@ -51,6 +51,7 @@ def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[
     words = [torch.tensor([7], device=device, dtype=d) for d in (torch.int64, torch.int32)]
     lengths, scale = segments.cu_seqlens.diff(), HEAD_SIZE**-0.5
     indexed = {"k_index": index, **named}
+    grid = torch.stack([torch.ones_like(lengths)] * 2 + [lengths], 1)
     return {
         "gather_rows": (lambda *x: ops.gather_rows(index, *x, **named), [features, k, q]),
         "random_select": (random, words),
@@ -58,6 +59,7 @@ def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[
         "topk_select": (topk, [scores]),
         "topk_select, gather": (topk, [scores, features, k]),
         "diversity_select": (lambda x: ops.diversity_select(x, segments, KEEP, **named), [features]),  # noqa: E501
+        "image_hash": (lambda x: ops.image_hash(x, grid, **named), [features]),
         "last_query_scores": (
             lambda q, k: ops.last_query_scores(q, k, segments, scale=scale, **named), [last, k]
         ),

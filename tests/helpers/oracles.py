@@ -10,6 +10,8 @@ from itertools import accumulate
 import numpy as np
 
 MASK = 0xFFFFFFFF
+GOLDEN = 0x9E3779B97F4A7C15
+MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # splitmix64's finalizer
 
 
 def philox_4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, ...]:
@@ -156,3 +158,27 @@ def decode(q, k, v, starts, lengths, scale) -> np.ndarray:
         rows = slice(start, start + n)
         out[s] = attention(q[s : s + 1], k[rows], v[rows], [1], [n], False, scale)[0]
     return out
+
+
+def image_hash(words, grid=(0, 0, 0)) -> int:
+    """`words`: the bits of a picture's values in fp32; the hash as int64 has it."""
+    t, h, w = grid
+    total = mix64((t << 40) + (h << 20) + w, -1)
+    total += sum(mix64(bfloat16_bits(word), i) for i, word in enumerate(words))
+    return (total + 2**63) % 2**64 - 2**63
+
+
+def bfloat16_bits(word: int) -> int:
+    """An fp32 number, rounded to the nearest bfloat16, to the even one of two."""
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return 0x7FC0  # every NaN
+    kept, lost = divmod(word, 2**16)
+    return kept + (lost > 0x8000 or (lost == 0x8000 and kept % 2 == 1))
+
+
+def mix64(a: int, i: int) -> int:
+    """splitmix64's finalizer."""
+    z = (a + (i + 1) * GOLDEN) % 2**64
+    for shift, multiplier in MIXING:
+        z = (z ^ z >> shift) * multiplier % 2**64
+    return z

@@ -6,6 +6,7 @@ They share nothing with `kernels/`.
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
+import numpy as np
 import oracles
 import torch
 
@@ -74,6 +75,34 @@ def topk_index(scores: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]
     """What top-k must return, int32."""
     rows = oracles.topk_select(scores.tolist(), lengths, keep)
     return torch.tensor(rows, dtype=torch.int32)
+
+
+def image_hashes(
+    pixels: torch.Tensor, grids: Sequence[tuple[int, int, int]] | None
+) -> torch.Tensor:
+    """The hash of every picture, int64, for pixels without NaN; in NumPy's unsigned integers."""
+    bits = pixels.to(torch.bfloat16).view(torch.uint16).cpu().numpy().reshape(len(pixels), -1)
+    if grids is None:
+        pictures = [(row, (0, 0, 0)) for row in bits]
+    else:
+        ends = list(accumulate(t * h * w for t, h, w in grids))
+        pictures = list(zip(np.split(bits, ends[:-1]), grids, strict=True))
+    hashes = [
+        oracles.mix64((t << 40) + (h << 20) + w, -1) + _hash_of_values(values.ravel())
+        for values, (t, h, w) in pictures
+    ]
+    return torch.tensor([(x + 2**63) % 2**64 - 2**63 for x in hashes])
+
+
+def _hash_of_values(bits: np.ndarray) -> int:
+    total, step = 0, 2**20
+    for start in range(0, len(bits), step):
+        z = bits[start : start + step].astype(np.uint64)
+        z += np.arange(start + 1, start + 1 + len(z), dtype=np.uint64) * np.uint64(oracles.GOLDEN)
+        for shift, multiplier in oracles.MIXING:
+            z = (z ^ z >> np.uint64(shift)) * np.uint64(multiplier)
+        total += int(z.sum(dtype=np.uint64))
+    return total
 
 
 def farthest_each_time(

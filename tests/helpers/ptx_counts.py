@@ -24,6 +24,8 @@ from vtfast.kernels.compact import compact
 from vtfast.ops import Ragged
 
 SHAPES = ("llava b1", "qwen 1k", "qwen 4k", "qwen 16k")  # of `shapes.py`: pictures, one a batch
+# Pixels, or a grid of patches, that those are made of; 16,384 tokens take minutes here.
+PICTURES = {"llava b1": (3, 336, 336), "qwen 1k": (64, 64), "qwen 4k": (128, 128)}
 PROMPTS, CACHED = (640, 4096), 16384  # tokens
 DISTANCES = 4096  # rows at most: the distances of 16,384 take most of an hour here
 Case = tuple[str, str, Callable[[], object]]  # op, shape, a call
@@ -55,6 +57,8 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         yield "compact", f"{keep} of {n} visual tokens, 64 of text", partial(drop, places=places)
         yield "gather_rows", wide, partial(gather, features)
         yield "gather_rows", more, partial(gather, *along)
+        if w.name in PICTURES:
+            yield "image_hash", *_hashing(w.name, shrink, fresh)
         if n <= DISTANCES // shrink:
             yield "random_select", more, partial(pick, gather=along)
             yield "topk_select", more, partial(best, gather=along)
@@ -63,6 +67,17 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
     for _, heads, key_heads in (LLAVA, QWEN):
         fewer = min(shrink, key_heads)
         yield from _attention(shrink, fresh, heads // fewer, key_heads // fewer)
+
+
+def _hashing(name: str, shrink: int, fresh: Callable[..., torch.Tensor]) -> tuple[str, Callable]:
+    """A picture as the vision tower gets it."""
+    *front, high, wide = PICTURES[name]
+    if not front:
+        pixels, grid = fresh(high * wide // shrink, 1176), torch.tensor([[1, high // shrink, wide]])
+        call = partial(ops.image_hash, pixels, grid, impl="triton")
+        return f"{len(pixels)} patches x 1176", call
+    pixels = fresh(1, *front, high // shrink, wide)
+    return f"picture of {high // shrink} x {wide}", partial(ops.image_hash, pixels, impl="triton")
 
 
 def _attention(

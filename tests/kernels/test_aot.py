@@ -116,6 +116,14 @@ def test_gathered_rows_move_16_bytes_at_a_time(of, arch):
 
 
 @pytest.mark.parametrize("arch", aot.NVIDIA)
+def test_pixels_are_read_16_bytes_at_a_time(of, arch):
+    """Where patches, or pictures, are multiples of that: 4,096 values for 128 threads."""
+    for row in of(arch, "_image_hash"):
+        unit = row["setting"]["constants"]["UNIT"]
+        assert row["loads_128"] == (4096 // 128 // unit if unit > 1 else 0), row
+
+
+@pytest.mark.parametrize("arch", aot.NVIDIA)
 def test_selections_gather_16_bytes_at_a_time(of, arch):
     """A block of 32 picks takes as many loads a thread as above, whatever the tile."""
     fused = [row for kernel in ("_topk_gather", "_random_gather") for row in of(arch, kernel)]

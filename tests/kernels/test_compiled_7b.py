@@ -15,6 +15,7 @@ from shapes import Workload, normal, workloads
 
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -54,6 +55,13 @@ def test_selecting_and_gathering(picture: Workload) -> None:
     check_op(gather_rows, index, hidden, positions)
     check_op(topk_select, scores, segments, keep, gather=[hidden, positions])
     check_op(random_select, segments, keep, seed=1, stream=2, gather=[hidden, positions])
+
+
+def test_hashes() -> None:
+    """Two pictures of LLaVA, and one of Qwen of 1,024 tokens beside a smaller one."""
+    check_op(image_hash, normal(0, 2, 3, 336, 336, **CPU))
+    grid = torch.tensor([[1, 64, 64], [1, 10, 36]])
+    check_op(image_hash, normal(1, 4096 + 360, 1176, **CPU), grid)
 
 
 @each_picture

@@ -56,7 +56,8 @@ def one(rows: int) -> Ragged:
 
 
 def shorter(op: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
-    """Cut a case that would take minutes down to what needs the same settings; the op to call."""
+    """Cut a case that would take minutes down to what needs the same settings, and say which rows
+    belong together; the op to call."""
     if op is _distances.distance_matrices:
         op, x = diversity_select, given["x"][:100]
         given.clear()
@@ -71,6 +72,8 @@ def shorter(op: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]
     elif op is ragged_decode:
         lengths, starts = torch.tensor([[301, 339], [0, 301]]).int()
         given |= {"lengths": lengths, "starts": starts}
+    elif given.get("grid") is not None:
+        given["grid"].copy_(torch.tensor([[1, 3, 8], [2, 4, 5]]))
     elif "gather" in given:
         given["keep"] = [99]
     return op
@@ -79,7 +82,7 @@ def shorter(op: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]
 def fill(given: dict[str, Any]) -> None:
     """Random numbers in all tensors: floats, and rows where they are indices."""
     draw = torch.Generator().manual_seed(0)
-    for name in given.keys() - {"lengths", "starts"}:
+    for name in given.keys() - {"lengths", "starts", "grid"}:
         for x in given[name] if isinstance(given[name], tuple | list) else [given[name]]:
             if isinstance(x, torch.Tensor) and x.is_floating_point():
                 x.normal_(generator=draw)

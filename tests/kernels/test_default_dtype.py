@@ -11,7 +11,6 @@ import pytest
 import torch
 from devices import DEVICE
 
-from vtfast.kernels import image_hash as hashing
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_decode import ragged_decode
 
@@ -71,8 +70,3 @@ def test_lengths_first_seen_under_another_default_device_are_on_their_own():
         q, cache = torch.ones(2, 4, 16, device="cpu"), torch.ones(90_006, 2, 16, device="cpu")
         out = ragged_decode(q, cache, cache, [5, 90_001], impl="eager")
     assert torch.equal(out, q)
-
-
-def test_an_image_hash_is_the_same_under_other_defaults():
-    pixels, patches, grid = fresh(2, 3, 8, 8), fresh(40, 12), torch.tensor([[1, 4, 6], [1, 4, 4]])
-    check_same_bits(lambda: [hashing.image_hash(pixels), hashing.image_hash(patches, grid)])

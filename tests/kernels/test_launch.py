@@ -17,6 +17,7 @@ from vtfast.kernels import _distances, _launch, _threshold
 from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
+from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
@@ -49,6 +50,11 @@ CALLS = {
         lambda x: diversity_select(x, SEGMENTS, [2, 1], impl="triton"),
         lambda: (X + torch.eye(6, 5),),
         lambda x: (x, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
+    ),
+    "image_hash": (
+        lambda x, grid: image_hash(x, grid, impl="triton"),
+        lambda: (X, torch.tensor([[1, 2, 2], [1, 1, 2]])),
+        lambda x, grid: (x, grid),
     ),
     "last_query_scores": (
         lambda q, k: last_query_scores(q, k, SEGMENTS, scale=0.5, impl="triton"),
@@ -218,7 +224,7 @@ def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idl
     both_ways()  # fills the caches of segments and ranges
     with Made() as made:
         both_ways()
-    assert made.names <= {"empty", "empty_like", "clone"}
+    assert made.names <= {"empty", "empty_like", "clone", "zeros"}
 
 
 def test_an_older_gpu_falls_back_to_pytorch(monkeypatch):
@@ -290,6 +296,7 @@ for op, call in {
     "topk_select": lambda **o: topk_select(x[:, 0], segments, [1], **o),
     "topk_select ": lambda **o: topk_select(x[:, 0], segments, [1], gather=[x], **o),
     "diversity_select": lambda **o: diversity_select(x, segments, [1], **o),
+    "image_hash": lambda **o: image_hash(x, **o),
     "last_query_scores": lambda **o: last_query_scores(q, k, segments, scale=1, **o),
     "ragged_attention": lambda **o: ragged_attention(k, k, k, segments, segments, **o),
     "ragged_decode": lambda **o: ragged_decode(q, k, k, [3], **o),

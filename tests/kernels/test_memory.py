@@ -6,6 +6,7 @@ from peak_memory import extra_bytes
 
 from vtfast.kernels import _sdpa, reference
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -63,6 +64,12 @@ def test_one_long_segment_among_many_short_ones_is_not_padded_to(monkeypatch, na
         return topk_select(scores, segments, keep)
 
     assert extra_bytes(call) < 2**20 + 100 * sum(lengths)
+
+
+def test_pixels_are_hashed_a_part_at_a_time():
+    """All at once would take 8 bytes for each of 4 million values, twice."""
+    pixels = rows(4, 3, 600, 600)
+    assert extra_bytes(lambda: image_hash(pixels)) < 2**22
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -63,9 +63,13 @@ def test_sectors_of_an_access(stride, guard, kind, offset, fewest, sectors):
     assert (found["stored"], found["store_sectors"]) == (fewest, sectors)
 
 
-def test_an_atomic_counts_as_a_store():
-    found = counts(4, "atom.global.gpu.relaxed.min.s32 %r3, [%rd3], %r1")
-    assert (found["loaded"], found["stored"], found["store_sectors"]) == (0, 4, 4)
+@pytest.mark.parametrize(
+    ("size", "atomic"),
+    [(4, "min.s32 %r3, [%rd3], %r1"), (8, "add.u64 %rd2, [%rd3], %rd1")],
+)
+def test_an_atomic_counts_as_a_store(size, atomic):
+    found = counts(size, f"atom.global.gpu.relaxed.{atomic}")
+    assert (found["loaded"], found["stored"], found["store_sectors"]) == (0, size, size)
 
 
 def test_a_sector_that_is_read_again_counts_once_for_the_memory():

@@ -121,6 +121,14 @@ def quotient(a, b):
     return np.where(b == 0, -1, np.sign(x) * np.sign(y) * (abs(x) // abs(y)))
 
 
+def quotient_64(a, b):  # Python's own numbers: -2^63 has no opposite in int64
+    found = [
+        -1 if y == 0 else abs(x) // abs(y) * (-1 if (x < 0) != (y < 0) else 1)
+        for x, y in zip(a.tolist(), b.tolist(), strict=True)
+    ]
+    return np.array([x % 2**64 for x in found], "u8").view("i8")
+
+
 def wide(f, kind):
     return lambda a, b, *c: f(a.astype(kind), b.astype(kind), *c)
 
@@ -150,6 +158,7 @@ TESTED = {
             "or.b32": o.or_,
             "xor.b32": o.xor,
             "min.u32": np.minimum,
+            "div.u32": lambda a, b: np.where(b == 0, -1, a // np.maximum(b, 1)),
             "shr.u32": shifted,
             "shr.b32": shifted,
             "mul.hi.u32": lambda a, b: a.astype("u8") * b >> np.uint64(32),
@@ -172,6 +181,8 @@ TESTED = {
             "div.s32": quotient,
             "min.relu.s32": lambda a, b: np.maximum(0, np.minimum(a, b)),
         },
+        "SSS": {"div.s64": quotient_64, "min.s64": np.minimum, "max.s64": np.maximum},
+        "SSu": {"shr.s64": shifted},
         "ss": {"neg.s32": o.neg},
         "UU": {"mov.b64": o.pos},
         "uuuu": {"mad.lo.s32": mad, "prmt.b32": permuted, "bfe.u32": field},
@@ -204,10 +215,13 @@ TESTED = {
         "Uu": {"cvt.u64.u32": o.pos},
         "Ss": {"cvt.s64.s32": o.pos},
         "SU": {"cvt.s64.s32 {0}, {1}": lambda a: a.astype("i4")},
+        "fU": {"cvt.rn.f32.f64": lambda a: a.view("f8").astype("f4")},
         "hu": {"cvt.u16.u32": o.pos},
         "uh": {
             "cvt.s16.s8": lambda a: a.astype("i1").astype("i2").view("u2"),
             "cvt.u32.u16": o.pos,
+            # Of a register never written, which holds 0xA5 in every byte, 16 bits and no more.
+            "mov.b32 {0}, {{%r41, {1}}}": lambda a: a.astype("u4") << 16 | 0xA5A5,
         },
         "pff": {
             "setp.eq.f32": o.eq,
@@ -219,7 +233,7 @@ TESTED = {
             f"p{k}{k}": {f"setp.{n}.{t}": getattr(o, n) for n in ["eq", "lt", "le", "gt", "ge"]}
             for k, t in zip("sS", ("s32", "s64"), strict=True)
         },
-        "phh": {"setp.eq.b16": o.eq, "setp.ne.b16": o.ne},
+        "phh": {"setp.eq.b16": o.eq, "setp.ne.b16": o.ne, "setp.gt.u16": o.gt},
         "puu": {f"setp.{n}.u32": getattr(o, n) for n in ["eq", "ne", "lt", "le", "gt", "ge"]},
         "pUU": {f"setp.{n}.u64": getattr(o, n) for n in ["eq", "ne", "lt", "le", "gt", "ge"]},
         "uhh": {
@@ -259,6 +273,7 @@ ELSEWHERE = {
     "mma",
     "wgmma",
     "atom.global.gpu.relaxed.min.s32",
+    "atom.global.gpu.relaxed.add.u64",
     "cp.async.commit_group",
     "cp.async.wait_group",
     "bar.warp.sync",

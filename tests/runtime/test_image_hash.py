@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, IMAGE, Picture, image_columns
 
 import vtfast
 from vtfast import Prune
-from vtfast.kernels.image_hash import _CHUNK_CPU, image_hash
+from vtfast.kernels.image_hash import image_hash
 from vtfast.models.llava import FAMILY
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
@@ -44,51 +44,6 @@ def generating(family, model, inputs):
 # -- the hash --------------------------------------------------------------------------------------
 
 
-def test_llava_hashes_are_the_sums_of_mixed_bfloat16_bits():
-    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = [picture_hash(p) for p in pixels]
-    assert [h % 2**64 for h in image_hash(pixels).tolist()] == expected
-
-
-def test_qwen_hashes_have_the_grid_mixed_in():
-    grids = [(1, 4, 4), (2, 2, 6)]
-    pixels = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
-    expected = [picture_hash(pixels[:16], grids[0]), picture_hash(pixels[16:], grids[1])]
-    assert [h % 2**64 for h in image_hash(pixels, torch.tensor(grids)).tolist()] == expected
-
-
-def test_a_hash_depends_on_the_grid_and_not_on_the_values_alone():
-    pixels = torch.zeros(24, 8)
-    tall, wide = (image_hash(pixels, torch.tensor([g])) for g in ((1, 6, 4), (1, 4, 6)))
-    assert tall.item() != wide.item()
-
-
-def test_a_hash_depends_on_the_order_of_the_values():
-    pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert image_hash(pixels).item() != image_hash(pixels.flip(-1)).item()
-
-
-def test_a_picture_hashed_in_parts_has_the_hash_of_the_whole():
-    pixels = torch.randn(2, 3, 150, 160, generator=torch.Generator().manual_seed(0))
-    assert pixels[0].numel() > _CHUNK_CPU
-    assert [h % 2**64 for h in image_hash(pixels).tolist()] == [picture_hash(p) for p in pixels]
-
-
-@pytest.mark.parametrize(
-    "shape", [(3,), (2, 5), (1, _CHUNK_CPU + 3), (0, 3, 8, 8), (2, 0)], ids=str
-)
-def test_inputs_of_any_shape_have_hashes(shape):
-    """Features may be passed instead of pixels, and some kinds of input may be absent."""
-    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert [h % 2**64 for h in image_hash(pixels).tolist()] == [picture_hash(p) for p in pixels]
-
-
-def test_large_pictures_have_the_same_hash_alone_and_together():
-    pixels = torch.randn(5, 3, 640, 640, generator=torch.Generator().manual_seed(0))
-    together = image_hash(pixels)
-    assert torch.equal(together, torch.cat([image_hash(p[None]) for p in pixels]))
-
-
 @families
 def test_methods_see_the_hash_of_every_picture(family):
     samples = family.samples([2, picture(family, 1), 1, picture(family, 2), 3], [3])
@@ -114,12 +69,26 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
     """Once a plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
-        "vtfast.models.base.image_hash", lambda *x: hashed.append(x) or image_hash(*x)
+        "vtfast.models.base.image_hash", lambda *x, **o: hashed.append(x) or image_hash(*x, **o)
     )
     model = family.build()
     with vtfast.patch(model, plan):
         run(family, model, family.inputs("single"))
     assert len(hashed) == times
+
+
+@pytest.mark.parametrize("run", [logits_of, generating], ids=["forward", "generate"])
+@pytest.mark.parametrize("impl", ["auto", "eager", "triton"])
+def test_pictures_are_hashed_by_the_implementation_of_the_patch(monkeypatch, impl, run):
+    asked = []
+    monkeypatch.setattr(
+        "vtfast.models.base.image_hash", lambda *x, **o: asked.append(o) or image_hash(*x)
+    )
+    family = FAMILIES["qwen"]
+    model = family.build()
+    with vtfast.patch(model, [Prune(3, "random", 0.2)], impl=impl, path="padded"):
+        run(family, model, family.inputs("single"))
+    assert asked == [{"impl": impl}]
 
 
 @both_layouts

@@ -16,7 +16,7 @@ from transformers import DeepseekV3Config, LlamaConfig
 
 import vtfast
 from vtfast import InputError, Prune, methods, toy
-from vtfast.runtime import validation
+from vtfast.methods import kernel_limits
 from vtfast.runtime.state import ForwardState
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -175,7 +175,7 @@ def test_latent_attention_runs_padded():
 @pytest.mark.parametrize("impl", ["auto", "eager"])
 def test_fp64_is_packed_in_plain_pytorch(impl, monkeypatch):
     """Also where kernels would run: on a GPU, which is what is pretended."""
-    monkeypatch.setattr(validation, "use_triton", lambda op, impl, device: impl != "eager")
+    monkeypatch.setattr(kernel_limits, "use_triton", lambda op, impl, device: impl != "eager")
     model, inputs = unsupported_by("fp64")
     logits = {}
     for path in ("padded", "packed"):

@@ -135,15 +135,17 @@ class Family(ABC):
 
 
 class LazyImageHash:
-    """`image_hash(pixels, grid)`, computed at the first call, which then releases the pixels."""
+    """The op `image_hash`, which runs at the first call; that call then releases the pixels."""
 
     def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
         self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
 
-    def __call__(self) -> Tensor:
-        """int64 [images]."""
+    def __call__(self, impl: str) -> Tensor:
+        """int64 [images]. impl: which implementation of the op to run."""
         if self._seen is not None:
-            self._hash, self._seen = image_hash(*self._seen), None
+            pixels, grid = self._seen
+            grid = None if grid is None else grid.to(pixels.device)
+            self._hash, self._seen = image_hash(pixels, grid, impl=impl), None
         return self._hash
 
 
@@ -191,8 +193,10 @@ def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
     return encoded
 
 
-def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
+def noted(encoded: Any, name: str) -> Callable[..., Tensor] | None:
     """A function that reads what `note` attached to a tower's output, one entry per picture.
+
+    It passes its arguments on to what was attached.
 
     For beams and return sequences transformers repeats the feature tensors, so the same object
     stands for the same picture, and the first occurrences are the pictures in order.
@@ -201,8 +205,8 @@ def noted(encoded: Any, name: str) -> Callable[[], Tensor] | None:
     if note is None:
         return None
 
-    def read() -> Tensor:
-        notes, first = note(), dict[int, int]()
+    def read(*arguments: str) -> Tensor:
+        notes, first = note(*arguments), dict[int, int]()
         order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
         return torch.stack([notes[i] for i in order]) if len(first) < len(order) else notes
 

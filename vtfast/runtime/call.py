@@ -33,13 +33,14 @@ class Source:
             tokens that the family puts around every picture tells them apart.
         grid: frames, rows, columns of each image, one after another; of one where `sizes` is no
             list of them.
-        image_hash: makes int64 [images] when asked for; None without pixels.
+        image_hash: makes int64 [images] when asked for, by the `impl` it is given; None without
+            pixels.
     """
 
     placeholder: Tensor
     sizes: list[int] | Tensor | int | None
     grid: list[int] | Tensor
-    image_hash: Callable[[], Tensor] | None = None
+    image_hash: Callable[[str], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError
+from vtfast.methods import kernel_limits
+from vtfast.methods.stage import Stage
 from vtfast.runtime import validation
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
 from vtfast.runtime.model import Parts
-from vtfast.runtime.stage import Stage
+from vtfast.runtime.names import given_cache
 from vtfast.runtime.visual_tokens import VisualTokens
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
@@ -25,65 +27,12 @@ _STATIC = "a static cache keeps its full size, so no memory is saved"
 _LEAST_PADDING = 1 / 16
 
 
-class LayoutChoice:
-    """Chooses for one patched model.
+def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsupported: str) -> str:
+    """The reason no forward of a patch can be packed; "" if one can.
 
-    original: the model's attention implementation. why_unsupported: of Triton's attention, see
-    `validation.why_kernels_unsupported`. Raises InputError where path="packed" can never run.
+    original: the model's attention implementation. unsupported: why Triton's cannot attend in it.
+    Raises InputError where path="packed" can never run.
     """
-
-    def __init__(
-        self, config: PatchConfig, parts: Parts, original: str, why_unsupported: str | None
-    ) -> None:
-        self._config, self._parts = config, parts
-        self._always_padded = _why_always_padded(config, parts, original, why_unsupported)
-
-    def is_packed(
-        self,
-        embeds: Tensor,
-        visual: VisualTokens | None,
-        cache: Cache | None,
-        call: Mapping[str, Any],
-    ) -> tuple[bool, str]:
-        """Whether the forward is packed, and why; an explicit choice is kept or refused."""
-        config, text = self._config, self._parts.text
-        state, static = state_of(cache), isinstance(cache, StaticCache)
-        gradients = torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain([embeds], text.parameters())
-        )
-        if config.impl == "triton" and visual is not None:
-            validation.check_kernels(config.stages.values(), visual.segments, gradients)
-        if state is not None:
-            validation.check_state(state, config, bool(self._always_padded), gradients)
-            return state.packed, "decided at this cache's first prefill"
-        if self._always_padded:
-            return False, self._always_padded + (f"; {_STATIC}" if static else "")
-        dropout = text.training and getattr(text.config, "attention_dropout", 0)
-        reasons = (
-            (static, _STATIC),
-            (gradients, "gradients are enabled"),
-            (call.get("output_attentions"), "attention maps were asked for"),
-            (getattr(cache, "offloading", False), "the cache offloads its layers"),
-            (dropout, "attention dropout is on"),
-        )
-        reason = next((why for holds, why in reasons if holds), None)
-        if config.path == "packed":
-            if reason is None:
-                return True, "asked for"
-            raise InputError(
-                f'path="packed" cannot run this forward: {reason}; '
-                "call it in eval mode under torch.no_grad(), without attention maps, with a "
-                'dynamic cache on the device, or patch with path="padded"'
-            )
-        if reason is not None or visual is None:
-            return False, reason or "there is no picture"
-        return _packing_pays(visual, config.stages, len(embeds))
-
-
-def _why_always_padded(
-    config: PatchConfig, parts: Parts, original: str, why_unsupported: str | None
-) -> str | None:
-    """The reason no forward of this patch can be packed; None if one can."""
     if config.path == "padded":
         return "asked for"
     reason, advice = "", 'pass path="padded"'
@@ -94,11 +43,48 @@ def _why_always_padded(
         reason = "the model's keys and values differ in size"
     if reason and config.path == "packed":
         raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
-    if reason:
-        return reason
-    if config.path == "auto" and why_unsupported:
-        return f"attention: {why_unsupported}"
-    return None
+    return reason or (unsupported and f"attention: {unsupported}" if config.path == "auto" else "")
+
+
+def is_packed(
+    config: PatchConfig,
+    text: Any,
+    always_padded: str,
+    embeds: Tensor,
+    visual: VisualTokens | None,
+    call: Mapping[str, Any],
+) -> tuple[bool, str]:
+    """Whether a forward of the `text` model is packed, and why; an explicit choice is kept or
+    refused."""
+    cache = given_cache(call)
+    state, static = state_of(cache), isinstance(cache, StaticCache)
+    tensors = chain([embeds], text.parameters())
+    gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if config.impl == "triton" and visual is not None:
+        kernel_limits.check(config.stages.values(), visual.segments, gradients)
+    if state is not None:
+        validation.check_state(state, config, bool(always_padded), gradients)
+        return state.packed, "decided at this cache's first prefill"
+    if always_padded:
+        return False, always_padded + (f"; {_STATIC}" if static else "")
+    dropout = text.training and getattr(text.config, "attention_dropout", 0)
+    reasons = (
+        (static, _STATIC),
+        (gradients, "gradients are enabled"),
+        (call.get("output_attentions"), "attention maps were asked for"),
+        (getattr(cache, "offloading", False), "the cache offloads its layers"),
+        (dropout, "attention dropout is on"),
+    )
+    reason = next((why for holds, why in reasons if holds), None)
+    if config.path == "packed" and reason:
+        raise InputError(
+            f'path="packed" cannot run this forward: {reason}; call it in eval mode under '
+            "torch.no_grad(), without attention maps, with a dynamic cache on the device, or patch "
+            'with path="padded"'
+        )
+    if config.path == "packed" or reason or visual is None:
+        return not reason, reason or "asked for"
+    return _packing_pays(visual, config.stages, len(embeds))
 
 
 def _packing_pays(visual: VisualTokens, stages: Mapping[int, Stage], rows: int) -> tuple[bool, str]:

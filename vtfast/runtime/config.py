@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from vtfast.methods.stage import Stage
 from vtfast.plan import Plan
-from vtfast.runtime.stage import Stage
 
 
 @dataclass(frozen=True)

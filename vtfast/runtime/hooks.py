@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.methods import kernel_limits
 from vtfast.report import Report
-from vtfast.runtime import attention, names, validation
+from vtfast.runtime import attention, choose_layout, names, validation
 from vtfast.runtime.call import PROMPT_IDS, Call, read_call
-from vtfast.runtime.choose_layout import LayoutChoice
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
 from vtfast.runtime.labels import ignore_unpredictable
@@ -56,7 +56,8 @@ class PatchHooks:
         self.report: Report | None = None
         self._check_arguments()
         weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
-        self._unsupported = validation.why_kernels_unsupported(config, weight, parts.head_size)
+        where = config.impl, config.path, weight, parts.head_size
+        self._unsupported = kernel_limits.why_unsupported(config.stages.values(), *where)
         self._handles: list[RemovableHandle] = []
         self._hooked_each = False
         self._prepared = PreparedInputs(parts.model)
@@ -64,7 +65,8 @@ class PatchHooks:
         self._original = attention.plain(parts.text.config._attn_implementation)
         self._first = next(iter(config.stages.values()))  # of the plan
         self.config = config = config.starting_at_layer_0()
-        self._choice = LayoutChoice(config, parts, self._original, self._unsupported)
+        why = config, parts, self._original, self._unsupported or ""
+        self._always_padded = choose_layout.why_always_padded(*why)
         self._due = config.scored_layers | set(config.stages)
         # Others know nothing of our spans: every layer has to be handed its mask.
         self._each = self._original != "sdpa"
@@ -244,7 +246,8 @@ class PatchHooks:
             visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:
             validation.check_turn(visual, cache, chunk, self.config.positions)
-        packed, reason = self._choice.is_packed(embeds, visual, cache, kwargs)
+        given = self.config, module, self._always_padded, embeds, visual, kwargs
+        packed, reason = choose_layout.is_packed(*given)
         layout = self._packed if packed else self._padded
         each = self._each or may_run_again(module)
         if each:

@@ -35,16 +35,9 @@ class Chunk:
     cached: PackedKVLayout | PaddedKVMask | None
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a layout puts the tokens of the running tensor.
-
-    index: int64, places of the running tensor to take, in order; None: all as they are.
-    slots: int64, where each packed token then sits; None: in order.
-    """
-
-    index: Tensor | None
-    slots: Tensor | None
+# Where a layout puts the tokens of the running tensor: int64, its places to take, in order (None:
+# all as they are), and int64, where each packed token then sits (None: in order).
+Placement = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from vtfast.errors import StateError
 from vtfast.kernels import _packed_attention as attention
 from vtfast.kernels._device_cache import is_captured
 from vtfast.kernels.ragged import Ragged
+from vtfast.methods.stage import Stage
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
 from vtfast.runtime.packed_kv_cache import PackedKVLayer, PackedKVLayout, row_numbers
-from vtfast.runtime.stage import Stage
 
 
 class Packed:
@@ -30,7 +30,7 @@ class Packed:
 
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` of the running tensor, one after another."""
-        return Placement(index=source, slots=None)
+        return source, None
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """Pack the cache layers of the stage span and announce the tokens to come."""

@@ -111,14 +111,12 @@ class PackedKVLayout:
         """Reorder, drop or repeat samples; `alike`: each is replaced by one of the same length,
         as the beams of one prompt are; then nothing is read from the device."""
         even = len(set(self.lengths)) == len(set(self.capacities)) == 1
-        if alike and not even and index.device.type == "cpu":  # comparing costs nothing here
-            alike = [self.lengths[b] for b in index.numpy()] == self.lengths
-        elif alike and not even:
-            lengths = to_device(self.lengths, index.device)
-            torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
-        if not even and not alike:
+        if not even and (not alike or index.device.type == "cpu"):  # where reading costs nothing
             self._move(index.tolist(), layers)
             return
+        if not even:
+            lengths = to_device(self.lengths, index.device)
+            torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
         if even:
             self.lengths = self.lengths[:1] * len(index)
         starts, last = to_device(self.starts, self.device)[index.to(self.device)], self.total - 1

@@ -12,11 +12,11 @@ from transformers.cache_utils import Cache, StaticCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
+from vtfast.methods.stage import Stage
 from vtfast.runtime import names
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.kv_cache import PaddedKVMask
 from vtfast.runtime.layout import Chunk, Entry, Placement
-from vtfast.runtime.stage import Stage
 
 
 class Padded:
@@ -39,7 +39,7 @@ class Padded:
                 to_device(shift, device), to_device(lengths, device), output_size=total
             )
             fill = fill.new_zeros(batch * longest).index_copy_(0, slots, fill)
-        return Placement(fill if source is None else source[fill], slots)
+        return (fill if source is None else source[fill]), slots
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """The stage's mask; its columns are remembered on the cache."""

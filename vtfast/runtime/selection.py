@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vtfast.errors import InputError
+from vtfast.kernels._mix64 import mix64
 from vtfast.kernels.compact import compact
-from vtfast.kernels.image_hash import mix64
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
+from vtfast.methods.segments import Segment
+from vtfast.methods.stage import Stage
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed_kv_cache import row_numbers
-from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import Segment, VisualTokens
+from vtfast.runtime.visual_tokens import VisualTokens
 
 Result = TypeVar("Result")
 
@@ -94,8 +95,8 @@ class Selector:
         device, options = hidden.device, stage.prune.options
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
         assert self._visual is not None
-        per_frame = options.get("per") == "frame"
-        hashes = partial(image_hashes, self._visual, segments, images, per_frame, device)
+        per_frame, impl = options.get("per") == "frame", self._config.impl
+        hashes = partial(image_hashes, self._visual, segments, images, per_frame, device, impl)
         with torch.no_grad():
             seen, of_prompts = self._prompts(samples.lengths, device)
             visual = tokens if seen is None else torch.searchsorted(seen, tokens)
@@ -112,7 +113,7 @@ class Selector:
                 sequences=around,
                 seed=self._config.seed,
                 options=options,
-                impl=self._config.impl,
+                impl=impl,
                 _image_hash=hashes,
                 _attention=self._scored,
             )
@@ -169,14 +170,15 @@ def image_hashes(
     seen: Tensor | None,
     per_frame: bool,
     device: torch.device,
+    impl: str,
 ) -> Tensor:
     """int64, one for each image or clip, or with `per_frame` for each of `segments`.
 
-    Made from the pixels. Without pixels it is the number of the picture in its sample, plus the
-    number of pictures that the cache has `seen` before, int64 [samples].
+    Made from the pixels, by this `impl` of the op. Without pixels it is the number of the picture
+    in its sample, plus the number of pictures that the cache has `seen` before, int64 [samples].
     """
     if visual.image_hash is not None:
-        hashes = visual.image_hash().to(device)
+        hashes = visual.image_hash(impl).to(device)
     else:
         hashes = to_device([i for n in visual.images for i in range(n)], device)
         if seen is not None:

@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache
 
 from vtfast.kernels.gather import gather_unchecked
 from vtfast.kernels.ragged import Ragged
+from vtfast.methods.segments import Segment
+from vtfast.methods.stage import Stage
 from vtfast.report import Report
 from vtfast.runtime import names
 from vtfast.runtime.call import FLASH_ARGUMENTS
@@ -27,8 +29,7 @@ from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.selection import Selector
-from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import Segment, VisualTokens
+from vtfast.runtime.visual_tokens import VisualTokens
 
 Layout = Padded | Packed
 
@@ -172,8 +173,8 @@ class ForwardState:
             source = self.slots if source is None else source
             if not self.changed:
                 rotary = [t.expand(self.rows, *t.shape[1:]) for t in rotary]
-            placement = self.layout.place(self.lengths, source, hidden.device)
-            index, self.slots, self.changed = placement.index, placement.slots, True
+            index, self.slots = self.layout.place(self.lengths, source, hidden.device)
+            self.changed = True
             hidden, *rotary = self._take(index, hidden, *rotary)
         entry = self.layout.enter(self._seen(stage), stage, hidden, self.cache)
         if self.cache is not None and entry.cached is not None:

@@ -3,7 +3,6 @@
 All of it is checked before a layer has run, so model and cache stay as they were.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
 from vtfast.errors import InputError, StateError
-from vtfast.kernels._launch import use_triton
-from vtfast.kernels._online_softmax import why_unsupported_heads
 from vtfast.runtime.call import Call
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import CACHES, CacheState
-from vtfast.runtime.stage import Stage
-from vtfast.runtime.visual_tokens import Segment, VisualTokens
+from vtfast.runtime.visual_tokens import VisualTokens
 
 
 def check_not_exporting() -> None:
@@ -123,43 +119,6 @@ def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradie
             "this KV cache is packed, and attention over it has no backward; go on under "
             'torch.no_grad(), or start a new cache under path="padded"'
         )
-
-
-def why_kernels_unsupported(config: PatchConfig, weight: Tensor, head_size: int) -> str | None:
-    """Why Triton's kernels cannot attend in a model; "" if they can, None where ops run in PyTorch.
-
-    Refuses what an explicit `impl="triton"` cannot do there.
-    """
-    try:
-        if not use_triton("vtfast.patch", config.impl, weight.device):
-            return None
-    except RuntimeError as error:
-        raise StateError(str(error)) from None
-    heads = weight.dtype, head_size
-    whys = [stage.method.why_unsupported(*heads) for stage in config.stages.values()]
-    in_attention = why_unsupported_heads(*heads)
-    why = next(filter(None, [*whys, config.path == "packed" and in_attention]), None)
-    if why and config.impl == "triton":
-        raise InputError(f'impl="triton": {why}; patch with impl="auto"')
-    return in_attention
-
-
-def check_kernels(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:
-    """Refuse what impl="triton" cannot do with a chunk of these images."""
-    if gradients:
-        raise InputError(
-            'impl="triton": its kernels have no backward and gradients are enabled; call under '
-            'torch.no_grad(), or patch with impl="auto"'
-        )
-    for stage in stages:
-        longest = max((s.left for s in stage.budgeted(segments)), default=0)
-        limit = stage.method.kernel_limit
-        if limit is not None and longest > limit:
-            raise InputError(
-                f'impl="triton": a picture brings {longest} visual tokens to layer {stage.layer}, '
-                f'whose selection kernel takes {limit}; shrink it, or patch with impl="auto"'
-            )
-        segments = stage.shorten(segments)
 
 
 def check_attention(now: str, expected: str) -> None:

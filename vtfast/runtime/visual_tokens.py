@@ -6,29 +6,16 @@ placeholders: two images may touch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtfast.errors import InputError
+from vtfast.methods.segments import Segment
 from vtfast.runtime.call import Call, Source
 from vtfast.runtime.host_read import to_device, to_host
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The visual tokens of one image, one clip, or one frame of a clip. Host integers only."""
-
-    sample: int
-    left: int  # tokens still in the sequence
-    original: int
-    image: (
-        int  # number of the image in the chunk, in reading order, as in `VisualTokens.image_hash`
-    )
-    grid: tuple[int, ...]  # frames, rows, columns it began with; 0 if unknown
-    frame: int = 0
 
 
 @dataclass
@@ -37,15 +24,16 @@ class VisualTokens:
 
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
-    `image_hash`: makes int64 [images] in reading order, None without pixels. `mask`: bool
-    [B, P + S] or None. `after_prompt`: tokens of each sample behind its prompt.
+    `image_hash`: makes int64 [images] in reading order by the `impl` it is given, None without
+    pixels. `mask`: bool [B, P + S] or None. `after_prompt`: tokens of each sample behind its
+    prompt.
     """
 
     tokens: Tensor | None
     segments: list[Segment]
     lengths: list[int]
     past: list[int] | None = None
-    image_hash: Callable[[], Tensor] | None = None
+    image_hash: Callable[[str], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
     after_prompt: list[int] = field(default_factory=list)
@@ -88,8 +76,8 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
     hashes = [s.image_hash for s in sources if s.image_hash is not None]
 
-    def joined_hash() -> Tensor:
-        made, rows = [make() for make in hashes], [row for *_, row in found]
+    def joined_hash(impl: str) -> Tensor:
+        made, rows = [make(impl) for make in hashes], [row for *_, row in found]
         joined = made[0] if len(made) == 1 else torch.cat(made)
         in_order = rows == list(range(len(joined)))
         return joined if in_order else joined[to_device(rows, joined.device)]
@@ -117,32 +105,3 @@ def of_text(mask: Tensor | None, batch: int, chunk: int) -> VisualTokens:
     [valid] = to_host([mask])
     lengths, past = (part.sum(1).tolist() for part in (valid[:, -chunk:], valid[:, :-chunk]))
     return VisualTokens(None, [], lengths, past)
-
-
-def split_frames(segments: list[Segment]) -> list[Segment]:
-    """Split clips into frames; a plan prunes no clip as a whole before that."""
-    if any(s.grid[0] == 0 for s in segments):
-        raise InputError(
-            'per="frame" needs the number of frames, and a clip came as features without its grid; '
-            "pass pixel_values_videos and video_grid_thw"
-        )
-    return [
-        replace(s, left=s.left // n, original=s.original // n, grid=(1, *sides), frame=s.frame + f)
-        for s in segments
-        for n, *sides in [s.grid]
-        for f in range(n)
-    ]
-
-
-def join_frames(segments: list[Segment]) -> list[Segment]:
-    """Join the frames of a clip again."""
-    out: list[Segment] = []
-    for s in segments:
-        if out and out[-1].image == s.image:
-            last = out.pop()
-            left, original = last.left + s.left, last.original + s.original
-            grid = (last.grid[0] + s.grid[0], *s.grid[1:])
-            out.append(replace(last, left=left, original=original, grid=grid))
-        else:
-            out.append(replace(s, frame=0))
-    return out

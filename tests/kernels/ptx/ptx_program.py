@@ -30,12 +30,13 @@ TYPED = {
     for name in names.split()
 }
 # 16 bits lie in the lower half of a slot, with 0 above: these may take them for 32.
-SAME_IN_32_BITS = {"mov", "and", "or", "xor", "selp", "setp.eq", "setp.ne", "shr"}
+SAME_IN_32_BITS = {"mov", "and", "or", "xor", "selp", "setp.eq", "setp.ne", "setp.gt", "shr"}
 # Name here and operands of those whose type says less. m: a mask that has to name all lanes.
 OTHERS = {
     "cvt.f32.bf16": ("", "nn"), "cvt.f32.f16": ("", "nn"), "cvt.rn.bf16.f32": ("", "nn"),
     "cvt.rn.f16.f32": ("", "nn"), "cvt.rn.bf16x2.f32": ("", "nnn"), "cvt.rn.f16x2.f32": ("", "nnn"),
-    "cvt.rna.tf32.f32": ("", "nn"), "cvt.u64.u32": ("", "wn"), "cvt.u64.u16": ("cvt.u64.u32", "wn"),
+    "cvt.rn.f32.f64": ("", "nw"), "cvt.rna.tf32.f32": ("", "nn"),
+    "cvt.u64.u32": ("", "wn"), "cvt.u64.u16": ("cvt.u64.u32", "wn"),
     "cvt.s64.s32": ("", "wn"), "cvt.u32.u64": ("", "nw"), "cvt.u16.u32": ("", "nn"),
     "cvt.s16.s8": ("", "nn"), "cvt.u32.u16": ("mov.32", "nn"), "mul.wide.u16": ("mul.lo.32", "nnn"),
     "shfl.sync.up.b32": ("", "nnnnm"), "shfl.sync.bfly.b32": ("", "nnnnm"),
@@ -222,9 +223,10 @@ class Program:
             slots = [*(self._slot(name, wide) for name in data), base]
             written, flags = len(data) * (how == "ld"), (sign == "s") + 2 * wide
             return Decoded(f"{how}.{space}", slots, written, int(bits) // 8, flags, offset)
-        if opcode == "atom.global.gpu.relaxed.min.s32":
+        if opcode in ("atom.global.gpu.relaxed.min.s32", "atom.global.gpu.relaxed.add.u64"):
             base, offset = self._address(arguments[1], True)
-            slots = [self._slot(arguments[0]), base, self._slot(arguments[2])]
+            wide = opcode.endswith("64")
+            slots = [self._slot(arguments[0], wide), base, self._slot(arguments[2], wide)]
             return Decoded(opcode, slots, 1, x=offset)
         if re.fullmatch(r"cp\.async\.c[ag]\.shared\.global", opcode):
             to, at = self._address(arguments[0], False)

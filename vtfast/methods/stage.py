@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from vtfast.methods import Method, method
+from vtfast.methods.registry import Method, method
+from vtfast.methods.segments import Segment, join_frames, split_frames
 from vtfast.plan import Prune
-from vtfast.runtime.visual_tokens import Segment, join_frames, split_frames
 
 
 @dataclass(frozen=True)
