@@ -4,20 +4,26 @@ In Hugging Face's models a step at small batches waits for the host, on a GPU to
 depend on the machine, so a regression shows here without a clock; `bench_host.py` measures.
 """
 
+import importlib
 import sys
 from collections import Counter
 
 import pytest
 import torch
-from tiny_models import FAMILIES, LAYERS
-from torch.utils._python_dispatch import TorchDispatchMode
+from devices import DEVICE, INTERPRETED
+from model_runs import FOUR_STAGES
+from tiny_models import FAMILIES, TEXT, build_llava
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from transformers import LlamaConfig
 
 import vtfast
 from vtfast import Prune
+from vtfast.kernels import ragged_decode
 from vtfast.runtime.names import cache_argument, returned_cache
 
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-ONE_STAGE = [Prune(0, "uniform", 0.5)]
+FEW, MANY = 4, 10  # layers; the difference tells what a layer costs
+FAMILY = FAMILIES["llava"]
+ALIKE, UNLIKE = "single", "batch"
 
 
 class Operators(TorchDispatchMode):
@@ -32,60 +38,176 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(call):
-    """Operators that a call dispatches, and Python functions that it calls."""
-    calls = Counter()
-    with Operators() as operators:
+class Step:
+    """Decodes one more token; the prompt and two tokens have been run."""
+
+    def __init__(self, layers, batch, plan=(), **how):
+        text = LlamaConfig(**{**TEXT, "num_hidden_layers": layers})
+        self.model, inputs = build_llava(text_config=text).to(DEVICE), FAMILY.inputs(batch)
+        inputs = {name: t.to(DEVICE) for name, t in inputs.items()}
+        if plan:
+            vtfast.patch(self.model, plan, **how)
+        out = self.model(**inputs, use_cache=True)
+        self.given = {cache_argument(): returned_cache(out)}
+        self.given["input_ids"] = torch.full_like(inputs["input_ids"][:, -1:], 5)
+        mask = inputs["attention_mask"]
+        self.mask = None if mask.all() else mask
+        for _ in range(2):
+            self()
+
+    def __call__(self):
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+            self.given["attention_mask"] = self.mask
+        self.model(**self.given)
+
+
+def operators(call):
+    with Operators() as seen:
         call()
-    sys.setprofile(lambda frame, event, argument: calls.update([event]))
+    return seen.count
+
+
+def called(call):
+    """The Python functions that are called: (file, name) → how often."""
+    seen = Counter()
+
+    def note(frame, event, _):
+        if event == "call":
+            seen[frame.f_code.co_filename, frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return operators.count, calls["call"]
+    return seen
 
 
-def step_of(model, inputs):
-    """A function that decodes one more token; the prompt and two tokens have been run."""
-    with torch.no_grad():
-        cache = returned_cache(model(**inputs, use_cache=True))
-    token, mask = inputs["input_ids"][:, -1:] * 0 + 5, [inputs["attention_mask"]]
-    padded = not mask[0].all()
-
-    def step():
-        mask[0] = torch.nn.functional.pad(mask[0], (0, 1), value=1)
-        given = {"attention_mask": mask[0]} if padded else {}
-        model(input_ids=token, **given, **{cache_argument(): cache})
-
-    for _ in range(2):
-        step()
-    return step
-
-
-def cost_of_a_step(family, inputs, plan, **how):
-    """Operators and calls of a decoding step."""
-    model = family.build()
-    if how:
-        vtfast.patch(model, plan, **how)
+def added(count, batch, **how):
+    """What a patch adds to a decoding step, for a layer and beside the layers."""
+    plan = [Prune(0, "uniform", 0.5)]
     with torch.inference_mode():
-        return counted(step_of(model, inputs))
+        found = [
+            count(Step(layers, batch, plan, **how)) - count(Step(layers, batch))
+            for layers in (FEW, MANY)
+        ]
+    each = (found[1] - found[0]) / (MANY - FEW)
+    return each, found[0] - FEW * each
 
 
-@families
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels that are launched; the interpreter's own operators are not counted."""
+    if not INTERPRETED:
+        pytest.skip("counts launches of interpreted kernels")
+    interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    run, names = interpreted.run, []
+
+    def noted(kernel, *args, **kwargs):
+        names.append(kernel.fn.__name__)
+        with _disable_current_modes():
+            return run(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(interpreted, "run", noted)
+    return names
+
+
+# In the comments: what was counted when every layer had a hook.
 @pytest.mark.parametrize(
-    ("how", "operators", "calls"),
+    ("batch", "how", "a_layer", "beside"),
     [
-        # Before layers without a stage lost their hooks: 1.2 operators, 12 and more calls a layer.
-        pytest.param({"path": "auto"}, 0, 1, id="auto"),
-        pytest.param({"path": "packed", "impl": "eager"}, 5, 4, id="packed"),
+        pytest.param(ALIKE, {"path": "auto"}, 0, 1, id="auto"),  # 0 and 1
+        pytest.param(UNLIKE, {"path": "padded"}, 0, 0, id="padded, unlike"),  # 0 and 7
+        pytest.param(ALIKE, {"path": "packed", "impl": "eager"}, 4, 1, id="packed"),  # 10 and 3
+        pytest.param(UNLIKE, {"path": "packed", "impl": "triton"}, 1, 0, id="Triton, unlike"),  # 3
     ],
 )
-def test_a_step_at_batch_1_adds_few_operators_and_calls_a_layer(family, how, operators, calls):
-    """Beside those, a step has a fixed number: of the hooks on the models and on stages."""
-    inputs = family.inputs("single")
-    stock = cost_of_a_step(family, inputs, ONE_STAGE)
-    patched = cost_of_a_step(family, inputs, ONE_STAGE, **how)
-    added = [(p - s) for p, s in zip(patched, stock, strict=True)]
-    print(how, added)
-    assert added[0] <= operators * LAYERS + 2
-    assert added[1] <= calls * LAYERS + 100
+def test_operators_that_a_step_adds(launched, batch, how, a_layer, beside):
+    found = added(operators, batch, **how)
+    assert found[0] <= a_layer
+    assert found[1] <= beside
+
+
+@pytest.mark.parametrize(
+    ("batch", "how", "a_layer", "beside"),
+    [
+        pytest.param(ALIKE, {"path": "auto"}, 1, 75, id="auto"),  # 10 and 115
+        pytest.param(UNLIKE, {"path": "padded"}, 1, 55, id="padded, unlike"),  # 10 and 93
+        pytest.param(ALIKE, {"path": "packed", "impl": "eager"}, 3, 85, id="packed"),  # 12 and 86
+    ],
+)
+def test_calls_of_python_functions_that_a_step_adds(batch, how, a_layer, beside):
+    found = added(lambda step: called(step).total(), batch, **how)
+    assert found[0] <= a_layer
+    assert found[1] <= beside
+
+
+@pytest.mark.parametrize(
+    ("batch", "path", "impl"),
+    [
+        (ALIKE, "padded", "eager"),
+        (UNLIKE, "padded", "eager"),
+        (ALIKE, "packed", "eager"),
+        (UNLIKE, "packed", "eager"),
+        (UNLIKE, "packed", "triton"),
+    ],
+)
+@torch.inference_mode()
+def test_a_step_checks_nothing(batch, path, impl):
+    """Its arguments follow from what the prefill has checked."""
+    step = Step(FEW, batch, FOUR_STAGES[:2], path=path, impl=impl)
+    root = vtfast.__path__[0].removesuffix("vtfast")
+    ours = {name for file, name in called(step) if file.startswith(root + "vtfast")}
+    assert ours & {"_text_pre", "_layer_pre", "step"} == {"_text_pre", "_layer_pre", "step"}
+    assert not {name for name in ours if name.startswith(("check", "_check", "why_un"))}
+
+
+@pytest.mark.parametrize(
+    ("batch", "how", "kernels"),
+    [
+        pytest.param(ALIKE, {"path": "auto", "impl": "triton"}, [], id="auto"),
+        pytest.param(UNLIKE, {"path": "packed", "impl": "triton"}, ["split", "merge"], id="unlike"),
+        pytest.param(ALIKE, {"path": "packed", "impl": "triton"}, ["split", "merge"], id="alike"),
+    ],
+)
+@torch.inference_mode()
+def test_kernels_that_a_layer_launches_in_a_step(launched, batch, how, kernels):
+    """`impl="triton"` runs the kernels also where samples are alike."""
+    step = Step(FEW, batch, [Prune(0, "uniform", 0.5)], **how)
+    launched.clear()
+    step()
+    short = [name.strip("_").removesuffix("_kernel").removesuffix("_splits") for name in launched]
+    assert short == kernels * FEW
+
+
+@torch.inference_mode()
+def test_samples_without_room_for_two_splits_need_no_merge(launched, monkeypatch):
+    monkeypatch.setattr(ragged_decode, "_SHARE", 512)
+    ragged_decode._settings.cache_clear()
+    step = Step(FEW, UNLIKE, [Prune(0, "uniform", 0.5)], path="packed", impl="triton")
+    launched.clear()
+    step()
+    ragged_decode._settings.cache_clear()
+    assert launched == ["_split_kernel"] * FEW
+
+
+@pytest.mark.parametrize(
+    ("batch", "impl", "kernels"),
+    [
+        pytest.param(ALIKE, "triton", ["_attention_kernel"] * FEW, id="alike, triton"),
+        pytest.param(UNLIKE, "triton", ["_attention_kernel"] * FEW, id="unlike, triton"),
+        pytest.param(ALIKE, "auto", [], id="alike, auto"),
+        pytest.param(UNLIKE, "auto", ["_attention_kernel"] * FEW, id="unlike, auto"),
+    ],
+)
+@torch.inference_mode()
+def test_kernels_that_attend_in_a_prefill(launched, monkeypatch, batch, impl, kernels):
+    """Samples that are alike go to SDPA on views, on a GPU too, unless Triton is asked for."""
+    limits = importlib.import_module("vtfast.methods.kernel_limits")
+    monkeypatch.setattr(limits, "use_triton", lambda op, impl, device: impl != "eager")
+    text = LlamaConfig(**{**TEXT, "num_hidden_layers": FEW})
+    model, inputs = build_llava(text_config=text), FAMILY.inputs(batch)
+    with vtfast.patch(model, [Prune(0, "uniform", 0.5)], path="packed", impl=impl):
+        model(**inputs, use_cache=True)
+        assert [name for name in launched if "attention" in name] == kernels

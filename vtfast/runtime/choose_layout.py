@@ -63,7 +63,11 @@ def is_packed(
     if config.impl == "triton" and visual is not None:
         kernel_limits.check(config.stages.values(), visual.segments, gradients)
     if state is not None:
-        validation.check_state(state, config, bool(always_padded), gradients)
+        ours = state.plan is config.plan and state.positions == config.positions
+        if not ours or (
+            state.packed and (gradients or always_padded)
+        ):  # not where a step goes on as expected
+            validation.check_state(state, config, bool(always_padded), gradients)
         return state.packed, "decided at this cache's first prefill"
     if always_padded:
         return False, always_padded + (f"; {_STATIC}" if static else "")

@@ -12,6 +12,10 @@ from vtfast.errors import InputError, UnsupportedVersionError
 from vtfast.runtime import names
 
 
+class RotaryRows(list[Tensor]):
+    """cos and sin, in the one list that all layers hold; a copy of it is a plain list."""
+
+
 class Handed:
     """The checks of one prefill; a decoding step repeats none of them.
 
@@ -25,15 +29,13 @@ class Handed:
         self.stages: list[int] = []
         self.attended = 0
         self._to_attend = 0
-        self._rotary: list[Tensor] | None = None
 
     def check(
         self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], samples: int, length: int
     ) -> None:
         """The layer must get hidden states [samples, length, D] and as many rotary rows."""
         rotary = names.rotary_of_layer(kwargs, layer)
-        another = self._rotary is not None and rotary is not self._rotary
-        if self.shares and (another or not isinstance(rotary, list)):
+        if self.shares and not isinstance(rotary, RotaryRows):
             raise _not_one_list(layer)
         if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
             raise InputError(
@@ -41,11 +43,6 @@ class Handed:
                 f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; pass the "
                 "position_ids of just the tokens in this call, or none"
             )
-
-    def share(self, rotary: list[Tensor], rows: list[Tensor]) -> None:
-        """Rewrite the list that all layers hold."""
-        self._rotary = rotary
-        rotary[:] = rows
 
     def expect_attention(self, layers: Iterable[nn.Module]) -> None:
         """The attention of these layers must find what the stage has made for it, unless it is not

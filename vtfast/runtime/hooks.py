@@ -24,6 +24,7 @@ from vtfast.report import Report
 from vtfast.runtime import attention, choose_layout, names, validation
 from vtfast.runtime.call import PROMPT_IDS, Call, read_call
 from vtfast.runtime.config import PatchConfig
+from vtfast.runtime.handed import RotaryRows
 from vtfast.runtime.kv_cache import state_of
 from vtfast.runtime.labels import ignore_unpredictable
 from vtfast.runtime.model import Parts
@@ -217,10 +218,10 @@ class PatchHooks:
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
-        if self._expected == attention.NAME and module.config._attn_implementation == "sdpa":
-            # A model on the same config was unpatched.
-            module.set_attn_implementation(attention.NAME)
-        validation.check_attention(module.config._attn_implementation, self._expected)
+        if (now := module.config._attn_implementation) != self._expected:
+            if not (self._expected == attention.NAME and now == "sdpa"):
+                raise validation.another_attention(now)
+            module.set_attn_implementation(attention.NAME)  # a model on its config was unpatched
         gather: Any = getattr(self.parts.norm, "unshard", None)
         if gather is not None:  # FSDP2 shards the norm apart: all processes gather it now, since a
             gather()  # method may call it in some of them alone
@@ -236,7 +237,8 @@ class PatchHooks:
         if embeds is None:  # the text model called by itself, to go on with a pruned cache
             embeds = kwargs["inputs_embeds"] = module.embed_tokens(kwargs.pop("input_ids"))
         chunk = embeds.shape[1]
-        validation.check_cache(cache)
+        if state is None:
+            validation.check_cache(cache)
         given = kwargs.get("attention_mask")
         mask = visual.mask if visual else validation.plain_mask(given, cache, chunk)
         # A chunk of text on a pruned cache. With one token a mask on a GPU is not read back.
@@ -306,11 +308,11 @@ def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> list[Tensor]:
-    """(cos, sin) as a list: every layer gets this one object, which a packed stage rewrites."""
+def _as_list(module: nn.Module, args: Any, out: tuple[Tensor, ...]) -> RotaryRows:
+    """(cos, sin) as a list: every layer gets this one object, which a stage rewrites."""
     if isinstance(out, Tensor) or len(out) != 2:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not return (cos, sin), which vtfast has to shorten; "
             "call vtfast.unpatch(model): language models of this kind cannot be pruned"
         )
-    return list(out)
+    return RotaryRows(out)

@@ -217,7 +217,7 @@ class ForwardState:
             rotary = self._renumber(stage, hidden, rotary)
         if not self.each:
             self.span = entry
-            self.handed.share(kwargs["position_embeddings"], rotary)
+            kwargs["position_embeddings"][:] = rotary  # every layer holds this list
             if not self.is_step:
                 self.handed.expect_attention(self.parts.layers[stage.layer : stage.until])
             return

@@ -121,13 +121,12 @@ def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradie
         )
 
 
-def check_attention(now: str, expected: str) -> None:
-    """Refuse an attention implementation that was set after patching."""
-    if now != expected:
-        raise StateError(
-            f"the attention implementation was changed to {now!r} while the model is patched; "
-            "call vtfast.unpatch(model), set it, and patch again"
-        )
+def another_attention(now: str) -> StateError:
+    """The error for an attention implementation that was set after patching."""
+    return StateError(
+        f"the attention implementation was changed to {now!r} while the model is patched; "
+        "call vtfast.unpatch(model), set it, and patch again"
+    )
 
 
 def check_cache(cache: Cache | None) -> None:

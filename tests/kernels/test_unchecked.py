@@ -1,0 +1,94 @@
+"""The entries of the runtime, without checks and dispatcher, give what the public ops give, bit by
+bit; `torch.compile` sees the registered op."""
+
+import pytest
+import torch
+from attention_cases import LENGTHS, inputs
+from devices import DEVICE
+
+from vtfast.kernels.gather import gather_rows, gather_unchecked
+from vtfast.kernels.ragged import Ragged
+from vtfast.kernels.ragged_attention import attend_unchecked, ragged_attention
+from vtfast.kernels.ragged_decode import Decoder, ragged_decode
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+kernels = pytest.mark.parametrize("kernel", [False, True], ids=["eager", "triton"])
+
+
+def where(kernel):
+    """The device and the `impl` of a public op."""
+    return (DEVICE, "triton") if kernel else ("cpu", "eager")
+
+
+@kernels
+@pytest.mark.parametrize("indexed", [False, True], ids=["in place", "index"])
+@pytest.mark.parametrize(("q_lengths", "k_lengths"), LENGTHS)
+def test_attention(q_lengths, k_lengths, indexed, kernel):
+    device, impl = where(kernel)
+    rows = sum(k_lengths)
+    q, k, v = (t.to(device) for t in inputs(sum(q_lengths), max(rows, 1) if indexed else rows))
+    segments = [Ragged.from_lengths(n, device) for n in (q_lengths, k_lengths)]
+    index = torch.arange(rows, device=device).flip(0) if indexed else None
+    found = attend_unchecked(q, k, v, *segments, 0.3, index, kernel)
+    expected = ragged_attention(q, k, v, *segments, scale=0.3, k_index=index, impl=impl)
+    assert torch.equal(found, expected)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_gathering(number, dtype, kernel):
+    """Rows that are contiguous, strided, of one number, and none at all."""
+    device, impl = where(kernel)
+    x = torch.randn(7, 40, device=device)
+    tensors = [
+        x,
+        x[:, ::2],
+        x.bfloat16()[:, 3:20],
+        x[:, 0],
+        torch.arange(7, device=device),
+        x[:, :0],
+    ]
+    index = torch.randint(7, (number,), dtype=dtype).to(device)
+    found = gather_unchecked(index, tensors, kernel)
+    expected = gather_rows(index, *tensors, impl=impl)
+    assert all(map(torch.equal, found, expected))
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [1], [5, 0, 300], [128] * 3, [129, 127, 640]])
+def test_decoding(lengths):
+    """The longest is what the public op takes it for: the longest there is."""
+    heads, size, rows = (6, 2), 16, sum(lengths) + 3
+    q = torch.randn(len(lengths), heads[0], size, device=DEVICE)
+    k, v = (torch.randn(rows, heads[1], size, device=DEVICE) for _ in range(2))
+    starts = [sum(lengths[:s]) + 2 for s in range(len(lengths))]
+    spans = [torch.tensor(n, dtype=torch.int32, device=DEVICE) for n in (lengths, starts)]
+    found = Decoder(*spans, max(lengths, default=0))(q, k, v, 0.3)
+    assert torch.equal(
+        found, ragged_decode(q, k, v, lengths, starts=starts, scale=0.3, impl="triton")
+    )
+
+
+def test_compiled_code_sees_the_registered_ops():
+    """A launcher cannot be traced."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(n.target) for n in graph.graph.nodes if "vtfast" in str(n.target))
+        return graph.forward
+
+    x, index = torch.randn(6, 2, 16, device=DEVICE), torch.arange(6, device=DEVICE)
+    cut = Ragged.from_lengths([4, 2], DEVICE)
+    spans = [torch.tensor(n, dtype=torch.int32, device=DEVICE) for n in ([4, 2], [0, 4])]
+    decoder = Decoder(*spans, 4)
+
+    def step(x):
+        [rows] = gather_unchecked(index, [x], True)
+        rows = attend_unchecked(rows, x, x, cut, cut, 0.3, None, True)
+        return decoder(rows[:2], x, x, 0.3)
+
+    expected = step(x)
+    assert torch.equal(torch.compile(step, backend=backend, fullgraph=True)(x), expected)
+    names = ("gather_rows", "ragged_attention", "ragged_decode")
+    assert seen == [f"vtfast.{name}.default" for name in names]
