@@ -17,6 +17,9 @@ backward; "auto" falls back to PyTorch for anything else.
 Source: Dao, FlashAttention-2, arXiv 2307.08691, re-derived.
 """
 
+from inspect import signature
+from typing import Any
+
 import torch
 
 from . import reference
@@ -231,6 +234,31 @@ _ragged_attention = register(
 )
 
 
+# Rows that are read in place, without an index, could go to PyTorch's `varlen_attn`
+# (FlashAttention-2) instead of our kernel; bench_attention.py times both. No GPU has decided yet.
+_PREFERS_VARLEN = False
+
+
+def _varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_segments: Ragged,
+    k_segments: Ragged,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention by PyTorch, for fp16 and bf16 on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later have it
+
+    causal: dict[str, Any] = {"is_causal": True, "window_size": (-1, 0), "enable_gqa": True}
+    taken = signature(varlen_attn).parameters  # its releases say it differently
+    how = {name: value for name, value in causal.items() if name in taken}
+    cuts = q_segments.cu_seqlens, k_segments.cu_seqlens
+    longest = q_segments.max_seqlen, k_segments.max_seqlen
+    out: Any = varlen_attn(q, k, v, *cuts, *longest, scale=scale, **how)
+    return out
+
+
 def attend_unchecked(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -247,6 +275,8 @@ def attend_unchecked(
         return reference.ragged_attention(
             q, k, v, q_segments, k_segments, scale=scale, k_index=k_index
         )
+    if _PREFERS_VARLEN and k_index is None and q.element_size() == 2:
+        return _varlen(q, k, v, q_segments, k_segments, scale)
     launch = _ragged_attention if torch.compiler.is_compiling() else _launch
     cu_q, cu_k, longest = q_segments.cu_seqlens, k_segments.cu_seqlens, q_segments.max_seqlen
     return launch(q, k, v, cu_q, cu_k, k_index, longest, True, scale)

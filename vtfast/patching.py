@@ -101,9 +101,11 @@ def patch(
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
             without padding, [1, tokens, D], from the first stage that drops tokens on, or from
-            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" is packed
-            on a GPU without gradients where the attention kernels take the model's dtype and head
-            size, else padded.
+            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" packs where
+            samples differ so much that at least a sixteenth of the padded batch, summed over
+            layers, would be padding, and pads elsewhere, so a single prompt too; and wherever
+            packing cannot serve (gradients, a static cache, attention maps, an attention other
+            than SDPA). `report.path_reason` says why.
         strict_labels: refuse labels (other than -100) that a visual token or padding would predict.
             By default they are ignored like -100, with one warning that counts them.
         record: also keep, in `handle.report`, which tokens stayed and how long selection took

@@ -6,6 +6,7 @@ import torch
 from attention_cases import LENGTHS, inputs
 from devices import DEVICE
 
+from vtfast.kernels import ragged_attention as ragged_attention_module
 from vtfast.kernels.gather import gather_rows, gather_unchecked
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import attend_unchecked, ragged_attention
@@ -32,6 +33,36 @@ def test_attention(q_lengths, k_lengths, indexed, kernel):
     found = attend_unchecked(q, k, v, *segments, 0.3, index, kernel)
     expected = ragged_attention(q, k, v, *segments, scale=0.3, k_index=index, impl=impl)
     assert torch.equal(found, expected)
+
+
+NEW = "query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa"
+OLD = "query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal, scale"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(NEW, {"window_size": (-1, 0), "enable_gqa": True}), (OLD, {"is_causal": True})],
+)
+def test_the_switch_to_pytorchs_varlen_attention(monkeypatch, arguments, named):
+    """It runs on CUDA alone: here its call is watched, in the form of either release."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    seen = []
+    scope = {"note": seen.append}
+    exec(f"def varlen_attn({arguments}):\n    note(locals())\n    return query", scope)
+    monkeypatch.setattr(varlen, "varlen_attn", scope["varlen_attn"])
+    monkeypatch.setattr(ragged_attention_module, "_PREFERS_VARLEN", True)
+    q, k, v = (t.half() for t in inputs(7, 9))
+    segments = Ragged.from_lengths([3, 4], "cpu"), Ragged.from_lengths([5, 4], "cpu")
+    assert attend_unchecked(q, k, v, *segments, 0.3, None, True) is q
+    [call] = seen
+    cuts = {"cu_seq_q": segments[0].cu_seqlens, "cu_seq_k": segments[1].cu_seqlens}
+    expected = {"query": q, "key": k, "value": v, **cuts, "max_q": 4, "max_k": 5, "scale": 0.3}
+    assert call == expected | named
+    q, k, v = (t.to(DEVICE) for t in (q, k, v))
+    segments = [Ragged.from_lengths(s.lengths, DEVICE) for s in segments]
+    index = torch.arange(9, device=DEVICE)
+    attend_unchecked(q, k, v, *segments, 0.3, index, True)  # an index goes to our kernel
+    assert len(seen) == 1
 
 
 @kernels
