@@ -133,15 +133,15 @@ def test_steps_write_in_place_while_room_remains():
     """What a captured CUDA graph holds stays true: same tensors, same addresses, new values."""
     layout = PackedKVLayout([0, 0], torch.device("cpu"))
     layout.extend([200, 130], [], views=True)
-    addresses = [t.data_ptr() for t in (*places(layout), layout._where)]
+    addresses = [t.data_ptr() for t in (*places(layout), layout.where)]
     for step in range(2, ROOM):
         with torch.inference_mode(step % 2 == 0):
             now = places(layout)
         lengths, starts = (t.tolist() for t in now)
-        assert [t.data_ptr() for t in (*now, layout._where)] == addresses
+        assert [t.data_ptr() for t in (*now, layout.where)] == addresses
         assert (lengths, starts) == (layout.lengths, layout.starts)
         assert (lengths, starts) == ([200 + step, 130 + step], [0, 200 + ROOM])
-        assert layout._where.tolist() == [199 + step, 200 + ROOM + 129 + step]
+        assert layout.where.tolist() == [199 + step, 200 + ROOM + 129 + step]
 
 
 def test_short_samples_have_as_much_room_as_long_ones():

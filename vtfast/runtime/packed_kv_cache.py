@@ -51,7 +51,8 @@ class PackedKVLayout:
         self.capacities = capacities
         self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
         self.total = sum(capacities)
-        self._where: Tensor | None = None  # int64 [new tokens]: buffer rows that `update` writes
+        # int64 [new tokens]: buffer rows that `update` writes; with a window the first column
+        self.where: Tensor | None = None
         self._forget_step()
 
     def _forget_step(self) -> None:
@@ -70,22 +71,22 @@ class PackedKVLayout:
         elif any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
             self._move(list(range(len(new))), layers, extra=new)
         self.lengths, self.window = lengths, None
+        stepped, self._stepped = self._stepped, set(new) == {1}
         if views and len(set(zip(before, lengths, self.capacities, strict=True))) == 1:
-            self._forget_step()
             self.window = Window(len(new), self.capacities[0], before[0], lengths[0])
-            return
-        if self._stepped and self._where is not None and set(new) == {1}:
+        if stepped and self._stepped and self.where is not None:
             # While room remains a step allocates nothing: its tensors are those of the step before,
             # so a captured CUDA graph reads what is true now.
-            self._where.add_(1)
+            self.where.add_(1)
             if self._ended is not None:
                 self._ended.add_(1)
             return
-        self._forget_step()
-        self._stepped = set(new) == {1}
+        self._ended = self._decoder = None
+        first = [s + n for s, n in zip(self.starts, before, strict=True)]
+        if self.window is not None:
+            first, new = before[:1], [1]  # its column, used by steps alone
         with torch.inference_mode(False), torch.no_grad():  # else no later step may write it
-            first = [s + n for s, n in zip(self.starts, before, strict=True)]
-            self._where = row_numbers(first, new, self.device)
+            self.where = row_numbers(first, new, self.device)
 
     def decoder(self) -> Decoder:
         """Decodes one new token a sample, the one announced, over all tokens of the sample."""
@@ -96,11 +97,6 @@ class PackedKVLayout:
                 )
             self._decoder = Decoder(self._ended, starts, max(self.capacities))
         return self._decoder
-
-    def write(self, buffer: Tensor, new: Tensor) -> None:
-        """new: [tokens, heads, D] into the announced rows of buffer [total, heads, D]."""
-        assert self._where is not None
-        buffer.index_copy_(0, self._where, new)
 
     def crop(self, remove: int) -> None:
         """Forget the last `remove` tokens of every sample."""
@@ -196,31 +192,29 @@ class PackedKVLayer(CacheLayerMixin):
         self._turn = self.layout.turn
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.layout.window is not None:
-            keys, values = self._update_window(self.layout.window, key_states, value_states)
-        else:
+        layout, window, where = self.layout, self.layout.window, self.layout.where
+        assert where is not None
+        if window is None:
             keys, values = self.keys, self.values
             for buffer, new in ((keys, key_states), (values, value_states)):
                 one = new.shape[2] == 1  # always a view then, and cheaper
                 rows = new.squeeze(2) if one else new.transpose(1, 2).flatten(0, 1)
-                self.layout.write(buffer, rows)
-        return (key_states, value_states) if self.layout.fresh else (keys, values)
-
-    def _update_window(self, window: Window, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new tokens, [1, heads, samples * n, D] or [samples, heads, 1, D]; returns all
-        tokens of the samples, views [samples, heads, end, D]."""
-        samples, capacity, first, end = window
+                buffer.index_copy_(0, where, rows)
+            return (key_states, value_states) if layout.fresh else (keys, values)
         if self._views is None:
-            shape = samples, capacity, *self.keys.shape[1:]
+            shape = window.samples, window.capacity, *self.keys.shape[1:]
             self._views = tuple(t.view(shape).transpose(1, 2) for t in (self.keys, self.values))
-        k, v = self._views
-        if len(keys) != samples:
-            keys, values = (
-                t[0].unflatten(1, (samples, -1)).transpose(0, 1) for t in (keys, values)
-            )
-        k.narrow(2, first, end - first).copy_(keys)
-        v.narrow(2, first, end - first).copy_(values)
-        return k.narrow(2, 0, end), v.narrow(2, 0, end)
+        keys, values = self._views
+        if window.end == window.first + 1 and len(key_states) == window.samples:
+            keys.index_copy_(2, where, key_states)
+            values.index_copy_(2, where, value_states)
+        else:
+            for view, new in ((keys, key_states), (values, value_states)):
+                new = new[0].unflatten(1, (window.samples, -1)).transpose(0, 1)
+                view[:, :, window.first : window.end] = new
+        if layout.fresh:
+            return key_states, value_states
+        return keys.narrow(2, 0, window.end), values.narrow(2, 0, window.end)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_views": None}  # a copy's would no longer be views of its buffers
