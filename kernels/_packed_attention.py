@@ -10,30 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _sdpa, reference
+from . import reference
 from .ragged import Ragged
 from .ragged_attention import attend_unchecked
 from .ragged_decode import Decoder
-
-
-@dataclass(frozen=True)
-class EqualSamples:
-    """Samples with equally many new tokens, and equally many before: SDPA on views."""
-
-    samples: int
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
-        """key, value: `[1, Hkv, T, D]`, the new ones, or `[samples, Hkv, length, D]`."""
-        q, k, v = map(self._rows, (query, key, value))
-        return _sdpa.attend(q, k, v, True, scale).flatten(0, 1)[None]
-
-    def _rows(self, t: torch.Tensor) -> torch.Tensor:
-        """`[samples, length, heads, D]`, a view."""
-        if len(t) == self.samples:
-            return t.transpose(1, 2)
-        return t[0].transpose(0, 1).unflatten(0, (self.samples, -1))
 
 
 @dataclass(frozen=True)
@@ -79,18 +59,7 @@ class RaggedStep:
         return out.unsqueeze(1)
 
 
-PackedAttention = EqualSamples | RaggedSamples | RaggedStep
-
-
-def over_new(
-    lengths: Sequence[int], segments: Ragged | None, device: torch.device, kernel: bool, views: bool
-) -> PackedAttention:
-    """Every sample attends to its own new tokens. segments: `lengths` again, or None. views:
-    whether samples that are all as long go to SDPA."""
-    if views and len(set(lengths)) == 1:
-        return EqualSamples(len(lengths))
-    segments = segments or Ragged.from_lengths(lengths, device)
-    return RaggedSamples(segments, segments, None, kernel)
+PackedAttention = RaggedSamples | RaggedStep
 
 
 def _scale(query: torch.Tensor, scale: float | None) -> float:

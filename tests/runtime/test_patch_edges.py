@@ -79,7 +79,7 @@ def test_a_packed_cache_goes_on_only_under_its_patch(family, path):
     """Without the patch new tokens silently overwrote the last ones."""
     model = family.build()
     with vtfast.patch(model, HALF, path=path):
-        talk = Conversation(family, model, family.inputs("single"))
+        talk = Conversation(family, model, family.inputs("batch"))
         talk.step()
     if path == "packed":
         with pytest.raises(StateError, match="start a new cache"):

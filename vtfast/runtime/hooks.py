@@ -73,7 +73,7 @@ class PatchHooks:
         self._each = self._original != "sdpa"
         self._expected = self._original if self._each else attention.NAME
         self._padded = Padded(parts.text.config, sdpa=not self._each)
-        self._packed = Packed(self._unsupported == "", config.impl != "triton")
+        self._packed = Packed(self._padded, self._unsupported == "", config.impl == "triton")
 
     def _check_arguments(self) -> None:
         """Refuse a model whose parts do not take what the hooks read or change."""

@@ -1,5 +1,8 @@
 """The packed layout: the batch is one sequence without padding, [1, tokens, D].
 
+Samples that are all as long need no padding anyway: they stay a rectangle [B, n, D], with
+transformers' own cache and attention, as in the padded layout.
+
 Attention gets a `PackedAttention` instead of a mask, the cache `PackedKVLayer`s. `padded` offers
 the same functions for the other layout. Both return their results and change nothing but the
 cache's layers.
@@ -9,14 +12,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from vtfast.errors import StateError
-from vtfast.kernels import _packed_attention as attention
-from vtfast.kernels._device_cache import is_captured
+from vtfast.kernels._packed_attention import RaggedSamples, RaggedStep
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods.stage import Stage
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.layout import Chunk, Entry, Placement
 from vtfast.runtime.packed_kv_cache import PackedKVLayer, PackedKVLayout, row_numbers
+from vtfast.runtime.padded import Padded
 
 
 class Packed:
@@ -24,9 +26,18 @@ class Packed:
 
     is_packed = True
 
-    def __init__(self, kernel: bool, views: bool) -> None:
-        self.kernel = kernel  # whether Triton's kernels attend where samples differ in length
-        self.views = views  # whether SDPA does where they do not, else as if they differed
+    def __init__(self, padded: Padded, kernel: bool, always: bool) -> None:
+        self.padded = padded  # for samples that are all as long
+        self.kernel = kernel  # whether Triton's kernels attend
+        self.always = always  # whether they do to such samples too
+
+    def is_flat(self, chunk: Chunk, layer: int, cache: Cache | None) -> bool:
+        """Whether the tokens of a stage's layers are one sequence; else they are a rectangle."""
+        if self.always or len(set(chunk.lengths)) > 1 or isinstance(chunk.cached, PackedKVLayout):
+            return True
+        held = 0 if cache is None else cache.get_seq_length(layer)
+        with_padding = chunk.past is not None and set(chunk.past) != {held}
+        return chunk.cached is None and held > 0 and with_padding
 
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` of the running tensor, one after another."""
@@ -34,48 +45,41 @@ class Packed:
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """Pack the cache layers of the stage span and announce the tokens to come."""
-        how = chunk.samples, hidden.device, self.kernel, self.views
+        if not self.is_flat(chunk, stage.layer, cache):
+            return self.padded.enter(chunk, stage, hidden, cache)
+        queries = chunk.samples or Ragged.from_lengths(chunk.lengths, hidden.device)
+        over = RaggedSamples(queries, queries, None, self.kernel)  # the new tokens alone
         if cache is None:
-            return Entry(attention=attention.over_new(chunk.lengths, *how))
+            return Entry(attention=over)
         seen, cached = cache.get_seq_length(), chunk.cached
         if not isinstance(cached, PackedKVLayout):
             cached = self._pack_layers(chunk, stage, cache, hidden.device)
-        cached.extend(chunk.lengths, cache.layers, views=self.views)
+        cached.extend(chunk.lengths, cache.layers)
         gap = seen + chunk.size - max(cached.lengths) if stage.layer == 0 else None
-        if cached.fresh:
-            over = attention.over_new(chunk.lengths, *how)
-        elif cached.window is not None:
-            over = attention.EqualSamples(chunk.batch)
-        else:
-            index = row_numbers(cached.starts, cached.lengths, hidden.device)
+        if not cached.fresh:
             keys = Ragged.from_lengths(cached.lengths, hidden.device)
-            queries = chunk.samples or Ragged.from_lengths(chunk.lengths, hidden.device)
-            over = attention.RaggedSamples(queries, keys, index, self.kernel)
+            index = row_numbers(cached.starts, cached.lengths, hidden.device)
+            over = RaggedSamples(queries, keys, index, self.kernel)
         return Entry(cached=cached, attention=over, gap=gap)
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """Announce one more token per sample."""
         cached = chunk.cached
-        assert isinstance(cached, PackedKVLayout)
-        cached.extend([1] * chunk.batch, cache.layers, views=self.views)
-        if cached.window is None:
-            decoder = cached.decoder() if self.kernel else None
-            over = attention.RaggedStep(decoder, cached.lengths, cached.starts)
-            return Entry(cached=cached, attention=over)
-        if is_captured(hidden.device):
-            raise StateError(
-                "a CUDA graph of this decoding step would fix the length of its samples, which are "
-                'all as long; patch with impl="triton"'
-            )
-        return Entry(cached=cached)  # transformers' SDPA, on views of the cache
+        if not isinstance(cached, PackedKVLayout):
+            return self.padded.step(chunk, layer, hidden, cache)
+        cached.extend([1] * chunk.batch, cache.layers)
+        decoder = cached.decoder() if self.kernel else None
+        over = RaggedStep(decoder, cached.lengths, cached.starts)
+        return Entry(cached=cached, attention=over)
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """int64 [1, tokens], in a decoding step [B, 1]: 0, 1, … in every sample, going on from what
         `cache` holds of it."""
         held = [0] * chunk.batch
-        if cache is not None:
-            assert isinstance(chunk.cached, PackedKVLayout)
+        if cache is not None and isinstance(chunk.cached, PackedKVLayout):
             held = [n - m for n, m in zip(chunk.cached.lengths, chunk.lengths, strict=True)]
+        elif cache is not None:
+            held = [cache.get_seq_length(layer)] * chunk.batch
         return row_numbers(held, chunk.lengths, hidden.device).view(hidden.shape[:2])
 
     def per_token(self, chunk: Chunk, values: Tensor, like: Tensor) -> Tensor:
@@ -91,7 +95,7 @@ class Packed:
         layers = cache.layers
         past = int(cache.get_seq_length(stage.layer)) if stage.layer < len(layers) else 0
         lengths, valid = [past] * chunk.batch, None
-        if past and chunk.mask is not None and chunk.past:
+        if past and chunk.cached is None and chunk.mask is not None and chunk.past:
             lengths = chunk.past
             valid = chunk.mask[:, :past].flatten().bool()
             valid = torch.nonzero_static(valid, size=sum(lengths))[:, 0]

@@ -7,7 +7,7 @@ in place and copies once in `ROOM` steps.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,6 @@ from vtfast.runtime import names
 from vtfast.runtime.host_read import to_device
 
 ROOM = 128
-
-
-class Window(NamedTuple):
-    """Where samples that are all alike have their tokens: rows `first` to `end` of `capacity`."""
-
-    samples: int
-    capacity: int
-    first: int  # of the new tokens
-    end: int
 
 
 class PackedKVLayout:
@@ -44,15 +35,13 @@ class PackedKVLayout:
         self.fresh = not any(lengths)
         self.turn = 0  # how often tokens were announced
         self.announced = False  # the cache is about to move or crop what its layers hold
-        self.window: Window | None = None  # of the tokens announced, if samples are all alike
         self._place([n + ROOM for n in lengths])
 
     def _place(self, capacities: list[int]) -> None:
         self.capacities = capacities
         self.starts = [sum(capacities[:b]) for b in range(len(capacities))]
         self.total = sum(capacities)
-        # int64 [new tokens]: buffer rows that `update` writes; with a window the first column
-        self.where: Tensor | None = None
+        self.where: Tensor | None = None  # int64 [new tokens]: buffer rows that `update` writes
         self._forget_step()
 
     def _forget_step(self) -> None:
@@ -60,9 +49,8 @@ class PackedKVLayout:
         self._ended: Tensor | None = None  # while stepping: int32 [B], lengths with the new token
         self._decoder: Decoder | None = None  # reads it
 
-    def extend(self, new: list[int], layers: Sequence[object], *, views: bool) -> None:
-        """Announce that every layer is about to append new[b] tokens to sample b. `views`: samples
-        that are all alike are written, and read, as views of the buffers."""
+    def extend(self, new: list[int], layers: Sequence[object]) -> None:
+        """Announce that every layer is about to append new[b] tokens to sample b."""
         self.turn += 1
         self.fresh = not any(self.lengths)
         before, lengths = self.lengths, [a + b for a, b in zip(self.lengths, new, strict=True)]
@@ -70,10 +58,8 @@ class PackedKVLayout:
             self._place([n + ROOM for n in lengths])
         elif any(n > c for n, c in zip(lengths, self.capacities, strict=True)):
             self._move(list(range(len(new))), layers, extra=new)
-        self.lengths, self.window = lengths, None
+        self.lengths = lengths
         stepped, self._stepped = self._stepped, set(new) == {1}
-        if views and len(set(zip(before, lengths, self.capacities, strict=True))) == 1:
-            self.window = Window(len(new), self.capacities[0], before[0], lengths[0])
         if stepped and self._stepped and self.where is not None:
             # While room remains a step allocates nothing: its tensors are those of the step before,
             # so a captured CUDA graph reads what is true now.
@@ -82,10 +68,8 @@ class PackedKVLayout:
                 self._ended.add_(1)
             return
         self._ended = self._decoder = None
-        first = [s + n for s, n in zip(self.starts, before, strict=True)]
-        if self.window is not None:
-            first, new = before[:1], [1]  # its column, used by steps alone
         with torch.inference_mode(False), torch.no_grad():  # else no later step may write it
+            first = [s + n for s, n in zip(self.starts, before, strict=True)]
             self.where = row_numbers(first, new, self.device)
 
     def decoder(self) -> Decoder:
@@ -107,12 +91,14 @@ class PackedKVLayout:
         """Reorder, drop or repeat samples; `alike`: each is replaced by one of the same length,
         as the beams of one prompt are; then nothing is read from the device."""
         even = len(set(self.lengths)) == len(set(self.capacities)) == 1
-        if not even and (not alike or index.device.type == "cpu"):  # where reading costs nothing
-            self._move(index.tolist(), layers)
-            return
-        if not even:
+        if alike and not even and index.device.type == "cpu":  # comparing costs nothing here
+            alike = [self.lengths[b] for b in index.numpy()] == self.lengths
+        elif alike and not even:
             lengths = to_device(self.lengths, index.device)
             torch._assert_async((lengths[index] == lengths).all(), "beams of unequal prompts mixed")
+        if not even and not alike:
+            self._move(index.tolist(), layers)
+            return
         if even:
             self.lengths = self.lengths[:1] * len(index)
         starts, last = to_device(self.starts, self.device)[index.to(self.device)], self.total - 1
@@ -148,6 +134,11 @@ def row_numbers(starts: list[int], lengths: list[int], device: torch.device) -> 
     return to_device(torch.cat(parts), device)
 
 
+def _token_major(t: Tensor) -> Tensor:
+    """[batch, heads, tokens, D] → [batch * tokens, heads, D]."""
+    return t.transpose(1, 2).flatten(0, 1)
+
+
 class PackedKVLayer(CacheLayerMixin):
     """One layer's keys and values without padding; its `PackedKVLayout` says where they lie."""
 
@@ -160,13 +151,11 @@ class PackedKVLayer(CacheLayerMixin):
         super().__init__()
         self.layout = layout
         self._turn = layout.turn
-        self._views: tuple[Tensor, ...] | None = None  # of both buffers, see `Window`
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers for key_states, value_states [batch, heads, tokens, D]."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        new = (t.transpose(1, 2).flatten(0, 1) for t in (key_states, value_states))
-        self.keys, self.values = (self._room(t) for t in new)
+        self.keys, self.values = (self._room(_token_major(t)) for t in (key_states, value_states))
         self.is_initialized = True
 
     def _room(self, like: Tensor) -> Tensor:
@@ -180,8 +169,7 @@ class PackedKVLayer(CacheLayerMixin):
         """Append tokens: [1, heads, tokens, D] packed, or [batch, heads, 1, D] in a decoding step.
 
         Returns what attention over them takes: the new tokens themselves while there is no past,
-        else views [batch, heads, length, D] of the buffers where samples are all alike, else the
-        buffers [total, heads, D].
+        else the buffers [total, heads, D].
         """
         if self._turn == self.layout.turn:
             raise StateError(
@@ -192,32 +180,14 @@ class PackedKVLayer(CacheLayerMixin):
         self._turn = self.layout.turn
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        layout, window, where = self.layout, self.layout.window, self.layout.where
+        where = self.layout.where
         assert where is not None
-        if window is None:
-            keys, values = self.keys, self.values
-            for buffer, new in ((keys, key_states), (values, value_states)):
-                one = new.shape[2] == 1  # always a view then, and cheaper
-                rows = new.squeeze(2) if one else new.transpose(1, 2).flatten(0, 1)
-                buffer.index_copy_(0, where, rows)
-            return (key_states, value_states) if layout.fresh else (keys, values)
-        if self._views is None:
-            shape = window.samples, window.capacity, *self.keys.shape[1:]
-            self._views = tuple(t.view(shape).transpose(1, 2) for t in (self.keys, self.values))
-        keys, values = self._views
-        if window.end == window.first + 1 and len(key_states) == window.samples:
-            keys.index_copy_(2, where, key_states)
-            values.index_copy_(2, where, value_states)
-        else:
-            for view, new in ((keys, key_states), (values, value_states)):
-                new = new[0].unflatten(1, (window.samples, -1)).transpose(0, 1)
-                view[:, :, window.first : window.end] = new
-        if layout.fresh:
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            one = new.shape[2] == 1  # always a view then, and cheaper
+            buffer.index_copy_(0, where, new.squeeze(2) if one else _token_major(new))
+        if self.layout.fresh:
             return key_states, value_states
-        return keys.narrow(2, 0, window.end), values.narrow(2, 0, window.end)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_views": None}  # a copy's would no longer be views of its buffers
+        return self.keys, self.values
 
     def adopt(self, layer: Any, valid: Tensor | None) -> None:
         """Take over a padded layer [batch, heads, length, D]; `valid`: flat places of real tokens,
@@ -225,7 +195,7 @@ class PackedKVLayer(CacheLayerMixin):
         self.lazy_initialization(layer.keys, layer.values)
         where = row_numbers(self.layout.starts, self.layout.lengths, self.layout.device)
         for buffer, old in ((self.keys, layer.keys), (self.values, layer.values)):
-            flat = old.transpose(1, 2).flatten(0, 1)
+            flat = _token_major(old)
             buffer.index_copy_(0, where, flat if valid is None else flat[valid])
 
     def move(self, source: Tensor, target: Tensor) -> None:
@@ -234,7 +204,6 @@ class PackedKVLayer(CacheLayerMixin):
             self.keys, self.values = (
                 self._room(t).index_copy_(0, target, t[source]) for t in (self.keys, self.values)
             )
-            self._views = None
 
     def get_seq_length(self) -> int:
         """Tokens of the longest sample."""

@@ -29,6 +29,10 @@ class Padded:
         self.sdpa = sdpa  # the layers run SDPA
         self._cache_argument = names.cache_argument()
 
+    def is_flat(self, chunk: Chunk, layer: int, cache: Cache | None) -> bool:
+        """Never: the tokens of a stage's layers are a rectangle."""
+        return False
+
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` (None: all), each sample right-aligned; padding repeats token 0."""
         batch, longest, total = len(lengths), max(lengths), sum(lengths)

@@ -74,6 +74,7 @@ class ForwardState:
         self.span: Entry | None = None
         self.handed = Handed(not self.each)
         self.given: dict[str, Any] = {}
+        self.flat = False  # running tensors are [1, tokens, D]; else they are rectangles [b, s, D]
         self.changed = False  # tokens differ from what transformers thinks they are
         self.rearranges = False  # at layer 0: padding goes, packed samples get own rows
         self.tokens: Tensor | None = None  # int64 [n], which packed tokens are visual
@@ -148,7 +149,7 @@ class ForwardState:
         """Samples and tokens of the running tensors."""
         if not self.changed:
             return self.rows, self.chunk
-        return (1, sum(self.lengths)) if self.layout.is_packed else (self.batch, max(self.lengths))
+        return (1, sum(self.lengths)) if self.flat else (self.batch, max(self.lengths))
 
     def _step(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """A decoding step reaches a stage: its layers hold tokens of their own."""
@@ -169,6 +170,7 @@ class ForwardState:
         begun = self.changed or self.rearranges or (state and stage.layer in state.stages)
         if source is None and not begun:
             return hidden, None  # nothing dropped so far means bit identity
+        flat, self.flat = self.flat, self.layout.is_flat(self._seen(stage), stage.layer, self.cache)
         if source is not None or not self.changed:
             source = self.slots if source is None else source
             if not self.changed:
@@ -176,6 +178,8 @@ class ForwardState:
             index, self.slots = self.layout.place(self.lengths, source, hidden.device)
             self.changed = True
             hidden, *rotary = self._take(index, hidden, *rotary)
+        elif flat != self.flat:
+            hidden, *rotary = self._take(None, hidden, *rotary)
         entry = self.layout.enter(self._seen(stage), stage, hidden, self.cache)
         if self.cache is not None and entry.cached is not None:
             state = self._adopt(self.cache)
@@ -201,7 +205,7 @@ class ForwardState:
         flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
         if index is not None:
             flat = list(gather_unchecked(index, flat, self.kernels))
-        samples = 1 if self.layout.is_packed else self.batch
+        samples = 1 if self.flat else self.batch
         return [t.view(samples, -1, t.shape[-1]) for t in flat]
 
     def _hand_out(
