@@ -100,10 +100,13 @@ def _selections_that_gather() -> Iterator[Case]:
 
 
 def _diversity_select() -> Iterator[Case]:
-    for longest, _ in reversed(TILES):
-        features = _empty(longest, 3584)
-        call = partial(diversity_select, features, *_one_segment(longest), impl="triton")
-        yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
+    """Narrow features: the dot products of long segments are computed even here."""
+    for rows in (LONGEST, 8192, 4096, 2048, 1024):
+        for dtype in (torch.bfloat16, torch.float32):
+            features = _empty(rows, 16, dtype=dtype)
+            call = partial(diversity_select, features, *_one_segment(rows), impl="triton")
+            gate = (rows, dtype) == (LONGEST, torch.bfloat16)
+            yield Case(f"{_short(dtype)} x 16, {rows} rows", call, gate)
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
     yield from _distances("bf16 x 3584, at an odd address", odd)
