@@ -100,12 +100,12 @@ def _selections_that_gather() -> Iterator[Case]:
 
 
 def _diversity_select() -> Iterator[Case]:
-    """Narrow features: the dot products of long segments are computed even here."""
-    for rows in (LONGEST, 8192, 4096, 2048, 1024):
+    """Narrow features, since the dot products of long segments are computed even here."""
+    for rows in (LONGEST, 8192, 4096, 2048, 2047, 1024):
         for dtype in (torch.bfloat16, torch.float32):
             features = _empty(rows, 16, dtype=dtype)
             call = partial(diversity_select, features, *_one_segment(rows), impl="triton")
-            gate = (rows, dtype) == (LONGEST, torch.bfloat16)
+            gate = rows in (LONGEST, 2047) and dtype == torch.bfloat16
             yield Case(f"{_short(dtype)} x 16, {rows} rows", call, gate)
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)

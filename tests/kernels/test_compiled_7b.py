@@ -56,9 +56,8 @@ def test_selecting_and_gathering(picture: Workload) -> None:
     check_op(random_select, segments, keep, seed=1, stream=2, gather=[hidden, positions])
 
 
-@pytest.mark.parametrize("picture", PICTURES[:3], ids=lambda w: w.name)
+@each_picture
 def test_diversity(picture: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to 4,096 tokens: the distances of 16,384 are 16 times the work, which is minutes here."""
     monkeypatch.setattr(settings, "check", False)
     check_op(diversity_select, *tokens(picture))
 
