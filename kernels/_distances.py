@@ -35,12 +35,11 @@ def ordered_bits(x):
 
 
 @triton.jit
-def distance_of(cosine, i_inverse, j_inverse):
+def distance_of(cosine, known):
     """1 - cosine; infinity where a row is not finite, so that it is no row's nearest other.
 
-    i_inverse, j_inverse: 1 / norm of the two rows, as `norms` stores it.
+    known: whether both rows are finite: 1 / norm, as `norms` stores it, is 0 or more.
     """
-    known = tl.minimum(i_inverse, j_inverse) >= 0.0
     return tl.where(known, 1.0 - cosine, float("inf"))
 
 
@@ -145,7 +144,8 @@ def _distances_kernel(
             dots = tl.dot(a, b, dots, input_precision=PRECISION)
     if RAW:
         dots = dots * i_inverse[:, None] * j_inverse[None, :]
-    distance = distance_of(dots, i_inverse[:, None], j_inverse[None, :])
+    known = (i_inverse >= 0.0)[:, None] & (j_inverse >= 0.0)[None, :]
+    distance = distance_of(dots, known)
 
     both_live = i_live[:, None] & j_live[None, :]
     matrix = matrix_ptr + tl.load(cu_matrix_ptr + segment).to(tl.int64)

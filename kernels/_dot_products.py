@@ -49,7 +49,8 @@ def _nearest_others_kernel(
         j_inverse = tl.load(inverse_ptr + first + j, mask=j < n, other=0.0)
         dots = tl.load(lines + j[None, :], mask=i_live[:, None] & (j < width)[None, :], other=0.0)
         cosine = dots * i_inverse[:, None] * j_inverse[None, :]
-        distance = distance_of(cosine, i_inverse[:, None], j_inverse[None, :])
+        known = tl.minimum(i_inverse[:, None], j_inverse[None, :]) >= 0.0
+        distance = distance_of(cosine, known)
         other = (j < n)[None, :] & (i[:, None] != j[None, :])
         smallest = tl.minimum(smallest, tl.where(other, distance, float("inf")))
     nearest = tl.load(nearest_ptr + first + i, mask=i_live, other=0)

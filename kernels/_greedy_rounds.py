@@ -33,7 +33,7 @@ _BLOCKS, _CANDIDATES, _WARPS = 32, 16, 4
 # Columns dealt out at a time, since good ones are often neighbours: 64 bytes of a line.
 _CHUNK = 16
 
-_FINISH_BLOCK = 4096  # columns that the last launch reads at a time
+_FINISH_BLOCK = 1024  # columns that the last launch reads at a time; more spill under Triton 3.6
 
 
 @triton.jit
@@ -46,7 +46,10 @@ def farthest(nearest, position):
 @triton.jit
 def lowered(nearest, dots, position, pick, i_inverse, j_inverse, SCALED: tl.constexpr):
     """`nearest` after a pick, from its line of the matrix: of distances if SCALED, or of dots."""
-    distance = dots if SCALED else distance_of(dots * i_inverse * j_inverse, i_inverse, j_inverse)
+    distance = dots
+    if not SCALED:
+        known = tl.minimum(i_inverse, j_inverse) >= 0.0
+        distance = distance_of(dots * i_inverse * j_inverse, known)
     nearest = tl.minimum(nearest, ordered_bits(distance))
     return tl.where(position == pick, PICKED, nearest)
 

@@ -18,6 +18,7 @@ import torch
 from vtfast.kernels import _distances as distance_kernels
 from vtfast.kernels import _gather_picks
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
+from vtfast.kernels._dot_products import dot_products
 from vtfast.kernels._threshold import TILES
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
@@ -107,6 +108,10 @@ def _diversity_select() -> Iterator[Case]:
             call = partial(diversity_select, features, *_one_segment(rows), impl="triton")
             gate = rows in (LONGEST, 2047) and dtype == torch.bfloat16
             yield Case(f"{_short(dtype)} x 16, {rows} rows", call, gate)
+    features, norms = _empty(2048, 16), (torch.empty(2048), torch.empty(2048, dtype=torch.int32))
+    where = (_one_segment(2048)[0].cu_seqlens, 0, [2048])
+    call = partial(dot_products, features, *norms, *where)
+    yield Case("bf16 x 16, 2048 rows", call, gate=True)  # on AMD the op does not take it
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
     yield from _distances("bf16 x 3584, at an odd address", odd)

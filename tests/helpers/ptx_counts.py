@@ -54,7 +54,7 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         if n <= FUSED // shrink:
             yield "random_select", more, partial(pick, gather=along)
             yield "topk_select", more, partial(best, gather=along)
-        for k in (keep,) if w.total < 4096 else (keep, round(SHARE * n)):
+        for k in ([keep] if w.total <= 4096 else []) + [round(SHARE * n)] * (w.total >= 4096):
             call = partial(ops.diversity_select, features, where[0], [k], impl="triton")
             yield "diversity_select", f"{k} of {n} rows x {w.dim}", call
     for _, heads, key_heads in (LLAVA, QWEN):

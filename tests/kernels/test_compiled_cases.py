@@ -23,7 +23,7 @@ from parity import TINY, exactly, nearly
 from ptx_driver import settings
 from repository import ROOT
 
-from vtfast.kernels import _distances
+from vtfast.kernels import _distances, _dot_products
 from vtfast.kernels import ragged_attention as attention
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._tiles import MAX_HEAD
@@ -37,8 +37,9 @@ assert ARCH, "set VTFAST_TEST_DEVICE to sm_80 or sm_90"
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 full = pytest.mark.full
 
-# Norms are computed, at the same settings, wherever distances are.
-CASES = [case for case in aot_cases.cases() if case.call.func is not _distances.norms]
+# What runs, at the same settings, in the cases of the op.
+PARTS = (_distances.norms, _dot_products.dot_products)
+CASES = [case for case in aot_cases.cases() if case.call.func not in PARTS]
 NUMBERS = [
     pytest.param(i, marks=() if case.gate else full, id=f"{case.call.func.__name__}, {case.name}")
     for i, case in enumerate(CASES)
