@@ -22,9 +22,9 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 # as PTX. Left out there are tests of PyTorch alone.
 PTX_ARCHS := sm_80 sm_90
 PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition compact default_dtype \
-    diversity_select gather gather_picks image_hash last_query_scores launch ragged_attention_kernel \
-    ragged_decode_kernel random_select repeat topk_select unchecked compiled_cases compiled_fuzz \
-    ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
+    diversity_select gather gather_picks greedy_rounds image_hash last_query_scores launch \
+    ragged_attention_kernel ragged_decode_kernel random_select repeat topk_select unchecked \
+    compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
     ptx_instructions)
 PTX_LEFT_OUT := eager or refuses or test_agrees_with_a_plain_sort or test_agrees_with_python \
     or test_agrees_with_the_plain_greedy or the_memory_there_is
@@ -74,7 +74,7 @@ test-ptx: $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ## the tests of compiled ker
 $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 	VTFAST_TEST_DEVICE=$* $(BIN)/pytest $(PTX_TESTS) -m "not full" -k "not ($(PTX_LEFT_OUT))" -n 0 $(ARGS)
 
-ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models; 7 minutes of CPU
+ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models; 14 minutes of CPU
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
 ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when left out? half an hour
@@ -114,7 +114,7 @@ mutants: $(READY) ## does every test in tests/mutations.py fail when its code is
 aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its summary in docs/kernels.md
 	$(BIN)/python tests/helpers/aot_table.py
 
-ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; 6 minutes of CPU; writes ptx_counts.json and docs/kernels-counts.md
+ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; 10 minutes of CPU; writes ptx_counts.json and docs/kernels-counts.md
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/python tests/helpers/ptx_counts_table.py
 
 lint: $(READY) ## ruff (rules, formatting) and mypy

@@ -20,7 +20,7 @@ from vtfast.ops import Ragged, diversity_select
 CASES = [  # workload, share kept; on a CPU the small ones
     *(("llava b1", 0.1), ("llava b1", 0.5), ("llava b8", 0.1), ("llava b8", 0.5)),
     *(("llava b32", 0.1), ("qwen 1k", 0.1), ("qwen 4k", 0.1), ("qwen 4k", 0.5)),
-    *(("qwen mix b8", 0.25), ("qwen 16k", 0.1)),
+    *(("qwen 4k", 0.64), ("qwen mix b8", 0.25), ("qwen 16k", 0.1), ("qwen 16k", 0.64)),
 ]
 MOST_PAIRS_ON_CPU = 3_000_000
 MOST_PUBLISHED_STEPS = 2048  # the published loop reads k^2 / 2 rows; more steps would take seconds

@@ -35,6 +35,15 @@ def ordered_bits(x):
 
 
 @triton.jit
+def distance_of(cosine, known):
+    """1 - cosine; infinity where a row is not finite, so that it is no row's nearest other.
+
+    known: whether both rows are finite: 1 / norm, as `norms` stores it, is 0 or more.
+    """
+    return tl.where(known, 1.0 - cosine, float("inf"))
+
+
+@triton.jit
 def padded_columns(n):
     """Columns of a matrix of n rows, padded: each line starts at a multiple of 64 bytes."""
     return (n + 15) // 16 * 16
@@ -135,9 +144,8 @@ def _distances_kernel(
             dots = tl.dot(a, b, dots, input_precision=PRECISION)
     if RAW:
         dots = dots * i_inverse[:, None] * j_inverse[None, :]
-    # A row that is not finite is infinitely far from all others, so it is no row's nearest other.
     known = (i_inverse >= 0.0)[:, None] & (j_inverse >= 0.0)[None, :]
-    distance = tl.where(known, 1.0 - dots, float("inf"))
+    distance = distance_of(dots, known)
 
     both_live = i_live[:, None] & j_live[None, :]
     matrix = matrix_ptr + tl.load(cu_matrix_ptr + segment).to(tl.int64)

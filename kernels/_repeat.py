@@ -18,9 +18,9 @@ class Repeat:
     """A Triton kernel with its grid (3 ints), constants and options.
 
     Call it with the other arguments in order. From one call to the next only addresses of tensors
-    may change, never their dtypes nor any other argument. Tensors that do not start at a multiple
-    of 16 bytes, for which Triton compiles another kernel, and interpreted kernels go through
-    Triton's look-up.
+    may change, and integers that the kernel does not specialise on, never dtypes nor any other
+    argument. Tensors that do not start at a multiple of 16 bytes, for which Triton compiles another
+    kernel, and interpreted kernels go through Triton's look-up.
     """
 
     def __init__(

@@ -4,6 +4,8 @@ With d(i, j) = 1 - cos(x_i, x_j): start from the row whose nearest other row is 
 repeatedly add the row with the largest distance to its nearest picked row.
 
 Three launches: two for the distances (`_distances.py`), then the picking, one program per segment.
+In segments of 2048 rows and more many programs pick, in rounds (`_greedy_rounds.py`); dot products
+of 16-bit features are then made by the vendor's library (`_dot_products.py`).
 Traffic: the features, 4 n^2 bytes of distances out, and 4 n k of them in again. Segments are
 processed in groups that need at most 1 GiB of distances. Limits: 16384 rows a segment and fp32,
 fp16, bf16; "auto" falls back to PyTorch for anything else.
@@ -39,15 +41,10 @@ from ._distances import (
     padded_columns,
     padded_columns_on_host,
 )
+from ._dot_products import dot_products, takes_dot_products
+from ._greedy_rounds import farthest, pick_in_rounds, store_picked
 from ._launch import on_device_of, register, tl, triton, use_triton
-from ._threshold import (
-    COLUMNS,
-    positions,
-    segment_bounds,
-    store_picks,
-    tile,
-    why_unsupported_length,
-)
+from ._threshold import COLUMNS, segment_bounds, tile, why_unsupported_length
 from .ragged import Ragged
 
 _OP = "diversity_select"
@@ -55,11 +52,7 @@ _OP = "diversity_select"
 # Limit on the distances held at once: one segment of 16384 rows, or many smaller segments.
 _MAX_MATRIX_BYTES = 2**30
 
-
-@triton.jit
-def _farthest(nearest, position):
-    """The lowest position of the largest value, by two integer reductions."""
-    return tl.min(tl.where(nearest == tl.max(nearest), position, 2147483647))
+_LONG = 2048  # rows from which on a segment is picked from in rounds
 
 
 @triton.jit
@@ -93,7 +86,7 @@ def _greedy_kernel(
     # `nearest` is the distance to the nearest other row for the first pick, from then on to the
     # nearest picked row.
     nearest = tl.load(nearest_ptr + first + position, mask=live, other=PICKED)
-    pick = _farthest(nearest, position)
+    _, pick = farthest(nearest, position)
     nearest = tl.where(nearest > NOT_FINITE, FARTHEST, nearest)
     step = tl.full((), 0, tl.int32)
     while step < k:
@@ -103,14 +96,9 @@ def _greedy_kernel(
         distance = tl.load(line, mask=position < width, other=0.0)
         nearest = tl.minimum(nearest, ordered_bits(distance))  # positions past the end stay lowest
         nearest = tl.where(position == pick, PICKED, nearest)
-        pick = _farthest(nearest, position)
+        _, pick = farthest(nearest, position)
         step += 1
-
-    # Read back which rows are marked as picked, in the layout that `store_picks` needs.
-    tl.debug_barrier()
-    position = positions(ROWS, COLUMNS)
-    nearest = tl.load(nearest_ptr + first + position, mask=position < n, other=0)
-    store_picks(index_ptr + first_out, first + position, nearest == PICKED, position < 0, k)
+    store_picked(index_ptr + first_out, nearest_ptr, first, n, k, ROWS, COLUMNS)
 
 
 def _launch(
@@ -122,11 +110,14 @@ def _launch(
     if kept.total:
         with on_device_of(features):
             x, inverse, nearest = norms(features)
+            first = 0
             for group in _groups(lengths):
                 rows, picks = cu_seqlens, kept.cu_seqlens
                 if group.start:
                     rows, picks = rows[group.start :], picks[group.start :]
-                _pick_group(x, inverse, nearest, rows, picks, lengths[group], index, order)
+                counts = lengths[group], keep[group]
+                _pick_group(x, inverse, nearest, rows, picks, first, *counts, index, order)
+                first += sum(lengths[group])
     return index, order
 
 
@@ -136,12 +127,26 @@ def _pick_group(
     nearest: torch.Tensor,
     cu_seqlens: torch.Tensor,
     cu_keep: torch.Tensor,
+    first: int,
     lengths: Sequence[int],
+    keep: Sequence[int],
     index: torch.Tensor,
     order: torch.Tensor,
 ) -> None:
-    """Pick rows of one group of segments; its matrices are freed before the next group's exist."""
-    matrix, cu_matrix = distance_matrices(x, inverse, nearest, cu_seqlens, cu_keep, lengths)
+    """Pick rows of one group of segments; its matrices are freed before the next group's exist.
+
+    first: the first row of the group.
+    """
+    long = max(lengths) >= _LONG
+    scaled = not (long and takes_dot_products(x))
+    if scaled:
+        matrix, cu_matrix = distance_matrices(x, inverse, nearest, cu_seqlens, cu_keep, lengths)
+    else:
+        matrix, cu_matrix = dot_products(x, inverse, nearest, cu_seqlens, first, lengths)
+    if long:
+        tensors = (matrix, inverse, nearest, cu_seqlens, cu_keep, cu_matrix, index, order)
+        pick_in_rounds(*tensors, lengths, keep, scaled=scaled)
+        return
     rows, warps = tile(max(lengths))
     _greedy_kernel[(len(lengths),)](
         matrix,
@@ -159,11 +164,15 @@ def _pick_group(
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[slice]:
-    """Split segments into consecutive groups, of one or more, whose matrices fit the limit."""
+    """Split segments into consecutive groups, of one or more, whose matrices fit the limit.
+
+    No group has both long segments and others, so that a segment is treated alike in every batch.
+    """
     start = size = 0
     for segment, length in enumerate(lengths):
         more = 4 * length * padded_columns_on_host(length)
-        if size and size + more > _MAX_MATRIX_BYTES:
+        other_kind = (length >= _LONG) != (lengths[start] >= _LONG)
+        if other_kind or (size and size + more > _MAX_MATRIX_BYTES):
             yield slice(start, segment)
             start, size = segment, 0
         size += more

@@ -51,6 +51,8 @@ REFERENCE = "kernels/reference.py"
 SELECT_NUMPY = "kernels/_select_numpy.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
+ROUNDS = "kernels/_greedy_rounds.py"
+ROUNDS_TEST = "tests/kernels/test_greedy_rounds.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
 COMPACT = "tests/kernels/test_compact.py::test_"
 HASH = "tests/kernels/test_image_hash.py::"
@@ -937,6 +939,48 @@ MUTATIONS = [
         "masked_fill_(~self.finite, torch.inf)",
         "tests/kernels/test_diversity_select.py::"
         "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
+    ),
+    Mutation(
+        "A round goes on when a row that is no candidate may be farther.",
+        ROUNDS,
+        "picking = ahead & (done < k)",
+        "picking = done < k",
+        ROUNDS_TEST + "test_rounds_are_the_plain_greedy_on_the_same_matrix[3-all rows]",
+    ),
+    Mutation(
+        "Rows that are as far as the last candidate of a program are picked in any order.",
+        ROUNDS,
+        "((best == bound) & (pick <= bound_position))",
+        "(best == bound)",
+        ROUNDS_TEST + "test_equal_distances_are_picked_by_position",
+    ),
+    Mutation(
+        "The rows farthest from their nearest other row are all picked, not the first alone.",
+        ROUNDS,
+        "bound = tl.where(done == 0, FARTHEST, bound)",
+        "bound = tl.where(done == 0, PICKED, bound)",
+        ROUNDS_TEST + "test_rounds_are_the_plain_greedy_on_the_same_matrix[3-all rows]",
+    ),
+    Mutation(
+        "What the rounds leave is not picked.",
+        ROUNDS,
+        "    while done < k:",
+        "    while done > k:",
+        ROUNDS_TEST + "test_what_the_rounds_leave_is_picked_after_them",
+    ),
+    Mutation(
+        "The library multiplies rows that start anywhere.",
+        "kernels/_dot_products.py",
+        "return x.element_size() == 2 and aligned and",
+        "return x.element_size() == 2 and",
+        ROUNDS_TEST + "test_only_aligned_rows_of_16_bits_are_multiplied_by_the_library",
+    ),
+    Mutation(
+        "Whether a segment counts as long depends on its batch.",
+        "kernels/diversity_select.py",
+        "other_kind = (length >= _LONG) != (lengths[start] >= _LONG)",
+        "other_kind = False",
+        ROUNDS_TEST + "test_long_segments_share_no_group_with_others",
     ),
     Mutation(
         "Distances are made from a constant of the default dtype.",

@@ -18,6 +18,7 @@ import torch
 from vtfast.kernels import _distances as distance_kernels
 from vtfast.kernels import _gather_picks
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES, REFERENCE_DTYPES
+from vtfast.kernels._dot_products import dot_products
 from vtfast.kernels._threshold import TILES
 from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
@@ -113,10 +114,17 @@ def _selections_that_gather() -> Iterator[Case]:
 
 
 def _diversity_select() -> Iterator[Case]:
-    for longest, _ in reversed(TILES):
-        features = _empty(longest, 3584)
-        call = partial(diversity_select, features, *_one_segment(longest), impl="triton")
-        yield Case(f"bf16 x 3584, {longest} rows", call, gate=longest == LONGEST)
+    """Narrow features, since the dot products of long segments are computed even here."""
+    for rows in (LONGEST, 8192, 4096, 2048, 2047, 1024):
+        for dtype in (torch.bfloat16, torch.float32):
+            features = _empty(rows, 16, dtype=dtype)
+            call = partial(diversity_select, features, *_one_segment(rows), impl="triton")
+            gate = rows in (LONGEST, 2047) and dtype == torch.bfloat16
+            yield Case(f"{_short(dtype)} x 16, {rows} rows", call, gate)
+    features, norms = _empty(2048, 16), (torch.empty(2048), torch.empty(2048, dtype=torch.int32))
+    where = (_one_segment(2048)[0].cu_seqlens, 0, [2048])
+    call = partial(dot_products, features, *norms, *where)
+    yield Case("bf16 x 16, 2048 rows", call, gate=True)  # on AMD the op does not take it
     yield from _distances("bf16 x 1024", _empty(576, 1024))
     odd = _empty(576 * 3584 + 1)[1:].view(576, 3584)
     yield from _distances("bf16 x 3584, at an odd address", odd)

@@ -27,7 +27,8 @@ SHAPES = ("llava b1", "qwen 1k", "qwen 4k", "qwen 16k")  # of `shapes.py`: pictu
 # Pixels, or a grid of patches, that those are made of; 16,384 tokens take minutes here.
 PICTURES = {"llava b1": (3, 336, 336), "qwen 1k": (64, 64), "qwen 4k": (128, 128)}
 PROMPTS, CACHED = (640, 4096), 16384  # tokens
-DISTANCES = 4096  # rows at most: the distances of 16,384 take most of an hour here
+FUSED = 4096  # rows at most of which a selection gathers the picked ones in its own launch
+SHARE = 0.64  # of the rows of "qwen 4k" and "qwen 16k", which the default plan asks of diversity
 Case = tuple[str, str, Callable[[], object]]  # op, shape, a call
 
 
@@ -59,11 +60,12 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         yield "gather_rows", more, partial(gather, *along)
         if w.name in PICTURES:
             yield "image_hash", *_hashing(w.name, shrink, fresh)
-        if n <= DISTANCES // shrink:
+        if n <= FUSED // shrink:
             yield "random_select", more, partial(pick, gather=along)
             yield "topk_select", more, partial(best, gather=along)
-            call = partial(ops.diversity_select, features, *where, impl="triton")
-            yield "diversity_select", wide, call
+        for k in ([keep] if w.total <= 4096 else []) + [round(SHARE * n)] * (w.total >= 4096):
+            call = partial(ops.diversity_select, features, where[0], [k], impl="triton")
+            yield "diversity_select", f"{k} of {n} rows x {w.dim}", call
     for _, heads, key_heads in (LLAVA, QWEN):
         fewer = min(shrink, key_heads)
         yield from _attention(shrink, fresh, heads // fewer, key_heads // fewer)
@@ -105,16 +107,32 @@ def _attention(
 
 
 def counted(call: Callable[[], object]) -> list[Any]:
-    """What ran in a call: `ptx_machine.Ran` of each launch."""
+    """What ran in a call: `ptx_machine.Ran` of each kernel, of all its launches together.
+
+    Its counts also have their number. `programs` are those of one launch, since all are alike.
+    """
     from ptx_driver import settings
 
     before = dict(vars(settings))
     vars(settings).update(orders=1, check=False, count=True, launches=[])
     try:
         call()
-        return settings.launches
+        return _by_kernel(settings.launches)
     finally:
         vars(settings).update(before)
+
+
+def _by_kernel(launches: list[Any]) -> list[Any]:
+    found: dict[str, Any] = {}
+    for ran in launches:
+        ran.counts["launches"] = 1
+        known = found.setdefault(ran.program.name, ran)
+        if known is not ran:
+            assert (known.program, known.grid) == (ran.program, ran.grid)
+            known.reached += ran.reached
+            for name in ran.counts.keys() - {"programs"}:
+                known.counts[name] += ran.counts[name]
+    return list(found.values())
 
 
 def flops(ran: Any) -> int:

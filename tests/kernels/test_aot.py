@@ -15,7 +15,7 @@ from repository import ROOT
 # 8.6, 8.9 and 12.x are launched with the settings of sm_80, and have less shared memory.
 SMALLEST = 99 * 1024
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-MOST = 75  # kernels x GPUs x versions compiled in every run of the tests
+MOST = 85  # kernels x GPUs x versions compiled in every run of the tests
 
 
 def name(row):
@@ -103,7 +103,7 @@ def test_a_program_fits_smaller_gpus_or_is_not_launched_there(of):
         if row["shared"] > SMALLEST:
             constants = row["setting"]["constants"]
             picked_from = constants["ROWS"] * constants["COLUMNS"]
-            assert row["kernel"] in ("_topk_select_kernel", "_greedy_kernel"), row
+            assert row["kernel"] in ("_topk_select_kernel", "_finish_kernel"), row
             assert (row["triton"], row["shared"]) == ("3.6.0", 8 * picked_from), row
 
 

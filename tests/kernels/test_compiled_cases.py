@@ -23,7 +23,7 @@ from parity import TINY, exactly, nearly
 from ptx_driver import settings
 from repository import ROOT
 
-from vtfast.kernels import _distances
+from vtfast.kernels import _distances, _dot_products
 from vtfast.kernels import ragged_attention as attention
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._tiles import MAX_HEAD
@@ -37,8 +37,9 @@ assert ARCH, "set VTFAST_TEST_DEVICE to sm_80 or sm_90"
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 full = pytest.mark.full
 
-# Norms are computed, at the same settings, wherever distances are.
-CASES = [case for case in aot_cases.cases() if case.call.func is not _distances.norms]
+# What runs, at the same settings, in the cases of the op.
+PARTS = (_distances.norms, _dot_products.dot_products)
+CASES = [case for case in aot_cases.cases() if case.call.func not in PARTS]
 NUMBERS = [
     pytest.param(i, marks=() if case.gate else full, id=f"{case.call.func.__name__}, {case.name}")
     for i, case in enumerate(CASES)
@@ -48,7 +49,7 @@ KERNELS = {
     for file in (ROOT / "kernels").glob("*.py")
     for name in re.findall(r"^@triton\.jit[^)]*\)?\ndef (_\w+_kernel)\(", file.read_text(), re.M)
 }
-LONG = 4097  # rows for which the greedy kernel takes the settings of its longest segments
+LONG = 4097  # rows for which the last launch of a selection takes its largest settings
 
 
 def one(rows: int) -> Ragged:
@@ -103,7 +104,7 @@ def launched(number: int) -> set[str]:
     bound = inspect.signature(op).bind_partial()
     bound.arguments |= given
     # Three orders, but where many programs compute distances that other cases compare.
-    long = op is diversity_select and len(given["features"]) == LONG
+    long = op is diversity_select and len(given["features"]) > 1024
     wave = 128 if len(given.get("q", ())) == 64 else 0  # 64 rows are for the small tile
     with (
         mock.patch.multiple(settings, launches=[], orders=1 if long else 3),

@@ -13,7 +13,7 @@ from ragged_cases import ragged
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtfast.kernels import _distances, _launch, _threshold
+from vtfast.kernels import _distances, _dot_products, _greedy_rounds, _launch, _threshold
 from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
@@ -205,12 +205,22 @@ def test_a_launch_says_whether_products_are_fused_into_sums(call, idle):
 
 def test_distances_are_made_without_fusing_products_into_sums(monkeypatch):
     """1 - dots * a * b is then the same wherever it is computed, and so is a tie."""
-    module, kernels = sys.modules["vtfast.kernels.diversity_select"], (Idle(), Idle())
-    for name, kernel in zip(("_norms_kernel", "_distances_kernel"), kernels, strict=True):
-        monkeypatch.setattr(_distances, name, kernel)
+    module, kernels = sys.modules["vtfast.kernels.diversity_select"], []
+    for file, names in (
+        (_distances, ("_norms_kernel", "_distances_kernel")),
+        (_dot_products, ("_nearest_others_kernel",)),
+        (_greedy_rounds, ("_round_kernel", "_finish_kernel")),
+    ):
+        for name in names:
+            kernels.append(Idle())
+            monkeypatch.setattr(file, name, kernels[-1])
     monkeypatch.setattr(module, "_greedy_kernel", Idle())
     module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
-    assert [options["enable_fp_fusion"] for k in kernels for options in k.options] == [False] * 2
+    monkeypatch.setattr(module, "_LONG", 1)
+    x = torch.ones(6, 8, dtype=torch.bfloat16)
+    module._launch(x, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
+    assert all(kernel.options for kernel in kernels)
+    assert {options["enable_fp_fusion"] for k in kernels for options in k.options} == {False}
 
 
 def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idle):
