@@ -183,10 +183,10 @@ def test_every_test_that_only_runs_executed_as_ptx_is_named_in_the_makefile() ->
     assert apart - named == {"compiled_7b"}  # in `make ptx-full`, by its ending
 
 
-def test_the_executor_of_ptx_has_at_most_1120_lines_with_its_docs() -> None:
+def test_the_executor_of_ptx_has_at_most_1100_lines_with_its_docs() -> None:
     files = [path for path in (ROOT / "tests/kernels/ptx").iterdir() if path.is_file()]
     assert {path.suffix for path in files} == {".cpp", ".md", ".py"}
-    assert 900 < sum(len(path.read_text().splitlines()) for path in files) <= 1120
+    assert 900 < sum(len(path.read_text().splitlines()) for path in files) <= 1100
 
 
 def test_patching_and_the_runtime_have_under_2000_lines_of_code() -> None:
@@ -201,12 +201,12 @@ def test_a_file_of_the_models_has_under_200_lines_of_code() -> None:
     assert max(sizes.values()) < 200, sizes
 
 
-def test_the_bench_is_at_most_20_files_and_3400_lines() -> None:
+def test_the_bench_is_at_most_20_files_and_3500_lines() -> None:
     sizes = [
         len((ROOT / f).read_text().splitlines()) for f in PYTHON_FILES if f.startswith("bench/")
     ]
     assert 10 < len(sizes) <= 20
-    assert sum(sizes) <= 3400
+    assert sum(sizes) <= 3500
 
 
 def test_importing_vtfast_loads_no_framework() -> None:

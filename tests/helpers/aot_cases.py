@@ -219,6 +219,10 @@ def _ragged_decode() -> Iterator[Case]:
                     partial(call, impl="triton"),
                     gate=(heads, dtype) == (28, torch.bfloat16) and index is not None,
                 )
+                yield Case(
+                    f"{name}, one split" + (index is not None) * ", indexed",
+                    partial(call, impl="triton", max_length=128),
+                )
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

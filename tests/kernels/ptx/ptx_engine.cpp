@@ -76,8 +76,7 @@ static bool fault(Warp& w, Kind kind, u32 at, u32 lane, u64 address, u32 size, u
   if (call->num_faults < call->max_faults) call->faults[call->num_faults++] = {kind, at, w.block->id, w.number, lane, size, address, other};
   return false;
 }
-static u32 at(Warp& w, const Ins& i) { return &i - w.block->call->code; }
-static V32 all32(u32 x) { return V32{} + x; } static V64 all64(u64 x) { return V64{} + x; }
+static u32 at(Warp& w, const Ins& i) { return &i - w.block->call->code; } static V32 all32(u32 x) { return V32{} + x; } static V64 all64(u64 x) { return V64{} + x; }
 static F32 f(V32 x) { return (F32)x; } static V32 pick(V32 m, V32 a, V32 b) { return (a & m) | (b & ~m); }
 static V64 wide(V32 m) { return (V64)TO((S32)m, S64); } static V32 narrow(S64 m) { return (V32)TO(m, S32); }
 static V32& R(Warp& w, u32 k) { return w.r[w.o[k]]; } static V64& R64(Warp& w, u32 k) { return *(V64*)&w.r[w.o[k]]; }
@@ -94,13 +93,11 @@ static V32 smaller(V32 a, V32 b, bool larger) {  // PTX: a NaN loses, -0 < +0
   V32 both = (V32)(x != x) & (V32)(y != y);
   return pick(both, all32(0x7fffffff), pick((V32)(x != x), b, pick((V32)(y != y), a, r)));
 }
-static float as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
-static double as_double(u64 x) { double y; memcpy(&y, &x, 8); return y; }
+static float as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; } static double as_double(u64 x) { double y; memcpy(&y, &x, 8); return y; }
 static u32 as_bits(float x) { u32 y; memcpy(&y, &x, 4); return y; }
 static u32 to_bf16(float x) { u32 b = as_bits(x); return x != x ? 0x7fff : (b + 0x7fff + (b >> 16 & 1)) >> 16; }
 static u32 to_f16(float x) { _Float16 h = (_Float16)x; u16 b; memcpy(&b, &h, 2); return x != x ? 0x7fff : b; }
-static float of_f16(u16 b) { _Float16 h; memcpy(&h, &b, 2); return (float)h; }
-static u32 subnormal_is_0(u32 x) { return x & 0x7f800000 ? x : x & 0x80000000; }
+static float of_f16(u16 b) { _Float16 h; memcpy(&h, &b, 2); return (float)h; } static u32 subnormal_is_0(u32 x) { return x & 0x7f800000 ? x : x & 0x80000000; }
 static u32 field(u32 a, u32 at, u32 bits, bool sign) {
   s64 x = (sign ? (s64)(s32)a : (s64)a) >> std::min(at & 255, 32u), unused = 64 - std::min(bits & 255, 32u);
   return unused == 64 ? 0 : sign ? (s64)((u64)x << unused) >> unused : (u64)x << unused >> unused;
@@ -387,22 +384,17 @@ static void wait_for_products(Warp& w, const Ins& i) {
 #define REDUCE(name, type, e) {name, [](Warp& w, const Ins& i) { whole(w, i, R(w, 2)); type a = R(w, 1)[0]; for (int l = 1; l < 32; l++) { type b = R(w, 1)[l]; a = e; } put(w, all32(a)); }}
 #define S(v) TO((S32)(v), S64)
 static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] = {
-    {"bra", nullptr}, {"ret", nullptr}, {"bar.sync", nullptr},
-    OP32("mov.32", a), OP64("mov.64", a), OP32("pack.32", (a & 0xffff) | b << 16), WIDEN("pack.64", TO(a, V64) | TO(b, V64) << 32),
-    {"unpack.32", [](Warp& w, const Ins&) { V32 a = R(w, 2); put(w, a & 0xffff), put(w, a >> 16, 1); }},
-    {"unpack.64", [](Warp& w, const Ins&) { V64 a = R64(w, 2); put(w, TO(a, V32)), put(w, TO(a >> 32, V32), 1); }},
+    {"bra", nullptr}, {"ret", nullptr}, {"bar.sync", nullptr}, OP32("mov.32", a), OP64("mov.64", a), OP32("pack.32", (a & 0xffff) | b << 16), WIDEN("pack.64", TO(a, V64) | TO(b, V64) << 32),
+    {"unpack.32", [](Warp& w, const Ins&) { V32 a = R(w, 2); put(w, a & 0xffff), put(w, a >> 16, 1); }}, {"unpack.64", [](Warp& w, const Ins&) { V64 a = R64(w, 2); put(w, TO(a, V32)), put(w, TO(a >> 32, V32), 1); }},
     {"ld.param", parameter}, OP32("add.16", a + b & 0xffff), OP32("sub.16", a - b & 0xffff), OP32("add.32", a + b), OP32("sub.32", a - b), OP64("add.64", a + b), OP64("sub.64", a - b),
     OP32("mul.lo.16", a * b & 0xffff), OP32("mul.hi.u16", a * b >> 16), OP32("mul.lo.32", a * b), OP64("mul.lo.64", a * b), OP32("mad.lo.32", a * b + c), OP64("mad.lo.64", a * b + c),
     OP32("mul.hi.u32", TO(TO(a, V64) * TO(b, V64) >> 32, V32)), WIDEN("mul.wide.u32", TO(a, V64) * TO(b, V64)), WIDEN("mul.wide.s32", S(a) * S(b)), WIDEN("mad.wide.u32", TO(a, V64) * TO(b, V64) + c), WIDEN("mad.wide.s32", (V64)(S(a) * S(b)) + c),
-    OP32("div.u32", EACH(b[l] ? a[l] / b[l] : ~0u)), OP32("div.s32", EACH(!b[l] ? ~0u : b[l] == ~0u ? -a[l] : (u32)((s32)a[l] / (s32)b[l]))),
-    {"div.s64", [](Warp& w, const Ins&) { V64 d; LANES(u64 a = R64(w, 1)[l], b = R64(w, 2)[l]; d[l] = !b ? ~0ull : b == ~0ull ? -a : (u64)((s64)a / (s64)b)) put(w, d); }},
+    OP32("div.u32", EACH(b[l] ? a[l] / b[l] : ~0u)), OP32("div.s32", EACH(!b[l] ? ~0u : b[l] == ~0u ? -a[l] : (u32)((s32)a[l] / (s32)b[l]))), {"div.s64", [](Warp& w, const Ins&) { V64 d; LANES(u64 a = R64(w, 1)[l], b = R64(w, 2)[l]; d[l] = !b ? ~0ull : b == ~0ull ? -a : (u64)((s64)a / (s64)b)) put(w, d); }},
     OP32("neg.32", -a), OP32("min.u32", EACH(std::min(a[l], b[l]))), OP32("min.s32", EACH((u32)std::min((s32)a[l], (s32)b[l]))), OP32("max.s32", EACH((u32)std::max((s32)a[l], (s32)b[l]))),
-    OP64("min.s64", (S64)a < (S64)b ? a : b), OP64("max.s64", (S64)a > (S64)b ? a : b),
-    OP32("min.relu.s32", EACH((u32)std::max(0, std::min((s32)a[l], (s32)b[l])))),
+    OP64("min.s64", (S64)a < (S64)b ? a : b), OP64("max.s64", (S64)a > (S64)b ? a : b), OP32("min.relu.s32", EACH((u32)std::max(0, std::min((s32)a[l], (s32)b[l])))),
     OP32("and.32", a & b), OP32("or.32", a | b), OP32("xor.32", a ^ b), OP32("not.32", ~a), OP64("and.64", a & b), OP64("or.64", a | b), OP64("xor.64", a ^ b),
     OP32("shl.16", EACH(b[l] < 16 ? a[l] << b[l] & 0xffff : 0)), OP32("shl.32", EACH(b[l] < 32 ? a[l] << b[l] : 0)), OP32("shr.u32", EACH(b[l] < 32 ? a[l] >> b[l] : 0)), OP32("shr.s32", EACH((u32)((s32)a[l] >> std::min(b[l], 31u)))),
-    SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0), SHIFT("shr.s64", (u64)((s64)a >> std::min(n, 63u))),
-    OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("prmt.b32", EACH(bytes_of((u64)b[l] << 32 | a[l], c[l]))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
+    SHIFT("shl.64", n < 64 ? a << n : 0), SHIFT("shr.u64", n < 64 ? a >> n : 0), SHIFT("shr.s64", (u64)((s64)a >> std::min(n, 63u))), OP32("bfe.u32", EACH(field(a[l], b[l], c[l], false))), OP32("bfe.s32", EACH(field(a[l], b[l], c[l], true))), OP32("prmt.b32", EACH(bytes_of((u64)b[l] << 32 | a[l], c[l]))), OP32("popc.b32", EACH((u32)__builtin_popcount(a[l]))),
     OP32("selp.32", pick(c, a, b)), {"selp.64", [](Warp& w, const Ins&) { V64 m = wide(R(w, 3)); put(w, R64(w, 1) & m | R64(w, 2) & ~m); }},
     COMPARE("eq", ==), COMPARE("lt", <), COMPARE("le", <=), COMPARE("gt", >), COMPARE("ge", >=),
     OP32("setp.ne.u32", a != b), NARROW("setp.ne.u64", narrow(a != b)), OP32("setp.num.f32", (x == x) & (y == y)), OP32("setp.ne.f32", (x != y) & (x == x) & (y == y)),
@@ -411,8 +403,7 @@ static const struct { const char* name; void (*run)(Warp&, const Ins&); } OPS[] 
     OP32("ex2.approx.ftz.f32", EACH(subnormal_is_0(as_bits(exp2f(as_float(subnormal_is_0(a[l]))))))),
     OP32("cvt.f32.bf16", a << 16), OP32("cvt.f32.f16", EACH(as_bits(of_f16(a[l])))), OP32("cvt.rn.bf16.f32", EACH(to_bf16(x[l]))), OP32("cvt.rn.f16.f32", EACH(to_f16(x[l]))),
     OP32("cvt.rn.bf16x2.f32", EACH(to_bf16(x[l]) << 16 | to_bf16(y[l]))), OP32("cvt.rn.f16x2.f32", EACH(to_f16(x[l]) << 16 | to_f16(y[l]))),
-    NARROW("cvt.rn.f32.f64", EACH(as_bits((float)as_double(a[l])))),
-    OP32("cvt.rna.tf32.f32", EACH((a[l] & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : a[l] + 0x1000 & ~0x1fffu)),
+    NARROW("cvt.rn.f32.f64", EACH(as_bits((float)as_double(a[l])))), OP32("cvt.rna.tf32.f32", EACH((a[l] & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : a[l] + 0x1000 & ~0x1fffu)),
     WIDEN("cvt.u64.u32", TO(a, V64)), WIDEN("cvt.s64.s32", S(a)), OP64("cvt.s64.low", (S64)(a << 32) >> 32), NARROW("cvt.u32.u64", TO(a, V32)), OP32("cvt.u16.u32", a & 0xffff), OP32("cvt.s16.s8", (V32)((S32)(a << 24) >> 24) & 0xffff),
     {"ld.global", move<true, false>}, {"ld.shared", move<false, false>}, {"st.global", move<true, true>}, {"st.shared", move<false, true>}, {"atom.global.gpu.relaxed.min.s32", atomic<s32>}, {"atom.global.gpu.relaxed.add.u64", atomic<u64>},
     {"cp.async", copy_async}, {"cp.async.commit_group", [](Warp& w, const Ins& i) { whole(w, i), w.copies.push_back(std::move(w.open)); w.open.clear(); }}, {"cp.async.wait_group", wait_for_copies},
