@@ -208,17 +208,16 @@ MUTATIONS = [
     Mutation(
         "Packed: a turn of text is taken over from the cache with its padding.",
         RUNTIME + "packed.py",
-        "if past and chunk.mask is not None and chunk.past:",
+        "if past and chunk.cached is None and chunk.mask is not None and chunk.past:",
         "if False:",
         PATCH + "turns.py::test_pictures_after_a_padded_turn_of_text[llava-packed]",
     ),
     Mutation(
         "Packed: the tokens of a later chunk see that chunk only.",
-        RUNTIME + "packed_kv_cache.py",
-        "index = row_numbers(self.starts, lengths, self.device)\n"
-        "        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, lengths))",
-        "index = self._where\n"
-        "        queries, keys = (Ragged.from_lengths(n, self.device) for n in (new, new))",
+        RUNTIME + "packed.py",
+        "keys = Ragged.from_lengths(cached.lengths, hidden.device)\n"
+        "            index = row_numbers(cached.starts, cached.lengths, hidden.device)",
+        "keys, index = queries, cached.where",
         PATCH + "turns.py::test_a_picture_after_a_turn_of_text[llava-packed]",
     ),
     Mutation(
@@ -426,7 +425,7 @@ MUTATIONS = [
     ),
     Mutation(
         "Attention scores are read one layer late.",
-        RUNTIME + "stage.py",
+        "vtfast/methods/stage.py",
         "return self.layer if this else self.layer - 1",
         "return self.layer",
         PATCH + "selection.py::test_every_stage_keeps_what_its_method_means"
@@ -530,9 +529,9 @@ MUTATIONS = [
     ),
     Mutation(
         "The layout is chosen anew in every forward.",
-        RUNTIME + "hooks.py",
-        "return packed if state.packed else padded,",
-        "return padded if self._always_padded else packed,",
+        RUNTIME + "choose_layout.py",
+        "return state.packed,",
+        "return not always_padded,",
         PATCH + "refusals.py::test_a_padded_cache_goes_on_padded_under_a_packed_patch[llava]",
     ),
     Mutation(
@@ -589,9 +588,9 @@ MUTATIONS = [
         "test_checkpointing_takes_the_cache_away_since_5_24_only_under_gradients",
     ),
     Mutation(
-        "Layers may hold rotary rows of their own, which no packed stage rewrites.",
+        "Layers may hold rotary rows of their own, which no stage rewrites.",
         RUNTIME + "handed.py",
-        'if self.rotary is not None and kwargs.get("position_embeddings") is not self.rotary:',
+        "if self.shares and not isinstance(rotary, RotaryRows):",
         "if False:",
         "tests/models/test_changed_releases.py::"
         "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-packed-copies-of-rotary]",
@@ -1161,6 +1160,42 @@ MUTATIONS = [
         "if pointers % 16 == 0 and self._compiled is not None:",
         "if self._compiled is not None:",
         "tests/kernels/test_repeat.py::test_what_is_not_aligned_is_always_asked_about",
+    ),
+    Mutation(
+        "The layout is chosen by what is padding before the first stage alone.",
+        RUNTIME + "choose_layout.py",
+        "lengths[had.sample] -= had.left - has.left",
+        "pass",
+        "tests/runtime/test_choose_layout.py::test_the_share_is_that_of_all_layers[0.19-packed]",
+    ),
+    Mutation(
+        "A step of unequal samples is decoded over tokens of the step before.",
+        RUNTIME + "packed_kv_cache.py",
+        "                self._ended.add_(1)",
+        "                pass",
+        PATCH + "memory.py::test_steps_write_in_place_while_room_remains",
+    ),
+    Mutation(
+        "Layers without a stage keep their hooks.",
+        RUNTIME + "hooks.py",
+        "            if self._each:\n                self._hook_each_layer()",
+        "            self._hook_each_layer()\n            if self._each:\n                pass",
+        PATCH + "host_cost.py::test_calls_of_python_functions_that_a_step_adds[auto]",
+    ),
+    Mutation(
+        "Padded: attention sees the mask of the first stage in later ones.",
+        RUNTIME + "state.py",
+        "            self.span = entry\n",
+        "            self.span = self.span or entry\n",
+        PATCH
+        + "parity.py::test_logits_of_surviving_tokens_are_the_oracles[llava-padded-four-stages]",
+    ),
+    Mutation(
+        "One split: its result is stored before it is divided by the sum of weights.",
+        "kernels/ragged_decode.py",
+        "out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]",
+        "out = acc",
+        "tests/kernels/test_repeat.py::test_one_split_needs_no_merge_and_gives_the_same_bits[128]",
     ),
     # -- several processes ---------------------------------------------------------------------
     Mutation(
