@@ -26,6 +26,7 @@ from prefills import Prompted, race, ratios
 from random_models import encoded_once, inputs_of
 from report import NATIVE, PACKED, PADDED, UNPATCHED
 
+import vtfast
 from vtfast import Plan, Prune
 from vtfast.cli._prefill_race import TINY, MidSize
 from vtfast.runtime.state import ForwardState
@@ -64,6 +65,9 @@ def measure(model: Any, tokens: int, rounds: int, case: Any) -> dict:
         for title, name in (("unpatched", UNPATCHED), *((n, n) for n in (NATIVE, PADDED, PACKED))):
             row[f"{title}_ms"] = summary(taken[name]["ttft"])
             row[f"{title}_of_native"] = ratios(taken[name]["ttft"], taken[NATIVE]["ttft"])
+        with vtfast.patch(model, case.plan) as handle:  # which layout path="auto" takes
+            prompted.prefill()
+        row["auto"] = handle.report.path
         shares = [_share_of_selection(prompted, case.plan) for _ in range(min(3, rounds))]
     return row | {"select_and_gather": statistics.median(shares)}
 

@@ -342,13 +342,13 @@ def overhead(record: dict, table: Callable[[list[list[str]]], str] = markdown) -
     """All cases, and which miss their targets."""
     run, rows = record["runs"][-1], [row for row in record["rows"] if row["op"] == OVERHEAD]
     ratios = [title for path in (PADDED, PACKED) for title in (path, "p20-p80")]
-    lines = [["batch", "plan", "unpatched ms", "native ms", *ratios, "select + gather"]]
+    lines = [["batch", "plan", "unpatched ms", "native ms", *ratios, "auto", "select + gather"]]
     for row in rows:
         cells = [f"{row[f'{name}_ms']['median']:.0f}" for name in ("unpatched", "native")]
         for ratio in (row[f"{path}_of_native"] for path in (PADDED, PACKED)):
             cells += [f"{ratio['median']:.3f}", spread(ratio, "{:.2f}".format)]
         share = f"{row['select_and_gather']:.1%}"
-        lines.append([str(row["batch"]), row["plan"], *cells, share])
+        lines.append([str(row["batch"]), row["plan"], *cells, row["auto"], share])
     rounds = min((row["rounds"] for row in rows), default=0)
     facts = (
         f"{run['device']}, torch {run['torch']}, transformers {run['transformers']}, commit "
