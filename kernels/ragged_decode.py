@@ -52,6 +52,7 @@ _SPLITS = 64  # of a sequence at most: with 4 key heads, about two programs a mu
 # One warp sums the splits in its registers. Four exchange partial sums through shared memory: a
 # 16-way bank conflict and five barriers for every `_MERGED` splits.
 _MERGE_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+_INT32_MAX = 2**31 - 1
 _SHARE, _MERGED = 128, 16  # keys of a split are a multiple of 128; splits merged at a time
 
 
@@ -226,7 +227,7 @@ class Decoder:
     ) -> None:
         self._ranges, self._longest, self._index = (lengths, starts), longest, k_index
         self._room = max(1, min(_SPLITS, cdiv(longest, _SHARE)))  # splits of a sequence, at most
-        self._ready: dict[Any, tuple[Repeat, Repeat | None, torch.Tensor | None]] = {}
+        self._ready: dict[Any, tuple[Repeat, Repeat, torch.Tensor | None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_ready": {}}  # a copy of a cache asks for its own
@@ -246,31 +247,48 @@ class Decoder:
         known = q.shape, k_cache.shape[1], q.dtype, strides
         with on_device_of(q):
             if known not in self._ready:
-                self._ready[known] = self._prepare(q, k_cache.shape[1])
+                self._ready[known] = self._prepare(q, k_cache.shape[1], strides)
             split, merge, states = self._ready[known]
             to = out if states is None else states
             tensors = q, k_cache, v_cache, *self._ranges, self._index, to
             split(*tensors, self._longest, *strides, scale * LOG2E)
-            if merge is not None:
-                merge(to, self._ranges[0], out, self._longest, self._room)
+            if states is not None:
+                merge(states, self._ranges[0], out, self._longest, self._room)
         return out
 
     def _prepare(
-        self, q: torch.Tensor, key_heads: int
-    ) -> tuple[Repeat, Repeat | None, torch.Tensor | None]:
-        """The launches of both kernels, and memory for the states in between; of one split only the
-        first launch."""
-        (sequences, heads, head_size), room = q.shape, self._room
-        kind = head_size, q.element_size(), heads // key_heads, self._index is not None
-        parts, of_split, of_merge, options = _settings(architecture(q.device), *kind)
-        grid = sequences, key_heads * parts, room
-        split = Repeat(_split_kernel, grid, of_split | {"WHOLE": room == 1}, options)
+        self, q: torch.Tensor, key_heads: int, strides: tuple[int, ...]
+    ) -> tuple[Repeat, Repeat, torch.Tensor | None]:
+        """The launches of both kernels, and memory for the states in between; None for one split,
+        which the first launch finishes."""
+        room, index = self._room, self._index
+        kind = None if index is None else index.dtype, self._longest > _INT32_MAX
+        split, merge = _launches(q.device, q.shape, key_heads, q.dtype, strides, room, *kind)
         if room == 1:
-            return split, None, None
-        size = sequences * heads * room * (head_size + 2)
-        states = torch.empty(size, dtype=torch.float32, device=q.device)
-        merge = Repeat(_merge_splits_kernel, (sequences, heads, 1), of_merge, _MERGE_OPTIONS)
-        return split, merge, states
+            return split, merge, None
+        size = q.shape[0] * q.shape[1] * room * (q.shape[2] + 2)
+        return split, merge, torch.empty(size, dtype=torch.float32, device=q.device)
+
+
+@lru_cache(maxsize=256)
+def _launches(
+    device: torch.device,
+    shape: torch.Size,
+    key_heads: int,
+    dtype: torch.dtype,
+    strides: tuple[int, ...],
+    room: int,
+    index: torch.dtype | None,
+    wide: bool,
+) -> tuple[Repeat, Repeat]:
+    """Both kernels, for calls that differ in addresses alone. The key holds all that Triton may
+    specialise on; `strides` and the last two serve only for that."""
+    sequences, heads, head_size = shape
+    kind = head_size, dtype.itemsize, heads // key_heads, index is not None
+    parts, of_split, of_merge, options = _settings(architecture(device), *kind)
+    grid = sequences, key_heads * parts, room
+    split = Repeat(_split_kernel, grid, of_split | {"WHOLE": room == 1}, options)
+    return split, Repeat(_merge_splits_kernel, (sequences, heads, 1), of_merge, _MERGE_OPTIONS)
 
 
 def _launch(

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtfast.kernels import _distances, _dot_products, _greedy_rounds, _launch, _threshold
+from vtfast.kernels import ragged_decode as ragged_decode_module
 from vtfast.kernels.compact import compact
 from vtfast.kernels.diversity_select import diversity_select
 from vtfast.kernels.gather import gather_rows
@@ -191,7 +192,9 @@ def idle(call, monkeypatch):
                 kernels[n] = Idle()
                 monkeypatch.setattr(file, n, kernels[n])
     assert kernels
-    return launch_op, kernels
+    ragged_decode_module._launches.cache_clear()  # it keeps kernels
+    yield launch_op, kernels
+    ragged_decode_module._launches.cache_clear()
 
 
 def test_a_launch_says_whether_products_are_fused_into_sums(call, idle):

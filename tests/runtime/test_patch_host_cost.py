@@ -181,14 +181,23 @@ def test_kernels_that_a_layer_launches_in_a_step(launched, batch, how, kernels):
     assert short == kernels * FEW
 
 
-@torch.inference_mode()
-def test_samples_without_room_for_two_splits_need_no_merge(launched, monkeypatch):
+@pytest.fixture
+def long_splits(monkeypatch):
+    """Splits of 512 keys, so that a short sequence is one."""
     monkeypatch.setattr(ragged_decode, "_SHARE", 512)
-    ragged_decode._settings.cache_clear()
+    caches = ragged_decode._settings, ragged_decode._launches
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@torch.inference_mode()
+def test_samples_without_room_for_two_splits_need_no_merge(launched, long_splits):
     step = Step(FEW, UNLIKE, [Prune(0, "uniform", 0.5)], path="packed", impl="triton")
     launched.clear()
     step()
-    ragged_decode._settings.cache_clear()
     assert launched == ["_split_kernel"] * FEW
 
 

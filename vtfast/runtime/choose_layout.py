@@ -22,7 +22,7 @@ from vtfast.runtime.names import given_cache
 from vtfast.runtime.visual_tokens import VisualTokens
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
-# Packing costs some 5 % of a decoding step that the host holds up (bench_overhead.py --host), and
+# Packing costs some 5 % of a decoding step that the host holds up (bench_host.py), and
 # saves about the share of a prefill that would be padding.
 _LEAST_PADDING = 1 / 16
 
