@@ -19,7 +19,9 @@ from transformers import LlamaConfig
 import vtfast
 from vtfast import Prune
 from vtfast.kernels import ragged_decode
+from vtfast.runtime import packed, packed_kv_cache
 from vtfast.runtime.names import cache_argument, returned_cache
+from vtfast.runtime.packed_kv_cache import row_numbers
 
 FEW, MANY = 4, 10  # layers; the difference tells what a layer costs
 FAMILY = FAMILIES["llava"]
@@ -220,3 +222,82 @@ def test_kernels_that_attend_in_a_prefill(launched, monkeypatch, batch, impl, ke
     with vtfast.patch(model, [Prune(0, "uniform", 0.5)], path="packed", impl=impl):
         model(**inputs, use_cache=True)
         assert [name for name in launched if "attention" in name] == kernels
+
+
+# -- a stage of a prefill --------------------------------------------------------------------------
+
+
+class Launches(TorchDispatchMode):
+    """Notes operators that a GPU would run as a kernel; those of vtfast are `launched`."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        on_host = name.startswith(("empty", "new_empty", "lift_fresh", "detach", "vtfast::"))
+        if not (func.is_view or on_host):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def of_a_stage(count, method, path, impl, batch):
+    """What a second stage adds to a prefill."""
+    stages = [Prune(1, method, 0.5), Prune(3, method, 0.2)]
+    text = LlamaConfig(**{**TEXT, "num_hidden_layers": FEW})
+    model, inputs = build_llava(text_config=text).to(DEVICE), FAMILY.inputs(batch)
+    inputs = {name: t.to(DEVICE) for name, t in inputs.items()}
+    found = []
+    for plan in (stages[:1], stages):
+        with vtfast.patch(model, plan, path=path, impl=impl):
+            model(**inputs)  # fills the caches of segments
+            found.append(count(lambda: model(**inputs)))
+    return found[1] - found[0]
+
+
+@pytest.fixture
+def launches(launched, monkeypatch):
+    """Counts the kernels of a call, and the copies of row numbers that are made on the host."""
+
+    def counted_once(*given):
+        launched.append("a copy")
+        with _disable_current_modes():
+            return row_numbers(*given)
+
+    for module in (packed, packed_kv_cache):
+        monkeypatch.setattr(module, "row_numbers", counted_once)
+
+    def count(call):
+        launched.clear()
+        with Launches() as seen:
+            call()
+        return len(seen.names) + len(launched)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "batch", "most"),
+    [
+        pytest.param("random", "packed", UNLIKE, 4, id="random, packed"),
+        pytest.param("diversity", "packed", UNLIKE, 7, id="diversity, packed"),
+        pytest.param("random", "padded", ALIKE, 3, id="random, padded, alike"),
+        pytest.param("diversity", "padded", ALIKE, 6, id="diversity, padded, alike"),
+        pytest.param("random", "padded", UNLIKE, 26, id="random, padded"),  # and a mask
+    ],
+)
+@torch.inference_mode()
+def test_what_a_stage_launches(launches, method, path, batch, most):
+    """Three kernels (of diversity five), the rows it looks at, and where the cache gets tokens."""
+    found = of_a_stage(launches, method, path, "triton", batch)
+    assert found <= most
+
+
+@pytest.mark.parametrize("batch", [ALIKE, UNLIKE])
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.parametrize("method", ["random", "diversity"])
+@torch.inference_mode()
+def test_calls_of_python_functions_that_a_stage_adds(method, path, batch):
+    found = of_a_stage(lambda call: called(call).total(), method, path, "eager", batch)
+    assert found <= 380

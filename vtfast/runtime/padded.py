@@ -36,13 +36,14 @@ class Padded:
     def place(self, lengths: list[int], source: Tensor | None, device: torch.device) -> Placement:
         """The places `source` (None: all), each sample right-aligned; padding repeats token 0."""
         batch, longest, total = len(lengths), max(lengths), sum(lengths)
-        fill, slots = torch.arange(total, device=device), None
-        if min(lengths) < longest:
-            shift = [(b + 1) * longest - sum(lengths[: b + 1]) for b in range(batch)]
-            slots = fill + torch.repeat_interleave(
-                to_device(shift, device), to_device(lengths, device), output_size=total
-            )
-            fill = fill.new_zeros(batch * longest).index_copy_(0, slots, fill)
+        if min(lengths) == longest:
+            return source, None
+        shift = [(b + 1) * longest - sum(lengths[: b + 1]) for b in range(batch)]
+        tokens = torch.arange(total, device=device)
+        slots = tokens + torch.repeat_interleave(
+            to_device(shift, device), to_device(lengths, device), output_size=total
+        )
+        fill = tokens.new_zeros(batch * longest).index_copy_(0, slots, tokens)
         return (fill if source is None else source[fill]), slots
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
