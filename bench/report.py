@@ -348,7 +348,7 @@ def overhead(record: dict, table: Callable[[list[list[str]]], str] = markdown) -
         for ratio in (row[f"{path}_of_native"] for path in (PADDED, PACKED)):
             cells += [f"{ratio['median']:.3f}", spread(ratio, "{:.2f}".format)]
         share = f"{row['select_and_gather']:.1%}"
-        lines.append([str(row["batch"]), row["plan"], *cells, row["auto"], share])
+        lines.append([str(row["batch"]), row["plan"], *cells, row.get("auto", ""), share])
     rounds = min((row["rounds"] for row in rows), default=0)
     facts = (
         f"{run['device']}, torch {run['torch']}, transformers {run['transformers']}, commit "

@@ -166,9 +166,11 @@ def check_class(cls: type) -> None:
 
 
 def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
-    return _attach(
+    handle = _attach(
         model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True, False
     )
+    handle._hooks.packed.always = True  # its own cache is tried with single samples too
+    return handle
 
 
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:

@@ -18,7 +18,8 @@ from repository import ROOT
 from shapes import dtype_for, normal
 
 import vtfast
-from vtfast.ops import Ragged, ragged_decode, random_select
+from vtfast.kernels._packed_attention import RaggedStep
+from vtfast.ops import Ragged, random_select
 from vtfast.runtime.packed_kv_cache import ROOM, PackedKVLayer, PackedKVLayout
 
 PICKS = ROOT / "tests" / "data" / "random_select.json"
@@ -123,9 +124,10 @@ def packed_cache() -> tuple[Callable[[], object], list[torch.Tensor]]:
         return normal(seed, *shape, HEAD_SIZE, device=DEVICE, dtype=dtype_for(DEVICE))
 
     def step() -> torch.Tensor:
-        step = rows.extend([1] * len(lengths), [layer], step=True, kernels=DEVICE == "cuda")
-        assert step.decode is not None
-        return ragged_decode(new[0][:, :, 0], *layer.update(*new[1:]), **vars(step.decode))
+        rows.extend([1] * len(lengths), [layer])
+        decoder = rows.decoder() if DEVICE == "cuda" else None
+        attention = RaggedStep(decoder, rows.lengths, rows.starts)
+        return attention.attend(new[0], *layer.update(*new[1:]), None)
 
     rows.extend(lengths, [layer])
     layer.update(*(fresh(seed, 1, KEY_HEADS, sum(lengths)) for seed in (1, 2)))

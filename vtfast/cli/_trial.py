@@ -46,6 +46,7 @@ def op_calls() -> dict[str, Callable[[str], Any]]:
     return {
         "diversity_select": lambda i: ops.diversity_select(x[:, 0], segments, [3, 1], impl=i),
         "gather_rows": lambda i: ops.gather_rows(index, x, q, impl=i),
+        "image_hash": lambda i: ops.image_hash(x, impl=i),
         "last_query_scores": lambda i: ops.last_query_scores(q[:2], k, segments, scale=1, impl=i),
         "ragged_attention": lambda i: ops.ragged_attention(q, k, k, segments, segments, impl=i),
         "ragged_decode": lambda i: ops.ragged_decode(q[:2], k, k, [6, 3], impl=i),

@@ -73,7 +73,7 @@ class PatchHooks:
         self._each = self._original != "sdpa"
         self._expected = self._original if self._each else attention.NAME
         self._padded = Padded(parts.text.config, sdpa=not self._each)
-        self._packed = Packed(self._padded, self._unsupported == "", config.impl == "triton")
+        self.packed = Packed(self._padded, self._unsupported == "", config.impl == "triton")
 
     def _check_arguments(self) -> None:
         """Refuse a model whose parts do not take what the hooks read or change."""
@@ -250,7 +250,7 @@ class PatchHooks:
             validation.check_turn(visual, cache, chunk, self.config.positions)
         given = self.config, module, self._always_padded, embeds, visual, kwargs
         packed, reason = choose_layout.is_packed(*given)
-        layout = self._packed if packed else self._padded
+        layout = self.packed if packed else self._padded
         each = self._each or may_run_again(module)
         if each:
             self._hook_each_layer()
