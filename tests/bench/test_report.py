@@ -73,7 +73,7 @@ def page(monkeypatch, tmp_path):
     """README, docs and a folder of results of their own; no plots."""
     for name in ("README", "DOCS"):
         path = tmp_path / f"{name}.md"
-        names = (report.OPS, report.MODELS, report.OVERHEAD, "status", "savings")
+        names = (report.OPS, report.MODELS, report.OVERHEAD, report.HOST, "status", "savings")
         blocks = [f"<!-- {n}: begin -->\nold\n<!-- {n}: end -->" for n in names]
         path.write_text("\n".join(["before", *blocks, "after\n"]))
         monkeypatch.setattr(report, name, path)
