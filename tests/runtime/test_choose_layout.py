@@ -8,6 +8,7 @@ from tiny_models import FAMILIES
 
 import vtfast
 from vtfast import Prune
+from vtfast.methods import kernel_limits
 from vtfast.runtime import choose_layout
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -57,6 +58,39 @@ def test_the_share_is_that_of_all_layers(monkeypatch, least, path):
     monkeypatch.setattr(choose_layout, "_LEAST_PADDING", share + (least - 0.2))
     plan = [Prune(3, "random", 4)]
     assert taken(family, inputs, plan) == (path, f"{share:.0%} of a padded batch would be padding")
+
+
+@families
+def test_padding_that_all_rows_have_counts_before_the_first_stage_that_drops(family):
+    """A collator may pad to a fixed length; from that stage on the padded layout has none of it."""
+    inputs = ids(family, 5)
+    for name in {"input_ids", "attention_mask", "mm_token_type_ids"} & set(inputs):
+        inputs[name] = torch.nn.functional.pad(inputs[name], (200, 0))
+    assert taken(family, inputs, [Prune(3, "random", 0.5)])[0] == "packed"
+    assert taken(family, inputs, [Prune(0, "random", 0.5)])[0] == "padded"
+
+
+@families
+def test_a_plan_that_drops_nothing_is_not_called_packed(family):
+    found = taken(family, ids(family, 5, 40), [Prune(2, "random", 1.0)])
+    assert found == ("padded", "no stage drops a token")
+
+
+@families
+def test_a_model_that_has_moved_is_decided_for_anew(family, monkeypatch):
+    """Here it changes its dtype: kernels that took the one may not take the other."""
+    asked = []
+    monkeypatch.setattr(
+        kernel_limits,
+        "why_unsupported",
+        lambda stages, impl, path, like, size: asked.append(like.dtype),
+    )
+    model, inputs = family.build(), ids(family, 5, 40)
+    with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
+        for dtype in (torch.float32, torch.float64, torch.float64):
+            typed = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
+            model.to(dtype)(**typed)
+    assert asked == [torch.float32, torch.float64]
 
 
 @families

@@ -4,17 +4,19 @@ that takes 2-D masks and removes padding itself, as FlashAttention 2 does.
 
 import pytest
 import torch
+from cache_name import CACHE
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, gone, logits_of
 from module_state import changes, module_state
-from tiny_models import FAMILIES
-from transformers import AttentionInterface, AttentionMaskInterface
+from tiny_models import FAMILIES, TEXT, build_llava
+from transformers import AttentionInterface, AttentionMaskInterface, StableLmConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from turns import Turns
 
 import vtfast
-from vtfast import InputError, StateError
+from vtfast import InputError, Prune, StateError
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -175,6 +177,60 @@ def test_undo_leaves_them_in_place(family, name):
         logits_of(family, model, inputs)
     assert changes(before, module_state(model)) == []
     assert torch.equal(logits_of(family, model, inputs), expected)
+
+
+class Own(torch.nn.Module):
+    """A user's attention in place of transformers': SDPA with the mask it is handed."""
+
+    def __init__(self, attends):
+        super().__init__()
+        self.attends = attends
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        given, names = self.attends, ("q_proj", "k_proj", "v_proj")
+        shape = (*hidden_states.shape[:-1], -1, given.head_dim)
+        q, k, v = (getattr(given, n)(hidden_states).view(shape).transpose(1, 2) for n in names)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        cache = kwargs.get(CACHE)
+        if cache is not None:
+            k, v = cache.update(k, v, given.layer_idx)
+        causal = attention_mask is None and q.shape[2] > 1
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attention_mask, is_causal=causal, scale=given.scaling, enable_gqa=True
+        )
+        return given.o_proj(out.transpose(1, 2).flatten(2)), None
+
+
+@pytest.mark.parametrize("name", ["single", "batch"])
+@pytest.mark.parametrize("path", ["padded", "auto"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_users_own_attention_gets_the_masks_of_its_layers(name, path, layer):
+    """It does not ask transformers which function to call, so it never meets ours."""
+    family, said = FAMILIES["llava"], []
+    inputs = family.inputs(name)
+    for own in (False, True):
+        model = family.build()
+        for block in model.model.language_model.layers if own else ():
+            block.self_attn = Own(block.self_attn)
+        with vtfast.patch(model, [Prune(layer, "random", 0.5)], path=path) as handle:
+            logits = logits_of(family, model, inputs)
+            said.append((logits[:, -1], continuation(model, inputs, steps=4)))
+    assert handle.report.path == "padded"
+    torch.testing.assert_close(said[1][0], said[0][0], rtol=0, atol=ATOL)
+    assert torch.equal(said[1][1], said[0][1])
+
+
+def test_layers_of_transformers_that_keep_our_keywords_to_themselves_run_padded():
+    """StableLM's do not hand them to their attention."""
+    family, logits, reasons = FAMILIES["llava"], [], []
+    model = build_llava(torch.float32, text_config=StableLmConfig(**TEXT))
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with vtfast.patch(model, [Prune(2, "random", 0.5)]) as handle:
+            logits.append(logits_of(family, model, family.inputs("batch"))[:, -1])
+        reasons.append(handle.report.path_reason)
+    assert "is not called as transformers' own" in reasons[0]
+    torch.testing.assert_close(*logits, rtol=0, atol=ATOL)
 
 
 @both_layouts

@@ -10,7 +10,7 @@ from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
-from tiny_models import FAMILIES, IMAGE, Picture
+from tiny_models import FAMILIES, IMAGE, LAYERS, Picture
 from transformers import Qwen3Config
 
 import vtfast
@@ -241,3 +241,24 @@ def test_attention_dropout_is_not_dropped_silently():
     model.config.text_config.attention_dropout = 0.1
     with vtfast.patch(model, HALF, path="packed"), pytest.raises(InputError, match="dropout"):
         logits_of(family, model.train(), inputs)
+
+
+@both_layouts
+def test_a_step_with_the_positions_of_the_whole_sequence_is_refused_and_changes_nothing(
+    family, path
+):
+    """transformers hands those on as they are; Qwen makes them by itself from a mask alone."""
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, HALF, path=path), torch.no_grad():
+        cache = cache_of(model(**inputs, use_cache=True))
+        held = [cache.get_seq_length(i) for i in range(LAYERS)]
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with pytest.raises(InputError, match="position_ids of just the tokens in this call"):
+            model(
+                input_ids=inputs["input_ids"][:, -1:],
+                attention_mask=mask,
+                position_ids=positions,
+                **{CACHE: cache},
+            )
+        assert [cache.get_seq_length(i) for i in range(LAYERS)] == held

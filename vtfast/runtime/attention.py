@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "vtfast"
 LOCK = RLock()  # held while the name is registered or removed, and during a self-check
@@ -70,10 +70,15 @@ def attend(
         vtfast_state.handed.attended += 1
         attention_mask = span.mask
         if span.attention is not None:
-            if not query.dtype == key.dtype == value.dtype:  # under autocast: what SDPA does itself
-                dtype = torch.get_autocast_dtype(query.device.type)
+            if (
+                not query.dtype == key.dtype == value.dtype
+            ):  # autocast is on, as SDPA does itself, or
+                kind = query.device.type  # was on when the cache was filled
+                on = torch.is_autocast_enabled(kind)
+                dtype = torch.get_autocast_dtype(kind) if on else query.dtype
                 query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
             return span.attention.attend(query, key, value, scaling), None
-    return sdpa_attention_forward(
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]  # which a user may have replaced
+    return sdpa(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
     )

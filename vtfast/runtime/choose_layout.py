@@ -4,7 +4,10 @@ Decided once for a cache, from host numbers, before layer 0.
 """
 
 from collections.abc import Mapping
+from dis import get_instructions
+from inspect import CO_VARKEYWORDS, unwrap
 from itertools import chain
+from types import CodeType
 from typing import Any
 
 import torch
@@ -41,9 +44,41 @@ def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsuppor
         advice += ' or call model.set_attn_implementation("sdpa") first'
     elif not parts.head_size:
         reason = "the model's keys and values differ in size"
+    elif config.path == "auto" and not shares_attention(parts):
+        return "a layer's attention is not called as transformers' own"
     if reason and config.path == "packed":
         raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
     return reason or (unsupported and f"attention: {unsupported}" if config.path == "auto" else "")
+
+
+def shares_attention(parts: Parts) -> bool:
+    """Whether every layer calls the attention function that the text model's config names, and
+    hands it our keywords, as far as the code of transformers shows; where it does not, every layer
+    has to be handed its own mask. What a user has put in place of a module may do anything."""
+    config = parts.text.config
+    for layer in parts.layers:
+        attends = getattr(layer, "self_attn", None)
+        codes = [_code_of(layer), _code_of(attends)]
+        if not all(code and code.co_flags & CO_VARKEYWORDS and _passes_on(code) for code in codes):
+            return False
+        looked_up = "ALL_ATTENTION_FUNCTIONS" in codes[1].co_names  # type: ignore[union-attr]
+        if not looked_up or getattr(attends, "config", None) is not config:
+            return False
+    return True
+
+
+def _code_of(module: Any) -> CodeType | None:
+    """The forward of a module of transformers; None if it is another's."""
+    forward: Any = unwrap(getattr(type(module), "forward", None))  # type: ignore[arg-type]
+    replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook") if module else True
+    if replaced or not getattr(forward, "__module__", "").startswith("transformers."):
+        return None
+    return getattr(forward, "__code__", None)
+
+
+def _passes_on(code: CodeType) -> bool:
+    """Whether a function calls another with keywords it does not name."""
+    return any(step.opname == "CALL_FUNCTION_EX" for step in get_instructions(code))
 
 
 def is_packed(
@@ -88,28 +123,33 @@ def is_packed(
         )
     if config.path == "packed" or reason or visual is None:
         return not reason, reason or "asked for"
-    return _packing_pays(visual, config.stages, len(embeds))
+    return _packing_pays(visual, config.stages, embeds.shape[:2])
 
 
-def _packing_pays(visual: VisualTokens, stages: Mapping[int, Stage], rows: int) -> tuple[bool, str]:
-    """Whether a batch of B `rows` is faster without padding, and why.
+def _packing_pays(
+    visual: VisualTokens, stages: Mapping[int, Stage], shape: torch.Size
+) -> tuple[bool, str]:
+    """Whether a batch [B, S] is faster without padding, and why.
 
     Samples that are all alike need no padding: then packing has nothing to give, and transformers'
     own cache and attention cost the host less. Where they differ, the padded batch computes, reads
     and caches as many tokens for every sample as for the longest; packing pays from the share of
     these on that outweighs what it costs.
     """
-    if len(visual.lengths) > rows:
+    if not any(stage.drops(visual.segments) for stage in stages.values()):
+        return False, "no stage drops a token"
+    if len(visual.lengths) > shape[0]:
         return True, "rows hold several samples"
     held = padded = 0
-    lengths, segments = list(visual.lengths), visual.segments
+    lengths, segments, dropped = list(visual.lengths), visual.segments, False
     for stage in stages.values():
+        dropped = dropped or stage.drops(segments)
         after = stage.shorten(segments)
         for had, has in zip(stage.budgeted(segments), after, strict=True):
             lengths[had.sample] -= had.left - has.left
         segments, layers = after, stage.until - stage.layer
         held += layers * sum(lengths)
-        padded += layers * len(lengths) * max(lengths)
+        padded += layers * len(lengths) * (max(lengths) if dropped else shape[1])
     share = 1 - held / padded
     said = f"{share:.0%} of a padded batch would be padding" if share else "samples are all alike"
     return share >= _LEAST_PADDING, said

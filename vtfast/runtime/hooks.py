@@ -56,9 +56,6 @@ class PatchHooks:
         self.parts = parts
         self.report: Report | None = None
         self._check_arguments()
-        weight = parts.text.get_input_embeddings().weight  # FSDP may leave no parameters inside
-        where = config.impl, config.path, weight, parts.head_size
-        self._unsupported = kernel_limits.why_unsupported(config.stages.values(), *where)
         self._handles: list[RemovableHandle] = []
         self._hooked_each = False
         self._prepared = PreparedInputs(parts.model)
@@ -66,14 +63,25 @@ class PatchHooks:
         self._original = attention.plain(parts.text.config._attn_implementation)
         self._first = next(iter(config.stages.values()))  # of the plan
         self.config = config = config.starting_at_layer_0()
-        why = config, parts, self._original, self._unsupported or ""
-        self._always_padded = choose_layout.why_always_padded(*why)
         self._due = config.scored_layers | set(config.stages)
-        # Others know nothing of our spans: every layer has to be handed its mask.
-        self._each = self._original != "sdpa"
+        # Other attention knows nothing of our spans: every layer has to be handed its mask.
+        shared = config.path == "packed" or choose_layout.shares_attention(parts)
+        self._each = self._original != "sdpa" or not shared
         self._expected = self._original if self._each else attention.NAME
         self._padded = Padded(parts.text.config, sdpa=not self._each)
-        self.packed = Packed(self._padded, self._unsupported == "", config.impl == "triton")
+        self.packed = Packed(self._padded, always=config.impl == "triton")
+        self._decide(parts.text.get_input_embeddings().weight)  # FSDP may leave none inside
+
+    def _decide(self, like: Tensor) -> None:
+        """Whether Triton's kernels run, and whether a forward may be packed, where tensors are like
+        this one: at the patch, and again when the model has moved."""
+        stages, head_size = self.config.stages.values(), self.parts.head_size
+        where = self.config.impl, self.config.path, like, head_size
+        why_not = kernel_limits.why_unsupported(stages, *where)
+        why = self.config, self.parts, self._original, why_not or ""
+        self._always_padded = choose_layout.why_always_padded(*why)
+        self._kernels, self.packed.kernel = why_not is not None, why_not == ""
+        self._decided_for = like.device, like.dtype
 
     def _check_arguments(self) -> None:
         """Refuse a model whose parts do not take what the hooks read or change."""
@@ -248,13 +256,15 @@ class PatchHooks:
             visual = of_text(mask, *embeds.shape[:2])
         if visual is not None:
             validation.check_turn(visual, cache, chunk, self.config.positions)
+        if (embeds.device, embeds.dtype) != self._decided_for:
+            self._decide(embeds)
         given = self.config, module, self._always_padded, embeds, visual, kwargs
         packed, reason = choose_layout.is_packed(*given)
         layout = self.packed if packed else self._padded
         each = self._each or may_run_again(module)
         if each:
             self._hook_each_layer()
-        kernels = self._unsupported is not None and not torch.is_grad_enabled()
+        kernels = self._kernels and not torch.is_grad_enabled()
         how = layout, reason, self.config, self.parts, each, kernels
         forward = ForwardState(embeds.shape[:2], visual, mask, *how)
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)

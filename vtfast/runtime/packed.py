@@ -26,10 +26,10 @@ class Packed:
 
     is_packed = True
 
-    def __init__(self, padded: Padded, kernel: bool, always: bool) -> None:
+    def __init__(self, padded: Padded, always: bool) -> None:
         self.padded = padded  # for samples that are all as long
-        self.kernel = kernel  # whether Triton's kernels attend
-        self.always = always  # whether they do to such samples too
+        self.always = always  # whether such samples are one sequence too
+        self.kernel = False  # whether Triton's kernels attend, where the model is now
 
     def is_flat(self, chunk: Chunk, layer: int, cache: Cache | None) -> bool:
         """Whether the tokens of a stage's layers are one sequence; else they are a rectangle."""

@@ -184,7 +184,8 @@ class PackedKVLayer(CacheLayerMixin):
         assert where is not None
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
             one = new.shape[2] == 1  # always a view then, and cheaper
-            buffer.index_copy_(0, where, new.squeeze(2) if one else _token_major(new))
+            rows = new.squeeze(2) if one else _token_major(new)
+            buffer.index_copy_(0, where, rows.to(buffer.dtype))  # autocast may have come or gone
         if self.layout.fresh:
             return key_states, value_states
         return self.keys, self.values

@@ -131,6 +131,8 @@ class ForwardState:
         if stage is not None:
             self.cache = names.handed_cache(kwargs, module)  # the text model may have just made it
         if self.is_step:
+            if kwargs["position_embeddings"][0].shape[1] != hidden.shape[1]:
+                self.handed.check(module, hidden, kwargs, self.batch, 1)  # which refuses it
             if stage is not None:
                 self._step(stage, hidden, kwargs)
         else:
