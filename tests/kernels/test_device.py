@@ -18,7 +18,7 @@ from repository import ROOT
 from shapes import dtype_for, normal
 
 import vtfast
-from vtfast.kernels._packed_attention import RaggedStep
+from vtfast.kernels._packed_attention import RaggedStep, eager_step
 from vtfast.ops import Ragged, random_select
 from vtfast.runtime.packed_kv_cache import ROOM, PackedKVLayer, PackedKVLayout
 
@@ -125,8 +125,9 @@ def packed_cache() -> tuple[Callable[[], object], list[torch.Tensor]]:
 
     def step() -> torch.Tensor:
         rows.extend([1] * len(lengths), [layer])
-        decoder = rows.decoder() if DEVICE == "cuda" else None
-        attention = RaggedStep(decoder, rows.lengths, rows.starts)
+        attention = eager_step(rows.lengths, rows.starts, layer.keys)
+        if DEVICE == "cuda":
+            attention = RaggedStep(rows.decoder())
         return attention.attend(new[0], *layer.update(*new[1:]), None)
 
     rows.extend(lengths, [layer])

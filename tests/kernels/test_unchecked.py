@@ -7,6 +7,7 @@ from attention_cases import LENGTHS, inputs
 from devices import DEVICE
 
 from vtfast.kernels import ragged_attention as ragged_attention_module
+from vtfast.kernels._packed_attention import CopiedStep, EagerStep, eager_step
 from vtfast.kernels.gather import gather_rows, gather_unchecked
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import attend_unchecked, ragged_attention
@@ -98,6 +99,23 @@ def test_decoding(lengths):
     found = Decoder(*spans, max(lengths, default=0))(q, k, v, 0.3)
     assert torch.equal(
         found, ragged_decode(q, k, v, lengths, starts=starts, scale=0.3, impl="triton")
+    )
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 3, 300], [128] * 3, [129, 127, 640]])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4)])
+def test_decoding_in_pytorch_from_copied_rows(lengths, heads):
+    """The caches are small enough; larger ones are read in place."""
+    size, rows = 8, sum(lengths) + 3
+    q = torch.randn(len(lengths), heads[0], 1, size)
+    k, v = (torch.randn(rows, heads[1], size) for _ in range(2))
+    starts = [sum(lengths[:s]) + 2 for s in range(len(lengths))]
+    step = eager_step(lengths, starts, k)
+    assert isinstance(step, CopiedStep)
+    expected = EagerStep(lengths, starts).attend(q, k, v, 0.3)
+    torch.testing.assert_close(step.attend(q, k, v, 0.3), expected, rtol=0, atol=1e-6)
+    assert isinstance(eager_step(lengths, starts, torch.empty(rows, 512, 64)), EagerStep) == (
+        2 * max(lengths) * 512 * 64 * 4 > 2**18
     )
 
 

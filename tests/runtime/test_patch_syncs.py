@@ -14,7 +14,7 @@ from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, prob
 
 import vtfast
 from vtfast import Prune
-from vtfast.kernels._packed_attention import RaggedSamples, RaggedStep
+from vtfast.kernels._packed_attention import CopiedStep, RaggedSamples
 from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.packed_kv_cache import PackedKVLayer
 
@@ -22,7 +22,7 @@ QUIET = (
     (PatchHooks, ("_tower_pre", "_tower_post", "_text_pre", "_layer_pre", "_text_post")),
     (PackedKVLayer, ("update",)),
     (RaggedSamples, ("attend",)),
-    (RaggedStep, ("attend",)),
+    (CopiedStep, ("attend",)),
 )
 
 

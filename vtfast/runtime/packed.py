@@ -8,11 +8,13 @@ the same functions for the other layout. Both return their results and change no
 cache's layers.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from vtfast.kernels._packed_attention import RaggedSamples, RaggedStep
+from vtfast.kernels._packed_attention import RaggedSamples, RaggedStep, eager_step
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods.stage import Stage
 from vtfast.runtime.host_read import to_device
@@ -68,8 +70,10 @@ class Packed:
         if not isinstance(cached, PackedKVLayout):
             return self.padded.step(chunk, layer, hidden, cache)
         cached.extend([1] * chunk.batch, cache.layers)
-        decoder = cached.decoder() if self.kernel else None
-        over = RaggedStep(decoder, cached.lengths, cached.starts)
+        if self.kernel:
+            return Entry(cached=cached, attention=RaggedStep(cached.decoder()))
+        held: Any = cache.layers[layer]
+        over = eager_step(cached.lengths, cached.starts, held.keys)
         return Entry(cached=cached, attention=over)
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
