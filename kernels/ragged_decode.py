@@ -6,12 +6,12 @@ rows `starts[s] … starts[s] + lengths[s] - 1`. A sequence without rows gives 0
 Two launches, or one. One query cannot fill a GPU, so several programs share a sequence: each reads
 the keys and values of one split, for all query heads that share them, and stores its softmax state
 (m_i, l_i, acc); the second launch merges the splits in order. Where no sequence has room for a
-second split (128 rows), the first launch stores the result. Splits depend on the sequence's own
-length alone, so neither the batch nor the size of the cache changes a bit of the result. Traffic:
-keys and values once (per 16 query heads that share them), 8 D bytes per split and query head. With
-lengths on the device no launch depends on their values: a CUDA graph of the call may be replayed
-with others. Limits: fp32, fp16, bf16 and head sizes up to 256 (fp32: 128), a scale above 0; no
-backward; "auto" falls back to PyTorch for anything else.
+second split (128 rows; a patched model's caches have more), the first launch stores the result.
+Splits depend on the sequence's own length alone, so neither the batch nor the size of the cache
+changes a bit of the result. Traffic: keys and values once (per 16 query heads that share them), 8 D
+bytes per split and query head. With lengths on the device no launch depends on their values: a CUDA
+graph of the call may be replayed with others. Limits: fp32, fp16, bf16 and head sizes up to 256
+(fp32: 128), a scale above 0; no backward; "auto" falls back to PyTorch for anything else.
 
 Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023), re-derived.
 """

@@ -101,7 +101,8 @@ def patch(
             implementation of the ops. An explicit one never falls back.
         path: "padded" works with every attention implementation; "packed" runs the pruned batch
             without padding, [1, tokens, D], from the first stage that drops tokens on, or from
-            layer 0 on if the batch is padded (`output_hidden_states` shows it); "auto" packs where
+            layer 0 on if the batch is padded (`output_hidden_states` shows it); samples that are
+            all as long stay [B, n, D], unless impl="triton". "auto" packs where
             samples differ so much that at least a sixteenth of the padded batch, summed over
             layers, would be padding, and pads elsewhere, so a single prompt too; and wherever
             packing cannot serve (gradients, a static cache, attention maps, an attention other

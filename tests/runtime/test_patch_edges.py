@@ -9,7 +9,15 @@ import torch
 from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
-from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
+from model_runs import (
+    FOUR_STAGES,
+    both_layouts,
+    continuation,
+    fed,
+    first_rows,
+    logits_of,
+    probing,
+)
 from tiny_models import FAMILIES, IMAGE, LAYERS, Picture
 from transformers import Qwen3Config
 
@@ -262,3 +270,22 @@ def test_a_step_with_the_positions_of_the_whole_sequence_is_refused_and_changes_
                 **{CACHE: cache},
             )
         assert [cache.get_seq_length(i) for i in range(LAYERS)] == held
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["then-without", "then-under-autocast"])
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_a_cache_goes_on_where_autocast_has_come_or_gone(path, first):
+    """It is of the dtype of its first tokens; transformers' own takes both."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs("batch")
+    mask, steps = inputs["attention_mask"], []
+    with vtfast.patch(model, HALF, path=path), torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, enabled=first):
+            cache = cache_of(model(**fed(family, inputs), use_cache=True))
+        with torch.autocast("cpu", torch.bfloat16, enabled=not first):
+            for _ in range(2):
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+                given = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": mask}
+                given["position_ids"] = mask.sum(1, keepdim=True) - 1
+                steps.append(model(**given, **{CACHE: cache}).logits)
+    assert all(logits.isfinite().all() for logits in steps)

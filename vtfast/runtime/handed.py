@@ -13,7 +13,8 @@ from vtfast.runtime import names
 
 
 class RotaryRows(list[Tensor]):
-    """cos and sin, in the one list that all layers hold; a copy of it is a plain list."""
+    """cos and sin, in the one list that all layers hold. A release that copied them for each layer
+    would make lists or tuples of them."""
 
 
 class Handed:
