@@ -78,8 +78,8 @@ MUTATIONS = [
     Mutation(
         "Where FSDP leaves no parameters inside, a patch looks for one.",
         RUNTIME + "hooks.py",
-        "weight = parts.text.get_input_embeddings().weight  # FSDP",
-        "weight = next(parts.text.parameters())  # FSDP",
+        "self._decide(parts.text.get_input_embeddings().weight)",
+        "self._decide(next(parts.text.parameters()))",
         PATCH + "wrappers.py::test_fsdp_that_leaves_no_parameters_inside_is_patched[padded]",
     ),
     Mutation(
