@@ -73,8 +73,7 @@ class Packed:
         if self.kernel:
             return Entry(cached=cached, attention=RaggedStep(cached.decoder()))
         held: Any = cache.layers[layer]
-        over = eager_step(cached.lengths, cached.starts, held.keys)
-        return Entry(cached=cached, attention=over)
+        return Entry(cached=cached, attention=eager_step(cached.lengths, cached.starts, held.keys))
 
     def positions(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """int64 [1, tokens], in a decoding step [B, 1]: 0, 1, … in every sample, going on from what

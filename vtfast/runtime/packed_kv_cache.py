@@ -183,9 +183,11 @@ class PackedKVLayer(CacheLayerMixin):
         where = self.layout.where
         assert where is not None
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            one = new.shape[2] == 1  # always a view then, and cheaper
-            rows = new.squeeze(2) if one else _token_major(new)
-            buffer.index_copy_(0, where, rows.to(buffer.dtype))  # autocast may have come or gone
+            # One token is always a view, and cheaper to take.
+            rows = new.squeeze(2) if new.shape[2] == 1 else _token_major(new)
+            if rows.dtype != buffer.dtype:  # autocast has come or gone
+                rows = rows.to(buffer.dtype)
+            buffer.index_copy_(0, where, rows)
         if self.layout.fresh:
             return key_states, value_states
         return self.keys, self.values
