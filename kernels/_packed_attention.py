@@ -101,7 +101,7 @@ def eager_step(
 ) -> "EagerStep | CopiedStep":
     """How plain PyTorch decodes one more token of samples that have these rows of caches like this.
 
-    A call for each sample takes some 20 us, in which 256 KiB are copied.
+    A call for each sample would take as long as copying some 256 KiB (an estimate).
     """
     longest, device = max(lengths), cache.device
     if 2 * longest * cache[0].nbytes > 2**18:

@@ -25,8 +25,8 @@ from vtfast.runtime.names import given_cache
 from vtfast.runtime.visual_tokens import VisualTokens
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
-# Packing costs some 5 % of a decoding step that the host holds up (bench_host.py), and
-# saves about the share of a prefill that would be padding.
+# Packing costs some 5 to 10 % of a decoding step that waits for the host (bench_host.py), and saves
+# about the share of a prefill that would be padding.
 _LEAST_PADDING = 1 / 16
 
 
@@ -99,9 +99,8 @@ def is_packed(
         kernel_limits.check(config.stages.values(), visual.segments, gradients)
     if state is not None:
         ours = state.plan is config.plan and state.positions == config.positions
-        if not ours or (
-            state.packed and (gradients or always_padded)
-        ):  # not where a step goes on as expected
+        unusual = state.packed and (gradients or always_padded)
+        if unusual or not ours:  # so a step that goes on as its prefill began checks nothing
             validation.check_state(state, config, bool(always_padded), gradients)
         return state.packed, "decided at this cache's first prefill"
     if always_padded:
