@@ -42,7 +42,8 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         n, keep = w.total // shrink, w.total // shrink // 4
         where, picked = (Ragged.from_lengths([n], "cpu"), [keep]), f"{keep} of {n} rows"
         pick = partial(ops.random_select, *where, seed=7, stream=3)  # "auto" is eager on a CPU
-        index, pick = pick(), partial(pick, impl="triton")
+        # A copy in PyTorch's memory: NumPy's, where the picks are, may begin inside a sector.
+        index, pick = pick().clone(), partial(pick, impl="triton")
         scores = fresh(n, kind=torch.float32)
         best = partial(ops.topk_select, scores, *where, impl="triton")
         features = fresh(n, w.dim)

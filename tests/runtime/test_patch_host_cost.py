@@ -4,6 +4,7 @@ In Hugging Face's models a step at small batches waits for the host, on a GPU to
 depend on the machine, so a regression shows here without a clock; `bench_host.py` measures.
 """
 
+import gc
 import importlib
 import sys
 from collections import Counter
@@ -78,11 +79,13 @@ def called(call):
         if event == "call":
             seen[frame.f_code.co_filename, frame.f_code.co_name] += 1
 
+    gc.disable()  # what it would collect, of tests before this one, may have finalizers
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return seen
 
 
