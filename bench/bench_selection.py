@@ -1,10 +1,9 @@
-"""Gathering rows, random picks, top-k, and both selections with their gathering in one launch.
+"""Gathering rows, random picks, and top-k.
 
 gather: three gathers of PyTorch are the baselines; a copy of as many bytes stands beside them.
 random: `randperm` per picture, and one vectorised draw, whose picks need only be complete, distinct
     and ascending. vtfast's must be those that Python integers give for the same seed, bit for bit.
 topk: a loop of `torch.topk`, padded batches, FlashInfer. Scores have no ties: there is one answer.
-fused: `gather=` of both selections against two launches; for large batches one need not be faster.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from harness import Case, Variant, compiled, installed, main
 from oracles import random_select as python_random_select
-from parity import Check, exactly, selection, topk_index
+from parity import exactly, selection, topk_index
 from shapes import Workload, dtype_for, normal, workloads
 
 from vtfast.ops import Ragged, gather_rows, random_select, topk_select
@@ -95,9 +94,9 @@ class Selection:
         words = torch.tensor([number + 7]), torch.tensor([number], dtype=torch.int32), hashes
         return tuple(word.to(self.device) for word in words)
 
-    def random(self, *words: torch.Tensor, **gather):
+    def random(self, *words: torch.Tensor):
         named = dict(zip(("seed", "stream", "image_hash"), words, strict=True))
-        return random_select(self.segments, self.keep, **named, **gather)
+        return random_select(self.segments, self.keep, **named)
 
     def random_index(self, seed: torch.Tensor, stream: torch.Tensor, hashes: torch.Tensor):
         words = seed.item(), hashes.tolist(), stream.item()
@@ -109,8 +108,8 @@ class Selection:
         order = torch.randperm(self.w.total, generator=generator).to(self.device)
         return ((order + 1.0) / self.w.total,)
 
-    def topk(self, scores: torch.Tensor, **gather):
-        return topk_select(scores, self.segments, self.keep, **gather)
+    def topk(self, scores: torch.Tensor):
+        return topk_select(scores, self.segments, self.keep)
 
     def topk_index(self, scores: torch.Tensor) -> torch.Tensor:
         return topk_index(scores, self.w.lengths, self.keep)
@@ -191,62 +190,7 @@ def topk_cases(device: str, tiny: bool) -> Iterator[Case]:
         yield s.case("", s.scores, variants, gate, nbytes, dtype=torch.float32)
 
 
-def fused_cases(device: str, tiny: bool) -> Iterator[Case]:
-    names = ("llava b1", "llava b8", "llava b32", "qwen 1k", "qwen 4k", "qwen mix b8")
-    for w in workloads(tiny, *names):
-        s = Selection(w, 0.25, device)
-        for op in ("random", "top-k"):
-            yield _fused(s, op == "random")
-
-
-def _fused(s: Selection, random: bool) -> Case:
-    """What a prune stage moves: hidden states, cosine and sine rows, positions."""
-    w, dtype, count = s.w, dtype_for(s.device), 3 if random else 1
-    make, select, expected, name, plain = (
-        (s.words, s.random, s.random_index, "randperm per picture", s.per_picture(s.randperm))
-        if random
-        else (s.scores, s.topk, s.topk_index, "padded topk, sort", s.padded_topk())
-    )
-
-    def inputs(seed: int) -> tuple[torch.Tensor, ...]:
-        widths = (w.dim, w.head_size, w.head_size)
-        rows = [normal(seed, w.total, n, device=s.device, dtype=dtype) for n in widths]
-        return (*make(seed), *rows, torch.arange(w.total, device=s.device))
-
-    def then(gather: Callable, select: Callable) -> Callable[..., list[torch.Tensor]]:
-        def call(*given: torch.Tensor) -> list[torch.Tensor]:
-            index = select(*given[:count])
-            return [index, *gather(index, *given[count:])]
-
-        return call
-
-    def fused(*given: torch.Tensor) -> list[torch.Tensor]:
-        index, rows = select(*given[:count], gather=given[count:])
-        return [index, *rows]
-
-    def moved(index: torch.Tensor, given: tuple) -> Check:
-        return exactly([index, *(x[index] for x in given[count:])])
-
-    def any_picks(given: tuple) -> Check:
-        return lambda got: selection(w.lengths, s.keep)(got[0]) or moved(got[0], given)(got)
-
-    eager, name = then(index_select, plain), f"{name}, index_select"
-    more = Variant(f"{name}, compiled", compiled(eager), "compiled")
-    variants = [
-        Variant(name, eager, "eager", any_picks if random else None),
-        Variant("two launches of vtfast", then(gather_rows, select), "fair"),
-        Variant("vtfast", fused, "vtfast"),
-        *[more] * (not random and w.name in ("llava b8", "qwen 4k")),
-    ]
-    gate = lambda given: moved(expected(*given[:count]).to(s.device), given)  # noqa: E731
-    row, kept = (w.dim + 2 * w.head_size) * dtype.itemsize + 8, sum(s.keep)
-    shape = f"{w.total} rows of {row} bytes -> {kept}"
-    nbytes = kept * (2 * row + 4) + (0 if random else 4 * w.total)
-    title = "random, " if random else "top-k, "
-    return s.case(title, inputs, variants, gate, nbytes, shape=shape, dtype=dtype)
-
-
-OPS = {"gather": gather_cases, "random": random_cases, "topk": topk_cases, "fused": fused_cases}
+OPS = {"gather": gather_cases, "random": random_cases, "topk": topk_cases}
 
 if __name__ == "__main__":
     main(OPS, __doc__)

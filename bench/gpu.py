@@ -31,10 +31,10 @@ import torch
 HERE = Path(__file__).resolve().parent
 # The ops, the most telling first, and the scripts that have their cases.
 OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection",
-       "random": "selection", "topk": "selection", "fused": "selection", "decode": "attention",
+       "random": "selection", "topk": "selection", "decode": "attention",
        "scores": "scores", "hash": "hash"}  # fmt: skip
 _KERNELS = (
-    *("device", "random_select", "topk_select", "gather", "gather_picks", "compact"),
+    *("device", "random_select", "topk_select", "gather", "compact"),
     *("diversity_select", "image_hash", "last_query_scores", "ragged_attention"),
     *("ragged_attention_kernel", "repeat", "unchecked"),
     *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),

@@ -81,18 +81,6 @@ def check_has_rows(op: str, name: str, x: object, device: torch.device | None = 
         raise ValueError(f"{op}: {name} must have at least 1 dimension; it has no rows")
 
 
-def checked_gather(op: str, gather: object, segments: Ragged) -> tuple[torch.Tensor, ...]:
-    """`gather=` of a selection as a tuple of tensors, each with as many rows as the segments."""
-    if isinstance(gather, torch.Tensor) or not isinstance(gather, Sequence):
-        raise TypeError(
-            f"{op}: gather must be a sequence of tensors, got {type(gather).__name__}; pass a list"
-        )
-    for number, x in enumerate(gather):
-        check_has_rows(op, f"gather[{number}]", x, segments.device)
-        check_covers(op, "segments", segments, f"gather[{number}]", len(x))
-    return tuple(gather)
-
-
 def checked_keep(op: str, segments: Ragged, keep: Sequence[int]) -> tuple[int, ...]:
     """`keep` as a tuple of host ints: one per segment, from 0 to the length of the segment."""
     counts = checked_ints(op, "keep", keep, len(segments))

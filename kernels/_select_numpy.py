@@ -38,7 +38,7 @@ def can_read(tensor: torch.Tensor, *others: torch.Tensor | int | None) -> bool:
 
 
 def topk_select(scores: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> torch.Tensor:
-    """`reference.topk_select` without `gather`."""
+    """`reference.topk_select`."""
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
     # Of negative scores the smallest win, and NaN, which NumPy orders last, loses.
@@ -54,7 +54,7 @@ def random_select(
     image_hash: torch.Tensor | None,
     stream: int | torch.Tensor,
 ) -> torch.Tensor:
-    """`reference.random_select` without `gather`."""
+    """`reference.random_select`."""
     seed, stream = int(seed), int(stream)
     hashes = range(len(segments)) if image_hash is None else image_hash.tolist()
 

@@ -111,29 +111,3 @@ def store_picks(out_ptr, row, above, equal, k):
     """
     picked, place = _picks(above, equal, k)
     tl.store(out_ptr + place, row, mask=picked)
-
-
-@triton.jit
-def nth_picks(above, equal, k, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[J]: position of the selected key with output place j, for 0 ≤ j < k; else meaningless.
-
-    The inverse of the places of `_picks`, by counting: the key is in the first row of the layout
-    whose running count of selected keys is above j, and there in the first such column. This takes
-    J x ROWS and J x 32 comparisons instead of J x N, all in registers: no shared memory, so no
-    barrier.
-    """
-    picked, _ = _picks(above, equal, k)
-    column = tl.arange(0, COLUMNS)[None, :]
-    count = tl.sum(picked.to(tl.int32), axis=1)
-    word = tl.sum(picked.to(tl.uint32) << column.to(tl.uint32), axis=1)
-
-    passed = tl.cumsum(count, axis=0)[None, :] <= j[:, None]  # [J, ROWS]
-    # One sum counts layout rows and selected keys that are passed, as in `_picks`.
-    both = tl.sum(tl.where(passed, count[None, :] + 65536, 0), axis=1)
-    line, before = both >> 16, both & 0xFFFF
-    here = tl.arange(0, ROWS)[None, :] == line[:, None]
-    word = tl.sum(tl.where(here, word[None, :], tl.full((), 0, tl.uint32)), axis=1)
-
-    bits = ((word[:, None] >> column.to(tl.uint32)) & 1).to(tl.int32)  # [J, COLUMNS]
-    passed = tl.cumsum(bits, axis=1) + before[:, None] <= j[:, None]
-    return line * COLUMNS + tl.sum(passed.to(tl.int32), axis=1)

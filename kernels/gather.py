@@ -61,29 +61,6 @@ def _copy_span(
             tl.store(target + column[None, :], block, mask=mask)
 
 
-@triton.jit
-def copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS: tl.constexpr, SPAN: tl.constexpr):
-    """Copy `out_t[j] = x_t[row]` for every tensor t, in the span of columns of this program.
-
-    row, j: `[ROWS]` int64, used where the mask `inside` is true. The other arguments come from
-    `copy_plan`.
-    """
-    for t in tl.static_range(len(LAYOUTS)):
-        _copy_span(
-            x_ptrs[t],
-            out_ptrs[t],
-            strides[t],
-            row,
-            j,
-            inside,
-            WIDTH=LAYOUTS[t][0],
-            WORD=LAYOUTS[t][1],
-            UNIT=LAYOUTS[t][2],
-            BLOCK=LAYOUTS[t][3],
-            SPAN=SPAN,
-        )
-
-
 @triton.jit(do_not_specialize=["num_rows", "strides"])
 def _gather_rows_kernel(
     # pointers: the index; sources and outputs, one per tensor
@@ -106,27 +83,33 @@ def _gather_rows_kernel(
     j = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = j < num_rows
     row = tl.load(index_ptr + j, mask=inside, other=0).to(tl.int64)
-    copy_rows(x_ptrs, out_ptrs, strides, row, j, inside, LAYOUTS, SPAN)
+    for t in tl.static_range(len(LAYOUTS)):
+        _copy_span(
+            x_ptrs[t],
+            out_ptrs[t],
+            strides[t],
+            row,
+            j,
+            inside,
+            WIDTH=LAYOUTS[t][0],
+            WORD=LAYOUTS[t][1],
+            UNIT=LAYOUTS[t][2],
+            BLOCK=LAYOUTS[t][3],
+            SPAN=SPAN,
+        )
 
 
-def copy_plan(
-    tensors: Sequence[torch.Tensor],
-    outputs: Sequence[torch.Tensor],
-    block: int,
-    unaligned_block: int,
+def _copy_plan(
+    tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], tuple[int, ...], tuple[Layout, ...]]:
-    """The arguments of `copy_rows` for those of the tensors that are not empty.
-
-    block: words of a row to copy at a time; unaligned_block: the same where rows do not begin, or
-    end, at multiples of 16 bytes. Returns sources, outputs, row strides in units, and layouts.
-    """
+    """Sources, outputs, row strides in units, and layouts of the tensors that are not empty."""
     sources = [_rows(x) for x in tensors]
     kept = [
         (_as_bytes(x), _as_bytes(out))
         for x, out in zip(sources, outputs, strict=True)
         if out.numel()
     ]
-    layouts = [_layout(x, block, unaligned_block) for x, _ in kept]
+    layouts = [_layout(x) for x, _ in kept]
     return (
         tuple(x for x, _ in kept),
         tuple(out for _, out in kept),
@@ -135,7 +118,7 @@ def copy_plan(
     )
 
 
-def why_unsupported_gather(tensors: Sequence[torch.Tensor]) -> str:
+def _why_unsupported(tensors: Sequence[torch.Tensor]) -> str:
     """Why the kernel cannot gather rows of these tensors; "" if it can."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "the kernel has no backward and a tensor needs a gradient"
@@ -144,23 +127,17 @@ def why_unsupported_gather(tensors: Sequence[torch.Tensor]) -> str:
     return ""
 
 
-def empty_outputs(num_rows: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """An empty output of `num_rows` rows for each tensor, contiguous whatever its strides."""
-    return [torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors]
-
-
-def num_spans(layouts: Sequence[Layout], span: int) -> int:
-    """How many spans of columns the widest tensor has."""
-    return max(cdiv(width, span) for width, *_ in layouts)
-
-
 def _launch(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     num_rows = len(index)
-    outputs = empty_outputs(num_rows, tensors)
-    sources, targets, strides, layouts = copy_plan(tensors, outputs, _SPAN, _SPAN)
+    # Contiguous, whatever the strides of the tensors.
+    outputs = [
+        torch.empty((num_rows, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in tensors
+    ]
+    sources, targets, strides, layouts = _copy_plan(tensors, outputs)
     if layouts:
+        spans = max(cdiv(width, _SPAN) for width, *_ in layouts)
         with on_device_of(index):
-            _gather_rows_kernel[(cdiv(num_rows, _ROWS), num_spans(layouts, _SPAN))](
+            _gather_rows_kernel[(cdiv(num_rows, _ROWS), spans)](
                 index.contiguous(),
                 sources,
                 targets,
@@ -187,7 +164,7 @@ def _as_bytes(x: torch.Tensor) -> torch.Tensor:
     return x.view(torch.int8) if x.element_size() == 1 else x
 
 
-def _layout(x: torch.Tensor, block: int, unaligned_block: int) -> tuple[int, Layout]:
+def _layout(x: torch.Tensor) -> tuple[int, Layout]:
     """Row stride in units, and the layout, of a `[T, W]` tensor with contiguous rows."""
     size = x.element_size()
     width = size * x.shape[1]
@@ -195,9 +172,8 @@ def _layout(x: torch.Tensor, block: int, unaligned_block: int) -> tuple[int, Lay
     bits = width | stride | x.data_ptr()  # its low bits give the alignment common to all three
     word = 4 if bits % 4 == 0 else 2 if bits % 2 == 0 else 1
     unit = word if stride % 16 else 16
-    block = unaligned_block if bits % 16 else block
     width //= word
-    return stride // unit, (width, word, unit // word, min(block, next_power_of_2(width)))
+    return stride // unit, (width, word, unit // word, min(_SPAN, next_power_of_2(width)))
 
 
 def _fake(index: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -256,6 +232,6 @@ def gather_rows(
                 f"{_OP}: {name} has shape {tuple(x.shape)} but tensor 0 has "
                 f"{tuple(tensors[0].shape)}; all need the same number of rows"
             )
-    if use_triton(_OP, impl, index.device, why_unsupported=why_unsupported_gather(tensors)):
+    if use_triton(_OP, impl, index.device, why_unsupported=_why_unsupported(tensors)):
         return tuple(_gather_rows(index, tensors))
     return reference.gather_rows(index, *tensors)

@@ -6,8 +6,7 @@ position. All arithmetic is on integers, so CPU, interpreter and GPU agree bit f
 picks depend on that segment alone; and the picks for k are among the picks for k + 1.
 
 One launch, one program per segment, words in registers. Traffic: the offsets in, k row numbers out.
-With `gather=` the picked rows of other tensors are gathered too (`_gather_picks.py`). Limits: 16384
-rows a segment; "auto" falls back to PyTorch for longer ones.
+Limits: 16384 rows a segment; "auto" falls back to PyTorch for longer ones.
 
 Seed, stream and image hashes are read on the device: they may change between replays of a CUDA
 graph.
@@ -15,22 +14,19 @@ graph.
 
 import warnings
 from collections.abc import Sequence
-from typing import overload
 
 import torch
 
-from . import _gather_picks, _select_numpy, reference
+from . import _select_numpy, reference
 from ._checks import (
     check_count,
     check_impl,
     check_segments,
     check_tensor,
-    checked_gather,
     checked_keep,
     checked_number,
 )
 from ._device_cache import cached_per_stream
-from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
 from ._threshold import (
     COLUMNS,
@@ -41,7 +37,6 @@ from ._threshold import (
     tile,
     why_unsupported_length,
 )
-from .gather import gather_rows, why_unsupported_gather
 from .ragged import Ragged
 
 _OP = "random_select"
@@ -114,57 +109,6 @@ def _random_select_kernel(
     store_picks(out_ptr + first_out, first + positions(ROWS, COLUMNS), above, equal, k)
 
 
-@triton.jit(do_not_specialize=["blocks", "strides"])
-def _random_gather_kernel(
-    # pointers
-    seed_ptr,
-    keys_ptr,  # the image hashes
-    stream_ptr,
-    cu_seqlens_ptr,
-    cu_keep_ptr,
-    index_ptr,
-    x_ptrs,
-    out_ptrs,
-    # sizes
-    blocks,  # of selected rows, in the segment that keeps most
-    # strides between rows, one per tensor
-    strides,
-    # meta
-    WORD_BITS: tl.constexpr,
-    LAYOUTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PICKS: tl.constexpr,
-    SPAN: tl.constexpr,
-):
-    """Grid (segments x blocks, column spans): a program selects, and copies one block of rows."""
-    segment, first, n, first_out, k, pick = block_of_program(
-        cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS
-    )
-    if pick >= k:
-        return
-    above, equal = _selected(
-        seed_ptr, keys_ptr, stream_ptr, segment, n, k, ROWS, COLUMNS, WORD_BITS
-    )
-    copy_picks(
-        index_ptr,
-        x_ptrs,
-        out_ptrs,
-        strides,
-        first,
-        first_out,
-        k,
-        pick,
-        above,
-        equal,
-        LAYOUTS,
-        ROWS,
-        COLUMNS,
-        PICKS,
-        SPAN,
-    )
-
-
 def _launch(
     cu_seqlens: torch.Tensor,
     seed: torch.Tensor,
@@ -203,34 +147,6 @@ _random_select = register(
 )
 
 
-def _launch_gather(
-    cu_seqlens: torch.Tensor,
-    seed: torch.Tensor,
-    image_hash: torch.Tensor | None,
-    stream: torch.Tensor,
-    keep: Sequence[int],
-    longest: int,
-    tensors: Sequence[torch.Tensor],
-    word_bits: int = 32,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    kept = Ragged.from_lengths(keep, cu_seqlens.device)
-    words = [seed, kept.numbers if image_hash is None else image_hash.contiguous(), stream]
-    return _gather_picks.launch(
-        _random_gather_kernel, words, cu_seqlens, keep, longest, tensors, WORD_BITS=word_bits
-    )
-
-
-_random_gather = register(
-    "random_select_gather(Tensor cu_seqlens, Tensor seed, Tensor? image_hash, Tensor stream, "
-    "int[] keep, int longest, Tensor[] tensors) -> (Tensor, Tensor[])",
-    _launch_gather,
-    lambda cu_seqlens, seed, image_hash, stream, keep, longest, tensors: _gather_picks.fake(
-        keep, cu_seqlens, tensors
-    ),
-)
-
-
-@overload
 def random_select(
     segments: Ragged,
     keep: Sequence[int],
@@ -238,34 +154,9 @@ def random_select(
     seed: int | torch.Tensor,
     image_hash: torch.Tensor | None = None,
     stream: int | torch.Tensor,
-    impl: str = "auto",
-) -> torch.Tensor: ...
-
-
-@overload
-def random_select(
-    segments: Ragged,
-    keep: Sequence[int],
-    *,
-    seed: int | torch.Tensor,
-    image_hash: torch.Tensor | None = None,
-    stream: int | torch.Tensor,
-    gather: Sequence[torch.Tensor],
-    impl: str = "auto",
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]: ...
-
-
-def random_select(
-    segments: Ragged,
-    keep: Sequence[int],
-    *,
-    seed: int | torch.Tensor,
-    image_hash: torch.Tensor | None = None,
-    stream: int | torch.Tensor,
-    gather: Sequence[torch.Tensor] = (),
     impl: str = "auto",
     keys: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> torch.Tensor:
     """Pick `keep[s]` rows of each segment at random, without replacement.
 
     Args:
@@ -278,15 +169,12 @@ def random_select(
             pixels; default the number of the segment in this call.
         stream: int in [0, 2^31), or `[1]` int32 tensor: separates draws with the same seed and
             image hash, such as those of different layers.
-        gather: tensors `[T, ...]` whose picked rows are gathered too, as `gather_rows` does: in the
-            same launch if no segment has more than 4096 rows, else in a second one.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
         keys: the old name of `image_hash`, deprecated and gone in 0.3.
 
     Returns:
-        `[sum(keep)]` int32 row numbers of the packed batch, ascending. With `gather` a pair of
-        these and a tuple of the picked rows, one contiguous `[sum(keep), ...]` per tensor.
+        `[sum(keep)]` int32 row numbers of the packed batch, ascending.
 
     Raises:
         ValueError: a count, range, shape or device that does not fit, or impl="triton" for what the
@@ -312,25 +200,17 @@ def random_select(
         int64 = (torch.int64,)
         check_tensor(_OP, "image_hash", image_hash, ndim=1, dtypes=int64, device=segments.device)
         check_count(_OP, "image_hash", image_hash, len(segments))
-    gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
-    too_long = why_unsupported_length(longest)
-    why = too_long or why_unsupported_gather(gather)
-    if not use_triton(_OP, impl, segments.device, why_unsupported=why, silent=not too_long):
-        if not _select_numpy.can_read(segments.cu_seqlens, seed, image_hash, stream):
-            return reference.random_select(
-                segments, keep, seed=seed, image_hash=image_hash, stream=stream, gather=gather
-            )
-        index = _select_numpy.random_select(segments, keep, seed, image_hash, stream)
-        return (index, gather_rows(index, *gather, impl=impl)) if gather else index
+    why = why_unsupported_length(longest)
+    if not use_triton(_OP, impl, segments.device, why_unsupported=why, silent=False):
+        if _select_numpy.can_read(segments.cu_seqlens, seed, image_hash, stream):
+            return _select_numpy.random_select(segments, keep, seed, image_hash, stream)
+        return reference.random_select(
+            segments, keep, seed=seed, image_hash=image_hash, stream=stream
+        )
     seed = _as_tensor(seed, torch.int64, segments.device)
     stream = _as_tensor(stream, torch.int32, segments.device)
-    draw = (segments.cu_seqlens, seed, image_hash, stream, keep, longest)
-    if _gather_picks.fits(longest, gather):
-        index, rows = _random_gather(*draw, gather)
-        return index, tuple(rows)
-    index = _random_select(*draw)
-    return (index, gather_rows(index, *gather, impl=impl)) if gather else index
+    return _random_select(segments.cu_seqlens, seed, image_hash, stream, keep, longest)
 
 
 def _as_tensor(value: int | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -9,7 +9,6 @@ selections share these rules:
   `keep[s]` distinct ones from segment `s`.
 - Larger wins, ties go to the lowest row, -0.0 equals +0.0, NaN ranks below -inf.
 - What is picked in a segment depends on that segment alone.
-- With tensors to `gather` from, the result is a pair of the index and a tuple of their rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,8 +59,7 @@ def random_select(
     seed: int | torch.Tensor,
     image_hash: torch.Tensor | None = None,
     stream: int | torch.Tensor,
-    gather: Sequence[torch.Tensor] = (),
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> torch.Tensor:
     """Draw exactly `keep[s]` rows of each segment, uniformly and reproducibly.
 
     Row i of a segment draws word i % 4 of Philox-4x32-10 at counter
@@ -76,7 +74,7 @@ def random_select(
     def best(part: Ragged, group: slice) -> torch.Tensor:
         return _take_best(_random_ranks(part, seed, image_hash[group], stream), part, keep[group])
 
-    return _with_rows(_select(segments, 96, best), gather)
+    return _select(segments, 96, best)
 
 
 def _random_ranks(
@@ -98,13 +96,7 @@ def _random_ranks(
     return ranks
 
 
-def topk_select(
-    scores: torch.Tensor,
-    segments: Ragged,
-    keep: Sequence[int],
-    *,
-    gather: Sequence[torch.Tensor] = (),
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def topk_select(scores: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> torch.Tensor:
     """Pick the `keep[s]` best-scored rows of each segment."""
     scores = scores.detach()
     integer = torch.int64 if scores.dtype == torch.float64 else torch.int32
@@ -119,7 +111,7 @@ def topk_select(
         rows = ranks[segments.offsets[group.start] : segments.offsets[group.stop]]
         return _take_best(part.pad(rows, lowest), part, keep[group])
 
-    return _with_rows(_select(segments, 40, best), gather)
+    return _select(segments, 40, best)
 
 
 @torch.no_grad()
@@ -300,13 +292,6 @@ def _take_best(ranks: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> to
     order = ranks.sort(dim=1, descending=True, stable=True).indices
     rows = _take_first(order + segments.cu_seqlens[:-1, None], keep)
     return rows.int().sort().values  # one sort serves all segments, which are in order
-
-
-def _with_rows(
-    index: torch.Tensor, tensors: Sequence[torch.Tensor]
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """The index alone, or with the rows of the tensors to gather from if there are any."""
-    return (index, gather_rows(index, *tensors)) if tensors else index
 
 
 def _take_first(rows: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:

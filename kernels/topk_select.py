@@ -4,27 +4,23 @@
 `torch.topk` the answer is fully determined: ties go to the lowest row, -0.0 equals +0.0, and NaN
 ranks below -inf, so a broken score is never preferred. One program per segment keeps its scores in
 registers. Traffic: the scores once in, k row numbers out; the time is the launch and the search.
-With `gather=` the picked rows of other tensors are gathered too (`_gather_picks.py`). Limits: 16384
-rows a segment and fp32, fp16, bf16; "auto" falls back to PyTorch for anything else.
+Limits: 16384 rows a segment and fp32, fp16, bf16; "auto" falls back to PyTorch for anything else.
 """
 
 from collections.abc import Sequence
-from typing import overload
 
 import torch
 
-from . import _gather_picks, _select_numpy, reference
+from . import _select_numpy, reference
 from ._checks import (
     check_covers,
     check_floating,
     check_impl,
     check_segments,
     check_tensor,
-    checked_gather,
     checked_keep,
     why_unsupported_dtype,
 )
-from ._gather_picks import block_of_program, copy_picks
 from ._launch import on_device_of, register, tl, triton, use_triton
 from ._threshold import (
     COLUMNS,
@@ -35,7 +31,6 @@ from ._threshold import (
     tile,
     why_unsupported_length,
 )
-from .gather import gather_rows, why_unsupported_gather
 from .ragged import Ragged
 
 _OP = "topk_select"
@@ -107,52 +102,6 @@ def _topk_select_kernel(
     store_picks(out_ptr + first_out, first + positions(ROWS, COLUMNS), above, equal, k)
 
 
-@triton.jit(do_not_specialize=["blocks", "strides"])
-def _topk_gather_kernel(
-    # pointers
-    scores_ptr,
-    cu_seqlens_ptr,
-    cu_keep_ptr,
-    index_ptr,
-    x_ptrs,
-    out_ptrs,
-    # sizes
-    blocks,  # of selected rows, in the segment that keeps most
-    # strides between rows, one per tensor
-    strides,
-    # meta
-    BITS: tl.constexpr,
-    INFINITY: tl.constexpr,
-    LAYOUTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PICKS: tl.constexpr,
-    SPAN: tl.constexpr,
-):
-    """Grid (segments x blocks, column spans): a program selects, and copies one block of rows."""
-    _, first, n, first_out, k, pick = block_of_program(cu_seqlens_ptr, cu_keep_ptr, blocks, PICKS)
-    if pick >= k:
-        return
-    above, equal = _selected(scores_ptr, first, n, k, BITS, INFINITY, ROWS, COLUMNS)
-    copy_picks(
-        index_ptr,
-        x_ptrs,
-        out_ptrs,
-        strides,
-        first,
-        first_out,
-        k,
-        pick,
-        above,
-        equal,
-        LAYOUTS,
-        ROWS,
-        COLUMNS,
-        PICKS,
-        SPAN,
-    )
-
-
 def _launch(
     scores: torch.Tensor, cu_seqlens: torch.Tensor, keep: Sequence[int], longest: int
 ) -> torch.Tensor:
@@ -183,68 +132,20 @@ _topk_select = register(
 )
 
 
-def _launch_gather(
-    scores: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    keep: Sequence[int],
-    longest: int,
-    tensors: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    meta = {"BITS": _BITS[scores.dtype], "INFINITY": _INFINITY[scores.dtype]}
-    return _gather_picks.launch(
-        _topk_gather_kernel, [scores.contiguous()], cu_seqlens, keep, longest, tensors, **meta
-    )
-
-
-_topk_gather = register(
-    "topk_select_gather(Tensor scores, Tensor cu_seqlens, int[] keep, int longest, "
-    "Tensor[] tensors) -> (Tensor, Tensor[])",
-    _launch_gather,
-    lambda scores, cu_seqlens, keep, longest, tensors: _gather_picks.fake(
-        keep, cu_seqlens, tensors
-    ),
-)
-
-
-@overload
 def topk_select(
     scores: torch.Tensor, segments: Ragged, keep: Sequence[int], *, impl: str = "auto"
-) -> torch.Tensor: ...
-
-
-@overload
-def topk_select(
-    scores: torch.Tensor,
-    segments: Ragged,
-    keep: Sequence[int],
-    *,
-    gather: Sequence[torch.Tensor],
-    impl: str = "auto",
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]: ...
-
-
-def topk_select(
-    scores: torch.Tensor,
-    segments: Ragged,
-    keep: Sequence[int],
-    *,
-    gather: Sequence[torch.Tensor] = (),
-    impl: str = "auto",
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> torch.Tensor:
     """Pick the `keep[s]` rows with the largest scores in each segment.
 
     Args:
         scores: `[T]` of any floating dtype, compared exactly.
         segments: which of the T rows form which segment.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
-        gather: tensors `[T, ...]` whose picked rows are gathered too, as `gather_rows` does: in the
-            same launch if no segment has more than 4096 rows, else in a second one.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
 
     Returns:
-        `[sum(keep)]` int32 row numbers, ascending (by row, not by score). With `gather` a pair of
-        these and a tuple of the picked rows, one contiguous `[sum(keep), ...]` per tensor.
+        `[sum(keep)]` int32 row numbers, ascending (by row, not by score).
 
     Raises:
         ValueError: a rank, row count, keep count or device that does not fit, or impl="triton" for
@@ -261,17 +162,11 @@ def topk_select(
     check_floating(_OP, "scores", scores)
     check_covers(_OP, "segments", segments, "scores", scores.shape[0])
     keep = checked_keep(_OP, segments, keep)
-    gather = checked_gather(_OP, gather, segments)
     longest = segments.max_seqlen
     too_long = why_unsupported_length(longest, segments.device)
-    why = too_long or why_unsupported_dtype(scores.dtype) or why_unsupported_gather(gather)
-    if not use_triton(_OP, impl, scores.device, why_unsupported=why, silent=not too_long):
-        if not _select_numpy.can_read(scores, segments.cu_seqlens):
-            return reference.topk_select(scores, segments, keep, gather=gather)
-        index = _select_numpy.topk_select(scores, segments, keep)
-    elif _gather_picks.fits(longest, gather):
-        index, rows = _topk_gather(scores, segments.cu_seqlens, keep, longest, gather)
-        return index, tuple(rows)
-    else:
-        index = _topk_select(scores, segments.cu_seqlens, keep, longest)
-    return (index, gather_rows(index, *gather, impl=impl)) if gather else index
+    why = too_long or why_unsupported_dtype(scores.dtype)
+    if use_triton(_OP, impl, scores.device, why_unsupported=why, silent=not too_long):
+        return _topk_select(scores, segments.cu_seqlens, keep, longest)
+    if _select_numpy.can_read(scores, segments.cu_seqlens):
+        return _select_numpy.topk_select(scores, segments, keep)
+    return reference.topk_select(scores, segments, keep)

@@ -16,7 +16,6 @@ from functools import partial
 import torch
 
 from vtfast.kernels import _distances as distance_kernels
-from vtfast.kernels import _gather_picks
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES, REFERENCE_DTYPES
 from vtfast.kernels._dot_products import dot_products
 from vtfast.kernels._threshold import TILES
@@ -95,22 +94,6 @@ def _random_select() -> Iterator[Case]:
     for longest, _ in TILES:
         call = partial(random_select, *_one_segment(longest), seed=0, stream=0, impl="triton")
         yield Case(f"{longest} rows", call, gate=longest == LONGEST)
-
-
-def _selections_that_gather() -> Iterator[Case]:
-    most = _gather_picks.MAX_LENGTH
-    along = (_empty(most, 4096), _empty(most, dtype=torch.int64))
-    for longest in (n for n, _ in TILES if n <= most):
-        gate, gather = longest == most, [x[:longest] for x in along]
-        call = partial(random_select, *_one_segment(longest), seed=0, stream=0, gather=gather)
-        yield Case(f"hidden and positions of {longest} rows", partial(call, impl="triton"), gate)
-        for dtype in KERNEL_DTYPES:
-            scores = _empty(longest, dtype=dtype)
-            yield Case(
-                f"{_short(dtype)}, hidden and positions of {longest} rows",
-                partial(topk_select, scores, *_one_segment(longest), gather=gather, impl="triton"),
-                gate and dtype == torch.float32,
-            )
 
 
 def _diversity_select() -> Iterator[Case]:
@@ -243,7 +226,6 @@ OPS = (
     _compact,
     _topk_select,
     _random_select,
-    _selections_that_gather,
     _diversity_select,
     _image_hash,
     _last_query_scores,

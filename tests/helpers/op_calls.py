@@ -29,17 +29,6 @@ def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[
     def fresh(seed: int, *shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
         return normal(seed, *shape, device=device, dtype=kind)
 
-    def random(seed: torch.Tensor, stream: torch.Tensor, *rows: torch.Tensor):
-        more = named | ({"gather": rows} if rows else {})
-        return flat(ops.random_select(segments, KEEP, seed=seed, stream=stream, **more))
-
-    def topk(scores: torch.Tensor, *rows: torch.Tensor):
-        more = named | ({"gather": rows} if rows else {})
-        return flat(ops.topk_select(scores, segments, KEEP, **more))
-
-    def flat(found):
-        return found if isinstance(found, torch.Tensor) else [found[0], *found[1]]
-
     def attention(*qkv: torch.Tensor):
         return ops.ragged_attention(*qkv, segments, segments, **named)
 
@@ -54,10 +43,12 @@ def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[
     grid = torch.stack([torch.ones_like(lengths)] * 2 + [lengths], 1)
     return {
         "gather_rows": (lambda *x: ops.gather_rows(index, *x, **named), [features, k, q]),
-        "random_select": (random, words),
-        "random_select, gather": (random, [*words, features, k]),
-        "topk_select": (topk, [scores]),
-        "topk_select, gather": (topk, [scores, features, k]),
+        "random_select": (
+            lambda seed, stream: ops.random_select(
+                segments, KEEP, seed=seed, stream=stream, **named
+            ), words
+        ),
+        "topk_select": (lambda x: ops.topk_select(x, segments, KEEP, **named), [scores]),
         "diversity_select": (lambda x: ops.diversity_select(x, segments, KEEP, **named), [features]),  # noqa: E501
         "image_hash": (lambda x: ops.image_hash(x, grid, **named), [features]),
         "last_query_scores": (

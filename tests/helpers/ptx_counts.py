@@ -27,7 +27,6 @@ SHAPES = ("llava b1", "qwen 1k", "qwen 4k", "qwen 16k")  # of `shapes.py`: pictu
 # Pixels, or a grid of patches, that those are made of; 16,384 tokens take minutes here.
 PICTURES = {"llava b1": (3, 336, 336), "qwen 1k": (64, 64), "qwen 4k": (128, 128)}
 PROMPTS, CACHED = (640, 4096), 16384  # tokens
-FUSED = 4096  # rows at most of which a selection gathers the picked ones in its own launch
 SHARE = 0.64  # of the rows of "qwen 4k" and "qwen 16k", which the default plan asks of diversity
 Case = tuple[str, str, Callable[[], object]]  # op, shape, a call
 
@@ -61,9 +60,6 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         yield "gather_rows", more, partial(gather, *along)
         if w.name in PICTURES:
             yield "image_hash", *_hashing(w.name, shrink, fresh)
-        if n <= FUSED // shrink:
-            yield "random_select", more, partial(pick, gather=along)
-            yield "topk_select", more, partial(best, gather=along)
         for k in ([keep] if w.total <= 4096 else []) + [round(SHARE * n)] * (w.total >= 4096):
             call = partial(ops.diversity_select, features, where[0], [k], impl="triton")
             yield "diversity_select", f"{k} of {n} rows x {w.dim}", call

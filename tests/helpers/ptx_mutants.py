@@ -33,11 +33,8 @@ ORDERS = 4
 KEYS = "k = tl.load(k_ptr + row[None, :] * stride_kt + d[:, None], mask=k_mask, other=0.0)"
 LOGITS = "logits = tl.dot(q, dot_operand(k), input_precision=PRECISION)"
 DOTS = "dots = tl.dot(a, b, dots, input_precision=PRECISION)"
-BEFORE = "line, before = both >> 16, both & 0xFFFF"
-PASSED = "return line * COLUMNS + tl.sum(passed.to(tl.int32), axis=1)"
 WORDS = "words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS, COLUMNS])"
 SUM = "return core.reduce(input, axis, _sum_combine, keep_dims=keep_dims)"
-SCAN = "return core.associative_scan(input, axis, _sum_combine, reverse)"
 
 # Why leaving it out does no harm. None of these addresses depends on what is in the tensors.
 BOTH, HOPPER = "sm_80 and sm_90: ", "sm_90: "
@@ -77,14 +74,6 @@ HARMLESS = {
     "the next product adds to the same accumulators": [
         f"{HOPPER}_distances_kernel, in a loop, wgmma.wait: {DOTS} #1",
     ],
-    "every warp touches bytes of its own on both sides": [
-        f"{BOTH}{kernel}, once, bar.sync: {line} #3"
-        for kernel, lines in (
-            ("_random_gather_kernel", (BEFORE, PASSED, SCAN)),
-            ("_topk_gather_kernel", (BEFORE, PASSED)),
-        )
-        for line in lines
-    ],
     "the program has one warp": [
         f"{BOTH}_merge_kernel, once, bar.sync: "
         "scores += tl.sum(tl.exp2(logits - base[:, None]) / l_i[:, None], axis=0) #1",
@@ -94,8 +83,7 @@ HARMLESS = {
     ],
     # Not shown: the same code on the first words of rows is tried.
     "reached only where the words of two rows tie, once in billions of draws": [
-        f"{BOTH}{kernel}, {where}, bar.sync: {line} #{number}, not reached"
-        for kernel in ("_random_select_kernel", "_random_gather_kernel")
+        f"{BOTH}_random_select_kernel, {where}, bar.sync: {line} #{number}, not reached"
         for where, line, numbers in (
             ("once", WORDS, range(6, 12)),
             ("once", SUM, range(1, 4)),

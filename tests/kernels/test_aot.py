@@ -124,14 +124,6 @@ def test_pixels_are_read_16_bytes_at_a_time(of, arch):
 
 
 @pytest.mark.parametrize("arch", aot.NVIDIA)
-def test_selections_gather_16_bytes_at_a_time(of, arch):
-    """A block of 32 picks takes as many loads a thread as above, whatever the tile."""
-    fused = [row for kernel in ("_topk_gather", "_random_gather") for row in of(arch, kernel)]
-    wrong = (row for row in fused if (row["loads_128"], row["stores_128"]) != (8, 8))
-    assert names(wrong) == []
-
-
-@pytest.mark.parametrize("arch", aot.NVIDIA)
 def test_the_greedy_loop_reads_16_bytes_at_a_time(of, arch):
     """A line of the matrix in loads of 4 distances by all threads; at least one for each."""
     for row in of(arch, "_greedy"):

@@ -38,17 +38,8 @@ def random(members, segments, keep, impl, **options):
     return random_select(segments, keep, **names, **options, impl=impl)
 
 
-def random_gather(members, segments, keep, impl):
-    return random(members, segments, keep, impl, gather=[packed(members, 3)])[1][0]
-
-
 def topk(members, segments, keep, impl):
     return topk_select(packed(members).round(decimals=1), segments, keep, impl=impl)
-
-
-def topk_gather(members, segments, keep, impl):
-    x, scores = packed(members, 3), packed(members).round(decimals=1)
-    return topk_select(scores, segments, keep, gather=[x], impl=impl)[1][0]
 
 
 def diversity(members, segments, keep, impl):
@@ -74,7 +65,7 @@ def results(select, members, impl):
 
 @pytest.mark.parametrize(
     "select",
-    [random, random_gather, topk, topk_gather, diversity, scores],
+    [random, topk, diversity, scores],
     ids=lambda f: f.__name__,
 )
 def test_result_is_independent_of_batch_composition(impl, select):

@@ -20,7 +20,6 @@ from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
 from vtfast.kernels.ragged_decode import ragged_decode
-from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
 
 assert ARCH, "set VTFAST_TEST_DEVICE to sm_80 or sm_90"
@@ -53,8 +52,6 @@ def test_selecting_and_gathering(picture: Workload) -> None:
     positions, scores = torch.arange(picture.total), hidden[:, 0].float()
     index = topk_select(scores, segments, keep)
     check_op(gather_rows, index, hidden, positions)
-    check_op(topk_select, scores, segments, keep, gather=[hidden, positions])
-    check_op(random_select, segments, keep, seed=1, stream=2, gather=[hidden, positions])
 
 
 def test_hashes() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ragged_cases import KERNEL, refusal
 from row_views import DTYPES, VIEWS, bits, rows
 
-from vtfast.kernels import gather as module
 from vtfast.kernels import reference
 from vtfast.kernels._checks import INDEX_DTYPES
 from vtfast.kernels.gather import gather_rows
@@ -179,18 +178,3 @@ def gather(*tensors, index=None, **options):
 def test_refuses(error, message, call):
     with pytest.raises(error, match=re.escape(message)):
         call()
-
-
-@pytest.mark.parametrize(
-    ("view", "words"),
-    [
-        pytest.param(lambda x: x[:, 4:12], 8, id="aligned"),
-        pytest.param(lambda x: x[:, 1:9], 2, id="beginning at an odd address"),
-        pytest.param(lambda x: x[:, 4:11], 2, id="of an odd width"),
-        pytest.param(lambda x: x.flatten()[:140].view(10, 14)[:, :8], 2, id="at odd distances"),
-    ],
-)
-def test_rows_that_cannot_move_16_bytes_at_a_time_move_in_smaller_blocks(view, words):
-    """More loads of one word each would need more addresses than there are registers."""
-    _, (*_, block) = module._layout(view(torch.zeros(10, 16)), 8, 2)
-    assert block == words
