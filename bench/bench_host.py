@@ -5,8 +5,8 @@ takes time, in both layouts, for batches of alike and of unlike prompts.
 
 Processor time of one thread, in alternating rounds; the ratios are within rounds. Without a GPU no
 kernel is launched: a stand-in driver that does nothing takes the place of Triton's. The padding is
-what the padded layout would compute in vain, a share of its tokens summed over layers:
-`path="auto"` decides by it.
+what the padded layout would compute in vain, as a share of its tokens summed over layers, by which
+`path="auto"` decides; and as the FLOPs of this model's decoder, without attention.
 """
 
 import os
@@ -101,7 +101,10 @@ def measure(model: Any, layers: int, rounds: int, case: Any) -> dict:
             row[f"{name} {what}"] = ratios(values, taken[UNPATCHED][what])
     visual = PLAN.tokens_per_layer(TINY.visual_tokens, layers)[-1]
     lengths = [visual + text for text in case.texts]
-    return row | {"padding": 1 - sum(lengths) / (len(lengths) * max(lengths))}
+    held, padded = sum(lengths), len(lengths) * max(lengths)
+    decoder = model.model.language_model.layers
+    weights = sum(p.numel() for p in decoder.parameters() if p.ndim == 2)
+    return row | {"padding": 1 - held / padded, "padding_flops": 2 * weights * (padded - held)}
 
 
 @torch.inference_mode()

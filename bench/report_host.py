@@ -18,7 +18,8 @@ def host(record: dict, table: Callable[[list[list[str]]], str]) -> str:
     for what, title in (("step", "a decoding step"), ("prefill", "a prefill")):
         lines = [[title, "padding", f"{UNPATCHED} ms", *PATCHED]]
         for row in rows:
-            cells = [row["case"], f"{row['padding']:.0%}"]
+            flops = f", {row['padding_flops'] / 1e6:.0f} MFLOP" * (what == "prefill")
+            cells = [row["case"], f"{row['padding']:.0%}{flops}"]
             cells.append(f"{row[f'{UNPATCHED} {what}_ms']['median']:.1f}")
             for name in PATCHED:
                 ratio = row[f"{name} {what}"]
