@@ -1178,8 +1178,8 @@ MUTATIONS = [
     Mutation(
         "Layers without a stage keep their hooks.",
         RUNTIME + "hooks.py",
-        "            if self._each:\n                self._hook_each_layer()",
-        "            self._hook_each_layer()\n            if self._each:\n                pass",
+        "            if self._hooks_all:\n                self._hook_all_layers()",
+        "            self._hook_all_layers()\n            if self._hooks_all:\n                pass",
         PATCH + "host_cost.py::test_calls_of_python_functions_that_a_step_adds[auto]",
     ),
     Mutation(

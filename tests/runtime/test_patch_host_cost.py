@@ -118,6 +118,19 @@ def launched(monkeypatch):
     return names
 
 
+@pytest.fixture
+def unlaunched(monkeypatch):
+    """Launches do nothing while calls are counted: those of an interpreted kernel are no cost."""
+    if INTERPRETED:
+        interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+        run = interpreted.run
+
+        def counted(*args, **kwargs):
+            return None if sys.getprofile() else run(*args, **kwargs)
+
+        monkeypatch.setattr(interpreted, "run", counted)
+
+
 # In the comments: what was counted when every layer had a hook.
 @pytest.mark.parametrize(
     ("batch", "how", "a_layer", "beside"),
@@ -130,8 +143,8 @@ def launched(monkeypatch):
 )
 def test_operators_that_a_step_adds(launched, batch, how, a_layer, beside):
     found = added(operators, batch, **how)
-    assert found[0] <= a_layer
-    assert found[1] <= beside
+    assert found[0] <= a_layer, found
+    assert found[1] <= beside, found
 
 
 @pytest.mark.parametrize(
@@ -140,12 +153,15 @@ def test_operators_that_a_step_adds(launched, batch, how, a_layer, beside):
         pytest.param(ALIKE, {"path": "auto"}, 2, 75, id="auto"),  # 10 and 115
         pytest.param(UNLIKE, {"path": "padded"}, 2, 55, id="padded, unlike"),  # 10 and 93
         pytest.param(ALIKE, {"path": "packed", "impl": "eager"}, 2, 85, id="packed"),  # 12 and 86
+        pytest.param(UNLIKE, {"path": "packed", "impl": "eager"}, -4, 57, id="packed, unlike"),
+        pytest.param(ALIKE, {"path": "packed", "impl": "triton"}, 14, 77, id="Triton"),
+        pytest.param(UNLIKE, {"path": "packed", "impl": "triton"}, 8, 54, id="Triton, unlike"),
     ],
 )
-def test_calls_of_python_functions_that_a_step_adds(batch, how, a_layer, beside):
+def test_calls_of_python_functions_that_a_step_adds(unlaunched, batch, how, a_layer, beside):
     found = added(lambda step: called(step).total(), batch, **how)
-    assert found[0] <= a_layer
-    assert found[1] <= beside
+    assert found[0] <= a_layer, found
+    assert found[1] <= beside, found
 
 
 @pytest.mark.parametrize(
@@ -284,17 +300,22 @@ def launches(launched, monkeypatch):
     ("method", "path", "batch", "most"),
     [
         pytest.param("random", "packed", UNLIKE, 4, id="random, packed"),
+        pytest.param("topk", "packed", UNLIKE, 29, id="top-k, packed"),
         pytest.param("diversity", "packed", UNLIKE, 7, id="diversity, packed"),
         pytest.param("random", "padded", ALIKE, 3, id="random, padded, alike"),
         pytest.param("diversity", "padded", ALIKE, 6, id="diversity, padded, alike"),
+        pytest.param("topk", "padded", ALIKE, 28, id="top-k, padded, alike"),
         pytest.param("random", "padded", UNLIKE, 26, id="random, padded"),  # and a mask
     ],
 )
 @torch.inference_mode()
 def test_what_a_stage_launches(launches, method, path, batch, most):
-    """Three kernels (of diversity five), the rows it looks at, and where the cache gets tokens."""
+    """Three kernels (of diversity five), the rows it looks at, and where the cache gets tokens.
+
+    Top-k scores by two kernels more, and by 22 operators of the layer's own modules.
+    """
     found = of_a_stage(launches, method, path, "triton", batch)
-    assert found <= most
+    assert found <= most, found
 
 
 @pytest.mark.parametrize("batch", [ALIKE, UNLIKE])

@@ -57,7 +57,7 @@ class PatchHooks:
         self.report: Report | None = None
         self._check_arguments()
         self._handles: list[RemovableHandle] = []
-        self._hooked_each = False
+        self._hooked_all = False
         self._prepared = PreparedInputs(parts.model)
         self._warned: set[str] = set()
         self._original = attention.plain(parts.text.config._attn_implementation)
@@ -66,9 +66,9 @@ class PatchHooks:
         self._due = config.scored_layers | set(config.stages)
         # Other attention knows nothing of our spans: every layer has to be handed its mask.
         shared = config.path == "packed" or choose_layout.shares_attention(parts)
-        self._each = self._original != "sdpa" or not shared
-        self._expected = self._original if self._each else attention.NAME
-        self._padded = Padded(parts.text.config, sdpa=not self._each)
+        self._hooks_all = self._original != "sdpa" or not shared
+        self._expected = self._original if self._hooks_all else attention.NAME
+        self._padded = Padded(parts.text.config, sdpa=not self._hooks_all)
         self.packed = Packed(self._padded, always=config.impl == "triton")
         self._decide(parts.text.get_input_embeddings().weight)  # FSDP may leave none inside
 
@@ -110,8 +110,8 @@ class PatchHooks:
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
             for i in self._due:
                 self._add(self.parts.layers[i].register_forward_pre_hook, self._layer_pre, i)
-            if self._each:
-                self._hook_each_layer()
+            if self._hooks_all:
+                self._hook_all_layers()
             else:
                 attention.register()
                 text.set_attn_implementation(attention.NAME)
@@ -119,11 +119,11 @@ class PatchHooks:
             self.remove()
             raise
 
-    def _hook_each_layer(self) -> None:
+    def _hook_all_layers(self) -> None:
         """Hook the layers without a stage too, from the first forward that needs it on."""
         with attention.LOCK:
-            if not self._hooked_each:
-                self._hooked_each = True
+            if not self._hooked_all:
+                self._hooked_all = True
                 for i in set(range(len(self.parts.layers))) - self._due:
                     self._add(self.parts.layers[i].register_forward_pre_hook, self._layer_pre, i)
 
@@ -136,7 +136,7 @@ class PatchHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._hooked_each = False
+        self._hooked_all = False
 
     @property
     def installed(self) -> bool:
@@ -261,12 +261,12 @@ class PatchHooks:
         given = self.config, module, self._always_padded, embeds, visual, kwargs
         packed, reason = choose_layout.is_packed(*given)
         layout = self.packed if packed else self._padded
-        each = self._each or may_run_again(module)
-        if each:
-            self._hook_each_layer()
+        every_layer = self._hooks_all or may_run_again(module)
+        if every_layer:
+            self._hook_all_layers()
+        what = embeds.shape[:2], visual, mask, layout, self.config, self.parts
         kernels = self._kernels and not torch.is_grad_enabled()
-        how = layout, reason, self.config, self.parts, each, kernels
-        forward = ForwardState(embeds.shape[:2], visual, mask, *how)
+        forward = ForwardState(*what, reason=reason, every_layer=every_layer, kernels=kernels)
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
         if drops or forward.rearranges or (state and 0 in state.stages):
             # Every layer gets our mask or none. transformers passes a 4-D mask on as it is, so with
@@ -286,9 +286,9 @@ class PatchHooks:
                     f"{type(self.parts.text).__name__} was not called with"
                 )
             return None
-        if not forward.each and number not in self._due:
+        if not forward.every_layer and number not in self._due:
             return None
-        if self._each:  # third-party attention functions do not know it
+        if self._hooks_all:  # third-party attention functions do not know it
             kwargs = {k: v for k, v in kwargs.items() if k != STATE}
         if not args:
             raise names.unsupported(

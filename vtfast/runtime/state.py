@@ -44,11 +44,12 @@ class ForwardState:
             cache), None in a decoding step.
         mask: [B, P + S] attention mask over past and chunk, or None.
         cache: this forward's, once a stage has been reached; None without one.
-        each: whether every layer is handed what changes by its hook, in keyword arguments.
+        every_layer: whether every layer is handed what changes by its hook, in keyword arguments.
             Otherwise only layers with a stage have work to do: the others share the list of rotary
             rows, and `attention.attend` finds in `span` how to attend.
         kernels: whether Triton's gather rows.
-        given: with `each`, keyword arguments that layers get from now on instead of transformers'.
+        given: with `every_layer`, keyword arguments that layers get from now on instead of
+            transformers'.
         span: what the layers up to the next stage attend with; None while nothing has changed.
     """
 
@@ -58,21 +59,22 @@ class ForwardState:
         visual: VisualTokens | None,
         mask: Tensor | None,
         layout: Layout,
-        reason: str,
         config: PatchConfig,
         parts: Parts,
-        each: bool,
+        *,
+        reason: str,
+        every_layer: bool,
         kernels: bool,
     ) -> None:
         self.rows, self.chunk = shape
         self.batch = self.rows
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.kernels = config, parts, kernels
-        self.each = each and not layout.is_packed
+        self.every_layer = every_layer and not layout.is_packed
         self.cache: Cache | None = None
         self.selector = Selector(config, parts, visual)
         self.span: Entry | None = None
-        self.handed = Handed(not self.each)
+        self.handed = Handed(not self.every_layer)
         self.given: dict[str, Any] = {}
         self.flat = False  # running tensors are [1, tokens, D]; else they are rectangles [b, s, D]
         self.changed = False  # tokens differ from what transformers thinks they are
@@ -143,7 +145,7 @@ class ForwardState:
             if number in self.config.scored_layers:
                 after = self.config.stages[number + 1]
                 self._score(after, module, hidden, kwargs["position_embeddings"])
-        if self.each and may_run_again(module):
+        if self.every_layer and may_run_again(module):
             self._ran[number] = (index, self.given)
         return hidden, kwargs
 
@@ -221,7 +223,7 @@ class ForwardState:
         """Rotary rows and mask or metadata, for the layers from this stage on."""
         if self.config.positions == "renumber":
             rotary = self._renumber(stage, hidden, rotary)
-        if not self.each:
+        if not self.every_layer:
             self.span = entry
             kwargs["position_embeddings"][:] = rotary  # every layer holds this list
             if not self.is_step:
