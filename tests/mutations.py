@@ -1179,7 +1179,7 @@ MUTATIONS = [
         "Layers without a stage keep their hooks.",
         RUNTIME + "hooks.py",
         "            if self._hooks_all:\n                self._hook_all_layers()",
-        "            self._hook_all_layers()\n            if self._hooks_all:\n                pass",
+        "            self._hook_all_layers()\n            if not self:\n                pass",
         PATCH + "host_cost.py::test_calls_of_python_functions_that_a_step_adds[auto]",
     ),
     Mutation(

@@ -7,7 +7,8 @@ import sys
 import toy_accuracy
 from command import answered
 from repository import ROOT
-from tiny_models import FAMILIES, TEXT
+from tiny_models import FAMILIES
+from tiny_parts import TEXT
 from transformers import LlamaConfig
 
 import vtfast

@@ -5,7 +5,8 @@ import random_models
 import torch
 from model_runs import ATOL, fed, first_rows, probing
 from native_run import NativeRun
-from tiny_models import FAMILIES, IMAGE, LAYERS, Picture
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE, LAYERS, Picture
 
 import vtfast
 from vtfast import Plan, Prune

@@ -9,7 +9,7 @@ import pytest
 from command import answered
 from lmms_stand_in import stand_ins
 from repository import ROOT
-from tiny_models import TEXT
+from tiny_parts import TEXT
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 import vtfast

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from model_runs import fed, logits_of
 from sharded_runs import PLANS, gradients, labels_of, largest
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy

@@ -66,7 +66,7 @@ ARROWS = {
 }
 
 # Families share this and know nothing of each other.
-FAMILIES_SHARE = ("vtfast.models.base", "vtfast.models.parallel")
+FAMILIES_SHARE = ("vtfast.models.base", "vtfast.models.own_code", "vtfast.models.parallel")
 # The self-check is no family; of its modules each may import the ones before it.
 SELF_CHECK = tuple(
     f"vtfast.models.{name}" for name in ("masked_sequence", "self_check_trial", "self_check")

@@ -98,7 +98,7 @@ class Oracle:
     def _embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
         multimodal, config = self.model.model, self.model.config
         embeddings = multimodal.get_input_embeddings()(inputs["input_ids"])
-        found = []
+        found, self.between = [], {}  # layer -> [batch, length, D] that is added behind it
         if "image_grid_thw" in inputs:
             found.append(
                 (
@@ -113,7 +113,11 @@ class Oracle:
             clips = inputs["pixel_values_videos"], inputs["video_grid_thw"]
             found.append((config.video_token_id, multimodal.get_video_features(*clips)))
         for token, features in found:
-            embeddings[inputs["input_ids"] == token] = torch.cat(list(features.pooler_output))
+            placed = inputs["input_ids"] == token
+            embeddings[placed] = torch.cat(list(features.pooler_output))
+            for layer, parts in enumerate(getattr(features, "deepstack_features", ())):
+                added = self.between.setdefault(layer, torch.zeros_like(embeddings))
+                added[placed] = torch.cat(list(parts))
         return embeddings
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -162,6 +166,9 @@ class Oracle:
                 position_ids=None,
                 position_embeddings=rotary,
             )
+            if i in self.between:
+                added = self.between[i].to(hidden)
+                hidden = hidden + torch.nn.functional.pad(added, (0, 0, 0, steps))
         raise IndexError(f"layer {layer} of {len(self.text.layers)}")
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tiny_models import FAMILIES, Family, visual_columns
+from tiny_models import FAMILIES, visual_columns
+from tiny_parts import Family
 from torch import Tensor
 
 import vtfast
@@ -15,15 +16,11 @@ from vtfast import Prune
 
 OLD = Version(transformers.__version__) < Version("5.23")  # the tests say what it changes
 
-# Every promise about a patched model is made for both families in both layouts.
+# Every promise about a patched model is made for all families in both layouts.
 SETUPS = [
-    pytest.param(FAMILIES[family], path, id=f"{family}-{path}")
-    for family, path in (
-        ("llava", "padded"),
-        ("llava", "packed"),
-        ("qwen", "padded"),
-        ("qwen", "packed"),
-    )
+    pytest.param(family, path, id=f"{name}-{path}")
+    for name, family in FAMILIES.items()
+    for path in ("padded", "packed")
 ]
 both_layouts = pytest.mark.parametrize(("family", "path"), SETUPS)
 
@@ -43,7 +40,7 @@ def fed(family: Family, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A bare LLaVA counts padding as positions; Qwen finds the positions of its pictures by itself.
     """
-    if family.name == "llava":
+    if not family.any_size:
         positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return {**inputs, "position_ids": positions}
     return dict(inputs)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from model_oracle import Oracle, additive
-from tiny_models import Family, Sample, visual_columns
+from tiny_models import visual_columns
+from tiny_parts import Family, Sample
 from torch import Tensor
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from tiny_models import Family, Sample
+from tiny_parts import Family, Sample
 from torch import Tensor, nn
 from toy_scores import bundled
 

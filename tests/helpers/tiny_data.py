@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tiny_models import FAMILIES, Picture, Sample
+from tiny_models import FAMILIES
+from tiny_parts import Picture, Sample
 
 from vtfast.inputs.data import Batch, Skipped
 

@@ -11,7 +11,7 @@ import torch
 from cache_name import CACHE, cache_of
 from model_oracle import Oracle
 from model_runs import ATOL
-from tiny_models import IMAGE, VIDEO, VOCABULARY, Sample
+from tiny_parts import IMAGE, VIDEO, VOCABULARY, Sample
 
 
 class Turns:

@@ -7,7 +7,8 @@ import pytest
 from horizon_records import ABOUT, record, summary
 from naive_information import Naive
 from tiny_data import ANSWERS, TinyData
-from tiny_models import FAMILIES, LAYERS
+from tiny_models import FAMILIES
+from tiny_parts import LAYERS
 
 import vtfast
 from vtfast import information

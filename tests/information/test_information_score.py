@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from naive_information import Naive
-from tiny_models import FAMILIES, LAYERS, Picture
+from tiny_models import FAMILIES
+from tiny_parts import LAYERS, Picture
 
 import vtfast
 from vtfast import information

@@ -16,7 +16,8 @@ import transformers
 from module_state import changes, module_state
 from refused_release import PLAN, refused, registered
 from repository import ROOT
-from tiny_models import FAMILIES, TEXT, build_llava
+from tiny_models import FAMILIES, build_llava
+from tiny_parts import TEXT
 from transformers import MistralConfig, Qwen2Config, SiglipVisionConfig
 
 import vtfast

@@ -5,7 +5,8 @@ import torch
 import transformers
 from cache_name import CACHE, cache_of
 from model_runs import FOUR_STAGES, fed
-from tiny_models import FAMILIES, TEXT
+from tiny_models import FAMILIES
+from tiny_parts import TEXT
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, masking_utils
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer

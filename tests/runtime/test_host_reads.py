@@ -8,7 +8,8 @@ from model_oracle import Oracle
 from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
 from packaging.version import Version
 from packed_samples import alone, in_one_row
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 
 import vtfast
 from vtfast import Prune

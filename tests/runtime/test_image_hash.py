@@ -7,7 +7,8 @@ import torch
 from cache_name import CACHE, cache_of
 from model_readings import picture_hash
 from model_runs import both_layouts, continuation, first_rows, logits_of, probing
-from tiny_models import FAMILIES, IMAGE, Picture, image_columns
+from tiny_models import FAMILIES, image_columns
+from tiny_parts import IMAGE, Picture
 
 import vtfast
 from vtfast import Prune
@@ -19,7 +20,7 @@ families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
 def picture(family, seed):
-    return Picture((1, 8, 8) if family.name == "qwen" else (1, 12, 12), seed=seed)
+    return Picture((1, 8, 8) if family.any_size else (1, 12, 12), seed=seed)
 
 
 def picks(
@@ -57,7 +58,7 @@ def test_methods_see_the_hash_of_every_picture(family):
     with vtfast.patch(model, [Prune(2, "test-probe", 0.5)]), probing(look):
         logits_of(family, model, inputs)
     pixels, grid = inputs["pixel_values"].chunk(2), (0, 0, 0)
-    if family.name == "qwen":
+    if family.any_size:
         grid = (1, 8, 8)
     assert [h % 2**64 for h in hashes] == [picture_hash(p, grid) for p in pixels]
 
@@ -102,7 +103,7 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
     positions = torch.zeros_like(
         inputs["input_ids"]
     )  # any will do; Qwen cannot find a second turn's
-    inputs["position_ids"] = positions.expand(3, -1, -1) if family.name == "qwen" else positions
+    inputs["position_ids"] = positions.expand(3, -1, -1) if family.any_size else positions
 
     def look(context):
         hashes.append(context.image_hash.tolist())

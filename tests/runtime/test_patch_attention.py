@@ -8,7 +8,8 @@ from cache_name import CACHE
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, gone, logits_of
 from module_state import changes, module_state
-from tiny_models import FAMILIES, TEXT, build_llava
+from tiny_models import FAMILIES, build_llava
+from tiny_parts import TEXT
 from transformers import AttentionInterface, AttentionMaskInterface, StableLmConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

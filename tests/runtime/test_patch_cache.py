@@ -8,7 +8,8 @@ from cache_name import CACHE, cache_of
 from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 
 import vtfast
 from vtfast import Prune

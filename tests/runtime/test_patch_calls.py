@@ -6,7 +6,8 @@ import pytest
 import torch
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, gone, logits_of
-from tiny_models import FAMILIES, IMAGE
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE
 
 import vtfast
 from vtfast import Prune

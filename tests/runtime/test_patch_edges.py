@@ -18,7 +18,8 @@ from model_runs import (
     logits_of,
     probing,
 )
-from tiny_models import FAMILIES, IMAGE, LAYERS, Picture
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE, LAYERS, Picture
 from transformers import Qwen3Config
 
 import vtfast

@@ -4,7 +4,9 @@ import pytest
 import torch
 from model_runs import FOUR_STAGES
 from module_state import changes, module_state
-from tiny_models import FAMILIES, TEXT, build_llava, build_qwen
+from tiny_models import FAMILIES, build_llava
+from tiny_parts import TEXT
+from tiny_qwen import build_qwen
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, PixtralVisionConfig
 
 import vtfast

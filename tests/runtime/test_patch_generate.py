@@ -59,7 +59,7 @@ def several_pictures_under_beams(family):
     Before 5.23 it repeats LLaVA's pictures one by one, not sample by sample, so that beams see
     each other's pictures, patched or not.
     """
-    return "single" if OLD and family.name == "llava" else "batch"
+    return "single" if OLD and not family.any_size else "batch"
 
 
 @both_layouts

@@ -13,7 +13,8 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from model_runs import FOUR_STAGES
-from tiny_models import FAMILIES, TEXT, build_llava
+from tiny_models import FAMILIES, build_llava
+from tiny_parts import TEXT
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import LlamaConfig
 

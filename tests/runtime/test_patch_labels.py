@@ -6,7 +6,8 @@ import pytest
 import torch
 from model_oracle import Oracle
 from model_runs import ATOL, both_layouts, fed, gone
-from tiny_models import FAMILIES, IMAGE, VIDEO
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE, VIDEO
 
 import vtfast
 from vtfast import InputError, Prune

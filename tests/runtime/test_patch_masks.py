@@ -4,7 +4,8 @@ import pytest
 import torch
 from cache_name import CACHE, cache_of
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, logits_of
-from tiny_models import FAMILIES, IMAGE, VISION_END, VISION_START, Picture
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE, VISION_END, VISION_START, Picture
 
 import vtfast
 from vtfast import InputError
@@ -45,7 +46,7 @@ def test_such_masks_work_in_later_turns_too(family, path):
             for new in (3, 1):
                 seen = torch.nn.functional.pad(seen, (0, new), value=factor)
                 positions = (seen.bool().long().cumsum(1) - 1)[:, -new:]
-                if family.name == "qwen":
+                if family.any_size:
                     positions = positions.expand(3, -1, -1)
                 call = {"input_ids": ids[:, -new:], "attention_mask": seen, CACHE: cache}
                 logits.append(model(**call, position_ids=positions).logits)
@@ -79,7 +80,7 @@ def test_a_picture_that_is_hidden_as_a_whole_is_padding(family, path, side):
     model, inputs = family.build(), with_a_hidden_picture(family, side)
     alone = family.batch(family.samples([9], [3, Picture(seed=2), 5])[1:])
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    if family.name == "qwen":
+    if family.any_size:
         positions = positions.expand(3, -1, -1)
     call = {**inputs, "position_ids": positions, "use_cache": False}
     text = inputs["attention_mask"][0].bool()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from cache_name import cache_of
 from model_runs import FOUR_STAGES, continuation
-from tiny_models import FAMILIES, LAYERS
+from tiny_models import FAMILIES
+from tiny_parts import LAYERS
 
 import vtfast
 from vtfast import Plan, Prune

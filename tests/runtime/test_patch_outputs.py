@@ -4,7 +4,8 @@ import pytest
 import torch
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, fed, gone, logits_of
-from tiny_models import FAMILIES, LAYERS
+from tiny_models import FAMILIES
+from tiny_parts import LAYERS
 
 import vtfast
 from vtfast import Prune

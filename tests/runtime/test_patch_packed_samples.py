@@ -7,7 +7,8 @@ import pytest
 import torch
 from model_runs import ATOL, FOUR_STAGES, both_layouts, first_rows, probing
 from packed_samples import alone, in_one_row, in_rows, toy_scenes
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask

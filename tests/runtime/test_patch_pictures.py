@@ -5,7 +5,8 @@ import torch
 from model_oracle import Oracle
 from model_readings import evenly_spaced
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
-from tiny_models import FAMILIES, Picture, image_columns
+from tiny_models import FAMILIES, image_columns
+from tiny_parts import Picture
 
 import vtfast
 from vtfast import Plan, Prune

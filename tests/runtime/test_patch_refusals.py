@@ -5,7 +5,8 @@ import torch
 from cache_name import CACHE
 from conversation import Conversation
 from model_runs import FOUR_STAGES, both_layouts, continuation
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 

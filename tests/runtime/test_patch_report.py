@@ -3,7 +3,8 @@
 import pytest
 import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, fed, logits_of
-from tiny_models import FAMILIES, LAYERS
+from tiny_models import FAMILIES
+from tiny_parts import LAYERS
 
 import vtfast
 from vtfast import Plan, Prune

@@ -5,7 +5,8 @@ import torch
 from model_oracle import Oracle
 from model_readings import diverse, drawn, evenly_spaced, picture_hash, top, unlike_pivots
 from model_runs import FOUR_STAGES, both_layouts, gone, logits_of
-from tiny_models import FAMILIES, LAYERS, image_columns, visual_columns
+from tiny_models import FAMILIES, image_columns, visual_columns
+from tiny_parts import LAYERS
 
 import vtfast
 from vtfast import Plan, Prune
@@ -32,11 +33,11 @@ PLANS = [
 
 def pixels_of(family, picture):
     inputs = family.batch(family.samples([1, picture]))
-    return inputs["pixel_values"], picture.grid if family.name == "qwen" else (0, 0, 0)
+    return inputs["pixel_values"], picture.grid if family.any_size else (0, 0, 0)
 
 
 def merged_grid(family, picture):
-    if family.name == "llava":
+    if not family.any_size:
         return (1, 6, 6)
     frames, height, width = picture.grid
     return frames, height // 2, width // 2

@@ -5,7 +5,8 @@ import torch
 from cache_name import CACHE, cache_of
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, continuation, fed, gone
-from tiny_models import FAMILIES, Picture
+from tiny_models import FAMILIES
+from tiny_parts import Picture
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer

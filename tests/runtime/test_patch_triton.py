@@ -11,7 +11,8 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from model_runs import ATOL, FOUR_STAGES, continuation, logits_of, probing
-from tiny_models import FAMILIES, TEXT, build_llava
+from tiny_models import FAMILIES, build_llava
+from tiny_parts import TEXT
 from transformers import DeepseekV3Config, LlamaConfig
 
 import vtfast

@@ -5,7 +5,8 @@ import contextlib
 import pytest
 import torch
 from model_runs import FOUR_STAGES, both_layouts
-from tiny_models import FAMILIES, IMAGE, VIDEO, Picture
+from tiny_models import FAMILIES
+from tiny_parts import IMAGE, VIDEO, Picture
 from transformers import DynamicCache
 from turns import Turns
 
@@ -16,11 +17,11 @@ paths = pytest.mark.parametrize("path", ["padded", "packed"])
 
 
 def one(family):
-    return Picture((1, 8, 12) if family.name == "qwen" else (1, 12, 12), seed=1)
+    return Picture((1, 8, 12) if family.any_size else (1, 12, 12), seed=1)
 
 
 def other(family):
-    return Picture((1, 12, 8) if family.name == "qwen" else (1, 12, 12), seed=2)
+    return Picture((1, 12, 8) if family.any_size else (1, 12, 12), seed=2)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import random
 import pytest
 import torch
 from model_runs import FOUR_STAGES, both_layouts
-from tiny_models import IMAGE, VIDEO, Picture
+from tiny_parts import IMAGE, VIDEO, Picture
 from turns import Turns
 
 import vtfast
@@ -92,7 +92,7 @@ class Walk:
         return [*parts, self.draw.randint(1, 7)]
 
     def picture(self):
-        if self.family.name == "llava":
+        if not self.family.any_size:
             return Picture(seed=self.number())
         video = self.draw.random() < 0.3
         frames = self.draw.choice([2, 3]) if video else 1

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 from model_runs import continuation, logits_of
-from tiny_models import FAMILIES, Picture, image_columns
+from tiny_models import FAMILIES, image_columns
+from tiny_parts import Picture
 
 import vtfast
 from vtfast import Plan, Prune

@@ -1,6 +1,6 @@
 """The model families vtfast can prune: one file each, and this table of them.
 
-A new family is one new file with a `FAMILY` and one line here.
+A new family is an entry in the `FAMILIES` of a file, and a line here.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # class of transformers -> our module
 SUPPORTED = {
     "LlavaForConditionalGeneration": "vtfast.models.llava",
+    "Qwen2VLForConditionalGeneration": "vtfast.models.qwen_vl",
     "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen_vl",
+    "Qwen3VLForConditionalGeneration": "vtfast.models.qwen_vl",
+    "Qwen3VLMoeForConditionalGeneration": "vtfast.models.qwen_vl",
 }
 
 
@@ -57,7 +60,7 @@ def family_of(model: Any) -> "Family":
 
 def family_of_class(name: str) -> "Family":
     """The family of a class in `SUPPORTED`."""
-    family: Family = import_module(SUPPORTED[name]).FAMILY
+    family: Family = import_module(SUPPORTED[name]).FAMILIES[name]
     return family
 
 

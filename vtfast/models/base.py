@@ -1,7 +1,8 @@
 """What the families share: where a model's parts are, and how its layers compute attention scores.
 
 All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and `k_proj`
-(biases included), rotary phases on halves of a head, logits scaled by `self_attn.scaling`.
+(biases included), in some normed head by head, rotary phases on halves of a head, logits scaled by
+`self_attn.scaling`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.kernels.image_hash import image_hash
 from vtfast.methods import Attention
+from vtfast.models.own_code import shares_attention
 from vtfast.models.parallel import gather_weights, processes_with_heads, unwrapped
 from vtfast.runtime.call import PROMPT_IDS, Source
 from vtfast.runtime.model import Parts
@@ -32,7 +34,10 @@ TINY_TEXT: dict[str, Any] = {
     "eos_token_id": 2,
 }
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
-TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
+TESTED_TEXT_MODELS = (
+    *("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"),
+    *("qwen3_vl_text", "qwen3_vl_moe_text"),
+)
 
 
 class Family(ABC):
@@ -82,8 +87,13 @@ class Family(ABC):
         text, tower = unwrapped(inner.language_model), getattr(inner, self.tower)
         layers = tuple(map(unwrapped, text.layers))
         head_size = getattr(layers[0].self_attn, "head_dim", 0)
-        around = layers, text.rotary_emb, text.norm
-        return Parts(self, model, inner, tower, text, *around, head_size)
+        around = layers, text.rotary_emb, text.norm, self.added(model.config)
+        shares = shares_attention(text.config, layers)
+        return Parts(self, model, inner, tower, text, *around, shares, head_size)
+
+    def added(self, config: Any) -> int:
+        """Number of layers behind which the model adds features to its visual tokens."""
+        return 0
 
     def check(self, model: Any) -> None:
         """Raise UnsupportedModelError unless every layer sees the whole sequence."""
@@ -124,14 +134,17 @@ class Family(ABC):
         gather_weights(attention)
         normed = layer.input_layernorm(hidden)
 
-        def rotate(x: Tensor, tokens: Tensor | slice) -> Tensor:
+        def rotate(x: Tensor, tokens: Tensor | slice, norm: Any) -> Tensor:
             x = x.view(x.shape[0], -1, size)
+            x = x if norm is None else norm(x)
             turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
             return x * cos[tokens, None] + turned * sin[tokens, None]
 
         query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
         group = processes_with_heads(attention, query, keys)
-        return Attention(rotate(query, last), rotate(keys, slice(None)), attention.scaling, group)
+        of_query, of_keys = (getattr(attention, f"{x}_norm", None) for x in "qk")
+        query, keys = rotate(query, last, of_query), rotate(keys, slice(None), of_keys)
+        return Attention(query, keys, attention.scaling, group)
 
 
 class LazyImageHash:

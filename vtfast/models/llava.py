@@ -101,4 +101,4 @@ class Llava(Family):
         return height * width + int(with_class_token) - int(strategy == "default")
 
 
-FAMILY = Llava()
+FAMILIES = {"LlavaForConditionalGeneration": Llava()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtfast.runtime.model import Parts
+from vtfast.runtime.names import DEEPSTACK
 
 TOLERANCE = 1e-3  # of logits of size 10; rounding gives 1e-5, a token too many or too few 0.1
 
@@ -36,11 +37,18 @@ class MaskedSequence:
         def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             self.embedded, self.rotary = args[0], tuple(kwargs["position_embeddings"])
 
-        hook = parts.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+        def note_deepstack(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            self.visual, self.between = (kwargs.get(name) for name in DEEPSTACK)
+
+        hooks = [
+            parts.layers[0].register_forward_pre_hook(note, with_kwargs=True),
+            parts.text.register_forward_pre_hook(note_deepstack, with_kwargs=True),
+        ]
         try:
             unpruned = generate(model, whole, 1, use_cache=False)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if not (self.logits({})[:, -1] - unpruned.logits[0]).abs().max() <= TOLERANCE:
             raise ValueError("decoder layers called one by one differ from the whole model")
 
@@ -80,6 +88,10 @@ class MaskedSequence:
                 position_ids=None,
                 position_embeddings=self.rotary,
             )
+            if self.between is not None and number < len(self.between):
+                where = self.visual.flatten().nonzero()[:, 0]  # type: ignore[union-attr]
+                flat = hidden.flatten(0, 1).index_add(0, where, self.between[number])
+                hidden = flat.view(hidden.shape)
         return hidden
 
 

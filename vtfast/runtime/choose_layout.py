@@ -4,10 +4,7 @@ Decided once for a cache, from host numbers, before layer 0.
 """
 
 from collections.abc import Mapping
-from dis import get_instructions
-from inspect import CO_VARKEYWORDS, unwrap
 from itertools import chain
-from types import CodeType
 from typing import Any
 
 import torch
@@ -44,41 +41,11 @@ def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsuppor
         advice += ' or call model.set_attn_implementation("sdpa") first'
     elif not parts.head_size:
         reason = "the model's keys and values differ in size"
-    elif config.path == "auto" and not shares_attention(parts):
+    elif config.path == "auto" and not parts.shares_attention:
         return "a layer's attention is not called as transformers' own"
     if reason and config.path == "packed":
         raise InputError(f'path="packed" brings its own attention, but {reason}; {advice}')
     return reason or (unsupported and f"attention: {unsupported}" if config.path == "auto" else "")
-
-
-def shares_attention(parts: Parts) -> bool:
-    """Whether every layer calls the attention function that the text model's config names, and
-    hands it our keywords, as far as the code of transformers shows; where it does not, every layer
-    has to be handed its own mask. What a user has put in place of a module may do anything."""
-    config = parts.text.config
-    for layer in parts.layers:
-        attends = getattr(layer, "self_attn", None)
-        codes = [_code_of(layer), _code_of(attends)]
-        if not all(code and code.co_flags & CO_VARKEYWORDS and _passes_on(code) for code in codes):
-            return False
-        looked_up = "ALL_ATTENTION_FUNCTIONS" in codes[1].co_names  # type: ignore[union-attr]
-        if not looked_up or getattr(attends, "config", None) is not config:
-            return False
-    return True
-
-
-def _code_of(module: Any) -> CodeType | None:
-    """The forward of a module of transformers; None if it is another's."""
-    forward: Any = unwrap(getattr(type(module), "forward", None))  # type: ignore[arg-type]
-    replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook") if module else True
-    if replaced or not getattr(forward, "__module__", "").startswith("transformers."):
-        return None
-    return getattr(forward, "__code__", None)
-
-
-def _passes_on(code: CodeType) -> bool:
-    """Whether a function calls another with keywords it does not name."""
-    return any(step.opname == "CALL_FUNCTION_EX" for step in get_instructions(code))
 
 
 def is_packed(

@@ -63,9 +63,9 @@ class PatchHooks:
         self._original = attention.plain(parts.text.config._attn_implementation)
         self._first = next(iter(config.stages.values()))  # of the plan
         self.config = config = config.starting_at_layer_0()
-        self._due = config.scored_layers | set(config.stages)
+        self._due = config.scored_layers | set(config.stages) | set(range(1, parts.added + 1))
         # Other attention knows nothing of our spans: every layer has to be handed its mask.
-        shared = config.path == "packed" or choose_layout.shares_attention(parts)
+        shared = config.path == "packed" or parts.shares_attention
         self._hooks_all = self._original != "sdpa" or not shared
         self._expected = self._original if self._hooks_all else attention.NAME
         self._padded = Padded(parts.text.config, sdpa=not self._hooks_all)
@@ -267,6 +267,9 @@ class PatchHooks:
         what = embeds.shape[:2], visual, mask, layout, self.config, self.parts
         kernels = self._kernels and not torch.is_grad_enabled()
         forward = ForwardState(*what, reason=reason, every_layer=every_layer, kernels=kernels)
+        if visual and kwargs.get(names.DEEPSTACK[1]) is not None:
+            forward.add_between(*(kwargs[name] for name in names.DEEPSTACK))
+            kwargs |= dict.fromkeys(names.DEEPSTACK)
         drops = self._first.layer == 0 and visual and self._first.drops(visual.segments)
         if drops or forward.rearranges or (state and 0 in state.stages):
             # Every layer gets our mask or none. transformers passes a 4-D mask on as it is, so with

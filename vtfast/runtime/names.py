@@ -22,6 +22,8 @@ TESTED = ("5.17.0", "5.23.0", "5.24.0")
 # The KV cache, as argument and in outputs: "cache" since 5.24. Until 5.40 a caller may use either;
 # a model hands its layers one of them, with None where there is no cache.
 CACHE = ("cache", "past_key_values")
+# DeepStack: where the visual tokens are, bool [B, S], and features to add behind the first layers.
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 _EITHER = " or ".join(map(repr, CACHE))
 
 

@@ -86,6 +86,8 @@ class ForwardState:
         self.counts: list[tuple[int, list[int]]] = []  # visual tokens per sample from a layer on
         self.kept: dict[int, tuple[Tensor, list[int]]] = {}
         self._ran: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
+        self._between: Sequence[Tensor] = ()  # features to add behind layer 0, 1, …
+        self._added: dict[int, tuple[Tensor, Tensor]] = {}  # before a layer: where, and which
         if visual is None:
             self.lengths = [1] * self.batch
             self.segments: list[Segment] = []
@@ -125,6 +127,8 @@ class ForwardState:
         Gradient checkpointing runs a layer again in backward (before transformers 5.23 with its
         hooks); the second run repeats what the first decided.
         """
+        if 0 < number <= len(self._between):
+            hidden = self._add(number, hidden)
         if number in self._ran:
             index, given = self._ran[number]
             return self._take(index, hidden)[0], {**kwargs, **given}
@@ -148,6 +152,22 @@ class ForwardState:
         if self.every_layer and may_run_again(module):
             self._ran[number] = (index, self.given)
         return hidden, kwargs
+
+    def add_between(self, where: Tensor, features: Sequence[Tensor]) -> None:
+        """Add `features` [visual tokens, D] behind layer 0, 1, … to those that are still there, as
+        DeepStack does (arXiv 2406.04334). where: bool [B, S], the tokens that they are for."""
+        self._between, self._row = features, where.flatten().cumsum(0) - 1
+
+    def _add(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states that enter a layer, with the features that go in before it."""
+        assert self.tokens is not None
+        if layer not in self._added:
+            first = self.tokens if self.origin is None else self.origin[self.tokens]
+            place = self.tokens if self.slots is None else self.slots[self.tokens]
+            self._added[layer] = place, self._between[layer - 1][self._row[first]]
+        place, features = self._added[layer]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return flat.index_add(0, place, features.to(flat)).view(hidden.shape)
 
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""

@@ -1,0 +1,132 @@
+"""What the tiny random models of all families share, and how a batch for one is written.
+
+The weights are spread widely, so that attention is not flat and the best token is not decided by
+rounding; no token ends a generation. Every call builds the same model again from a fixed seed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+LAYERS = 6
+PAD, START, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 90, 91, 92, 93
+VOCABULARY = 120
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image or a clip in a sample: patches before merging (t, h, w), where sizes differ."""
+
+    grid: tuple[int, int, int] = (1, 12, 12)
+    seed: int = 0
+    video: bool = False
+
+
+@dataclass
+class Sample:
+    """One sample of a batch, without padding."""
+
+    ids: list[int]
+    pictures: list[Picture] = field(default_factory=list)
+
+
+Part = int | Picture  # number of text tokens, or a picture
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build one model family and its inputs.
+
+    placeholders: the ids that stand for a picture, with those that are always around them.
+    any_size: whether pictures are of any size, and clips are known.
+    """
+
+    name: str
+    build: Callable[..., PreTrainedModel]
+    placeholders: Callable[[Picture], list[int]]
+    batch: Callable[..., dict[str, torch.Tensor]]
+    standard: dict[str, list[Sequence[Part]]]
+    any_size: bool = False
+
+    def tokens_of(self, picture: Picture) -> int:
+        """Visual tokens of a picture."""
+        return sum(token in (IMAGE, VIDEO) for token in self.placeholders(picture))
+
+    def samples(self, *parts: Sequence[Part], seed: int = 0) -> list[Sample]:
+        """Samples from their parts: text of so many random tokens, or a picture."""
+        generator = torch.Generator().manual_seed(seed)
+        out = []
+        for sample in parts:
+            ids, pictures = [START], []
+            for part in sample:
+                if isinstance(part, Picture):
+                    ids += self.placeholders(part)
+                    pictures.append(part)
+                else:
+                    ids += torch.randint(3, 89, (part,), generator=generator).tolist()
+            out.append(Sample(ids, pictures))
+        return out
+
+    def named(self, name: str, seed: int = 0) -> list[Sample]:
+        """The samples of `standard[name]`: "single", a "batch" with 0, 1 and 2 images, …"""
+        return self.samples(*self.standard[name], seed=seed)
+
+    def inputs(
+        self, name: str = "single", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> dict:
+        """The model inputs of `named`."""
+        return self.batch(self.named(name, seed), dtype)
+
+
+def pad_left(samples: list[Sample]) -> dict[str, torch.Tensor]:
+    length = max(len(s.ids) for s in samples)
+    return {
+        "input_ids": torch.tensor([[PAD] * (length - len(s.ids)) + s.ids for s in samples]),
+        "attention_mask": torch.tensor(
+            [[0] * (length - len(s.ids)) + [1] * len(s.ids) for s in samples]
+        ),
+    }
+
+
+def patches(picture: Picture) -> int:
+    t, h, w = picture.grid
+    return t * h * w
+
+
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 2048,
+    "pad_token_id": PAD,
+    "bos_token_id": START,
+    "eos_token_id": 2,
+}
+
+
+@torch.no_grad()
+def finish(
+    model: PreTrainedModel, dtype: torch.dtype, attention: str, seed: int = 1
+) -> PreTrainedModel:
+    """Random weights from `seed`: one with which no token of a test is decided by rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 and "embedding" not in name:  # norms and biases start equal
+            continue
+        scale = 0.25 if "layers" in name or "lm_head" in name else 0.1
+        scale = 1.0 if "embed_tokens" in name else scale
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    model.lm_head.weight[IMAGE : VISION_END + 1] = 0  # a placeholder is never the best next token
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    model.set_attn_implementation(attention)
+    return model.eval().to(dtype)
