@@ -73,7 +73,7 @@ def test_imports_follow_the_layers(path: str) -> None:
         ("vtfast/patching.py", "from transformers import LlavaForConditionalGeneration"),
         ("vtfast/patching.py", "from vtfast.toy import load"),
         ("vtfast/models/llava.py", "from vtfast.patching import Handle"),
-        ("vtfast/models/llava.py", "from vtfast.models.qwen_vl import FAMILY"),
+        ("vtfast/models/llava.py", "from vtfast.models.qwen_vl import FAMILIES"),
         ("vtfast/models/llava.py", "from . import qwen2_5_vl"),
         ("vtfast/toy/model.py", "from vtfast.cli import app"),
         ("vtfast/cli/__init__.py", "import bench.harness"),

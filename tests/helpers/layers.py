@@ -66,7 +66,9 @@ ARROWS = {
 }
 
 # Families share this and know nothing of each other.
-FAMILIES_SHARE = ("vtfast.models.base", "vtfast.models.own_code", "vtfast.models.parallel")
+FAMILIES_SHARE = tuple(
+    f"vtfast.models.{name}" for name in ("base", "gridded", "own_code", "parallel")
+)
 # The self-check is no family; of its modules each may import the ones before it.
 SELF_CHECK = tuple(
     f"vtfast.models.{name}" for name in ("masked_sequence", "self_check_trial", "self_check")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from cache_name import CACHE
-from model_oracle import additive
+from model_oracle import additive, recurrent
 
 
 @contextmanager
@@ -34,7 +34,17 @@ def hidden(model, gone):
         for row, columns in enumerate(rows):
             copies = len(keys) // len(rows)
             keys[row * copies : (row + 1) * copies, columns] = False
+        if not hasattr(layer, "self_attn"):
+            whole = layer.forward  # which would mask padding alone
+
+            def forward(hidden, attention_mask=None, **given):
+                return recurrent(whole, hidden, keys, **given)
+
+            layer.forward = forward
         return args, {**kwargs, "attention_mask": additive(keys, args[0].dtype)}
+
+    def put_back(layer, args, out):
+        vars(layer).pop("forward", None)
 
     hooks = [text.register_forward_pre_hook(take_mask, with_kwargs=True)]
     for i, layer in enumerate(text.layers):
@@ -43,6 +53,7 @@ def hidden(model, gone):
                 lambda module, args, kwargs, i=i: hide(module, args, kwargs, i), with_kwargs=True
             )
         )
+        hooks.append(layer.register_forward_hook(put_back, always_call=True))
     try:
         yield model
     finally:

@@ -37,6 +37,10 @@ class Oracle:
         """Hidden states entering `layer`, [batch, length + new, D]."""
         return self._run(layer, gone, new)[0]
 
+    def put_out(self, layer: int, gone: Gone) -> Tensor:
+        """What `layer` puts out, [batch, length, D], before a model adds features to it."""
+        return self.hidden(layer + 1, gone) - self.between.get(layer, 0)
+
     @torch.no_grad()
     def logits(self, gone: Gone, new: Tensor | None = None) -> Tensor:
         """Logits of the prompt and of the tokens `new` [batch, T] that follow it."""
@@ -160,16 +164,29 @@ class Oracle:
             mask = additive(seen, hidden.dtype)
             if i == layer:
                 return hidden, mask, rotary
-            hidden = self.text.layers[i](
-                hidden,
-                attention_mask=mask,
-                position_ids=None,
-                position_embeddings=rotary,
+            block, given = (
+                self.text.layers[i],
+                {"position_embeddings": rotary, "position_ids": None},
             )
+            if hasattr(block, "self_attn"):
+                hidden = block(hidden, attention_mask=mask, **given)
+            else:
+                hidden = recurrent(block, hidden, seen, **given)
             if i in self.between:
                 added = self.between[i].to(hidden)
                 hidden = hidden + torch.nn.functional.pad(added, (0, 0, 0, steps))
         raise IndexError(f"layer {layer} of {len(self.text.layers)}")
+
+
+def recurrent(layer: torch.nn.Module, hidden: Tensor, seen: Tensor, **given: object) -> Tensor:
+    """A layer that knows no masks: of every sample it is shown just the tokens that are there.
+
+    seen: bool [batch, n]. The others stay what they are.
+    """
+    out = hidden.clone()
+    for row, there in zip(out, seen, strict=True):
+        row[there] = layer(row[None, there], attention_mask=None, **given)[0]
+    return out
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -125,7 +125,7 @@ def _family(
 
 _QWEN2_TOWER = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "hidden_size": 64}
 _build_qwen2 = partial(_build, "Qwen2VL", {}, _QWEN2_TOWER)
-_build_qwen3 = partial(_build, "Qwen3VL", _QWEN3_TEXT, _QWEN3_TOWER, seed=2)
+_build_qwen3 = partial(_build, "Qwen3VL", _QWEN3_TEXT, _QWEN3_TOWER, seed=3)
 _build_experts = partial(_build, "Qwen3VLMoe", {**_QWEN3_TEXT, **_EXPERTS}, _QWEN3_TOWER)
 QWEN = {
     "qwen": _family("qwen", build_qwen, _placeholders, timed=True),

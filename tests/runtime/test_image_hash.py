@@ -13,7 +13,7 @@ from tiny_parts import IMAGE, Picture
 import vtfast
 from vtfast import Prune
 from vtfast.kernels.image_hash import image_hash
-from vtfast.models.llava import FAMILY
+from vtfast.models import family_of_class
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -193,5 +193,5 @@ def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):
     ids = torch.full((1, 2 * tokens), IMAGE)
     multimodal = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     call = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
-    [source] = FAMILY.sources(multimodal, call)
+    [source] = family_of_class("LlavaForConditionalGeneration").sources(multimodal, call)
     assert source.grid == [*grid, *grid]

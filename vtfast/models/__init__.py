@@ -21,6 +21,10 @@ SUPPORTED = {
     "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen_vl",
     "Qwen3VLForConditionalGeneration": "vtfast.models.qwen_vl",
     "Qwen3VLMoeForConditionalGeneration": "vtfast.models.qwen_vl",
+    "Qwen3_5ForConditionalGeneration": "vtfast.models.qwen_vl",
+    "Qwen3_5MoeForConditionalGeneration": "vtfast.models.qwen_vl",
+    "Glm4vForConditionalGeneration": "vtfast.models.glm4v",
+    "Glm46VForConditionalGeneration": "vtfast.models.glm4v",
 }
 
 

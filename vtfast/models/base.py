@@ -1,8 +1,8 @@
 """What the families share: where a model's parts are, and how its layers compute attention scores.
 
 All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj` and `k_proj`
-(biases included), in some normed head by head, rotary phases on halves of a head, logits scaled by
-`self_attn.scaling`.
+(biases included), in some normed head by head, rotary phases on a head or its first part, logits
+scaled by `self_attn.scaling`.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ TINY_TEXT: dict[str, Any] = {
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 TESTED_TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"),
-    *("qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text"),
 )
 
 
@@ -47,6 +47,7 @@ class Family(ABC):
         default_horizon: the horizon as a share of the layers, where none was measured.
         tower: name of the vision tower in the multimodal model.
         inputs: arguments of the multimodal model that `sources` reads.
+        recurrent: kinds of layers that keep a state of one size in place of keys and values.
         around_picture: tokens that stand before and after a picture in a tiny model's prompt.
         position_axes: shape that the rotary module's positions have before [B, S].
     """
@@ -55,6 +56,7 @@ class Family(ABC):
     tower: str
     inputs: tuple[str, ...]
     position_axes: tuple[int, ...] = ()
+    recurrent: tuple[str, ...] = ()
     around_picture: tuple[int, ...] = ()
 
     @abstractmethod
@@ -86,8 +88,9 @@ class Family(ABC):
         inner = unwrapped(model.model)
         text, tower = unwrapped(inner.language_model), getattr(inner, self.tower)
         layers = tuple(map(unwrapped, text.layers))
-        head_size = getattr(layers[0].self_attn, "head_dim", 0)
-        around = layers, text.rotary_emb, text.norm, self.added(model.config)
+        attends = next_of_kind("full_attention", text.config)
+        head_size = getattr(layers[attends[0]].self_attn, "head_dim", 0)
+        around = layers, text.rotary_emb, text.norm, attends, self.added(model.config)
         shares = shares_attention(text.config, layers)
         return Parts(self, model, inner, tower, text, *around, shares, head_size)
 
@@ -100,7 +103,7 @@ class Family(ABC):
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         window = getattr(config, "sliding_window", None)
-        if kinds != {"full_attention"} or window is not None:
+        if not kinds <= {"full_attention", *self.recurrent} or window is not None:
             raise UnsupportedModelError(
                 f"the language model ({config.model_type}) has layers that see a part of the "
                 f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
@@ -123,28 +126,34 @@ class Family(ABC):
     ) -> Attention:
         """Queries of the tokens `last` and the keys of all, as a decoder layer makes them.
 
-        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, head size]. They are
-        computed anew, so every attention implementation works. To be called while the layer is
-        about to run, when FSDP has gathered its weights.
+        hidden: [tokens, D] packed input of the layer; cos, sin: [tokens, D], for the rotated part.
+        They are computed anew, so every attention implementation works. To be called while the
+        layer is about to run, when FSDP has gathered its weights.
 
         Raises UnsupportedModelError where weights or heads are split in a way vtfast cannot join.
         """
         attention = layer.self_attn
-        size = attention.head_dim
+        size, turned = attention.head_dim, cos.shape[-1]
         gather_weights(attention)
         normed = layer.input_layernorm(hidden)
 
         def rotate(x: Tensor, tokens: Tensor | slice, norm: Any) -> Tensor:
             x = x.view(x.shape[0], -1, size)
             x = x if norm is None else norm(x)
-            turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
-            return x * cos[tokens, None] + turned * sin[tokens, None]
+            part, rest = x[..., :turned], x[..., turned:]
+            part = part * cos[tokens, None] + self.turn(part) * sin[tokens, None]
+            return part if turned == size else torch.cat((part, rest), dim=-1)
 
         query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
         group = processes_with_heads(attention, query, keys)
         of_query, of_keys = (getattr(attention, f"{x}_norm", None) for x in "qk")
         query, keys = rotate(query, last, of_query), rotate(keys, slice(None), of_keys)
         return Attention(query, keys, attention.scaling, group)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """What sines multiply: the dimensions of heads [..., D] with their partners' values."""
+        half = x.shape[-1] // 2
+        return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
 class LazyImageHash:
@@ -160,6 +169,13 @@ class LazyImageHash:
             grid = None if grid is None else grid.to(pixels.device)
             self._hash, self._seen = image_hash(pixels, grid, impl=impl), None
         return self._hash
+
+
+def next_of_kind(kind: str, config: Any) -> tuple[int, ...]:
+    """For each layer the next one of this kind, which may be itself; behind the last, the first."""
+    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
+    found = [i for i, k in enumerate(kinds) if k == kind]
+    return tuple(next((f for f in found if f >= i), found[0]) for i in range(len(kinds)))
 
 
 def check_one_device(text: nn.Module) -> None:

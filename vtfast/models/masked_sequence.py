@@ -1,7 +1,7 @@
 """What a pruned model must compute: the whole sequence, with the dropped tokens masked out.
 
-Nothing is removed and nothing of the pruning runtime takes part: the decoder layers of a tiny model
-are called one by one.
+Nothing is removed, except before recurrent layers, which know no masks, and nothing of the pruning
+runtime takes part: the decoder layers of a tiny model are called one by one.
 """
 
 from collections.abc import Mapping
@@ -72,6 +72,11 @@ class MaskedSequence:
         hidden = self._entering(len(self.parts.layers), gone)[:, self.prompt - 1 :]
         return self.model.get_output_embeddings()(self.parts.norm(hidden))
 
+    def _run(self, block: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        given = {"position_ids": None, "position_embeddings": self.rotary}
+        out: Tensor = block(hidden, attention_mask=mask, **given)
+        return out
+
     def _entering(self, layer: int, gone: Gone) -> Tensor:
         """What enters a layer, [B, n, D]: nothing is removed, dropped tokens are masked out."""
         hidden, seen = self.embedded, self.valid.clone()
@@ -82,12 +87,12 @@ class MaskedSequence:
                 seen[:, : self.prompt] &= ~gone[number]
             visible = (seen[:, None] & lower) | torch.eye(n, dtype=torch.bool)
             mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo().min)[:, None]
-            hidden = block(
-                hidden,
-                attention_mask=mask,
-                position_ids=None,
-                position_embeddings=self.rotary,
-            )
+            if self.parts.attends[number] == number:
+                hidden = self._run(block, hidden, mask)
+            else:  # a recurrent layer is shown just the tokens that are there
+                hidden = hidden.clone()
+                for row, there in zip(hidden, seen, strict=True):
+                    row[there] = self._run(block, row[None, there], None)[0]
             if self.between is not None and number < len(self.between):
                 where = self.visual.flatten().nonzero()[:, 0]  # type: ignore[union-attr]
                 flat = hidden.flatten(0, 1).index_add(0, where, self.between[number])

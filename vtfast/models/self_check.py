@@ -98,7 +98,7 @@ def self_check(
                 f"the tiny model can run, or set {VARIABLE}=never to patch without a check"
             ) from error
         try:
-            for path in ("padded", "packed") if packed else ("padded",):
+            for path in ("padded", "packed") if packed and not family.recurrent else ("padded",):
                 eager = path == "padded" and implementation == "eager"
                 model.set_attn_implementation("eager" if eager else "sdpa")
                 for doing, run in runs(batch, alone, path):

@@ -193,4 +193,5 @@ def runs(batch: Trial, alone: Trial, path: str) -> Iterator[tuple[str, Callable[
     yield "without a KV cache", lambda: batch.generate(_LATE, path, use_cache=False)
     yield "plain calls without padding", lambda: alone.call(_LATE, path)
     yield "beams", lambda: alone.compare_beams(_LATE, path)
-    yield "drafts", lambda: alone.compare_drafts(_LATE, path)
+    if not getattr(alone.model, "_is_stateful", False):  # generate refuses drafts
+        yield "drafts", lambda: alone.compare_drafts(_LATE, path)

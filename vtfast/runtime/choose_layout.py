@@ -13,6 +13,7 @@ from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError
 from vtfast.methods import kernel_limits
+from vtfast.methods.padding import padding
 from vtfast.methods.stage import Stage
 from vtfast.runtime import validation
 from vtfast.runtime.config import PatchConfig
@@ -39,6 +40,8 @@ def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsuppor
     if original != "sdpa":
         reason = f"the model runs attention {original!r}"
         advice += ' or call model.set_attn_implementation("sdpa") first'
+    elif list(parts.attends) != [*range(len(parts.attends))]:
+        reason = "the model has recurrent layers"
     elif not parts.head_size:
         reason = "the model's keys and values differ in size"
     elif config.path == "auto" and not parts.shares_attention:
@@ -106,16 +109,6 @@ def _packing_pays(
         return False, "no stage drops a token"
     if len(visual.lengths) > shape[0]:
         return True, "rows hold several samples"
-    held = padded = 0
-    lengths, segments, dropped = list(visual.lengths), visual.segments, False
-    for stage in stages.values():
-        dropped = dropped or stage.drops(segments)
-        after = stage.shorten(segments)
-        for had, has in zip(stage.budgeted(segments), after, strict=True):
-            lengths[had.sample] -= had.left - has.left
-        segments, layers = after, stage.until - stage.layer
-        held += layers * sum(lengths)
-        padded += layers * len(lengths) * (max(lengths) if dropped else shape[1])
-    share = 1 - held / padded
+    share = padding(stages.values(), visual.lengths, visual.segments, shape[1])
     said = f"{share:.0%} of a padded batch would be padding" if share else "samples are all alike"
     return share >= _LEAST_PADDING, said

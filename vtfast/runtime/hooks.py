@@ -68,7 +68,7 @@ class PatchHooks:
         shared = config.path == "packed" or parts.shares_attention
         self._hooks_all = self._original != "sdpa" or not shared
         self._expected = self._original if self._hooks_all else attention.NAME
-        self._padded = Padded(parts.text.config, sdpa=not self._hooks_all)
+        self._padded = Padded(parts.text.config, not self._hooks_all, parts.attends)
         self.packed = Packed(self._padded, always=config.impl == "triton")
         self._decide(parts.text.get_input_embeddings().weight)  # FSDP may leave none inside
 

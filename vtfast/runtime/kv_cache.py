@@ -119,10 +119,9 @@ class PrunedCacheMixin:
         """Forget everything, the pruning included: the cache is what it was before."""
         cache: Cache = self  # type: ignore[assignment]
         plain = next(c for c, pruned in _PRUNED.items() if pruned is type(cache))
+        super().reset()  # type: ignore[misc]
         if plain is DynamicCache:  # before 5.23 transformers' own reset keeps the length
-            cache.layers = [DynamicLayer() for _ in cache.layers]
-        else:
-            super().reset()  # type: ignore[misc]
+            cache.layers = [DynamicLayer() if hasattr(x, "keys") else x for x in cache.layers]
         del self.vtfast
         cache.__class__ = plain
 

@@ -48,6 +48,7 @@ class Parts:
     layers: Sequence[nn.Module]
     rotary: nn.Module
     norm: nn.Module  # of the last hidden states
+    attends: Sequence[int]  # for each layer the next that attends; itself, if it is not recurrent
     added: int  # layers behind which features of the visual tokens are added (DeepStack)
     shares_attention: bool  # layers call the attention function that the config names
     head_size: int  # 0 where queries, keys and values differ in it, as in latent attention

@@ -4,6 +4,7 @@ Right-aligned, so that the last token stays last. Attention gets masks from tran
 functions, and the cache is transformers' own, so this works with every attention implementation.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ class Padded:
 
     is_packed = False
 
-    def __init__(self, config: PreTrainedConfig, sdpa: bool) -> None:
+    def __init__(self, config: PreTrainedConfig, sdpa: bool, attends: Sequence[int]) -> None:
         self.config = config
+        # The layer that tells how much the layers from layer i on hold, or are about to.
+        self._attends = attends
         self.sdpa = sdpa  # the layers run SDPA
         self._cache_argument = names.cache_argument()
 
@@ -48,12 +51,13 @@ class Padded:
 
     def enter(self, chunk: Chunk, stage: Stage, hidden: Tensor, cache: Cache | None) -> Entry:
         """The stage's mask; its columns are remembered on the cache."""
-        layer, longest = stage.layer, hidden.shape[1]
+        layer, longest = self._attends[stage.layer], hidden.shape[1]
         valid = self._valid(chunk, hidden)
+        real = None if valid is None else valid.long()
         if cache is None:
-            return Entry(self._mask(None, layer, hidden, valid))
+            return Entry(self._mask(None, layer, hidden, valid), real=real)
         past, gap = int(cache.get_seq_length(layer)), None
-        if layer == 0:
+        if stage.layer <= self._attends[0] < stage.until:
             gap = int(cache.get_seq_length()) + chunk.size - past - longest
         known, mask = chunk.mask if past else None, None
         if isinstance(chunk.cached, PaddedKVMask):
@@ -61,15 +65,15 @@ class Padded:
         if known is not None or valid is not None:
             # A static cache has columns for tokens to come: causality hides them until then.
             room = cache.get_mask_sizes(longest, layer)[0] - past - longest
-            real = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
-            before = real.expand(-1, past) if known is None else known[:, :past].bool()
-            now = real.expand(-1, longest) if valid is None else valid
-            mask = torch.cat([before, now, real.expand(-1, room)], 1)
-        return Entry(self._mask(cache, layer, hidden, mask), cached=PaddedKVMask(mask), gap=gap)
+            all_ = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
+            before = all_.expand(-1, past) if known is None else known[:, :past].bool()
+            now = all_.expand(-1, longest) if valid is None else valid
+            mask = torch.cat([before, now, all_.expand(-1, room)], 1)
+        return Entry(self._mask(cache, layer, hidden, mask), None, PaddedKVMask(mask), gap, real)
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """The stage's mask with one more column."""
-        cached = chunk.cached
+        cached, layer = chunk.cached, self._attends[layer]
         assert isinstance(cached, PaddedKVMask)
         if cached.mask is not None:
             cached.step(chunk.mask, cache.get_mask_sizes(1, layer)[0])
@@ -86,7 +90,8 @@ class Padded:
         positions = (real.cumsum(1) - 1).clamp(min=0)
         if cache is None:
             return positions
-        mask, held = getattr(chunk.cached, "mask", None), cache.get_seq_length(layer)
+        mask = getattr(chunk.cached, "mask", None)
+        held = cache.get_seq_length(self._attends[layer])
         if mask is not None:  # of a static cache it has columns to come, which are real
             held = held - (~mask).sum(1, keepdim=True) + (real == 0).sum(1, keepdim=True)
         return positions + held

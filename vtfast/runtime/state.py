@@ -149,8 +149,12 @@ class ForwardState:
             if number in self.config.scored_layers:
                 after = self.config.stages[number + 1]
                 self._score(after, module, hidden, kwargs["position_embeddings"])
+        given = self.given
+        if given and self.parts.attends[number] != number:
+            given = {**given, "attention_mask": self._real}
+            kwargs.update(given)
         if self.every_layer and may_run_again(module):
-            self._ran[number] = (index, self.given)
+            self._ran[number] = (index, given)
         return hidden, kwargs
 
     def add_between(self, where: Tensor, features: Sequence[Tensor]) -> None:
@@ -164,10 +168,10 @@ class ForwardState:
         if layer not in self._added:
             first = self.tokens if self.origin is None else self.origin[self.tokens]
             place = self.tokens if self.slots is None else self.slots[self.tokens]
-            self._added[layer] = place, self._between[layer - 1][self._row[first]]
-        place, features = self._added[layer]
+            self._added[layer] = place, self._row[first]
+        place, row = self._added[layer]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return flat.index_add(0, place, features.to(flat)).view(hidden.shape)
+        return flat.index_add(0, place, self._between[layer - 1][row].to(flat)).view(hidden.shape)
 
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""
@@ -250,7 +254,7 @@ class ForwardState:
                 self.handed.expect_attention(self.parts.layers[stage.layer : stage.until])
             return
         # No positions: FlashAttention would read gaps as packed sequences.
-        self.given = {"attention_mask": entry.mask, "position_ids": None}
+        self.given, self._real = {"attention_mask": entry.mask, "position_ids": None}, entry.real
         self.given["position_embeddings"] = tuple(rotary)
         self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}
         kwargs.update(self.given)
