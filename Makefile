@@ -16,6 +16,10 @@ MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_t
     $(patsubst %,tests/information/test_information_%.py,score horizon sweep files) tests/evaluation/test_accuracy.py
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
+# Families beside LLaVA and Qwen2.5-VL: the core of the model tests, and, apart, all of them.
+MORE_FAMILIES := qwen2 qwen3 qwen3-moe qwen3.5 qwen3.5-moe glm4v
+FAMILY_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,identity parity generate undo)
+TEST_FAMILIES = VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)"
 TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
 # The tests that launch kernels of every op: interpreted in `make test`, then compiled and executed
@@ -51,7 +55,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-oldest test-newest test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-oldest test-newest test-families test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +71,7 @@ demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full
 
 test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
+	$(TEST_FAMILIES) $(BIN)/pytest $(FAMILY_TESTS) $(WORKERS) $(ARGS)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-ptx ARGS=
 
 test-ptx: $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ## the tests of compiled kernels, executed as PTX on a CPU; needs g++ or clang++
@@ -89,6 +94,10 @@ test-ptx-models: $(READY) ## the larger part of test-triton, in one order of pro
 test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, in an environment of its own
 	@$(MAKE) --no-print-directory setup VENV=$(VENV)-oldest CONSTRAINTS=$(OLDEST) EXTRAS=dev
 	$(VENV)-oldest/bin/pytest $(MODEL_TESTS) $(WORKERS) $(ARGS)
+	$(TEST_FAMILIES) $(VENV)-oldest/bin/pytest $(FAMILY_TESTS) $(WORKERS) $(ARGS)
+
+test-families: $(READY) ## all model tests with the families beside LLaVA and Qwen2.5-VL; 25 minutes on 2 cores
+	$(TEST_FAMILIES) $(BIN)/pytest tests/runtime -k "$(subst $() $(), or ,$(MORE_FAMILIES))" $(WORKERS) $(ARGS)
 
 $(OLDEST): constraints.txt constraints-oldest.txt
 	@mkdir -p build

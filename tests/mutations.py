@@ -122,10 +122,9 @@ MUTATIONS = [
     Mutation(
         "Padded: a layer after the first stage keeps transformers' own mask.",
         RUNTIME + "state.py",
-        'self.given = {"attention_mask": entry.mask, "position_ids": None}',
-        'self.given = {"position_ids": None}',
-        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
-        "[llava-padded-before-the-llm]",
+        'self.given, self._real = {"attention_mask": entry.mask, "position_ids": None}, entry.real',
+        'self.given, self._real = {"position_ids": None}, entry.real',
+        PATCH + "parity.py::test_the_padded_layout_works_with_another_attention[llava]",
     ),
     Mutation(
         "Padded: padding cached before the first picture is taken for tokens.",
@@ -218,7 +217,46 @@ MUTATIONS = [
         "keys = Ragged.from_lengths(cached.lengths, hidden.device)\n"
         "            index = row_numbers(cached.starts, cached.lengths, hidden.device)",
         "keys, index = queries, cached.where",
-        PATCH + "turns.py::test_a_picture_after_a_turn_of_text[llava-packed]",
+        PATCH + "turns.py::test_pictures_after_a_padded_turn_of_text[llava-packed]",
+    ),
+    Mutation(
+        "DeepStack: features are added in the order of the tokens that are left.",
+        RUNTIME + "state.py",
+        "self._added[layer] = place, self._row[first]",
+        "self._added[layer] = place, torch.arange(len(place))",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[qwen3-padded-before-the-llm]",
+    ),
+    Mutation(
+        "DeepStack: features are added behind a layer later.",
+        RUNTIME + "state.py",
+        "if 0 < number <= len(self._between):",
+        "if 1 < number <= len(self._between):",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[qwen3-packed-before-the-llm]",
+    ),
+    Mutation(
+        "Recurrent layers get the mask of attention.",
+        RUNTIME + "state.py",
+        "if given and self.parts.attends[number] != number:",
+        "if given and self.parts.attends[number] < 0:",
+        PATCH + "parity.py::test_logits_of_surviving_tokens_are_the_oracles"
+        "[qwen3.5-padded-before-the-llm]",
+    ),
+    Mutation(
+        "The gap of a cache whose first layer is recurrent is that of layer 0.",
+        RUNTIME + "padded.py",
+        "if stage.layer <= self._attends[0] < stage.until:",
+        "if stage.layer == 0:",
+        PATCH + "recurrent.py::"
+        "test_a_stage_before_the_first_layer_that_attends_has_the_oracles_tokens",
+    ),
+    Mutation(
+        "A reset cache has layers of attention in place of recurrent ones.",
+        RUNTIME + "kv_cache.py",
+        'DynamicLayer if hasattr(x, "keys") else type(x)',
+        "DynamicLayer",
+        PATCH + "decoding.py::test_a_reset_cache_is_a_fresh_one[qwen3.5-padded]",
     ),
     Mutation(
         "Packed: the sines of rotary positions stay where they were when tokens go.",
@@ -291,12 +329,12 @@ MUTATIONS = [
         PATCH + "cache.py::test_a_cache_counts_as_before_when_samples_leave_it[llava-packed]",
     ),
     Mutation(
-        "Packed: beams of equally long prompts are not reordered.",
+        "Packed: beams of one prompt are not reordered.",
         RUNTIME + "packed_kv_cache.py",
         "self._copy(layers, source.clamp(max=last), rows)",
         "self._copy(layers, rows.clamp(max=last), rows)",
         PATCH + "generate.py::test_beam_search_with_a_cache_finds_what_it_finds_without"
-        "[llava-packed-single]",
+        "[llava-packed-batch]",
     ),
     Mutation(
         "Packed: beams of unequal prompts are reordered by reading their order from the device.",
@@ -528,13 +566,6 @@ MUTATIONS = [
         PATCH + "saving.py::test_a_written_cache_remembers_the_plan_that_pruned_it[llava-padded]",
     ),
     Mutation(
-        "The layout is chosen anew in every forward.",
-        RUNTIME + "choose_layout.py",
-        "return state.packed,",
-        "return not always_padded,",
-        PATCH + "refusals.py::test_a_padded_cache_goes_on_padded_under_a_packed_patch[llava]",
-    ),
-    Mutation(
         "A reset cache remembers how many tokens it has seen.",
         RUNTIME + "kv_cache.py",
         "del self.vtfast\n        cache.__class__ = plain",
@@ -563,14 +594,6 @@ MUTATIONS = [
         "if name is None:\n        return None\n    if False:\n        raise",
         "tests/models/test_transformers_names.py::"
         "test_a_layer_may_be_handed_no_cache_but_by_name[cache]",
-    ),
-    Mutation(
-        "An argument that transformers no longer hands over is taken to be None.",
-        RUNTIME + "names.py",
-        'if "position_embeddings" not in kwargs:\n        raise',
-        'if "position_embeddings" not in kwargs:\n        return\n    if False:\n        raise',
-        "tests/models/test_changed_releases.py::"
-        "test_a_hook_raises_where_it_does_not_find_what_it_needs[llava-padded-rotary]",
     ),
     Mutation(
         "A module that does not take an argument we change is accepted.",
@@ -654,9 +677,9 @@ MUTATIONS = [
     Mutation(
         "The self-check does not try the packed layout.",
         MODELS + "self_check.py",
-        'for path in ("padded", "packed") if packed else ("padded",):',
-        'for path in ("padded",) if packed else ("padded",):',
-        "tests/models/test_changed_releases.py::test_layers_that_hold_copies_of_the_rotary_rows[llava]",
+        'for path in ("padded", "packed") if packed and not family.recurrent else ("padded",):',
+        'for path in ("padded",) if packed and not family.recurrent else ("padded",):',
+        "tests/models/test_self_check.py::test_every_kind_of_run_is_tried_in_both_layouts[llava]",
     ),
     Mutation(
         "The self-check does not try the padded layout.",
@@ -1358,6 +1381,7 @@ def pytest_in(copy: Path, *tests: str) -> tuple[int, str]:
     environment |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     if any(test.startswith(COMPILED) for test in tests):
         environment["VTFAST_TEST_DEVICE"] = "sm_90"
+    environment["VTFAST_TEST_FAMILIES"] = "llava qwen qwen3 qwen3.5"
     environment["COLUMNS"] = "400"  # room for what failed, on the line that says which test did
     options = ("-n", "0", "-q", "--tb=line", "-p", "no:cacheprovider")
     try:

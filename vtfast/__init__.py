@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from vtfast.evaluation import evaluate
     from vtfast.methods import register_method
+    from vtfast.models import supported
     from vtfast.patching import Handle, is_patched, patch, unpatch
     from vtfast.plan import Plan, Prune
 
@@ -36,6 +37,7 @@ _HOME = {
     "unpatch": "vtfast.patching",
     "is_patched": "vtfast.patching",
     "Handle": "vtfast.patching",
+    "supported": "vtfast.models",
     "Plan": "vtfast.plan",
     "Prune": "vtfast.plan",
     "register_method": "vtfast.methods",
@@ -68,6 +70,7 @@ __all__ = [
     "ops",
     "patch",
     "register_method",
+    "supported",
     "toy",
     "unpatch",
 ]

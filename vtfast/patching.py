@@ -8,8 +8,7 @@ from torch import nn
 
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels._checks import IMPLS
-from vtfast.methods import method
-from vtfast.methods.stage import Stage
+from vtfast.methods.stage import stages_of
 from vtfast.models import family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
@@ -177,12 +176,10 @@ def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
     """Patch without checking the release of transformers."""
     parts = family.parts(model)
-    ends = [stage.layer for stage in plan.stages[1:]] + [len(parts.layers)]
-    stages = {
-        s.layer: Stage(s, method(s.method), end) for s, end in zip(plan.stages, ends, strict=True)
-    }
-    if any(stage.score_layer is not None for stage in stages.values()):
-        family.check_scores(model)
+    stages = stages_of(plan.stages, len(parts.layers))
+    scored = [s.score_layer for s in stages.values() if s.score_layer is not None]
+    if scored:
+        family.check_scores(model, scored)
     hooks = PatchHooks(PatchConfig(plan, stages, *how), parts)
     hooks.install()
     return Handle(hooks)

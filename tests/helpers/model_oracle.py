@@ -184,8 +184,8 @@ def recurrent(layer: torch.nn.Module, hidden: Tensor, seen: Tensor, **given: obj
     seen: bool [batch, n]. The others stay what they are.
     """
     out = hidden.clone()
-    for row, there in zip(out, seen, strict=True):
-        row[there] = layer(row[None, there], attention_mask=None, **given)[0]
+    for b, there in enumerate(seen.clone()):  # which autograd keeps
+        out[b, there] = layer(hidden[b : b + 1, there], attention_mask=None, **given)[0]
     return out
 
 

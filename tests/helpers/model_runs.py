@@ -20,7 +20,7 @@ OLD = Version(transformers.__version__) < Version("5.23")  # the tests say what 
 SETUPS = [
     pytest.param(family, path, id=f"{name}-{path}")
     for name, family in FAMILIES.items()
-    for path in ("padded", "packed")
+    for path in family.layouts
 ]
 both_layouts = pytest.mark.parametrize(("family", "path"), SETUPS)
 

@@ -18,7 +18,7 @@ from tiny_parts import (
     noise,
     pad_left,
 )
-from tiny_qwen import QWEN
+from tiny_qwen import GRIDDED
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -102,6 +102,6 @@ _LLAVA = Family(
         ],
     },
 )
-_ALL = {"llava": _LLAVA, **QWEN}
+_ALL = {"llava": _LLAVA, **GRIDDED}
 _CHOSEN = os.environ.get("VTFAST_TEST_FAMILIES", "llava qwen").split()
 FAMILIES = Chosen({name: _ALL[name] for name in _CHOSEN})

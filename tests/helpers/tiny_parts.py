@@ -40,7 +40,7 @@ class Family:
     """How to build one model family and its inputs.
 
     placeholders: the ids that stand for a picture, with those that are always around them.
-    any_size: whether pictures are of any size, and clips are known.
+    any_size: whether pictures are of any size, and clips are known. layouts: those it can run in.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Family:
     batch: Callable[..., dict[str, torch.Tensor]]
     standard: dict[str, list[Sequence[Part]]]
     any_size: bool = False
+    layouts: tuple[str, ...] = ("padded", "packed")
 
     def tokens_of(self, picture: Picture) -> int:
         """Visual tokens of a picture."""
@@ -121,9 +122,12 @@ def finish(
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 and "embedding" not in name:  # norms and biases start equal
+            if "A_log" in name:  # but how fast a recurrent layer forgets does not
+                parameter.copy_(torch.linspace(0.0, 1.0, len(parameter)))
             continue
         scale = 0.25 if "layers" in name or "lm_head" in name else 0.1
         scale = 1.0 if "embed_tokens" in name else scale
+        scale = 0.1 if "linear_attn" in name else scale  # a state adds rounding up
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     model.lm_head.weight[IMAGE : VISION_END + 1] = 0  # a placeholder is never the best next token
     model.generation_config.eos_token_id = None

@@ -1,4 +1,4 @@
-"""Tiny random models of Qwen's families: pictures and clips of any size, M-RoPE."""
+"""Tiny random models of Qwen's families and GLM-4V: pictures and clips of any size, M-RoPE."""
 
 from collections.abc import Callable
 from functools import partial
@@ -42,6 +42,7 @@ def _build(
     attention: str = "sdpa",
     *,
     seed: int = 1,
+    around: str = "vision",
     **more_text: object,
 ) -> PreTrainedModel:
     """A model of 6 layers, 64 wide, of the classes `<prefix>Config` and so on."""
@@ -51,8 +52,7 @@ def _build(
         vision_config={**sizes, **tower},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
+        **{f"{around}_start_token_id": VISION_START, f"{around}_end_token_id": VISION_END},
     )
     model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
     return finish(model, dtype, attention, seed)
@@ -100,7 +100,11 @@ def _frame_by_frame(picture: Picture) -> list[int]:
 
 
 def _family(
-    name: str, build: Callable[..., PreTrainedModel], placeholders: Callable, timed: bool = False
+    name: str,
+    build: Callable[..., PreTrainedModel],
+    placeholders: Callable,
+    timed: bool = False,
+    **more: Any,
 ) -> Family:
     return Family(
         name,
@@ -108,6 +112,7 @@ def _family(
         placeholders,
         batch=partial(_batch, timed=timed),
         any_size=True,
+        **more,
         standard={
             "single": [[4, Picture((1, 8, 12), seed=1), 7]],
             "batch": [
@@ -123,13 +128,45 @@ def _family(
     )
 
 
+_LINEAR, _FULL = "linear_attention", "full_attention"
+_QWEN35_TEXT = {
+    "head_dim": 16,
+    "layer_types": [_LINEAR, _FULL, _FULL, _LINEAR, _LINEAR, _FULL],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {**_ROPE, "mrope_interleaved": True, "mrope_section": [2, 1, 1],
+                        "partial_rotary_factor": 0.5},
+}  # fmt: skip
+_GLM_ROPE = {**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
 _QWEN2_TOWER = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "hidden_size": 64}
-_build_qwen2 = partial(_build, "Qwen2VL", {}, _QWEN2_TOWER)
-_build_qwen3 = partial(_build, "Qwen3VL", _QWEN3_TEXT, _QWEN3_TOWER, seed=3)
-_build_experts = partial(_build, "Qwen3VLMoe", {**_QWEN3_TEXT, **_EXPERTS}, _QWEN3_TOWER)
-QWEN = {
+_QWEN35_TOWER = {**_QWEN3_TOWER, "deepstack_visual_indexes": []}
+_SHARED = {**_EXPERTS, "shared_expert_intermediate_size": 32}
+_BUILD = {
+    "qwen2": partial(_build, "Qwen2VL", {}, _QWEN2_TOWER),
+    "qwen3": partial(_build, "Qwen3VL", _QWEN3_TEXT, _QWEN3_TOWER, seed=3),
+    "qwen3-moe": partial(_build, "Qwen3VLMoe", {**_QWEN3_TEXT, **_EXPERTS}, _QWEN3_TOWER),
+    "qwen3.5": partial(_build, "Qwen3_5", _QWEN35_TEXT, _QWEN35_TOWER, seed=2),
+    "qwen3.5-moe": partial(
+        _build, "Qwen3_5Moe", {**_QWEN35_TEXT, **_SHARED}, _QWEN35_TOWER, seed=3
+    ),
+    "glm4v": partial(
+        _build,
+        "Glm4v",
+        {"rope_parameters": _GLM_ROPE},
+        {**_TOWER, "image_size": 56},
+        around="image",
+        seed=3,
+    ),
+}
+_PADDED = {"layouts": ("padded",)}  # its recurrent layers want rows of their own
+GRIDDED = {
     "qwen": _family("qwen", build_qwen, _placeholders, timed=True),
-    "qwen2": _family("qwen2", _build_qwen2, _placeholders),
-    "qwen3": _family("qwen3", _build_qwen3, _frame_by_frame),
-    "qwen3-moe": _family("qwen3-moe", _build_experts, _frame_by_frame),
+    "qwen2": _family("qwen2", _BUILD["qwen2"], _placeholders),
+    "qwen3": _family("qwen3", _BUILD["qwen3"], _frame_by_frame),
+    "qwen3-moe": _family("qwen3-moe", _BUILD["qwen3-moe"], _frame_by_frame),
+    "qwen3.5": _family("qwen3.5", _BUILD["qwen3.5"], _frame_by_frame, **_PADDED),
+    "qwen3.5-moe": _family("qwen3.5-moe", _BUILD["qwen3.5-moe"], _frame_by_frame, **_PADDED),
+    "glm4v": _family("glm4v", _BUILD["glm4v"], _placeholders),
 }

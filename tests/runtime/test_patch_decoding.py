@@ -102,7 +102,8 @@ def test_a_callers_cache_is_used_and_changes_nothing(family, path, options):
 @both_layouts
 def test_a_reset_cache_is_a_fresh_one(family, path):
     """Another batch of another size generates on it what it generates on a new cache."""
-    model, cache = family.build(), DynamicCache()
+    model = family.build()
+    cache = DynamicCache(config=model.config)  # which knows of recurrent layers
     with vtfast.patch(model, FOUR_STAGES, path=path, record=True) as handle:
         continuation(model, family.inputs("batch"), steps=3, **{CACHE: cache})
         cache.reset()

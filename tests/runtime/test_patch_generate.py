@@ -42,6 +42,8 @@ def test_every_sample_of_a_padded_batch_says_what_that_sample_says_alone(family,
 @both_layouts
 def test_both_layouts_keep_the_same_tokens_and_say_the_same(family, path):
     other = {"padded": "packed", "packed": "padded"}[path]
+    if other not in family.layouts:
+        pytest.skip("one layout only")
     inputs, model, runs = family.inputs("batch"), family.build(), []
     for layout in (path, other):
         with vtfast.patch(model, FOUR_STAGES, path=layout, record=True) as handle:

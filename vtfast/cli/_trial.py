@@ -124,8 +124,13 @@ def _patch_and_generate() -> str:
 
 
 def _self_check(name: str) -> str:
-    check_class(getattr(transformers, name))  # what a first patch does on an untested release
-    return "a tiny pruned model has the logits of the masked sequence, in both layouts"
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        return f"transformers {transformers.__version__} does not have it"
+    check_class(cls)  # what a first patch does on an untested release
+    layouts = SUPPORTED[name].layouts
+    where = "both layouts" if len(layouts) > 1 else f"the {layouts[0]} layout"
+    return f"a tiny pruned model has the logits of the masked sequence, in {where}"
 
 
 def _registry() -> str:

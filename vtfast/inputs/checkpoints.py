@@ -209,7 +209,7 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
     if not set(classes) & set(SUPPORTED):
         known = classes[0] or (f"a model of type {kind!r}" if kind else "no model of transformers")
         raise UnsupportedModelError(
-            f"--model {name} is {known}; vtfast prunes {' and '.join(SUPPORTED)}, such as "
+            f"--model {name} is {known}; vtfast prunes {', '.join(SUPPORTED)}, such as "
             "llava-hf/llava-1.5-7b-hf and Qwen/Qwen2.5-VL-7B-Instruct"
         )
 

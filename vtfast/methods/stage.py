@@ -1,5 +1,6 @@
 """A stage of a plan as one model runs it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vtfast.methods.registry import Method, method
@@ -47,3 +48,9 @@ class Stage:
     def drops(self, segments: list[Segment]) -> bool:
         """Whether any of these segments would lose a token."""
         return any(self.prune.count(s.original, s.left) < s.left for s in self.budgeted(segments))
+
+
+def stages_of(stages: Sequence[Prune], num_layers: int) -> dict[int, Stage]:
+    """The stages of a plan for a model of so many layers, by layer."""
+    ends = [stage.layer for stage in stages[1:]] + [num_layers]
+    return {s.layer: Stage(s, method(s.method), end) for s, end in zip(stages, ends, strict=True)}

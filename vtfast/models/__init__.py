@@ -5,7 +5,7 @@ A new family is an entry in the `FAMILIES` of a file, and a line here.
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -14,18 +14,43 @@ from vtfast.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from vtfast.models.base import Family
 
-# class of transformers -> our module
+
+class Supported(NamedTuple):
+    """A class of transformers that vtfast prunes.
+
+    module: ours. models: as people call them. layouts: those it runs in.
+    """
+
+    module: str
+    models: str
+    layouts: tuple[str, ...] = ("padded", "packed")
+
+
 SUPPORTED = {
-    "LlavaForConditionalGeneration": "vtfast.models.llava",
-    "Qwen2VLForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Qwen2_5_VLForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Qwen3VLForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Qwen3VLMoeForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Qwen3_5ForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Qwen3_5MoeForConditionalGeneration": "vtfast.models.qwen_vl",
-    "Glm4vForConditionalGeneration": "vtfast.models.glm4v",
-    "Glm46VForConditionalGeneration": "vtfast.models.glm4v",
+    "LlavaForConditionalGeneration": Supported("llava", "LLaVA-1.5 (CLIP or SigLIP tower)"),
+    "Qwen2VLForConditionalGeneration": Supported("qwen_vl", "Qwen2-VL"),
+    "Qwen2_5_VLForConditionalGeneration": Supported("qwen_vl", "Qwen2.5-VL"),
+    "Qwen3VLForConditionalGeneration": Supported("qwen_vl", "Qwen3-VL"),
+    "Qwen3VLMoeForConditionalGeneration": Supported("qwen_vl", "Qwen3-VL, mixture of experts"),
+    "Qwen3_5ForConditionalGeneration": Supported("qwen_vl", "Qwen3.5", ("padded",)),
+    "Qwen3_5MoeForConditionalGeneration": Supported(
+        "qwen_vl", "Qwen3.5, mixture of experts", ("padded",)
+    ),
+    "Glm4vForConditionalGeneration": Supported("glm4v", "GLM-4.1V"),
+    "Glm46VForConditionalGeneration": Supported("glm4v", "GLM-4.6V"),
 }
+# What people ask for, and what would have to be done first.
+NOT_YET = {
+    "Gemma3": "most of its layers see a window of the sequence, and pictures are read both ways",
+    "Gemma4": "most of its layers see a window of the sequence, and some share keys and values",
+    "MiniCPMV": "its pictures come through a resampler of their own",
+    "Molmo2": "its decoder has layers of its own",
+}
+
+
+def supported() -> dict[str, str]:
+    """The classes of transformers that vtfast can prune, with the models that each is for."""
+    return {name: one.models for name, one in SUPPORTED.items()}
 
 
 def inner_model(model: object) -> Any:
@@ -47,8 +72,10 @@ def inner_model(model: object) -> Any:
         )
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kind = f" (model_type {kind!r})" if kind else ""
+    name = type(model).__name__
+    missing = next((f": not yet, since {why}" for n, why in NOT_YET.items() if n in name), "")
     raise UnsupportedModelError(
-        f"cannot patch {type(model).__name__}{kind}; supported: {' or '.join(SUPPORTED)}"
+        f"cannot patch {name}{kind}{missing}; supported are {', '.join(SUPPORTED)}"
     )
 
 
@@ -64,7 +91,8 @@ def family_of(model: Any) -> "Family":
 
 def family_of_class(name: str) -> "Family":
     """The family of a class in `SUPPORTED`."""
-    family: Family = import_module(SUPPORTED[name]).FAMILIES[name]
+    module = import_module(f"vtfast.models.{SUPPORTED[name].module}")
+    family: Family = module.FAMILIES[name]
     return family
 
 

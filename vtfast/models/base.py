@@ -6,14 +6,14 @@ scaled by `self_attn.scaling`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.errors import InputError, PlanError, UnsupportedModelError
 from vtfast.kernels.image_hash import image_hash
 from vtfast.methods import Attention
 from vtfast.models.own_code import shares_attention
@@ -36,7 +36,7 @@ TINY_TEXT: dict[str, Any] = {
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 TESTED_TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"),
-    *("qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text"),
+    *("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text"),
 )
 
 
@@ -111,15 +111,24 @@ class Family(ABC):
             )
         check_one_device(model.model.language_model)
 
-    def check_scores(self, model: Any) -> None:
-        """Raise UnsupportedModelError where `attention` would be wrong."""
-        kind = model.config.get_text_config().model_type
+    def check_scores(self, model: Any, layers: Iterable[int]) -> None:
+        """Raise UnsupportedModelError where `attention` would be wrong, PlanError where one of
+        these layers has no attention scores."""
+        config = model.config.get_text_config()
+        attends, kind = next_of_kind("full_attention", config), config.model_type
         if kind not in TESTED_TEXT_MODELS:
             raise UnsupportedModelError(
                 f"attention scores of a language model of type {kind!r} are not supported; "
                 "use a method that needs none (diversity, random), or one of "
                 f"{', '.join(TESTED_TEXT_MODELS)}"
             )
+        for layer in layers:
+            if attends[layer] != layer:
+                raise PlanError(
+                    f"layer {layer} is recurrent, so it has no attention scores; those with scores "
+                    f"are {', '.join(map(str, sorted(set(attends))))}. The layer before a stage "
+                    'scores for it, or with score_layer="this" its own'
+                )
 
     def attention(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
@@ -144,11 +153,16 @@ class Family(ABC):
             part = part * cos[tokens, None] + self.turn(part) * sin[tokens, None]
             return part if turned == size else torch.cat((part, rest), dim=-1)
 
-        query, keys = attention.q_proj(normed[last]), attention.k_proj(normed)
+        query = self.queries(attention.q_proj(normed[last]), size)
+        keys = attention.k_proj(normed)
         group = processes_with_heads(attention, query, keys)
         of_query, of_keys = (getattr(attention, f"{x}_norm", None) for x in "qk")
         query, keys = rotate(query, last, of_query), rotate(keys, slice(None), of_keys)
         return Attention(query, keys, attention.scaling, group)
+
+    def queries(self, projected: Tensor, head_size: int) -> Tensor:
+        """[tokens, heads * head size] in what a layer's `q_proj` makes: all of it."""
+        return projected
 
     def turn(self, x: Tensor) -> Tensor:
         """What sines multiply: the dimensions of heads [..., D] with their partners' values."""

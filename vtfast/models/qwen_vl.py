@@ -7,6 +7,7 @@ Qwen3.5's layers three in four have linear attention, which keeps a state of one
 
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
@@ -24,6 +25,11 @@ class Qwen35(Gridded):
     """How Qwen3.5 reads its pictures and clips."""
 
     recurrent = ("linear_attention",)
+
+    def queries(self, projected: Tensor, head_size: int) -> Tensor:
+        """Each head's query is followed by its gate."""
+        heads = projected.unflatten(-1, (-1, 2 * head_size))
+        return heads[..., :head_size].flatten(-2)
 
 
 _OUT = {"out_hidden_size": TINY_TEXT["hidden_size"]}

@@ -125,7 +125,7 @@ class Trial:
 
     def _can_score(self) -> bool:
         try:
-            self.family.check_scores(self.model)
+            self.family.check_scores(self.model, [1])
         except UnsupportedModelError:
             return False
         return True

@@ -119,9 +119,11 @@ class PrunedCacheMixin:
         """Forget everything, the pruning included: the cache is what it was before."""
         cache: Cache = self  # type: ignore[assignment]
         plain = next(c for c, pruned in _PRUNED.items() if pruned is type(cache))
-        super().reset()  # type: ignore[misc]
         if plain is DynamicCache:  # before 5.23 transformers' own reset keeps the length
-            cache.layers = [DynamicLayer() if hasattr(x, "keys") else x for x in cache.layers]
+            kinds = [(DynamicLayer if hasattr(x, "keys") else type(x)) for x in cache.layers]
+            cache.layers = [kind() for kind in kinds]
+        else:
+            super().reset()  # type: ignore[misc]
         del self.vtfast
         cache.__class__ = plain
 

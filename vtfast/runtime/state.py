@@ -151,8 +151,7 @@ class ForwardState:
                 self._score(after, module, hidden, kwargs["position_embeddings"])
         given = self.given
         if given and self.parts.attends[number] != number:
-            given = {**given, "attention_mask": self._real}
-            kwargs.update(given)
+            kwargs |= (given := {**given, "attention_mask": self._real})
         if self.every_layer and may_run_again(module):
             self._ran[number] = (index, given)
         return hidden, kwargs
