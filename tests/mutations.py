@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "Padded: a layer after the first stage keeps transformers' own mask.",
         RUNTIME + "state.py",
-        'self.given, self._real = {"attention_mask": entry.mask, "position_ids": None}, entry.real',
-        'self.given, self._real = {"position_ids": None}, entry.real',
+        'self.given = {"attention_mask": entry.mask, "position_ids": None}',
+        'self.given = {"position_ids": None}',
         PATCH + "parity.py::test_the_padded_layout_works_with_another_attention[llava]",
     ),
     Mutation(
@@ -254,8 +254,8 @@ MUTATIONS = [
     Mutation(
         "A reset cache has layers of attention in place of recurrent ones.",
         RUNTIME + "kv_cache.py",
-        'DynamicLayer if hasattr(x, "keys") else type(x)',
-        "DynamicLayer",
+        '(DynamicLayer if hasattr(x, "keys") else type(x))()',
+        "DynamicLayer()",
         PATCH + "decoding.py::test_a_reset_cache_is_a_fresh_one[qwen3.5-padded]",
     ),
     Mutation(
@@ -684,8 +684,8 @@ MUTATIONS = [
     Mutation(
         "The self-check does not try the padded layout.",
         MODELS + "self_check.py",
-        'for path in ("padded", "packed") if packed else ("padded",):',
-        'for path in ("packed",) if packed else ("padded",):',
+        'for path in ("padded", "packed") if packed and not family.recurrent else ("padded",):',
+        'for path in ("packed",) if packed and not family.recurrent else ("padded",):',
         "tests/models/test_changed_releases.py::"
         "test_a_mask_function_that_ignores_an_argument[llava-layer_idx]",
     ),
@@ -1186,7 +1186,7 @@ MUTATIONS = [
     ),
     Mutation(
         "The layout is chosen by what is padding before the first stage alone.",
-        RUNTIME + "choose_layout.py",
+        "vtfast/methods/padding.py",
         "lengths[had.sample] -= had.left - has.left",
         "pass",
         "tests/runtime/test_choose_layout.py::test_the_share_is_that_of_all_layers[0.19-packed]",

@@ -178,8 +178,7 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
     parts = family.parts(model)
     stages = stages_of(plan.stages, len(parts.layers))
     scored = [s.score_layer for s in stages.values() if s.score_layer is not None]
-    if scored:
-        family.check_scores(model, scored)
+    family.check_scores(model, scored)
     hooks = PatchHooks(PatchConfig(plan, stages, *how), parts)
     hooks.install()
     return Handle(hooks)

@@ -34,17 +34,15 @@ def hidden(model, gone):
         for row, columns in enumerate(rows):
             copies = len(keys) // len(rows)
             keys[row * copies : (row + 1) * copies, columns] = False
-        if not hasattr(layer, "self_attn"):
-            whole = layer.forward  # which would mask padding alone
-
-            def forward(hidden, attention_mask=None, **given):
-                return recurrent(whole, hidden, keys, **given)
-
-            layer.forward = forward
         return args, {**kwargs, "attention_mask": additive(keys, args[0].dtype)}
 
-    def put_back(layer, args, out):
-        vars(layer).pop("forward", None)
+    def of_those_there(whole):
+        """The forward of a recurrent layer, which knows no masks."""
+
+        def forward(states, attention_mask=None, **given):
+            return recurrent(whole, states, seen["keys"], **given)
+
+        return forward
 
     hooks = [text.register_forward_pre_hook(take_mask, with_kwargs=True)]
     for i, layer in enumerate(text.layers):
@@ -53,9 +51,12 @@ def hidden(model, gone):
                 lambda module, args, kwargs, i=i: hide(module, args, kwargs, i), with_kwargs=True
             )
         )
-        hooks.append(layer.register_forward_hook(put_back, always_call=True))
+        if not hasattr(layer, "self_attn"):
+            layer.forward = of_those_there(layer.forward)
     try:
         yield model
     finally:
         for hook in hooks:
             hook.remove()
+        for layer in text.layers:
+            vars(layer).pop("forward", None)

@@ -115,7 +115,10 @@ class Oracle:
             found.append((config.image_token_id, multimodal.get_image_features(pixels)))
         if "pixel_values_videos" in inputs:
             clips = inputs["pixel_values_videos"], inputs["video_grid_thw"]
-            found.append((config.video_token_id, multimodal.get_video_features(*clips)))
+            token = config.video_token_id
+            if not (inputs["input_ids"] == token).any():  # GLM
+                token = config.image_token_id
+            found.append((token, multimodal.get_video_features(*clips)))
         for token, features in found:
             placed = inputs["input_ids"] == token
             embeddings[placed] = torch.cat(list(features.pooler_output))

@@ -41,6 +41,7 @@ class Family:
 
     placeholders: the ids that stand for a picture, with those that are always around them.
     any_size: whether pictures are of any size, and clips are known. layouts: those it can run in.
+    mixes: whether pictures and clips may come in one call.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Family:
     standard: dict[str, list[Sequence[Part]]]
     any_size: bool = False
     layouts: tuple[str, ...] = ("padded", "packed")
+    mixes: bool = True
 
     def tokens_of(self, picture: Picture) -> int:
         """Visual tokens of a picture."""
@@ -116,9 +118,17 @@ TEXT = {
 
 @torch.no_grad()
 def finish(
-    model: PreTrainedModel, dtype: torch.dtype, attention: str, seed: int = 1
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    attention: str,
+    *,
+    seed: int = 1,
+    last_mark: int = VISION_END,
 ) -> PreTrainedModel:
-    """Random weights from `seed`: one with which no token of a test is decided by rounding."""
+    """Random weights from `seed`: one with which no token of a test is decided by rounding.
+
+    Tokens from the placeholder to `last_mark` are never the best next one.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 and "embedding" not in name:  # norms and biases start equal
@@ -129,7 +139,7 @@ def finish(
         scale = 1.0 if "embed_tokens" in name else scale
         scale = 0.1 if "linear_attn" in name else scale  # a state adds rounding up
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    model.lm_head.weight[IMAGE : VISION_END + 1] = 0  # a placeholder is never the best next token
+    model.lm_head.weight[IMAGE : last_mark + 1] = 0
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.set_attn_implementation(attention)

@@ -43,6 +43,7 @@ def _build(
     *,
     seed: int = 1,
     around: str = "vision",
+    last_mark: int = VISION_END,
     **more_text: object,
 ) -> PreTrainedModel:
     """A model of 6 layers, 64 wide, of the classes `<prefix>Config` and so on."""
@@ -55,7 +56,7 @@ def _build(
         **{f"{around}_start_token_id": VISION_START, f"{around}_end_token_id": VISION_END},
     )
     model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
-    return finish(model, dtype, attention, seed)
+    return finish(model, dtype, attention, seed=seed, last_mark=last_mark)
 
 
 # Window attention in the tower.
@@ -67,10 +68,15 @@ build_qwen = partial(
 )
 
 
-def _batch(samples: list[Sample], dtype: torch.dtype = torch.float32, *, timed: bool) -> dict:
+def _batch(
+    samples: list[Sample], dtype: torch.dtype = torch.float32, *, timed: bool, marked: bool
+) -> dict:
     inputs = pad_left(samples)
     ids = inputs["input_ids"]
     inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    if marked:  # clips have the placeholders of pictures, between two marks
+        within = (ids == CLIP_START).int().cumsum(1) - (ids == CLIP_END).int().cumsum(1)
+        inputs["mm_token_type_ids"] += ((ids == IMAGE) & (within > 0)).int()
     for video, pixels, grid in (
         (False, "pixel_values", "image_grid_thw"),
         (True, "pixel_values_videos", "video_grid_thw"),
@@ -99,20 +105,36 @@ def _frame_by_frame(picture: Picture) -> list[int]:
     return [token for number in range(t) for token in (10 + number, *frame)]
 
 
+CLIP_START, CLIP_END = 94, 95
+
+
+def _between_marks(picture: Picture) -> list[int]:
+    """GLM: the frames of a clip have the placeholders of pictures, each before its time."""
+    if not picture.video:
+        return _placeholders(picture)
+    t, h, w = picture.grid
+    frame = _placeholders(Picture((1, h, w)))
+    frames = [token for number in range(t) for token in (*frame, 10 + number)]
+    return [CLIP_START, *frames, CLIP_END]
+
+
 def _family(
     name: str,
     build: Callable[..., PreTrainedModel],
     placeholders: Callable,
+    *,
     timed: bool = False,
-    **more: Any,
+    mixes: bool = True,
+    layouts: tuple[str, ...] = ("padded", "packed"),
 ) -> Family:
     return Family(
         name,
         build,
         placeholders,
-        batch=partial(_batch, timed=timed),
+        batch=partial(_batch, timed=timed, marked=not mixes),
         any_size=True,
-        **more,
+        layouts=layouts,
+        mixes=mixes,
         standard={
             "single": [[4, Picture((1, 8, 12), seed=1), 7]],
             "batch": [
@@ -122,7 +144,12 @@ def _family(
             ],
             "video": [
                 [3, Picture((3, 6, 8), seed=5, video=True), 5],
-                [2, Picture((1, 8, 8), seed=6), 2, Picture((2, 8, 6), seed=7, video=True), 4],
+                [
+                    2,
+                    *[Picture((1, 8, 8), seed=6), 2] * mixes,
+                    Picture((2, 8, 6), seed=7, video=True),
+                    4,
+                ],
             ],
         },
     )
@@ -146,7 +173,7 @@ _SHARED = {**_EXPERTS, "shared_expert_intermediate_size": 32}
 _BUILD = {
     "qwen2": partial(_build, "Qwen2VL", {}, _QWEN2_TOWER),
     "qwen3": partial(_build, "Qwen3VL", _QWEN3_TEXT, _QWEN3_TOWER, seed=3),
-    "qwen3-moe": partial(_build, "Qwen3VLMoe", {**_QWEN3_TEXT, **_EXPERTS}, _QWEN3_TOWER),
+    "qwen3-moe": partial(_build, "Qwen3VLMoe", {**_QWEN3_TEXT, **_EXPERTS}, _QWEN3_TOWER, seed=6),
     "qwen3.5": partial(_build, "Qwen3_5", _QWEN35_TEXT, _QWEN35_TOWER, seed=2),
     "qwen3.5-moe": partial(
         _build, "Qwen3_5Moe", {**_QWEN35_TEXT, **_SHARED}, _QWEN35_TOWER, seed=3
@@ -157,16 +184,18 @@ _BUILD = {
         {"rope_parameters": _GLM_ROPE},
         {**_TOWER, "image_size": 56},
         around="image",
+        last_mark=CLIP_END,
         seed=3,
     ),
 }
-_PADDED = {"layouts": ("padded",)}  # its recurrent layers want rows of their own
 GRIDDED = {
     "qwen": _family("qwen", build_qwen, _placeholders, timed=True),
     "qwen2": _family("qwen2", _BUILD["qwen2"], _placeholders),
     "qwen3": _family("qwen3", _BUILD["qwen3"], _frame_by_frame),
     "qwen3-moe": _family("qwen3-moe", _BUILD["qwen3-moe"], _frame_by_frame),
-    "qwen3.5": _family("qwen3.5", _BUILD["qwen3.5"], _frame_by_frame, **_PADDED),
-    "qwen3.5-moe": _family("qwen3.5-moe", _BUILD["qwen3.5-moe"], _frame_by_frame, **_PADDED),
-    "glm4v": _family("glm4v", _BUILD["glm4v"], _placeholders),
+    "qwen3.5": _family("qwen3.5", _BUILD["qwen3.5"], _frame_by_frame, layouts=("padded",)),
+    "qwen3.5-moe": _family(
+        "qwen3.5-moe", _BUILD["qwen3.5-moe"], _frame_by_frame, layouts=("padded",)
+    ),
+    "glm4v": _family("glm4v", _BUILD["glm4v"], _between_marks, mixes=False),
 }

@@ -21,7 +21,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 import vtfast
 from vtfast import UnsupportedVersionError
-from vtfast.models import llava, qwen_vl, self_check
+from vtfast.models import gridded, llava, self_check
 from vtfast.runtime import choose_layout, kv_cache, names, padded
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -201,7 +201,7 @@ def test_a_layout_that_is_not_taken(untested, monkeypatch):
 
 
 def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
-    model, sources = FAMILIES["qwen"].build(), qwen_vl.Qwen25VL.sources
+    model, sources = FAMILIES["qwen"].build(), gridded.Gridded.sources
 
     def swapped(self, multimodal, kwargs):
         found = sources(self, multimodal, kwargs)
@@ -211,7 +211,7 @@ def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
             )
         return found
 
-    monkeypatch.setattr(qwen_vl.Qwen25VL, "sources", swapped)
+    monkeypatch.setattr(gridded.Gridded, "sources", swapped)
     refused(model, match="picture 1 begins in sample 0 and ends in sample 1")
 
 

@@ -138,7 +138,8 @@ def test_loss_and_gradients_are_those_of_the_samples_alone(family, plan):
         expected.backward()
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
     for name, grad in gradients().items():
-        torch.testing.assert_close(together[name], grad, rtol=1e-4, atol=1e-5, msg=name)
+        near = 1e-5 * max(1.0, 3 * grad.abs().max().item())
+        torch.testing.assert_close(together[name], grad, rtol=1e-4, atol=near, msg=name)
 
 
 @both_layouts

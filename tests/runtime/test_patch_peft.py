@@ -164,7 +164,8 @@ def test_a_training_step_has_the_gradients_of_the_masked_sequence(family):
     assert len(found) == len(expected) >= 24
     assert all("lora" in name for name in found)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+        near = 1e-5 * max(1.0, 3 * gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, atol=near, rtol=1e-3, msg=name)
 
 
 def test_scores_of_an_adapted_model_are_those_of_the_model_inside():

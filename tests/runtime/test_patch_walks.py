@@ -94,7 +94,7 @@ class Walk:
     def picture(self):
         if not self.family.any_size:
             return Picture(seed=self.number())
-        video = self.draw.random() < 0.3
+        video = self.draw.random() < 0.3 and self.family.mixes
         frames = self.draw.choice([2, 3]) if video else 1
         height, width = (2 * self.draw.randint(2, 5) for _ in range(2))
         return Picture((frames, height, width), seed=self.number(), video=video)

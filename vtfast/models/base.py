@@ -6,7 +6,7 @@ scaled by `self_attn.scaling`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,12 +111,12 @@ class Family(ABC):
             )
         check_one_device(model.model.language_model)
 
-    def check_scores(self, model: Any, layers: Iterable[int]) -> None:
+    def check_scores(self, model: Any, layers: Sequence[int]) -> None:
         """Raise UnsupportedModelError where `attention` would be wrong, PlanError where one of
         these layers has no attention scores."""
         config = model.config.get_text_config()
         attends, kind = next_of_kind("full_attention", config), config.model_type
-        if kind not in TESTED_TEXT_MODELS:
+        if layers and kind not in TESTED_TEXT_MODELS:
             raise UnsupportedModelError(
                 f"attention scores of a language model of type {kind!r} are not supported; "
                 "use a method that needs none (diversity, random), or one of "

@@ -262,7 +262,7 @@ class PatchHooks:
         packed, reason = choose_layout.is_packed(*given)
         layout = self.packed if packed else self._padded
         every_layer = self._hooks_all or may_run_again(module)
-        if every_layer:
+        if every_layer and not self._hooked_all:  # a lock cannot be compiled
             self._hook_all_layers()
         what = embeds.shape[:2], visual, mask, layout, self.config, self.parts
         kernels = self._kernels and not torch.is_grad_enabled()

@@ -120,8 +120,9 @@ class PrunedCacheMixin:
         cache: Cache = self  # type: ignore[assignment]
         plain = next(c for c, pruned in _PRUNED.items() if pruned is type(cache))
         if plain is DynamicCache:  # before 5.23 transformers' own reset keeps the length
-            kinds = [(DynamicLayer if hasattr(x, "keys") else type(x)) for x in cache.layers]
-            cache.layers = [kind() for kind in kinds]
+            cache.layers = [
+                (DynamicLayer if hasattr(x, "keys") else type(x))() for x in cache.layers
+            ]
         else:
             super().reset()  # type: ignore[misc]
         del self.vtfast

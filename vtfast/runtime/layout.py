@@ -46,12 +46,12 @@ class Entry:
 
     mask: whatever transformers' mask function makes. attention: how to attend to packed tokens.
     gap: tokens seen minus columns of the first attention layer; None if it stays as it is.
-    real: int64 [B, longest], which places hold a token; None if all do. For recurrent layers, which
-    take it in place of a mask.
+    present: int64 [B, longest], which places hold a token; None if all do. Recurrent layers take it
+    in place of a mask.
     """
 
     mask: Any = None
     attention: PackedAttention | None = None
     cached: PackedKVLayout | PaddedKVMask | None = None
     gap: int | None = None
-    real: Tensor | None = None
+    present: Tensor | None = None

@@ -53,9 +53,9 @@ class Padded:
         """The stage's mask; its columns are remembered on the cache."""
         layer, longest = self._attends[stage.layer], hidden.shape[1]
         valid = self._valid(chunk, hidden)
-        real = None if valid is None else valid.long()
+        present = None if valid is None else valid.long()
         if cache is None:
-            return Entry(self._mask(None, layer, hidden, valid), real=real)
+            return Entry(self._mask(None, layer, hidden, valid), present=present)
         past, gap = int(cache.get_seq_length(layer)), None
         if stage.layer <= self._attends[0] < stage.until:
             gap = int(cache.get_seq_length()) + chunk.size - past - longest
@@ -65,11 +65,11 @@ class Padded:
         if known is not None or valid is not None:
             # A static cache has columns for tokens to come: causality hides them until then.
             room = cache.get_mask_sizes(longest, layer)[0] - past - longest
-            all_ = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
-            before = all_.expand(-1, past) if known is None else known[:, :past].bool()
-            now = all_.expand(-1, longest) if valid is None else valid
-            mask = torch.cat([before, now, all_.expand(-1, room)], 1)
-        return Entry(self._mask(cache, layer, hidden, mask), None, PaddedKVMask(mask), gap, real)
+            real = torch.ones_like(hidden[:, :1, 0], dtype=torch.bool)
+            before = real.expand(-1, past) if known is None else known[:, :past].bool()
+            now = real.expand(-1, longest) if valid is None else valid
+            mask = torch.cat([before, now, real.expand(-1, room)], 1)
+        return Entry(self._mask(cache, layer, hidden, mask), None, PaddedKVMask(mask), gap, present)
 
     def step(self, chunk: Chunk, layer: int, hidden: Tensor, cache: Cache) -> Entry:
         """The stage's mask with one more column."""

@@ -151,7 +151,7 @@ class ForwardState:
                 self._score(after, module, hidden, kwargs["position_embeddings"])
         given = self.given
         if given and self.parts.attends[number] != number:
-            kwargs |= (given := {**given, "attention_mask": self._real})
+            kwargs |= (given := {**given, "attention_mask": self._present})
         if self.every_layer and may_run_again(module):
             self._ran[number] = (index, given)
         return hidden, kwargs
@@ -253,7 +253,8 @@ class ForwardState:
                 self.handed.expect_attention(self.parts.layers[stage.layer : stage.until])
             return
         # No positions: FlashAttention would read gaps as packed sequences.
-        self.given, self._real = {"attention_mask": entry.mask, "position_ids": None}, entry.real
+        self._present = entry.present
+        self.given = {"attention_mask": entry.mask, "position_ids": None}
         self.given["position_embeddings"] = tuple(rotary)
         self.given |= {name: None for name in FLASH_ARGUMENTS if name in kwargs}
         kwargs.update(self.given)
