@@ -81,15 +81,14 @@ def patch(
     tell it too. docs/training.md has more.
 
     Args:
-        model: `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`. Of any other
-            module that holds exactly one such model (PEFT, `torch.compile`, DDP, FSDP), the model
-            inside is patched.
+        model: a model of a class in `vtfast.supported()`. Of any other module that holds exactly
+            one such model (PEFT, `torch.compile`, DDP, FSDP), the model inside is patched.
         plan: a preset's name, a `Plan`, or a list of `Prune`. See `Plan.preset` for the names.
         keep: float in (0, 1], with a preset only: visual tokens per image averaged over all decoder
             layers, as the papers count.
         horizon: int layer (or a measured horizon), with a preset only. Default: the checkpoint's
-            `config.vtfast_horizon`, else 0.625 of the layers for LLaVA and 0.75 for Qwen2.5-VL
-            (arXiv 2512.07580), labelled "default, not measured".
+            `config.vtfast_horizon`, else 0.625 of the layers for LLaVA and 0.75 for the others (of
+            LLaVA-1.5 and Qwen2.5-VL, arXiv 2512.07580), labelled "default, not measured".
         seed: int, of the random stages; the same picture, seed, layer and budget give the same
             picks on every device.
         positions: "keep": rotary positions of the original sequence. "renumber": after a stage that

@@ -124,7 +124,7 @@ class Oracle:
             embeddings[placed] = torch.cat(list(features.pooler_output))
             for layer, parts in enumerate(getattr(features, "deepstack_features", ())):
                 added = self.between.setdefault(layer, torch.zeros_like(embeddings))
-                added[placed] = torch.cat(list(parts))
+                added[placed] = parts if torch.is_tensor(parts) else torch.cat(list(parts))
         return embeddings
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
