@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from vtfast.errors import InputError
 
+_SAME_PROMPTS = ("Qwen2_5_VLProcessor", "Qwen2VLProcessor")
 FPS = 2.0  # at which Qwen's own tools sample a clip
 
 
@@ -56,9 +57,17 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
         """The processor of a checkpoint: a local folder or a Hugging Face Hub id.
 
         `kwargs` are those of every `from_pretrained`, such as `revision` and `local_files_only`.
-        Raises OSError where a file is missing or cannot be fetched.
+        Raises OSError where a file is missing or cannot be fetched, and InputError for the
+        checkpoint of a model that reads its pictures or clips in another way.
         """
         name = pretrained_model_name_or_path
+        kind = Qwen2VLImageProcessorPil.get_image_processor_dict(name, **kwargs)[0]
+        stock = kind.get("processor_class") or _SAME_PROMPTS[0]
+        if stock not in _SAME_PROMPTS:
+            raise InputError(
+                f"{name} has a {stock}, which {cls.__name__} cannot stand in for; install "
+                "torchvision (pip install torchvision) and use transformers.AutoProcessor"
+            )
         settings, _ = cls.get_processor_dict(name, **kwargs)
         return cls(
             Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs),
