@@ -6,6 +6,7 @@ from conversation import Conversation
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, OLD, both_layouts, continuation, gone, logits_of
 from tiny_models import FAMILIES
+from tiny_parts import Picture
 
 import vtfast
 from vtfast import Prune
@@ -139,3 +140,21 @@ def test_seeded_sampling_is_reproducible(family, path):
             runs.append(model.generate(**inputs, **options))
     assert runs[0].shape[0] == 6
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4v"])
+def test_clips_of_several_frames_are_pruned_in_generate_as_in_a_plain_call(name):
+    """GLM's tower is given each frame as a picture."""
+    family = FAMILIES[name]
+    samples = family.samples(
+        [3, Picture((3, 6, 8), seed=5, video=True), 5, Picture((2, 8, 8), seed=6, video=True), 4]
+    )
+    model, inputs, kept = family.build(), family.batch(samples), []
+    plan = [Prune(0, "random", 0.5, per="frame"), Prune(3, "uniform", 0.2, per="frame")]
+    with vtfast.patch(model, plan, record=True) as handle, torch.no_grad():
+        model(**inputs)
+        kept.append(handle.report.kept)
+        model.generate(**inputs, max_new_tokens=2)
+        kept.append(handle.report.kept)
+    for stage in plan:
+        assert all(map(torch.equal, *(found[stage.layer] for found in kept)))

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import TextStreamer
 
 from vtfast.cli._terminal import working
+from vtfast.evaluation.compare import cache_bytes
 from vtfast.inputs.prompts import Prompt
 from vtfast.runtime.names import returned_cache
 
@@ -72,7 +73,7 @@ def ask(
         finished=said[-1] in (ends if isinstance(ends, list) else [ends]),
         first_seconds=first - started,
         token_ms=1000 * (last - first) / (len(said) - 1) if len(said) > 1 else None,
-        cache_bytes=sum(t.nbytes for layer in layers for t in (layer.keys, layer.values)),
+        cache_bytes=cache_bytes(layers),
     )
 
 

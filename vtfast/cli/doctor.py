@@ -31,7 +31,7 @@ PACKAGES = {
     "rich": ("", True, "this command"),
     "typer": ("", True, "this command"),
     "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
-    "torchvision": ("", False, "the stock processor of Qwen2.5-VL; else vtfast uses its own"),
+    "torchvision": ("", False, "stock processors; for Qwen2-VL and Qwen2.5-VL vtfast has its own"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
 # What is imported of a package, where its name says it wrongly or loads too little of it to fail.

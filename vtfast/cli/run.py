@@ -32,7 +32,7 @@ def run(
         typer.Option(
             metavar="PATH",
             help="A folder of frames, an animated GIF, or, repeated, frame files in order. For "
-            "models that take video (Qwen2.5-VL).",
+            "models that take video (Qwen's, GLM-4V).",
         ),
     ] = None,
     plan: options.Plan = "divprune+random",
@@ -76,7 +76,7 @@ def run(
     of the plan left, what that saves, and how long it took. Without --keep half
     of the visual tokens are kept. With --compare the unpruned model answers too,
     and both are timed when warm. With --out a picture shows what each stage kept.
-    LLaVA and Qwen2.5-VL are supported. Decoding is greedy.
+    README, "Models", lists what is supported. Decoding is greedy.
 
     \b
     Examples:

@@ -6,7 +6,7 @@ and a run that was stopped continues from there.
 """
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -262,7 +262,7 @@ class _Asker:
             out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         layers = returned_cache(out).layers
-        kv_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
+        kv_bytes = cache_bytes(layers)
         visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
         lengths = inputs["attention_mask"].sum(1).tolist()
         runs = []
@@ -286,3 +286,14 @@ class _Asker:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(string.punctuation + " ")
+
+
+def cache_bytes(layers: Iterable[Any]) -> int:
+    """Bytes that the layers of a cache hold: keys and values, or the states of recurrent layers."""
+    held: list[Any] = []
+    for layer in layers:
+        if hasattr(layer, "keys"):
+            held += [layer.keys, layer.values]
+        else:
+            held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return sum(t.nbytes for t in held if t is not None)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtfast.errors import InputError, StateError
+from vtfast.errors import InputError, StateError, UnsupportedModelError
 from vtfast.information.answers import check_answers, with_answers
 from vtfast.information.packing import Kept, Packing, TextOfBatch
 from vtfast.information.pictures import find_pictures
@@ -78,6 +78,7 @@ class Probe:
         if model.training:
             raise StateError("the model is in training mode; call model.eval() first")
         self._parts: Any = family.parts(model)
+        check_layers_alone(model, self._parts)
         self._head = model.get_output_embeddings()
         weight = self._head.weight
         why = why_unsupported_heads(weight.dtype, self._parts.head_size)
@@ -227,3 +228,13 @@ def _read(logits: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
 def _split(p: Sequence[float], best: Sequence[bool], counts: Sequence[int]) -> list[Reading]:
     starts = np.cumsum([0, *counts]).tolist()
     return [Reading(tuple(p[a:b]), tuple(best[a:b])) for a, b in pairwise(starts)]
+
+
+def check_layers_alone(model: Any, parts: Any) -> None:
+    """Refuse a model whose layers give something else when they are run without the model."""
+    if parts.added or any(i != layer for layer, i in enumerate(parts.attends)):
+        what = "adds features between its layers" if parts.added else "has recurrent layers"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} {what}, so information scores and horizons, for which layers "
+            "are run alone, cannot be measured on it yet; pass a horizon to the plan"
+        )

@@ -52,7 +52,7 @@ class Prompt:
         if clip and not checkpoint.takes_video:
             raise InputError(
                 f"--video: {checkpoint.name} takes no video; pass frames with --image, or use a "
-                "Qwen2.5-VL model"
+                "model of Qwen or GLM-4V"
             )
         self.text, self.images, self.clip = text, images, clip
         self._checkpoint = checkpoint

@@ -103,11 +103,17 @@ class Family(ABC):
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         window = getattr(config, "sliding_window", None)
-        if not kinds <= {"full_attention", *self.recurrent} or window is not None:
+        known = "full_attention" in kinds and kinds <= {"full_attention", *self.recurrent}
+        if not known or window is not None:
             raise UnsupportedModelError(
                 f"the language model ({config.model_type}) has layers that see a part of the "
                 f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
-                "vtfast prunes models with full attention in every layer"
+                f"vtfast prunes those with {' or '.join(['full_attention', *self.recurrent])}"
+            )
+        if self.added(model.config) >= len(unwrapped(model.model.language_model).layers):
+            raise UnsupportedModelError(
+                "the model adds features behind all of its decoder layers; vtfast prunes those "
+                "where the last layer is behind all that is added"
             )
         check_one_device(model.model.language_model)
 
@@ -175,6 +181,11 @@ class LazyImageHash:
 
     def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
         self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
+
+    def regroup(self, grid: Tensor) -> None:
+        """Take the same pixels for pictures of these grids."""
+        if self._seen is not None:
+            self._seen = self._seen[0], grid
 
     def __call__(self, impl: str) -> Tensor:
         """int64 [images]. impl: which implementation of the op to run."""

@@ -170,7 +170,7 @@ class ForwardState:
             self._added[layer] = place, self._row[first]
         place, row = self._added[layer]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return flat.index_add(0, place, self._between[layer - 1][row].to(flat)).view(hidden.shape)
+        return flat.index_add(0, place, self._between[layer - 1].to(flat)[row]).view(hidden.shape)
 
     def _shape(self) -> tuple[int, int]:
         """Samples and tokens of the running tensors."""
