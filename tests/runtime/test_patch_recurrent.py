@@ -1,9 +1,11 @@
 """Models some of whose layers keep a recurrent state in place of keys and values."""
 
 import pytest
+from cache_name import CACHE
 from model_oracle import Oracle
 from model_runs import continuation, gone
 from tiny_models import FAMILIES
+from transformers import DynamicCache
 
 import vtfast
 from vtfast import Prune
@@ -13,11 +15,13 @@ FAMILY = FAMILIES["qwen3.5"]
 
 
 def test_a_stage_before_the_first_layer_that_attends_has_the_oracles_tokens():
-    """Positions of new tokens follow from how much that layer has lost."""
+    """How many tokens the cache has seen follows from how many that layer has lost."""
     model, inputs = FAMILY.build(), FAMILY.inputs("batch")
     plan = [Prune(0, "diversity", 0.7), Prune(1, "random", 0.3)]
+    cache = DynamicCache(config=model.config)
     with vtfast.patch(model, plan, record=True) as handle:
-        tokens = continuation(model, inputs, steps=8)
+        tokens = continuation(model, inputs, steps=8, **{CACHE: cache})
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 7
     oracle = Oracle(FAMILY.build(attention="eager"), inputs)
     assert handle.report.path == "padded"
     assert (tokens == oracle.greedy(gone(inputs, handle.report.kept), 8)).all()
