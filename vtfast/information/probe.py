@@ -78,7 +78,7 @@ class Probe:
         if model.training:
             raise StateError("the model is in training mode; call model.eval() first")
         self._parts: Any = family.parts(model)
-        check_layers_alone(model, self._parts)
+        _check_layers_alone(model, self._parts)
         self._head = model.get_output_embeddings()
         weight = self._head.weight
         why = why_unsupported_heads(weight.dtype, self._parts.head_size)
@@ -230,9 +230,9 @@ def _split(p: Sequence[float], best: Sequence[bool], counts: Sequence[int]) -> l
     return [Reading(tuple(p[a:b]), tuple(best[a:b])) for a, b in pairwise(starts)]
 
 
-def check_layers_alone(model: Any, parts: Any) -> None:
+def _check_layers_alone(model: Any, parts: Any) -> None:
     """Refuse a model whose layers give something else when they are run without the model."""
-    if parts.added or any(i != layer for layer, i in enumerate(parts.attends)):
+    if parts.added or parts.family.recurrent:
         what = "adds features between its layers" if parts.added else "has recurrent layers"
         raise UnsupportedModelError(
             f"{type(model).__name__} {what}, so information scores and horizons, for which layers "

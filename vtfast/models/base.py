@@ -105,10 +105,11 @@ class Family(ABC):
         window = getattr(config, "sliding_window", None)
         known = "full_attention" in kinds and kinds <= {"full_attention", *self.recurrent}
         if not known or window is not None:
+            where = "some layers and linear in the others" if self.recurrent else "every layer"
             raise UnsupportedModelError(
                 f"the language model ({config.model_type}) has layers that see a part of the "
                 f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
-                f"vtfast prunes those with {' or '.join(['full_attention', *self.recurrent])}"
+                f"vtfast prunes models with full attention in {where}"
             )
         if self.added(model.config) >= len(unwrapped(model.model.language_model).layers):
             raise UnsupportedModelError(

@@ -12,6 +12,7 @@ from transformers import Glm4vConfig, Glm46VConfig
 from vtfast.models.base import TINY_TEXT, TINY_TOWER, encoded_by_tower
 from vtfast.models.gridded import TINY_ROPE, Gridded
 from vtfast.runtime.call import Source
+from vtfast.runtime.host_read import to_device
 
 
 class Glm4V(Gridded):
@@ -43,7 +44,7 @@ def _of_clips(frames: Tensor, features: Sequence[Tensor], merged: int) -> Tensor
     features: of each clip, again for each copy of it; merged: patches of a visual token.
     """
     sizes = {id(f): len(f) for f in features}.values()
-    ends = torch.tensor(list(accumulate(sizes)), device=frames.device)
+    ends = to_device(list(accumulate(sizes)), frames.device)
     last = torch.searchsorted((frames.prod(1) // merged).cumsum(0), ends)
     upto = frames[:, 0].cumsum(0)[last]
     return torch.cat((torch.diff(upto, prepend=upto.new_zeros(1))[:, None], frames[last, 1:]), 1)
