@@ -32,14 +32,18 @@ _GLM = {
 _RECURRENT = {
     RECURRENT: (
         "prompt_lookup",
-        "draft",
-        "assisted",
-        "crop",
+        "that_carries_drafts",
+        "test_text_scores_with_drafts",
+        "test_assisted_decoding",
+        "test_a_cropped_cache",
+        "test_cropping",
+        "test_what_is_cropped",
         "rearranged",
         "samples_leave_it",
         "test_a_random_talk",
-        "a_cache_made_by_the_caller",
-        "test_a_callers_cache",
+        "made_by_the_caller[qwen3.5-padded-empty]",
+        "made_by_the_caller[qwen3.5-moe-padded-empty]",
+        "inference_mode_goes_on",
     ),
     PADDING: (
         "a_padded_turn",
@@ -47,15 +51,21 @@ _RECURRENT = {
         "in_different_turns",
         "skip_a_turn",
         "hidden_token_in_a_decoding_step",
-        "test_turns_on_one_cache",
-        "inference_mode_goes_on",
     ),
-    LAYOUT: ("test_choose_layout", "both_layouts_draw", "twice_what_the_padded_layout"),
-    ORACLE: ("attention_maps", "are_cached", "test_patch_memory", "test_patch_static",
-             "pins_no_activation", "positions_of_the_whole_sequence", "test-2d-masks",
-             "training_step_has_the_gradients", "test_gradients_are_those", "partly_on_disk",
-             "random_numbers_of_a_layer_alone", "the_slope_of_its_loss"),
-}  # fmt: skip
+    LAYOUT: ("test_choose_layout",),
+    ORACLE: (
+        "test_attention_maps_are_the_oracles",
+        "test_attention_maps_of_a_decoding_step",
+        "positions_of_the_whole_sequence",
+        "test-2d-masks",
+        "test-4d-masks",
+        "training_step_has_the_gradients",
+        "test_gradients_are_those",
+        "partly_on_disk",
+        "random_numbers_of_a_layer_alone",
+        "the_slope_of_its_loss",
+    ),
+}
 _DEEPSTACK = {FEATURES: ("test_a_later_turn_of_merged_features",)}
 _EXPERTS = {
     ROUTES: ("test_autocast_works", "the_slope_of_its_loss"),

@@ -115,7 +115,8 @@ def test_memory_is_free_as_soon_as_the_cache_is_let_go(family, path):
         gc.collect()
         gc.disable()
         try:
-            kept = [weakref.ref(layer.keys) for layer in cache_of(out).layers]
+            layers = (x for x in cache_of(out).layers if hasattr(x, "keys"))  # not recurrent
+            kept = [weakref.ref(layer.keys) for layer in layers]
             with torch.no_grad():
                 kept.append(weakref.ref(model(**inputs).logits))
             del out
