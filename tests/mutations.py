@@ -446,7 +446,7 @@ MUTATIONS = [
     ),
     Mutation(
         "The ids beside embeddings stay with generate.",
-        RUNTIME + "prompt_ids.py",
+        RUNTIME + "stand_in.py",
         "if embeds is not None and 0 < embeds.shape[1] <= input_ids.shape[1]:",
         "if False:",
         PATCH + "merged_features.py"
@@ -472,15 +472,15 @@ MUTATIONS = [
     Mutation(
         "All frames of a clip draw the same random picks.",
         RUNTIME + "selection.py",
-        "return mix64(hashes, to_device([s.frame for s in segments], device))",
+        "return mix64(hashes, to_device([s.number for s in segments], device))",
         "return hashes",
         PATCH + "pictures.py::test_frames_of_one_clip_draw_picks_of_their_own[padded]",
     ),
     Mutation(
         "A vision tower's output that `generate` made before the forward carries no image hash.",
         RUNTIME + "hooks.py",
-        'self.parts.family.note(args, kwargs, out, "image_hash" in self.config.needs)',
-        "self.parts.family.note(args, kwargs, out, False)",
+        "self.parts.family.note(self.parts.multimodal, kind, call, out, hashed)",
+        "self.parts.family.note(self.parts.multimodal, kind, call, out, False)",
         "tests/runtime/test_image_hash.py::test_generate_draws_the_picks_of_a_plain_forward"
         "[llava-padded]",
     ),

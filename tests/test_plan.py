@@ -74,8 +74,10 @@ def test_keeps_that_do_not_increase_within_their_kind_are_accepted(keeps):
 def test_frames_are_not_pruned_after_whole_clips():
     """A clip pruned as a whole has an unknown number of tokens left in each frame."""
     frame = Prune(5, "random", 0.25, per="frame")
-    with pytest.raises(PlanError, match=r"by frame after .* as a whole"):
+    with pytest.raises(PlanError, match=r"by frame after .* pruned by image"):
         Plan([Prune(0, "diversity", 0.5), frame])
+    with pytest.raises(PlanError, match=r'by frame after .* by tile.*give that stage per="frame"'):
+        Plan([Prune(0, "diversity", 0.5, per="tile"), frame])
     Plan([Prune(0, "diversity", 0.5, per="frame"), frame])
     Plan([Prune(0, "diversity", 1.0), frame])
 

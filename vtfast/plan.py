@@ -78,10 +78,10 @@ class Plan:
         for before, after in itertools.combinations(stages, 2):
             per = before.options["per"], after.options["per"]
             keeps_all = isinstance(before.keep, float) and before.keep == 1
-            if per == ("image", "frame") and not keeps_all:
+            if per[1] not in ("image", per[0]) and not keeps_all:
                 raise PlanError(
-                    f"{after!r} prunes clips by frame after {before!r} pruned them as a whole, so "
-                    'the tokens left in a frame are not known; give that stage per="frame" too'
+                    f"{after!r} prunes by {per[1]} after {before!r} pruned by {per[0]}, so the "
+                    f'tokens left in a {per[1]} are not known; give that stage per="{per[1]}" too'
                 )
             same = type(before.keep) is type(after.keep)
             counts = isinstance(before.keep, int) and per[0] != per[1]  # of different things

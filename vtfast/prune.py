@@ -23,7 +23,7 @@ BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str | bool, ...]]] = {
     "uniform": {},
 }
 # Understood for every method: what one budget covers.
-COMMON_OPTIONS: Mapping[str, tuple[str | bool, ...]] = {"per": ("image", "frame")}
+COMMON_OPTIONS: Mapping[str, tuple[str | bool, ...]] = {"per": ("image", "frame", "tile")}
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -39,11 +39,11 @@ class Prune:
             int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only. Half a
             token is rounded up: 0.5 of 577 is 289, where papers' code that rounds to even keeps
             288; pass an int to keep as many as it does.
-        options: `per="image" | "frame"` for every method: whether a video clip has one budget over
-            all its frames or one per frame. `score_layer="previous" | "this"` for `"topk"`.
-            `official_budget=True` for `"dart"`: keeps 4 + 8·floor(k/8) tokens instead of k, as its
-            code does. A registered method gets every other option as it is given; values must be
-            hashable.
+        options: `per="image" | "frame" | "tile"` for every method: whether one budget covers an
+            image or clip, a frame of a clip, or a tile of an image.
+            `score_layer="previous" | "this"` for `"topk"`. `official_budget=True` for `"dart"`:
+            keeps 4 + 8·floor(k/8) tokens instead of k, as its code does. A registered method gets
+            every other option as it is given; values must be hashable.
 
     Raises PlanError for anything else. Two stages are equal when all of this is equal. A keep of 1
     differs from 1.0; an option given its default value equals the option left out.

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from cache_name import CACHE
 from model_oracle import additive, recurrent
+from tiny_parts import text_of
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def hidden(model, gone):
     `gone`: layer -> columns every sample has lost from this layer's input on; copies that
     `generate` makes of a sample (beams, return sequences) lose the same.
     """
-    text = model.model.language_model
+    text = text_of(model)
     seen = {}
 
     def take_mask(module, args, kwargs):

@@ -45,7 +45,7 @@ def context(
         layer=2,
         segments=Ragged.from_lengths(sizes, "cpu"),
         keep=tuple(keep),
-        grids=tuple(grids or [(1, 1, n) for n in sizes]),
+        parts=tuple((grid,) for grid in grids or [(1, 1, n) for n in sizes]),
         sequences=sequences,
         seed=0,
         options={},

@@ -7,10 +7,12 @@ of a multimodal prompt, and the image features. Shared with vtfast: nothing. The
 unpatched one; with attention "eager" it also tells what a token attends to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 
 import torch
 from cache_name import CACHE
+from tiny_parts import text_of
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -26,7 +28,7 @@ class Oracle:
     def __init__(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], *, renumber: bool = False
     ) -> None:
-        self.model, self.text = model, model.model.language_model
+        self.model, self.text = model, text_of(model)
         self.renumber = renumber  # a sample that lost tokens counts the others from 0
         self.ids, self.valid = inputs["input_ids"], inputs["attention_mask"].bool()
         self.embeddings = self._embed(inputs)
@@ -103,25 +105,19 @@ class Oracle:
         multimodal, config = self.model.model, self.model.config
         embeddings = multimodal.get_input_embeddings()(inputs["input_ids"])
         found, self.between = [], {}  # layer -> [batch, length, D] that is added behind it
-        if "image_grid_thw" in inputs:
-            found.append(
-                (
-                    config.image_token_id,
-                    multimodal.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]),
-                )
-            )
-        elif "pixel_values" in inputs:
-            pixels = inputs["pixel_values"]
-            found.append((config.image_token_id, multimodal.get_image_features(pixels)))
+        if "pixel_values" in inputs:
+            made = multimodal.get_image_features(**_taken(multimodal.get_image_features, inputs))
+            found.append((config.image_token_id, made))
         if "pixel_values_videos" in inputs:
-            clips = inputs["pixel_values_videos"], inputs["video_grid_thw"]
             token = config.video_token_id
             if not (inputs["input_ids"] == token).any():  # GLM
                 token = config.image_token_id
-            found.append((token, multimodal.get_video_features(*clips)))
+            made = multimodal.get_video_features(**_taken(multimodal.get_video_features, inputs))
+            found.append((token, made))
         for token, features in found:
             placed = inputs["input_ids"] == token
-            embeddings[placed] = torch.cat(list(features.pooler_output))
+            parts = features.pooler_output
+            embeddings[placed] = torch.cat([part.flatten(0, -2) for part in parts])
             for layer, parts in enumerate(getattr(features, "deepstack_features", ())):
                 added = self.between.setdefault(layer, torch.zeros_like(embeddings))
                 added[placed] = parts if torch.is_tensor(parts) else torch.cat(list(parts))
@@ -200,3 +196,8 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     )
     lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype)
     return torch.where(visible, torch.zeros((), dtype=dtype), lowest)[:, None]
+
+
+def _taken(function: Callable, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs that a function has arguments for."""
+    return {name: inputs[name] for name in signature(function).parameters if name in inputs}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from report import PACKED, PADDED
+from tiny_parts import text_of
 from torch import Tensor, nn
 
 import vtfast
@@ -43,7 +44,7 @@ def disagreements(prompted: "Prompted", plan: Plan) -> dict[str, str]:
         allowed = ROUNDINGS * distance(two_logits(native), expected)
     wrong, kept, logits = {}, {}, {}
     sizes = (prompted.inputs["input_ids"] == prompted.image).sum(1).tolist()
-    layers = len(prompted.model.model.language_model.layers)
+    layers = len(text_of(prompted.model).layers)
     tokens = tuple(plan.tokens_per_layer(n, layers) for n in sizes)
     for path in (PADDED, PACKED):
         got = two_logits(prompted.patched(first, path))
@@ -84,7 +85,7 @@ def rounded_once_more(model: Any) -> Iterator[None]:
         return ((hidden.float() * (1 + by)).to(hidden.dtype), *args[1:])
 
     generator = torch.Generator(model.device).manual_seed(0)
-    hooks = [layer.register_forward_pre_hook(off) for layer in model.model.language_model.layers]
+    hooks = [layer.register_forward_pre_hook(off) for layer in text_of(model).layers]
     try:
         yield
     finally:

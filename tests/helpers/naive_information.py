@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from model_oracle import Oracle, additive
 from tiny_models import visual_columns
-from tiny_parts import Family, Sample
+from tiny_parts import Family, Sample, text_of
 from torch import Tensor
 
 
@@ -20,7 +20,7 @@ class Naive:
 
     @torch.no_grad()
     def __init__(self, family: Family, model, sample: Sample, answer: Sequence[int]) -> None:
-        self.model, self.text, self.answer = model, model.model.language_model, list(answer)
+        self.model, self.text, self.answer = model, text_of(model), list(answer)
         self.prompt = len(sample.ids)
         whole = Sample(sample.ids + self.answer[:-1], sample.pictures)
         inputs = family.batch([whole])

@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import torch
+from tiny_parts import text_of
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -28,7 +29,7 @@ def text_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
         seen.update(kwargs)
         raise _Stop
 
-    hook = model.model.language_model.register_forward_pre_hook(stop, with_kwargs=True)
+    hook = text_of(model).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model(**inputs)
     except _Stop:
@@ -53,7 +54,7 @@ class NativeRun:
         called = text_inputs(model, inputs)
         self.ids, self.image, positions = inputs["input_ids"], image, called["position_ids"]
         visual, valid = self.ids == image, inputs["attention_mask"].bool()
-        number, layers = visual.cumsum(1), model.model.language_model.layers
+        number, layers = visual.cumsum(1), text_of(model).layers
         counts = [plan.tokens_per_layer(n, len(layers)) for n in visual.sum(1).tolist()]
         per_layer = list(zip(*counts, strict=True))
         starts = [i for i, now in enumerate(per_layer) if i == 0 or now != per_layer[i - 1]]
@@ -73,7 +74,7 @@ class NativeRun:
 
     def _span(self, start: int, until: int, now: Tensor, before: Tensor) -> dict[str, Any]:
         """Layers start … until, the columns they see, and where these were in the span before."""
-        text = self.model.model.language_model
+        text = text_of(self.model)
         part = copy.copy(text)
         part._modules = dict(text._modules)
         part.layers = text.layers[start:until]

@@ -19,6 +19,7 @@ from tiny_parts import (
     pad_left,
 )
 from tiny_qwen import GRIDDED
+from tiny_tiles import TILED
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -102,6 +103,6 @@ _LLAVA = Family(
         ],
     },
 )
-_ALL = {"llava": _LLAVA, **GRIDDED}
+_ALL = {"llava": _LLAVA, **GRIDDED, **TILED}
 _CHOSEN = os.environ.get("VTFAST_TEST_FAMILIES", "llava qwen").split()
 FAMILIES = Chosen({name: _ALL[name] for name in _CHOSEN})

@@ -83,6 +83,12 @@ class Family:
         return self.batch(self.named(name, seed), dtype)
 
 
+def text_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The language model within a multimodal one."""
+    inner = model.model
+    return inner.text_model if hasattr(inner, "text_model") else inner.language_model
+
+
 def pad_left(samples: list[Sample]) -> dict[str, torch.Tensor]:
     length = max(len(s.ids) for s in samples)
     return {
@@ -131,7 +137,8 @@ def finish(
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 and "embedding" not in name:  # norms and biases start equal
+        drawn = "embedding" in name or "newline" in name
+        if parameter.ndim < 2 and not drawn:  # norms and biases start equal
             if "A_log" in name:  # but how fast a recurrent layer forgets does not
                 parameter.copy_(torch.linspace(0.0, 1.0, len(parameter)))
             continue

@@ -7,7 +7,7 @@ import pytest
 import torch
 from naive_information import Naive
 from tiny_models import FAMILIES
-from tiny_parts import LAYERS, Picture
+from tiny_parts import LAYERS, Picture, text_of
 
 import vtfast
 from vtfast import information
@@ -175,7 +175,7 @@ def test_the_model_is_left_as_it_was():
     before = {n: dict(vars(m)) for n, m in model.named_modules()}
     hooks = {n: len(m._forward_pre_hooks) for n, m in model.named_modules()}
     information.score(model, inputs, ANSWERS[0], layers=[1], progress=False)
-    assert model.model.language_model.config._attn_implementation == "eager"
+    assert text_of(model).config._attn_implementation == "eager"
     assert {n: len(m._forward_pre_hooks) for n, m in model.named_modules()} == hooks
     changed = [n for n, m in model.named_modules() if vars(m).keys() != before[n].keys()]
     assert changed == []
@@ -191,7 +191,7 @@ def test_hooks_and_attention_are_undone_when_scoring_is_interrupted(monkeypatch)
 
     with pytest.raises(KeyboardInterrupt):
         information.score(model, inputs, ANSWERS[0], progress=stop)
-    text = model.model.language_model
+    text = text_of(model)
     assert text.config._attn_implementation == "sdpa"
     assert not any(layer._forward_pre_hooks for layer in text.layers)
 

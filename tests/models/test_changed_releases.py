@@ -7,6 +7,7 @@ with the model and transformers as they were; where a hook can see it, it also r
 
 import functools
 import inspect
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -203,12 +204,14 @@ def test_a_layout_that_is_not_taken(untested, monkeypatch):
 def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
     model, sources = FAMILIES["qwen"].build(), gridded.Gridded.sources
 
+    def swapped_sizes(measure, *told):
+        pictures = measure(*told)
+        return replace(pictures, sizes=pictures.sizes[::-1])
+
     def swapped(self, multimodal, kwargs):
         found = sources(self, multimodal, kwargs)
         for source in found:
-            source.sizes = (
-                source.sizes.flip(0) if torch.is_tensor(source.sizes) else source.sizes[::-1]
-            )
+            source.measure = partial(swapped_sizes, source.measure)
         return found
 
     monkeypatch.setattr(gridded.Gridded, "sources", swapped)

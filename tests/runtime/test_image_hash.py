@@ -14,6 +14,7 @@ import vtfast
 from vtfast import Prune
 from vtfast.kernels.image_hash import image_hash
 from vtfast.models import family_of_class
+from vtfast.runtime.call import read_call
 
 RANDOM = [Prune(0, "random", 0.5), Prune(3, "random", 0.2)]
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -70,7 +71,7 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
     """Once a plain forward hashed every picture twice, and every plan hashed."""
     hashed = []
     monkeypatch.setattr(
-        "vtfast.models.base.image_hash", lambda *x, **o: hashed.append(x) or image_hash(*x, **o)
+        "vtfast.models.generic.image_hash", lambda *x, **o: hashed.append(x) or image_hash(*x, **o)
     )
     model = family.build()
     with vtfast.patch(model, plan):
@@ -83,7 +84,7 @@ def test_pixels_are_hashed_once_and_only_where_random_draws(monkeypatch, family,
 def test_pictures_are_hashed_by_the_implementation_of_the_patch(monkeypatch, impl, run):
     asked = []
     monkeypatch.setattr(
-        "vtfast.models.base.image_hash", lambda *x, **o: asked.append(o) or image_hash(*x)
+        "vtfast.models.generic.image_hash", lambda *x, **o: asked.append(o) or image_hash(*x)
     )
     family = FAMILIES["qwen"]
     model = family.build()
@@ -180,18 +181,28 @@ def test_different_pictures_draw_different_picks(family):
 @pytest.mark.parametrize(
     ("tokens", "sides", "grid"),
     [
-        (576, (336, 336), [1, 24, 24]),
-        (577, (336, 336), [1, 24, 24]),  # a class token is not part of the grid
-        (577, (168, 672), [1, 12, 48]),
-        (576, None, [1, 24, 24]),  # features alone: pictures count as square
+        (576, (336, 336), (1, 24, 24)),
+        (577, (336, 336), (1, 24, 24)),  # a class token is not part of the grid
+        (577, (168, 672), (1, 12, 48)),
+        (576, None, (1, 24, 24)),  # features alone: pictures count as square
     ],
 )
 def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):
-    told = {} if sides is None else {"vtfast_sides": lambda: sides}
     features = [torch.zeros(tokens, 8), torch.zeros(tokens, 8)]
-    encoded = SimpleNamespace(pooler_output=features, last_hidden_state=True, **told)
+    encoded = SimpleNamespace(pooler_output=features, last_hidden_state=True)
     ids = torch.full((1, 2 * tokens), IMAGE)
-    multimodal = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    strategy = "full" if tokens % 2 else "default"
+    tower = SimpleNamespace(image_size=336, patch_size=14, model_type="clip_vision_model")
+    config = SimpleNamespace(
+        image_token_id=IMAGE, vision_config=tower, vision_feature_select_strategy=strategy
+    )
+    multimodal = SimpleNamespace(config=config)
+    llava = family_of_class("LlavaForConditionalGeneration")
+    if sides is not None:
+        llava.note(multimodal, "image", {"pixel_values": torch.zeros(2, 3, *sides)}, encoded, False)
     call = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
-    [source] = family_of_class("LlavaForConditionalGeneration").sources(multimodal, call)
-    assert source.grid == [*grid, *grid]
+    sources = llava.sources(multimodal, call)
+    [pictures] = read_call({}, sources, None, (), None).pictures
+    class_token = ((1, 1, 1),) * (tokens % 2)
+    assert pictures.sizes == [tokens] * 2
+    assert pictures.parts == [(*class_token, grid)] * 2

@@ -12,6 +12,7 @@ from accelerate.hooks import remove_hook_from_submodules
 from model_runs import both_layouts, continuation, logits_of
 from module_state import changes, module_state
 from tiny_models import FAMILIES
+from tiny_parts import text_of
 
 import vtfast
 from vtfast import Prune
@@ -49,7 +50,7 @@ def lasting(model):
 @both_layouts
 def test_a_model_offloaded_before_patching_says_the_same(family, path):
     inputs, model = family.inputs("batch"), offloaded(family)
-    assert next(model.model.language_model.layers.parameters()).device.type == "meta"
+    assert next(text_of(model).layers.parameters()).device.type == "meta"
     with vtfast.patch(model, PLAN, path=path):
         assert same(results(family, model, inputs), expected_results(family, path, inputs))
 
@@ -104,7 +105,7 @@ def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
     for name, _ in model.model.named_children():
         places[f"model.{name}"] = "disk" if "vi" in name else "cpu"
     del places["model.language_model"]
-    for name, child in model.model.language_model.named_children():
+    for name, child in text_of(model).named_children():
         if name != "layers":
             places[f"model.language_model.{name}"] = "cpu"
         else:
@@ -113,7 +114,7 @@ def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
     loaded = type(model).from_pretrained(
         tmp_path / "checkpoint", device_map=places, offload_folder=tmp_path / "offload"
     )
-    assert loaded.model.language_model.layers[3].self_attn.q_proj.weight.device.type == "meta"
+    assert text_of(loaded).layers[3].self_attn.q_proj.weight.device.type == "meta"
     with vtfast.patch(loaded, PLAN, path=path):
         assert same(results(family, loaded, inputs), expected_results(family, path, inputs))
 

@@ -9,7 +9,7 @@ from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, gone, logits_of
 from module_state import changes, module_state
 from tiny_models import FAMILIES, build_llava
-from tiny_parts import TEXT
+from tiny_parts import TEXT, text_of
 from transformers import AttentionInterface, AttentionMaskInterface, StableLmConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -92,7 +92,7 @@ def registered():
 def build(family, name):
     """The language model uses the function; the vision tower, which is not causal, does not."""
     model = family.build()
-    model.model.language_model.set_attn_implementation(name)
+    text_of(model).set_attn_implementation(name)
     return model
 
 
@@ -211,7 +211,7 @@ def test_a_users_own_attention_gets_the_masks_of_its_layers(name, path, layer):
     inputs = family.inputs(name)
     for own in (False, True):
         model = family.build()
-        for block in model.model.language_model.layers if own else ():
+        for block in text_of(model).layers if own else ():
             block.self_attn = Own(block.self_attn)
         with vtfast.patch(model, [Prune(layer, "random", 0.5)], path=path) as handle:
             logits = logits_of(family, model, inputs)
@@ -238,10 +238,10 @@ def test_layers_of_transformers_that_keep_our_keywords_to_themselves_run_padded(
 def test_setting_one_while_patched_is_refused_with_the_fix(family, path):
     model, inputs = family.build(), family.inputs("single")
     with vtfast.patch(model, FOUR_STAGES, path=path):
-        model.model.language_model.set_attn_implementation("test-4d-masks")
+        text_of(model).set_attn_implementation("test-4d-masks")
         with pytest.raises(StateError, match=r"test-4d-masks.*vtfast.unpatch\(model\).*again"):
             model(**fed(family, inputs))
-    model.model.language_model.set_attn_implementation("sdpa")
+    text_of(model).set_attn_implementation("sdpa")
 
 
 @both_layouts
@@ -250,4 +250,4 @@ def test_a_model_whose_attention_was_set_while_patched_keeps_it_when_unpatched(f
     model = family.build()
     with vtfast.patch(model, FOUR_STAGES, path=path):
         model.set_attn_implementation("eager")
-    assert model.model.language_model.config._attn_implementation == "eager"
+    assert text_of(model).config._attn_implementation == "eager"

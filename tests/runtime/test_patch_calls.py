@@ -7,7 +7,7 @@ import torch
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, fed, gone, logits_of
 from tiny_models import FAMILIES
-from tiny_parts import IMAGE
+from tiny_parts import IMAGE, text_of
 
 import vtfast
 from vtfast import Prune
@@ -121,8 +121,7 @@ def test_gradients_are_those_of_the_oracle(family):
     loss.backward()
     for layer in range(6):
         got, expected = (
-            m.model.language_model.layers[layer].self_attn.q_proj.weight.grad
-            for m in (model, plain)
+            text_of(m).layers[layer].self_attn.q_proj.weight.grad for m in (model, plain)
         )
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 

@@ -7,6 +7,7 @@ import torch
 from cache_name import CACHE
 from model_runs import fed, first_rows, probing
 from tiny_models import FAMILIES
+from tiny_parts import text_of
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
@@ -73,7 +74,7 @@ def test_a_method_is_asked_once(family, reentrant):
 def test_a_layer_whose_hooks_run_again_prunes_as_before(family, monkeypatch):
     """transformers before 5.23 checkpoints the call of a layer, later ones its forward alone."""
     model, inputs = family.build(), family.inputs("batch")
-    layer = type(model.model.language_model.layers[0])
+    layer = type(text_of(model).layers[0])
     call = layer.__call__
 
     def checkpointed(self, *args, **kwargs):
@@ -100,9 +101,9 @@ def test_scores_leave_the_random_numbers_of_a_layer_alone(family, monkeypatch):
     """The scores once drew some in the forward and none in backward, where the layer then dropped
     other numbers than before."""
     model, inputs = family.build(), family.inputs("batch")
-    for layer in model.model.language_model.layers:
+    for layer in text_of(model).layers:
         layer.self_attn.q_proj.__class__ = WithDropout
-    layer = type(model.model.language_model.layers[0])
+    layer = type(text_of(model).layers[0])
     call, found = layer.__call__, []
 
     def checkpointed(self, *args, **kwargs):

@@ -7,7 +7,7 @@ from masked_model import hidden
 from model_oracle import Oracle
 from model_runs import FOUR_STAGES, OLD, both_layouts, continuation, gone
 from tiny_models import FAMILIES
-from tiny_parts import VOCABULARY
+from tiny_parts import VOCABULARY, text_of
 from transformers import DynamicCache
 
 import vtfast
@@ -82,7 +82,7 @@ def test_transformers_before_5_23_mix_up_several_llava_pictures_under_beams():
     def look(module, args, kwargs):
         seen.append(kwargs["inputs_embeds"])
 
-    model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    text_of(model).register_forward_pre_hook(look, with_kwargs=True)
     continuation(model, inputs, steps=1, num_beams=2)
     assert torch.equal(seen[0][0], seen[0][1]) is not OLD
 

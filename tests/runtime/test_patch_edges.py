@@ -19,7 +19,7 @@ from model_runs import (
     probing,
 )
 from tiny_models import FAMILIES
-from tiny_parts import IMAGE, LAYERS, Picture
+from tiny_parts import IMAGE, LAYERS, Picture, text_of
 from transformers import Qwen3Config
 
 import vtfast
@@ -200,9 +200,9 @@ def test_the_text_model_can_be_called_by_itself(family, path):
     """The hook required embeddings, although the model takes token ids too."""
     model, ids = family.build(), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        expected = model.model.language_model(input_ids=ids).last_hidden_state
+        expected = text_of(model)(input_ids=ids).last_hidden_state
         with vtfast.patch(model, HALF, path=path):
-            hidden = model.model.language_model(input_ids=ids).last_hidden_state
+            hidden = text_of(model)(input_ids=ids).last_hidden_state
     assert torch.equal(hidden, expected)
 
 

@@ -5,7 +5,7 @@ import torch
 from model_runs import FOUR_STAGES
 from module_state import changes, module_state
 from tiny_models import FAMILIES, build_llava
-from tiny_parts import TEXT
+from tiny_parts import TEXT, text_of
 from tiny_qwen import build_qwen
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, PixtralVisionConfig
 
@@ -125,7 +125,7 @@ class Elsewhere(torch.nn.Parameter):
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_language_model_on_several_devices_is_refused(family):
     model = family.build()
-    norm = model.model.language_model.layers[4].input_layernorm
+    norm = text_of(model).layers[4].input_layernorm
     norm.weight = Elsewhere(norm.weight)
     refused(model, UnsupportedModelError, r"several devices \(cpu, cuda:1\).*device_map")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
 from module_state import changes, module_state
+from tiny_parts import text_of
 
 import vtfast
 from vtfast import Prune
@@ -52,7 +53,7 @@ def test_a_model_runs_on_after_an_exception_in_a_later_layer(family, path):
         def boom(module, args):
             raise Boom
 
-        hook = model.model.language_model.layers[4].register_forward_pre_hook(boom)
+        hook = text_of(model).layers[4].register_forward_pre_hook(boom)
         try:
             continuation(model, inputs)
         finally:
@@ -71,7 +72,7 @@ def test_a_model_runs_on_after_an_exception_while_decoding(family, path):
             if len(calls) == 4:
                 raise Boom
 
-        hook = model.model.language_model.layers[4].register_forward_pre_hook(boom)
+        hook = text_of(model).layers[4].register_forward_pre_hook(boom)
         try:
             continuation(model, inputs)
         finally:

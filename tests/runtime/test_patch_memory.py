@@ -8,7 +8,7 @@ import torch
 from cache_name import cache_of
 from model_runs import FOUR_STAGES, continuation
 from tiny_models import FAMILIES
-from tiny_parts import LAYERS
+from tiny_parts import LAYERS, text_of
 
 import vtfast
 from vtfast import Plan, Prune
@@ -68,9 +68,13 @@ def test_no_mask_is_built_for_samples_without_padding(family, name, plan):
     """Nor is padding looked for: transformers returns a 4-D mask as it is."""
     model, inputs, shapes = family.build(), family.inputs(name), []
     with vtfast.patch(model, plan, path="packed"), torch.no_grad():
-        hook = model.model.language_model.layers[0].register_forward_pre_hook(
-            lambda m, args, kwargs: shapes.append(kwargs["attention_mask"].shape),
-            with_kwargs=True,
+        hook = (
+            text_of(model)
+            .layers[0]
+            .register_forward_pre_hook(
+                lambda m, args, kwargs: shapes.append(kwargs["attention_mask"].shape),
+                with_kwargs=True,
+            )
         )
         model(**inputs)
         hook.remove()

@@ -8,7 +8,7 @@ import torch
 from model_runs import ATOL, FOUR_STAGES, both_layouts, first_rows, probing
 from packed_samples import alone, in_one_row, in_rows, toy_scenes
 from tiny_models import FAMILIES
-from tiny_parts import Picture
+from tiny_parts import Picture, text_of
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -166,7 +166,7 @@ def test_flash_attention_is_told_nothing_of_tokens_that_are_gone():
     AttentionInterface.register("test-cuts", spy)
     AttentionMaskInterface.register("test-cuts", sdpa_mask)
     try:
-        model.model.language_model.set_attn_implementation("test-cuts")
+        text_of(model).set_attn_implementation("test-cuts")
         with vtfast.patch(model, [Prune(2, "random", 0.5)]), torch.no_grad():
             model(**row, **flash, use_cache=False)
     finally:

@@ -8,6 +8,7 @@ import torch
 from model_oracle import Oracle
 from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
 from tiny_models import FAMILIES
+from tiny_parts import text_of
 
 import vtfast
 from vtfast import Prune
@@ -18,7 +19,7 @@ from vtfast.information.records import fingerprint
 sys.path.append(str(Path(sys.prefix, "torchao")))
 torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test")
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-PARTS = {"all": lambda model: model, "language-model": lambda model: model.model.language_model}
+PARTS = {"all": lambda model: model, "language-model": lambda model: text_of(model)}
 
 
 def quantized(family, part=PARTS["all"], attention="sdpa"):

@@ -97,7 +97,10 @@ def test_budgets_per_frame_of_features_without_a_grid_are_refused(path):
     )
     with (
         vtfast.patch(model, [Prune(0, "diversity", 1, per="frame")], path=path),
-        pytest.raises(InputError, match=r'per="frame".*number of frames.*video_grid_thw'),
+        pytest.raises(
+            InputError,
+            match=r'per="frame".*frames of a picture.*without its grid.*pixels',
+        ),
         torch.no_grad(),
     ):
         model(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, fed, logits_of
 from tiny_models import FAMILIES
-from tiny_parts import LAYERS
+from tiny_parts import LAYERS, text_of
 
 import vtfast
 from vtfast import Plan, Prune
@@ -40,7 +40,7 @@ def test_the_layers_really_see_that_many_tokens(family, path):
     with vtfast.patch(model, FOUR_STAGES, path=path) as handle:
         hooks = [
             layer.register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape[1]))
-            for layer in model.model.language_model.layers
+            for layer in text_of(model).layers
         ]
         logits_of(family, model, inputs)
         for hook in hooks:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conversation import Conversation
 from model_runs import FOUR_STAGES, both_layouts, continuation, logits_of
+from tiny_parts import text_of
 from transformers import AutoModelForImageTextToText
 
 import vtfast
@@ -38,7 +39,7 @@ def test_what_was_saved_while_patched_loads_as_the_unpatched_model(family, path,
         model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert not vtfast.is_patched(loaded)
-    assert loaded.model.language_model.config._attn_implementation == "sdpa"
+    assert text_of(loaded).config._attn_implementation == "sdpa"
     assert torch.equal(logits_of(family, loaded, inputs), expected)
 
 

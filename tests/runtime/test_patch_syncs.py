@@ -19,7 +19,7 @@ from vtfast.runtime.hooks import PatchHooks
 from vtfast.runtime.packed_kv_cache import PackedKVLayer
 
 QUIET = (
-    (PatchHooks, ("_tower_pre", "_tower_post", "_text_pre", "_layer_pre", "_text_post")),
+    (PatchHooks, ("_text_pre", "_layer_pre", "_text_post")),
     (PackedKVLayer, ("update",)),
     (RaggedSamples, ("attend",)),
     (CopiedStep, ("attend",)),

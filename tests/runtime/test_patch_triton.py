@@ -12,7 +12,7 @@ import torch
 from devices import DEVICE, INTERPRETED
 from model_runs import ATOL, FOUR_STAGES, continuation, logits_of, probing
 from tiny_models import FAMILIES, build_llava
-from tiny_parts import TEXT
+from tiny_parts import TEXT, text_of
 from transformers import DeepseekV3Config, LlamaConfig
 
 import vtfast
@@ -211,7 +211,7 @@ def test_a_model_a_required_kernel_does_not_support_is_refused_at_the_patch(
     with pytest.raises(InputError, match=f'^impl="triton": the kernel {message}; patch with impl='):
         vtfast.patch(model, plan, path=path, impl="triton")
     assert not vtfast.is_patched(model)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert text_of(model).config._attn_implementation == "sdpa"
 
 
 @paths

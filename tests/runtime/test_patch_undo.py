@@ -11,6 +11,7 @@ import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
 from module_state import changes, class_state, module_state
 from tiny_models import FAMILIES
+from tiny_parts import text_of
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtfast
@@ -88,7 +89,8 @@ def test_a_patch_is_seen_in_the_module_state(family, path):
     before = module_state(model)
     with vtfast.patch(model, FOUR_STAGES, path=path):
         changed = {name for name, _ in changes(before, module_state(model))}
-    assert {"model", "model.language_model", "model.language_model.layers.3"} <= changed
+    text = next(n for n, module in model.named_modules() if module is text_of(model))
+    assert {"model", text, f"{text}.layers.3"} <= changed
 
 
 @both_layouts
@@ -178,7 +180,7 @@ def test_a_forward_pins_no_activation(family, path):
 
     plan = [Prune(0, "test-probe", 0.5), Prune(3, "test-probe", 0.2)]
     with vtfast.patch(model, plan, path=path, record=True), probing(watch):
-        text = model.model.language_model
+        text = text_of(model)
         hooks = [m.register_forward_pre_hook(spy, with_kwargs=True) for m in (text, *text.layers)]
         logits_of(family, model, inputs)
         for hook in hooks:

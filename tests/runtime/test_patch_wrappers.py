@@ -13,6 +13,7 @@ from model_runs import logits_of
 from module_state import changes, module_state
 from tiny_data import TinyData
 from tiny_models import FAMILIES
+from tiny_parts import text_of
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -54,7 +55,7 @@ class RewardModel(torch.nn.Module):
 
 
 def fsdp_with_layers(model):
-    kinds = {type(model.model.language_model.layers[0])}
+    kinds = {type(text_of(model).layers[0])}
     policy = partial(transformer_auto_wrap_policy, transformer_layer_cls=kinds)
     return fsdp(model, auto_wrap_policy=policy, use_orig_params=True)
 

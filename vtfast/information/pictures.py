@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
+from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtfast.errors import InputError
+from vtfast.runtime.call import read_call
 
 # The paper's grid and window: at 24 x 24 tokens and above, a unit is 2 x 2 of them.
 PAPER_GRID, PAPER_WINDOW = 24, (2, 2)
@@ -71,18 +73,21 @@ def find_pictures(
     """
     found, (samples, length) = [], inputs["input_ids"].shape
     visual = np.zeros((samples, length), dtype=bool)
-    for source in family.sources(multimodal, inputs):
-        visual |= source.placeholder.cpu().numpy()
-        flat = source.placeholder.flatten().nonzero()[:, 0].cpu().numpy()
-        sizes = [int(size) for size in source.sizes]
-        if sum(sizes) != len(flat):
+    sources = family.sources(multimodal, inputs)
+    call = read_call({}, sources, None, family.position_axes, None) if sources else None
+    for placed, pictures in zip(call.placeholders, call.pictures, strict=True) if call else ():
+        visual |= placed
+        flat, made = np.flatnonzero(placed), sum(pictures.sizes)
+        if made != len(flat):
             raise InputError(
-                f"the pictures make {sum(sizes)} visual tokens and input_ids has {len(flat)} "
+                f"the pictures make {made} visual tokens and input_ids has {len(flat)} "
                 "placeholders; encode prompt and pictures with the model's own processor"
             )
-        places = np.split(flat, np.cumsum(sizes)[:-1]) if sizes else []
-        grids = torch.as_tensor(source.grid).reshape(-1, 3).tolist()
-        for rows, (steps, high, wide) in zip(places, grids, strict=True):
-            columns = rows[len(rows) - steps * high * wide :] % length  # a class token comes first
-            found.append(Picture(int(rows[0]) // length, columns, (steps, high, wide)))
+        start = 0
+        for grid in chain(*pictures.parts):
+            tokens = flat[start : (start := start + prod(grid))]
+            if len(tokens) > 1:  # else it is no patch, but a class token or a new line
+                steps, rows, columns = grid
+                sample = int(tokens[0]) // length
+                found.append(Picture(sample, tokens % length, (steps, rows, columns)))
     return sorted(found, key=lambda picture: (picture.sample, picture.columns[0])), visual

@@ -86,10 +86,11 @@ class SelectionContext:
 
     Attributes:
         layer: decoder layer whose input is pruned.
-        segments: which of the visual tokens still there belong to which image, clip or frame;
-            `segments.lengths` are host ints.
+        segments: which of the visual tokens still there belong to which image, clip, frame or
+            tile; `segments.lengths` are host ints.
         keep: tokens to keep of each segment, host ints, 0 ≤ keep ≤ length.
-        grids: (frames, rows, columns) of each segment before any pruning, host ints; 0 if unknown.
+        parts: grids of each segment before any pruning, one after another in reading order, each
+            (frames, rows, columns), host ints; 0 if unknown. Mostly one; see `grids`.
         sequences: the sequences that the visual tokens are part of, text included.
         seed: the seed given to `patch`.
         options: the options of the stage, `Prune(..., name=value)`.
@@ -99,7 +100,7 @@ class SelectionContext:
     layer: int
     segments: Ragged
     keep: tuple[int, ...]
-    grids: tuple[tuple[int, ...], ...]
+    parts: tuple[tuple[tuple[int, ...], ...], ...]
     sequences: Sequences
     seed: int
     options: Mapping[str, object]
@@ -114,6 +115,12 @@ class SelectionContext:
         They are what enters the layer, un-normed; at layer 0 the projected embeddings.
         """
         return self.sequences.hidden[self.sequences.visual]
+
+    @property
+    def grids(self) -> tuple[tuple[int, ...], ...]:
+        """(frames, rows, columns) of each segment before any pruning, host ints; 0 if unknown, or
+        if it has several grids: tiles, or an overview before the details."""
+        return tuple(parts[0] if len(parts) == 1 else (0, 0, 0) for parts in self.parts)
 
     @cached_property
     def image_hash(self) -> Tensor:

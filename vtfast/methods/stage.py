@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vtfast.methods.registry import Method, method
-from vtfast.methods.segments import Segment, join_frames, split_frames
+from vtfast.methods.segments import Segment, join, split
 from vtfast.plan import Prune
 
 
@@ -34,11 +34,14 @@ class Stage:
         this = self.prune.options.get("score_layer") == "this" or self.layer == 0
         return self.layer if this else self.layer - 1
 
+    @property
+    def per(self) -> str:
+        """What one budget covers: "image", "frame" or "tile"."""
+        return str(self.prune.options.get("per", "image"))
+
     def budgeted(self, segments: list[Segment]) -> list[Segment]:
-        """The segments this stage has budgets for: images and clips, or frames."""
-        if self.prune.options.get("per") == "frame":
-            return split_frames(segments)
-        return join_frames(segments)
+        """The segments this stage has budgets for: images and clips, or their frames or tiles."""
+        return join(segments) if self.per == "image" else split(segments, self.per)
 
     def shorten(self, segments: list[Segment]) -> list[Segment]:
         """What this stage has budgets for, with what it leaves of each."""

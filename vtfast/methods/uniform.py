@@ -9,9 +9,10 @@ Of a grid of t frames, h rows and w columns, k tokens are kept:
     places          part i of m equal parts of a side of n is kept at its middle, floor((2i+1)n/2m);
                     share i of k tokens over m is floor((i+1)k/m) - floor(ik/m)
 
-A segment that is no full grid any more (an earlier stage dropped some of it), or whose grid is
-unknown, counts as one row in reading order. Exactly k tokens for every k, by host arithmetic alone.
-The definition is our own.
+Of an image of several grids (tiles, or an overview before the details) each gets the share of its
+tokens. A segment that is not whole any more (an earlier stage dropped some of it), or whose grids
+are unknown, counts as one row in reading order. Exactly k tokens for every k, by host arithmetic
+alone. The definition is our own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,13 @@ from vtfast.methods.context import SelectionContext
 def uniform(ctx: SelectionContext) -> Tensor:
     """Row numbers of evenly spaced tokens, int64 ascending."""
     rows: list[int] = []
-    of_segments = ctx.segments.offsets[:-1], ctx.segments.lengths, ctx.keep, ctx.grids
-    for offset, length, keep, grid in zip(*of_segments, strict=True):
-        whole = grid if prod(grid) == length else (1, 1, length)
-        rows.extend(offset + place for place in evenly(whole, keep))
+    of_segments = ctx.segments.offsets[:-1], ctx.segments.lengths, ctx.keep, ctx.parts
+    for offset, length, keep, parts in zip(*of_segments, strict=True):
+        seen = 0
+        for grid in parts if sum(map(prod, parts)) == length else [(1, 1, length)]:
+            before, seen = seen, seen + prod(grid)
+            share = keep * seen // max(1, length) - keep * before // max(1, length)
+            rows.extend(offset + before + place for place in evenly(grid, share))
     device = ctx.segments.device
     # From pinned memory: a copy from pageable memory would wait for the GPU.
     pinned = device.type == "cuda"

@@ -36,6 +36,12 @@ SUPPORTED = {
     "Qwen3_5MoeForConditionalGeneration": Supported(
         "qwen_vl", "Qwen3.5, mixture of experts", ("padded",)
     ),
+    "InternVLForConditionalGeneration": Supported("tiles", "InternVL 3 and 3.5"),
+    "LlavaNextForConditionalGeneration": Supported("llava_next", "LLaVA-NeXT (1.6)"),
+    "LlavaOnevisionForConditionalGeneration": Supported("llava_next", "LLaVA-OneVision"),
+    "Mistral3ForConditionalGeneration": Supported("mistral3", "Mistral Small 3.1 and 3.2"),
+    "SmolVLMForConditionalGeneration": Supported("tiles", "SmolVLM and SmolVLM2"),
+    "Idefics3ForConditionalGeneration": Supported("tiles", "Idefics3"),
     "Glm4vForConditionalGeneration": Supported("glm4v", "GLM-4.1V"),
     "Glm46VForConditionalGeneration": Supported("glm4v", "GLM-4.6V"),
 }

@@ -5,20 +5,19 @@ All have Llama's decoder layer: `input_layernorm`, then `self_attn` with `q_proj
 scaled by `self_attn.scaling`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vtfast.errors import InputError, PlanError, UnsupportedModelError
-from vtfast.kernels.image_hash import image_hash
+from vtfast.errors import PlanError, UnsupportedModelError
 from vtfast.methods import Attention
+from vtfast.models.generic import PictureReader
 from vtfast.models.own_code import shares_attention
 from vtfast.models.parallel import gather_weights, processes_with_heads, unwrapped
-from vtfast.runtime.call import PROMPT_IDS, Source
 from vtfast.runtime.model import Parts
 
 TINY_TEXT: dict[str, Any] = {
@@ -35,43 +34,27 @@ TINY_TEXT: dict[str, Any] = {
 }
 TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 TESTED_TEXT_MODELS = (
-    *("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"),
+    *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"),
     *("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text"),
 )
 
 
-class Family(ABC):
+class Family(PictureReader):
     """What vtfast has to know about a family of models; a subclass is one file.
 
     Attributes:
         default_horizon: the horizon as a share of the layers, where none was measured.
-        tower: name of the vision tower in the multimodal model.
-        inputs: arguments of the multimodal model that `sources` reads.
+        text: name of the language model in the multimodal model.
         recurrent: kinds of layers that keep a state of one size in place of keys and values.
         around_picture: tokens that stand before and after a picture in a tiny model's prompt.
         position_axes: shape that the rotary module's positions have before [B, S].
     """
 
     default_horizon: float
-    tower: str
-    inputs: tuple[str, ...]
+    text = "language_model"
     position_axes: tuple[int, ...] = ()
     recurrent: tuple[str, ...] = ()
     around_picture: tuple[int, ...] = ()
-
-    @abstractmethod
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
-        """The features a call of the multimodal model brings; empty in decoding.
-
-        `kwargs` holds `input_ids` too.
-        """
-
-    @abstractmethod
-    def note(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
-    ) -> None:
-        """Attach what is known of the pictures to a tower's output (if `hashed`, their image hashes
-        too), because `generate` encodes pictures before the forward."""
 
     @abstractmethod
     def tiny(self, config: Any) -> PreTrainedConfig:
@@ -86,13 +69,13 @@ class Family(ABC):
     def parts(self, model: Any) -> Parts:
         """The modules that get hooks."""
         inner = unwrapped(model.model)
-        text, tower = unwrapped(inner.language_model), getattr(inner, self.tower)
+        text = unwrapped(getattr(inner, self.text))
         layers = tuple(map(unwrapped, text.layers))
         attends = next_of_kind("full_attention", text.config)
         head_size = getattr(layers[attends[0]].self_attn, "head_dim", 0)
         around = layers, text.rotary_emb, text.norm, attends, self.added(model.config)
         shares = shares_attention(text.config, layers)
-        return Parts(self, model, inner, tower, text, *around, shares, head_size)
+        return Parts(self, model, inner, text, *around, shares, head_size)
 
     def added(self, config: Any) -> int:
         """Number of layers behind which the model adds features to its visual tokens."""
@@ -111,12 +94,13 @@ class Family(ABC):
                 f"sequence (layer types {sorted(kinds)}, sliding_window={window}); "
                 f"vtfast prunes models with full attention in {where}"
             )
-        if self.added(model.config) >= len(unwrapped(model.model.language_model).layers):
+        text = getattr(model.model, self.text)
+        if self.added(model.config) >= len(unwrapped(text).layers):
             raise UnsupportedModelError(
                 "the model adds features behind all of its decoder layers; vtfast prunes those "
                 "where the last layer is behind all that is added"
             )
-        check_one_device(model.model.language_model)
+        check_one_device(text)
 
     def check_scores(self, model: Any, layers: Sequence[int]) -> None:
         """Raise UnsupportedModelError where `attention` would be wrong, PlanError where one of
@@ -177,26 +161,6 @@ class Family(ABC):
         return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
-class LazyImageHash:
-    """The op `image_hash`, which runs at the first call; that call then releases the pixels."""
-
-    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
-        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
-
-    def regroup(self, grid: Tensor) -> None:
-        """Take the same pixels for pictures of these grids."""
-        if self._seen is not None:
-            self._seen = self._seen[0], grid
-
-    def __call__(self, impl: str) -> Tensor:
-        """int64 [images]. impl: which implementation of the op to run."""
-        if self._seen is not None:
-            pixels, grid = self._seen
-            grid = None if grid is None else grid.to(pixels.device)
-            self._hash, self._seen = image_hash(pixels, grid, impl=impl), None
-        return self._hash
-
-
 def next_of_kind(kind: str, config: Any) -> tuple[int, ...]:
     """For each layer the next one of this kind, which may be itself; behind the last, the first."""
     kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
@@ -213,56 +177,3 @@ def check_one_device(text: nn.Module) -> None:
             'vtfast does not support; load it on one device (device_map={"": 0}), or offload what '
             "does not fit"
         )
-
-
-def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
-    """bool [B, S]: where features go, from ids or, without them, from embeddings."""
-    ids = prompt_ids(kwargs)
-    if ids is not None:
-        return ids == token
-    embeds = kwargs["inputs_embeds"]
-    table = multimodal.get_input_embeddings()
-    wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
-    return (embeds == wanted).all(-1)
-
-
-def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
-    """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
-    ids = kwargs.get("input_ids")
-    return kwargs.get(PROMPT_IDS) if ids is None else ids
-
-
-def has_merged_features(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call brings embeddings that may hold the features of pictures already."""
-    return kwargs.get("inputs_embeds") is not None and prompt_ids(kwargs) is not None
-
-
-def encoded_by_tower(kwargs: Mapping[str, Any], kind: str) -> Any | None:
-    """The tower's output for one kind of picture if `generate` has encoded them; else None."""
-    encoded = (kwargs.get("mm_encoder_outputs") or {}).get(kind)
-    if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
-        raise InputError(
-            "the features of the pictures came in chunks (prefill_chunk_size), which "
-            "splits images; leave prefill_chunk_size unset while the model is patched"
-        )
-    return encoded
-
-
-def noted(encoded: Any, name: str) -> Callable[..., Tensor] | None:
-    """A function that reads what `note` attached to a tower's output, one entry per picture.
-
-    It passes its arguments on to what was attached.
-
-    For beams and return sequences transformers repeats the feature tensors, so the same object
-    stands for the same picture, and the first occurrences are the pictures in order.
-    """
-    note = getattr(encoded, name, None)
-    if note is None:
-        return None
-
-    def read(*arguments: str) -> Tensor:
-        notes, first = note(*arguments), dict[int, int]()
-        order = [first.setdefault(id(t), len(first)) for t in encoded.pooler_output]
-        return torch.stack([notes[i] for i in order]) if len(first) < len(order) else notes
-
-    return read

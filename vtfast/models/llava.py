@@ -4,22 +4,15 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
-from vtfast.models.base import (
-    TINY_TEXT,
-    TINY_TOWER,
-    Family,
-    LazyImageHash,
-    encoded_by_tower,
-    has_merged_features,
-    noted,
-    placeholders,
-)
-from vtfast.runtime.call import Source
+from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.generic import Measured
+from vtfast.runtime.call import Parts, Pictures
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -28,8 +21,6 @@ class Llava(Family):
     """How LLaVA reads its pictures."""
 
     default_horizon = 0.625  # layer 20 of 32, arXiv 2512.07580
-    tower = "vision_tower"
-    inputs = ("input_ids", "pixel_values")
 
     def check(self, model: Any) -> None:
         tower = model.config.vision_config.model_type
@@ -56,49 +47,37 @@ class Llava(Family):
         pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         return [16] * count, {"pixel_values": pixels[:count]}
 
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
-        encoded = encoded_by_tower(kwargs, "image")
-        pixels = kwargs.get("pixel_values")
-        token = multimodal.config.image_token_id
-        if encoded is not None:
-            sizes = [len(f) for f in encoded.pooler_output]
-            image_hash = noted(encoded, "vtfast_image_hash")
-            high, wide = getattr(encoded, "vtfast_sides", lambda: (1, 1))()  # square if unknown
-        elif pixels is not None:
-            sizes = [self._tokens(multimodal, kwargs, pixels.shape[-2:])] * pixels.shape[0]
-            image_hash = LazyImageHash(pixels)
+    def measured(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
+    ) -> Measured:
+        pixels = call.get("pixel_values")
+        high = wide = multimodal.config.vision_config.image_size
+        if pixels is not None:
             high, wide = pixels.shape[-2:]
-        elif has_merged_features(kwargs):
-            side = multimodal.config.vision_config.image_size
-            size = self._tokens(multimodal, kwargs, (side, side))
-            grid = [1, isqrt(size), isqrt(size)]
-            return [Source(placeholders(multimodal, kwargs, token), size, grid)]
-        else:
-            return []
-        where = placeholders(multimodal, kwargs, token)
-        # A class token is not part of the grid.
-        grid = [v for n in sizes for v in (1, isqrt(n * high // wide), isqrt(n * wide // high))]
-        return [Source(where, sizes, grid, image_hash)]
+        size = self._tokens(multimodal, call, (high, wide))
 
-    def note(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
-    ) -> None:
-        pixels = args[0] if args else kwargs["pixel_values"]
-        if not isinstance(out, tuple):
-            sides = pixels.shape[-2:]
-            out.vtfast_sides = lambda: sides
-            if hashed:
-                out.vtfast_image_hash = LazyImageHash(pixels)
+        def measure(placed: np.ndarray) -> Pictures:
+            count = -(-int(placed.sum()) // size) if pixels is None else len(pixels)
+            known = [size] * count if sizes is None else sizes
+            return Pictures(known, [_parts(n, high, wide) for n in known])
+
+        return measure, ()
 
     @staticmethod
-    def _tokens(multimodal: Any, kwargs: Mapping[str, Any], sides: Sequence[int]) -> int:
+    def _tokens(multimodal: Any, call: Mapping[str, Any], sides: Sequence[int]) -> int:
         """Features of a picture of these sides; the config's `image_seq_length` may be stale."""
         vision = multimodal.config.vision_config
         height, width = (side // vision.patch_size for side in sides)
-        strategy = kwargs.get("vision_feature_select_strategy")
+        strategy = call.get("vision_feature_select_strategy")
         strategy = strategy or multimodal.config.vision_feature_select_strategy
         with_class_token = vision.model_type == "clip_vision_model"
         return height * width + int(with_class_token) - int(strategy == "default")
+
+
+def _parts(size: int, high: int, wide: int) -> Parts:
+    """The grids of a picture of so many tokens and these sides; a class token is apart."""
+    rows, columns = isqrt(size * high // wide), isqrt(size * wide // high)
+    return ((1, 1, 1),) * (size - rows * columns) + ((1, rows, columns),)
 
 
 FAMILIES = {"LlavaForConditionalGeneration": Llava()}

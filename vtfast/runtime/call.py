@@ -22,25 +22,45 @@ IGNORED = -100  # a label that counts for nothing
 FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
+# The grids of a picture, one after another: frames, rows, columns of visual tokens, 0 if unknown.
+Parts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is in the pictures of one kind, in reading order.
+
+    Attributes:
+        sizes: visual tokens of each.
+        parts: the grids of each.
+        tiles: tiles of each, where the tower is given several; None: one each.
+    """
+
+    sizes: Sequence[int]
+    parts: Sequence[Parts]
+    tiles: Sequence[int] | None = None
+
+
 @dataclass
 class Source:
     """Features of one kind (image or video) that a call brings, as the model family found them.
 
     Attributes:
         placeholder: bool [B, S], where the features go.
-        sizes: tokens of each image, int64 [images] where only the device knows. An int where all
-            are alike and their number follows from the placeholders; None where nothing but the
-            tokens that the family puts around every picture tells them apart.
-        grid: frames, rows, columns of each image, one after another; of one where `sizes` is no
-            list of them.
-        image_hash: makes int64 [images] when asked for, by the `impl` it is given; None without
-            pixels.
+        measure: says what the pictures are, from `placeholder` and the tensors in `asked`, all of
+            them NumPy's, read together.
+        asked: tensors that `measure` needs.
+        image_hash: makes int64 [images] when asked for, by the `impl` it is given; it is told what
+            `measure` said. None without pixels.
+        copies: rows in a row that hold the same pictures, as those of beams do. `measure` and
+            `image_hash` know of the first of them.
     """
 
     placeholder: Tensor
-    sizes: list[int] | Tensor | int | None
-    grid: list[int] | Tensor
-    image_hash: Callable[[str], Tensor] | None = None
+    measure: Callable[..., Pictures]
+    asked: tuple[Tensor, ...] = ()
+    image_hash: Callable[[str, Pictures], Tensor] | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,8 @@ class Call:
     Attributes:
         shape: B and S.
         placeholders: for each source of features, bool [B, S].
-        sizes, grids: for each source, int64 [images] and [3 * images].
+        pictures: for each source, what is in the first rows of `copies`.
+        order: for each source, int64 [images], which of those every picture is.
         starts: int64 [samples], flat positions `b * S + s` where samples begin.
         mask: bool [B, P + S] over past and chunk, or None.
         labels: bool [B, S], where a label counts, or None.
@@ -59,8 +80,8 @@ class Call:
 
     shape: tuple[int, int]
     placeholders: list[np.ndarray]
-    sizes: list[np.ndarray]
-    grids: list[np.ndarray]
+    pictures: list[Pictures]
+    order: list[np.ndarray]
     starts: np.ndarray
     mask: np.ndarray | None
     labels: np.ndarray | None
@@ -88,6 +109,12 @@ class Call:
         """Whether there is a feature for every placeholder and a placeholder for every feature."""
         return all(p.sum() == n.sum() for p, n in zip(self.placeholders, self.sizes, strict=True))
 
+    @property
+    def sizes(self) -> list[np.ndarray]:
+        """For each source, int64 [images]: the visual tokens of every picture."""
+        sizes = (np.array(found.sizes, dtype=np.int64) for found in self.pictures)
+        return [size[order] for size, order in zip(sizes, self.order, strict=True)]
+
 
 def read_call(
     given: Mapping[str, Any],
@@ -102,12 +129,11 @@ def read_call(
     """
     placeholder = sources[0].placeholder
     device, (rows, columns) = placeholder.device, placeholder.shape
-    asked: dict[str | tuple[str, int], Tensor] = {}
+    asked: dict[str | tuple[int, int], Tensor] = {}
     for i, source in enumerate(sources):
-        asked["placeholder", i] = source.placeholder
-        for name, values in (("size", source.sizes), ("grid", source.grid)):
-            if isinstance(values, Tensor):
-                asked[name, i] = values.to(device, torch.int64)
+        asked[i, 0] = source.placeholder
+        for j, values in enumerate(source.asked):
+            asked[i, 1 + j] = values.to(device, torch.int64)
     labels, positions = given.get("labels"), given.get("position_ids")
     if mask is not None:
         asked["mask"] = mask
@@ -126,31 +152,24 @@ def read_call(
         starts = np.flatnonzero(found["starts"])
     if "cu_seq_lens" in found and mask is None:
         _check_flash(found["cu_seq_lens"], starts)
-    placeholders, sizes, grids = [], [], []
+    placeholders, pictures, order = [], [], []
     for i, source in enumerate(sources):
-        placed = found["placeholder", i]
-        size = _sizes(source, placed, found.get(("size", i)))
-        grid = found.get(("grid", i))
-        if grid is None:
-            one_for_all = not isinstance(source.sizes, list | Tensor)
-            grid = np.tile(np.array(source.grid, np.int64), len(size) if one_for_all else 1)
+        placed, *asked_for = (found[i, j] for j in range(1 + len(source.asked)))
         placeholders.append(placed)
-        sizes.append(size)
-        grids.append(grid)
+        pictures.append(source.measure(placed[:: source.copies], *asked_for))
+        order.append(_order(placed, pictures[-1].sizes, source.copies))
     told = (found.get(name) for name in ("mask", "labels", "prompt"))
-    return Call((rows, columns), placeholders, sizes, grids, starts, *told)
+    return Call((rows, columns), placeholders, pictures, order, starts, *told)
 
 
-def _sizes(source: Source, placed: np.ndarray, read: np.ndarray | None) -> np.ndarray:
-    """Tokens of each image of a source, whose placeholders are `placed`, bool [B, S]."""
-    if read is not None:
-        return read
-    if source.sizes is None:
-        edges = np.diff(np.pad(placed, ((0, 0), (1, 1))).astype(np.int8).flatten())
-        return np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
-    if isinstance(source.sizes, int):
-        return np.full(-(-int(placed.sum()) // source.sizes), source.sizes)
-    return np.array(source.sizes, dtype=np.int64)
+def _order(placed: np.ndarray, sizes: Sequence[int], copies: int) -> np.ndarray:
+    """int64 [images]: the numbers of pictures in the order of rows, where every first of `copies`
+    rows has its own pictures and the others have those again."""
+    if copies == 1:
+        return np.arange(len(sizes))
+    row = np.searchsorted(placed[::copies].sum(1).cumsum(), np.cumsum(sizes))
+    own = [np.flatnonzero(row == r) for r in range(len(placed) // copies)]
+    return np.concatenate([np.tile(numbers, copies) for numbers in own])
 
 
 def sample_starts(positions: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -31,7 +31,7 @@ from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
 from vtfast.runtime.padded import Padded
 from vtfast.runtime.prompt import tokens_after_prompt
-from vtfast.runtime.prompt_ids import PreparedInputs
+from vtfast.runtime.stand_in import StandIn, prepare_with_ids
 from vtfast.runtime.state import ForwardState, may_run_again
 from vtfast.runtime.visual_tokens import VisualTokens, locate, of_text
 
@@ -58,7 +58,13 @@ class PatchHooks:
         self._check_arguments()
         self._handles: list[RemovableHandle] = []
         self._hooked_all = False
-        self._prepared = PreparedInputs(parts.model)
+        self._stand_ins = [
+            StandIn(parts.model, "prepare_inputs_for_generation", prepare_with_ids),
+            *(
+                StandIn(parts.multimodal, f"get_{kind}_features", partial(self._encode, kind))
+                for kind in parts.family.kinds
+            ),
+        ]
         self._warned: set[str] = set()
         self._original = attention.plain(parts.text.config._attn_implementation)
         self._first = next(iter(config.stages.values()))  # of the plan
@@ -99,12 +105,11 @@ class PatchHooks:
         """Add the hooks; on any failure none stays."""
         text = self.parts.text
         try:
-            self._prepared.install()
+            for stand_in in self._stand_ins:
+                stand_in.install()
             for module in (self.parts.model, self.parts.multimodal):
                 self._add(module.register_forward_pre_hook, self._multimodal_pre)
             self._add(self.parts.multimodal.register_forward_hook, self._multimodal_post)
-            self._add(self.parts.tower.register_forward_pre_hook, self._tower_pre)
-            self._add(self.parts.tower.register_forward_hook, self._tower_post)
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
@@ -130,7 +135,8 @@ class PatchHooks:
     def remove(self) -> None:
         """Take every hook out and restore the attention implementation; idempotent."""
         text = self.parts.text
-        self._prepared.remove()
+        for stand_in in self._stand_ins:
+            stand_in.remove()
         if self._handles and text.config._attn_implementation == attention.NAME:
             text.set_attn_implementation(self._original)
         for handle in self._handles:
@@ -211,17 +217,14 @@ class PatchHooks:
                 f"{type(module).__name__} does not pass keywords on to its language model"
             )
 
-    def _tower_pre(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
-    ) -> tuple[tuple[Any, ...], Kwargs] | None:
-        if VISUAL in kwargs:  # some families hand all their keyword arguments to the tower
-            return args, {k: v for k, v in kwargs.items() if k != VISUAL}
-        return None
-
-    def _tower_post(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, out: Any
-    ) -> None:
-        self.parts.family.note(args, kwargs, out, "image_hash" in self.config.needs)
+    def _encode(self, kind: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The features of pictures, and with them what they were made from: `generate` makes them
+        before the forward."""
+        kwargs.pop(VISUAL, None)  # some families hand all their keyword arguments to the tower
+        out = original(*args, **kwargs)
+        call, hashed = _by_name(original, args, kwargs), "image_hash" in self.config.needs
+        self.parts.family.note(self.parts.multimodal, kind, call, out, hashed)
+        return out
 
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
@@ -315,9 +318,9 @@ class PatchHooks:
         return out
 
 
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
-    """A call's arguments, all by keyword, in a dict of ours."""
-    names = signature(module.forward).parameters if args else ()
+def _by_name(called: Any, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
+    """The arguments of a call of a module or a function, all by keyword, in a dict of ours."""
+    names = signature(getattr(called, "forward", called)).parameters if args else ()
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

@@ -19,16 +19,20 @@ class Family(Protocol):
     The models of transformers differ in class, so those handed over here are `Any`.
     """
 
-    inputs: tuple[str, ...]
+    kinds: Mapping[str, Any]
     position_axes: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Arguments of the multimodal model that `sources` reads."""
 
     def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding."""
 
     def note(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, hashed: bool
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], features: Any, hashed: bool
     ) -> None:
-        """Leave what image hashes are made from on a vision tower's output."""
+        """Leave on the features of pictures what they were made from."""
 
     def attention(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor
@@ -43,7 +47,6 @@ class Parts:
     family: Family
     model: nn.Module  # with the language-model head: takes labels
     multimodal: nn.Module  # takes ids and pixels
-    tower: nn.Module  # pixels to features
     text: Any  # embeddings to hidden states, a PreTrainedModel
     layers: Sequence[nn.Module]
     rotary: nn.Module

@@ -95,8 +95,8 @@ class Selector:
         device, options = hidden.device, stage.prune.options
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
         assert self._visual is not None
-        per_frame, impl = options.get("per") == "frame", self._config.impl
-        hashes = partial(image_hashes, self._visual, segments, images, per_frame, device, impl)
+        apart, impl = stage.per != "image", self._config.impl
+        hashes = partial(image_hashes, self._visual, segments, images, apart, device, impl)
         with torch.no_grad():
             seen, of_prompts = self._prompts(samples.lengths, device)
             visual = tokens if seen is None else torch.searchsorted(seen, tokens)
@@ -109,7 +109,7 @@ class Selector:
                 layer=stage.layer,
                 segments=Ragged.from_lengths([s.left for s in segments], device),
                 keep=keep,
-                grids=tuple(s.grid for s in segments),
+                parts=tuple(s.parts for s in segments),
                 sequences=around,
                 seed=self._config.seed,
                 options=options,
@@ -168,11 +168,11 @@ def image_hashes(
     visual: VisualTokens,
     segments: Sequence[Segment],
     seen: Tensor | None,
-    per_frame: bool,
+    apart: bool,
     device: torch.device,
     impl: str,
 ) -> Tensor:
-    """int64, one for each image or clip, or with `per_frame` for each of `segments`.
+    """int64, one for each image or clip, or with `apart` for each of `segments`.
 
     Made from the pixels, by this `impl` of the op. Without pixels it is the number of the picture
     in its sample, plus the number of pictures that the cache has `seen` before, int64 [samples].
@@ -184,10 +184,10 @@ def image_hashes(
         if seen is not None:
             samples = [b for b, n in enumerate(visual.images) for _ in range(n)]
             hashes = hashes + seen[to_device(samples, device)]
-    if not per_frame:
+    if not apart:
         return hashes
     hashes = hashes[to_device([s.image for s in segments], device)]
-    return mix64(hashes, to_device([s.frame for s in segments], device))
+    return mix64(hashes, to_device([s.number for s in segments], device))
 
 
 def _lengths_after(

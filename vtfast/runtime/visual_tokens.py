@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.methods.segments import Segment
-from vtfast.runtime.call import Call, Source
+from vtfast.runtime.call import Call, Parts, Source
 from vtfast.runtime.host_read import to_device, to_host
 
 
@@ -50,15 +50,16 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     if call.mask is not None:
         lengths, past = call.valid.sum(1), call.mask[:, :-columns].sum(1).tolist()
 
-    # (first token, last token, size, grid, row of the image hashes of all sources joined)
-    found: list[tuple[int, int, int, tuple[int, ...], int]] = []
+    # (first token, last token, size, grids, row of the image hashes of all sources joined)
+    found: list[tuple[int, int, int, Parts, int]] = []
     hashed = 0
-    for placeholder, sizes, grids in zip(call.placeholders, call.sizes, call.grids, strict=True):
+    for i, (placeholder, sizes) in enumerate(zip(call.placeholders, call.sizes, strict=True)):
         flat, ends = np.flatnonzero(placeholder), sizes.cumsum()
         first, last = flat[ends - sizes].tolist(), flat[ends - 1].tolist()
-        grid = map(tuple, grids.reshape(-1, 3).tolist())
-        numbers = range(hashed, hashed := hashed + len(sizes))
-        pictures = zip(first, last, sizes.tolist(), grid, numbers, strict=True)
+        parts, order = call.pictures[i].parts, call.order[i]
+        numbers = (order + hashed).tolist()
+        hashed += len(parts)
+        pictures = zip(first, last, sizes.tolist(), [parts[n] for n in order], numbers, strict=True)
         seen = np.split(call.valid.flatten()[flat], ends[:-1])
         found += [p for p, tokens in zip(pictures, seen, strict=False) if _is_seen(tokens)]
     found.sort()
@@ -70,14 +71,18 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
                 "pictures in the order of their placeholders, and position_ids of whole samples"
             )
     segments = [
-        Segment(int(b), n, n, i, grid)
-        for i, ((b, _), (_, _, n, grid, _)) in enumerate(zip(samples, found, strict=True))
+        Segment(int(b), n, n, i, parts, parts)
+        for i, ((b, _), (_, _, n, parts, _)) in enumerate(zip(samples, found, strict=True))
     ]
     images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
-    hashes = [s.image_hash for s in sources if s.image_hash is not None]
+    hashes = [
+        (source.image_hash, pictures)
+        for source, pictures in zip(sources, call.pictures, strict=True)
+        if source.image_hash is not None
+    ]
 
     def joined_hash(impl: str) -> Tensor:
-        made, rows = [make(impl) for make in hashes], [row for *_, row in found]
+        made, rows = [make(impl, given) for make, given in hashes], [row for *_, row in found]
         joined = made[0] if len(made) == 1 else torch.cat(made)
         in_order = rows == list(range(len(joined)))
         return joined if in_order else joined[to_device(rows, joined.device)]

@@ -1,0 +1,194 @@
+"""Which pictures a call brings, for every family whose pictures come through `get_image_features`
+and `get_video_features`, as those of nearly all of transformers do.
+
+`generate` calls these methods before the forward and hands on what they return. There our note
+says what the pictures were made from; in a plain forward the call does.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtfast.errors import InputError
+from vtfast.kernels._mix64 import mix64
+from vtfast.kernels.image_hash import image_hash
+from vtfast.runtime.call import PROMPT_IDS, Pictures, Source
+from vtfast.runtime.host_read import to_device
+
+IDS = "vtfast_ids"  # of the rows with pictures of their own, beside the arguments of a call
+_NOTE = "vtfast_note"
+# Says what the pictures are, and the tensors it needs for that, as `Source` wants them.
+Measured = tuple[Callable[..., Pictures], tuple[Tensor, ...]]
+
+
+class Kind(NamedTuple):
+    """Names of one kind of picture: of the pixels, of the placeholder's id in the config, and of
+    more that says what the pixels are."""
+
+    pixels: str
+    token: str
+    more: tuple[str, ...] = ()
+
+
+class PictureReader(ABC):
+    """Finds the pictures of a call.
+
+    kinds: "image" and, where clips are known, "video".
+    """
+
+    kinds: Mapping[str, Kind] = {"image": Kind("pixel_values", "image_token_id")}
+
+    @abstractmethod
+    def measured(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
+    ) -> Measured | None:
+        """What the pictures are, from the arguments of `get_{kind}_features`, as far as given.
+
+        sizes: of pictures that the caller has encoded, from their features. Without pixels and
+        sizes the features are in the embeddings already; None where they cannot be told apart.
+        """
+
+    def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> "LazyImageHash":
+        """The hashes of pictures given as pixels."""
+        return LazyImageHash(call[self.kinds[kind].pixels])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Arguments of the multimodal model that `sources` reads."""
+        return ("input_ids", *(n for k in self.kinds.values() for n in (k.pixels, *k.more)))
+
+    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+        """The features a call of the multimodal model brings; empty in decoding.
+
+        `kwargs` holds `input_ids` too.
+        """
+        found = []
+        merged = kwargs.get("inputs_embeds") is not None and prompt_ids(kwargs) is not None
+        brings = [kind for kind in self.kinds if self._is_given(kwargs, kind)]
+        for kind in brings or (self._kinds_apart() if merged else ()):
+            features, call, copies, sizes = _encoded(kwargs, kind), kwargs, 1, None
+            hashes = None
+            if kwargs.get(self.kinds[kind].pixels) is not None:
+                hashes = self.hashes(multimodal, kind, kwargs)
+            if features is not None and hasattr(features, _NOTE):
+                call, hashes, count = getattr(features, _NOTE)()
+                copies = len(features.pooler_output) // count
+            elif features is not None:
+                sizes = [f.numel() // f.shape[-1] for f in features.pooler_output]
+            ids = prompt_ids(kwargs)
+            call = {**call, IDS: None if ids is None else ids[::copies]}
+            measured = self.measured(multimodal, kind, call, sizes)
+            if measured is not None:
+                where = placeholders(multimodal, kwargs, self._token(multimodal, kind))
+                found.append(Source(where, *measured, hashes, copies))
+        return found
+
+    def note(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], features: Any, hashed: bool
+    ) -> None:
+        """Leave on the features of pictures what they were made from: the arguments of
+        `get_{kind}_features`, but their pixels only for the image hashes, and those if `hashed`."""
+        if isinstance(features, tuple):
+            return
+        name, hashes = self.kinds[kind].pixels, None
+        if hashed:
+            hashes = self.hashes(multimodal, kind, call)
+        shape = torch.empty_like(call[name], device="meta")
+        noted = {**call, name: shape}, hashes, len(features.pooler_output)
+        setattr(features, _NOTE, lambda: noted)  # a function, which nobody repeats for beams
+
+    def _is_given(self, kwargs: Mapping[str, Any], kind: str) -> bool:
+        return _encoded(kwargs, kind) is not None or kwargs.get(self.kinds[kind].pixels) is not None
+
+    def _kinds_apart(self) -> list[str]:
+        """The kinds whose placeholders differ."""
+        tokens = [of_kind.token for of_kind in self.kinds.values()]
+        return [kind for i, kind in enumerate(self.kinds) if tokens[i] not in tokens[:i]]
+
+    def _token(self, multimodal: Any, kind: str) -> int:
+        token: int = getattr(multimodal.config, self.kinds[kind].token)
+        return token
+
+
+class LazyImageHash:
+    """The op `image_hash`, which runs at the first call; that call then releases the pixels.
+
+    pixels: [images, ...], all of one size; or the patches of all images, [patches, D], with the
+    grid int64 [images, 3] of each.
+    """
+
+    def __init__(self, pixels: Tensor, grid: Tensor | None = None) -> None:
+        self._seen: tuple[Tensor, Tensor | None] | None = (pixels, grid)
+
+    def __call__(self, impl: str, pictures: Pictures) -> Tensor:
+        """int64 [images]. impl: which implementation of the op to run."""
+        if self._seen is not None:
+            pixels, grid = self._seen
+            grid = None if grid is None else grid.to(pixels.device)
+            self._hash, self._seen = self._of(pixels, grid, impl, pictures), None
+        return self._hash
+
+    def _of(self, pixels: Tensor, grid: Tensor | None, impl: str, pictures: Pictures) -> Tensor:
+        return image_hash(pixels, grid, impl=impl)
+
+
+class TileHash(LazyImageHash):
+    """The hash of every image of several tiles, [tiles, C, H, W] or [images or samples, most tiles,
+    C, H, W], where the rest is zeros:
+
+        hash(image) = Σ_i mix64(hash(tile i), i)     mod 2⁶⁴
+    """
+
+    def _of(self, pixels: Tensor, grid: Tensor | None, impl: str, pictures: Pictures) -> Tensor:
+        assert pictures.tiles is not None
+        numbers = np.concatenate([np.arange(n) for n in pictures.tiles])
+        owner = np.repeat(np.arange(len(pictures.tiles)), pictures.tiles)
+        flat = pixels.flatten(0, -4)
+        made = image_hash(flat, impl=impl)
+        if len(made) > len(numbers):  # which are there, found without waiting for the device
+            there = flat.flatten(1).any(1).sort(descending=True, stable=True).indices
+            made = made[there[: len(numbers)]]
+        of_images = made.new_zeros(len(pictures.tiles))
+        number, image = (to_device(x, made.device) for x in (numbers, owner))
+        return of_images.index_add_(0, image, mix64(made, number))
+
+
+def runs(placed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions where runs of placeholders begin, and their lengths; placed: bool [B, S]."""
+    edges = np.diff(np.pad(placed, ((0, 0), (1, 1))).astype(np.int8)).reshape(-1)
+    # A padded row has a place more at either end, an edge lies between two of them.
+    first, behind = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    return first - first // (placed.shape[1] + 1), behind - first
+
+
+def placeholders(multimodal: Any, kwargs: Mapping[str, Any], token: int) -> Tensor:
+    """bool [B, S]: where features go, from ids or, without them, from embeddings."""
+    ids = prompt_ids(kwargs)
+    if ids is not None:
+        return ids == token
+    embeds = kwargs["inputs_embeds"]
+    table = multimodal.get_input_embeddings()
+    wanted = table(torch.full((), token, dtype=torch.long, device=embeds.device))
+    return (embeds == wanted).all(-1)
+
+
+def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
+    ids = kwargs.get("input_ids")
+    return kwargs.get(PROMPT_IDS) if ids is None else ids
+
+
+def _encoded(kwargs: Mapping[str, Any], kind: str) -> Any | None:
+    """The features of one kind of picture if they are made already, by `generate`; else None."""
+    given = kwargs.get("mm_encoder_outputs")
+    encoded = given.get(kind) if isinstance(given, Mapping) else None
+    if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
+        raise InputError(
+            "the features of the pictures came in chunks (prefill_chunk_size), which "
+            "splits images; leave prefill_chunk_size unset while the model is patched"
+        )
+    return encoded

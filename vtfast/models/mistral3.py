@@ -1,0 +1,90 @@
+"""Mistral3 (Mistral Small 3.1 and 3.2) with Pixtral's tower: pictures of any size.
+
+A token ends each row of a picture, and another its last row; both are text.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, Mistral3Config, PreTrainedConfig
+
+from vtfast.kernels.image_hash import image_hash
+from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.generic import Kind, LazyImageHash, Measured
+from vtfast.runtime.call import Pictures
+
+
+class Mistral3(Family):
+    """How Mistral3 reads its pictures."""
+
+    default_horizon = 0.75  # not measured
+    kinds: Mapping[str, Kind] = {"image": Kind("pixel_values", "image_token_id", ("image_sizes",))}
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        text = config.get_text_config().model_type
+        tower = {"image_size": 24, "patch_size": 4, "head_dim": 8, "num_hidden_layers": 2}
+        return Mistral3Config(  # type: ignore[call-arg]  # an alias of image_token_index
+            vision_config={
+                **TINY_TOWER,
+                **tower,
+                "num_attention_heads": 2,
+                "model_type": "pixtral",
+            },
+            text_config=AutoConfig.for_model(text, **TINY_TEXT, head_dim=8, sliding_window=None),
+            image_token_id=90,
+            vision_feature_layer=-1,
+        )
+
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        pixels = torch.randn(count, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+        sizes = torch.tensor([[16, 24], [24, 16], [16, 16]])[:count]
+        return [6, 6, 4][:count], {"pixel_values": pixels, "image_sizes": sizes}
+
+    def measured(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
+    ) -> Measured | None:
+        given, side = call.get("image_sizes"), _side(multimodal)
+        unknown = None if sizes is None else Pictures(sizes, [((1, 0, 0),)] * len(sizes))
+        if given is None:
+            return None if unknown is None else (lambda placed: unknown, ())
+
+        def measure(placed: np.ndarray, pixels: np.ndarray) -> Pictures:
+            if unknown is not None and len(unknown.sizes) != len(pixels):
+                return unknown
+            grids = pixels // side
+            return Pictures(grids.prod(1).tolist(), [((1, *grid),) for grid in grids.tolist()])
+
+        return measure, (torch.as_tensor(given),)
+
+    def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
+        return CropHash(call["pixel_values"], _side(multimodal))
+
+
+class CropHash(LazyImageHash):
+    """The hash of every picture of [images, C, H, W] without what pads it to the largest of them.
+
+    side: of the square of pixels that a visual token stands for.
+    """
+
+    def __init__(self, pixels: Tensor, side: int) -> None:
+        super().__init__(pixels)
+        self._side = side
+
+    def _of(self, pixels: Tensor, grid: Tensor | None, impl: str, pictures: Pictures) -> Tensor:
+        side, sizes = self._side, [parts[0] for parts in pictures.parts]
+        cropped = (
+            picture[None, :, : rows * side, : columns * side].contiguous()
+            for picture, (_, rows, columns) in zip(pixels, sizes, strict=True)
+        )
+        return torch.cat([image_hash(picture, impl=impl) for picture in cropped])
+
+
+def _side(multimodal: Any) -> int:
+    config = multimodal.config
+    return int(config.vision_config.patch_size * config.spatial_merge_size)
+
+
+FAMILIES = {"Mistral3ForConditionalGeneration": Mistral3()}

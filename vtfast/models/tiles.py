@@ -1,0 +1,120 @@
+"""Families that cut a picture into tiles and write each tile with as many placeholders: InternVL 3
+and 3.5, SmolVLM 1 and 2, Idefics3. All tiles between two texts are one picture."""
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, Idefics3Config, InternVLConfig, PreTrainedConfig, SmolVLMConfig
+
+from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.generic import IDS, LazyImageHash, Measured, TileHash, runs
+from vtfast.runtime.call import Pictures
+
+
+class InternVL(Family):
+    """How InternVL reads its pictures: all tiles of one stand between two tokens of their own."""
+
+    default_horizon = 0.75  # not measured
+
+    around_picture = (92, 93)
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        text = config.get_text_config().model_type
+        sizes = {"image_size": [16, 16], "patch_size": [4, 4], "num_hidden_layers": 2}
+        return InternVLConfig(
+            vision_config={**TINY_TOWER, **sizes, "num_attention_heads": 2},
+            text_config=AutoConfig.for_model(text, **TINY_TEXT),
+            image_token_id=90,
+        )
+
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        tiles = [1, 3, 1][:count]
+        return [4 * n for n in tiles], {"pixel_values": pixels[: sum(tiles)]}
+
+    def measured(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
+    ) -> Measured:
+        side = self.side(multimodal, call)
+
+        def measure(placed: np.ndarray) -> Pictures:
+            return _of_tiles(runs(placed)[1] // side**2, side)
+
+        return measure, ()
+
+    def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
+        return TileHash(call["pixel_values"])
+
+    def side(self, multimodal: Any, call: Mapping[str, Any]) -> int:
+        """Visual tokens along the side of a tile."""
+        config, pixels = multimodal.config, call.get("pixel_values")
+        pixel_side = config.vision_config.image_size[0] if pixels is None else pixels.shape[-1]
+        return int(pixel_side // config.vision_config.patch_size[0] * config.downsample_ratio)
+
+
+class Idefics3(Family):
+    """How Idefics3 and SmolVLM read their pictures: a token before each tile tells its place. A
+    picture's last tile is the whole picture, made small, so the token before the last tile of a
+    sample stands before the last tile of every picture.
+
+    config: class of the configuration.
+    """
+
+    default_horizon = 0.75  # not measured
+    text = "text_model"
+    around_picture = (92, 93)
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def tiny(self, config: Any) -> PreTrainedConfig:
+        text = config.get_text_config().model_type
+        sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
+        tiny: PreTrainedConfig = self._config(
+            vision_config={**TINY_TOWER, **sizes, "num_attention_heads": 2},
+            text_config=AutoConfig.for_model(text, **TINY_TEXT),
+            image_token_id=90,
+            scale_factor=2,
+        )
+        return tiny
+
+    def tiny_pictures(self, count: int) -> tuple[list[int], dict[str, Tensor]]:
+        pixels = torch.randn(1, count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return [4] * count, {"pixel_values": pixels}
+
+    def measured(
+        self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
+    ) -> Measured:
+        side = isqrt(multimodal.image_seq_len)
+
+        def measure(placed: np.ndarray, *ids: np.ndarray) -> Pictures:
+            first, _ = runs(placed)
+            ends = np.ones(len(first), dtype=bool)  # without ids a tile counts as a picture
+            for known in ids:
+                before, row = known.reshape(-1)[first - 1], first // placed.shape[1]
+                of_last = before[np.searchsorted(row, row, "right") - 1]
+                ends = before == of_last
+            last = np.flatnonzero(ends)
+            return _of_tiles(np.diff(last, prepend=-1), side)
+
+        return measure, () if call[IDS] is None else (call[IDS],)
+
+    def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
+        return TileHash(call["pixel_values"])
+
+
+def _of_tiles(tiles: np.ndarray, side: int) -> Pictures:
+    """Pictures of so many tiles, each of side x side tokens."""
+    sizes, parts = tiles * side**2, [((1, side, side),) * n for n in tiles]
+    return Pictures(sizes.tolist(), parts, tiles.tolist())
+
+
+FAMILIES = {
+    "InternVLForConditionalGeneration": InternVL(),
+    "SmolVLMForConditionalGeneration": Idefics3(SmolVLMConfig),
+    "Idefics3ForConditionalGeneration": Idefics3(Idefics3Config),
+}
