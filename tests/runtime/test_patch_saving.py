@@ -2,7 +2,6 @@
 
 import io
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -121,16 +120,3 @@ def test_a_written_cache_remembers_the_plan_that_pruned_it(family, path):
         pytest.raises(StateError, match=r"pruned by the plan.*start a new cache"),
     ):
         talk.step()
-
-
-@pytest.mark.parametrize("path", ["padded", "packed"])
-def test_a_cache_pickled_by_vtfast_0_1_is_refused_with_one_line(path):
-    pickled = (Path(__file__).parent / "samples_0_1" / f"{path}_cache.pkl").read_bytes()
-    with pytest.raises(StateError, match=r"pickled by vtfast 0\.1.*run the prompt again") as caught:
-        pickle.loads(pickled)
-    assert "\n" not in str(caught.value)
-
-
-def test_layers_of_a_packed_cache_of_0_1_are_refused_too():
-    with pytest.raises(StateError, match=r"pickled by vtfast 0\.1"):
-        pickle.loads(b"cvtfast.runtime.ragged_cache\nRaggedLayer\n.")

@@ -174,6 +174,7 @@ def check_one_device(text: nn.Module) -> None:
     if len(places) > 1:
         raise UnsupportedModelError(
             f"the language model is spread over several devices ({', '.join(places)}), which "
-            'vtfast does not support; load it on one device (device_map={"": 0}), or offload what '
-            "does not fit"
+            "vtfast does not support; split every layer over the devices instead "
+            '(tp_plan="auto", started by torchrun), or load the model on one device '
+            '(device_map={"": 0}) and offload what does not fit'
         )

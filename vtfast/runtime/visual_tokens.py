@@ -75,14 +75,11 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
         for i, ((b, _), (_, _, n, parts, _)) in enumerate(zip(samples, found, strict=True))
     ]
     images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
-    hashes = [
-        (source.image_hash, pictures)
-        for source, pictures in zip(sources, call.pictures, strict=True)
-        if source.image_hash is not None
-    ]
+    hashes = [s.image_hash for s in sources if s.image_hash is not None]
 
     def joined_hash(impl: str) -> Tensor:
-        made, rows = [make(impl, given) for make, given in hashes], [row for *_, row in found]
+        made = [make(impl, told) for make, told in zip(hashes, call.pictures, strict=True)]
+        rows = [row for *_, row in found]
         joined = made[0] if len(made) == 1 else torch.cat(made)
         in_order = rows == list(range(len(joined)))
         return joined if in_order else joined[to_device(rows, joined.device)]
