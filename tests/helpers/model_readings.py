@@ -101,12 +101,12 @@ def picture_hash(pixels: torch.Tensor, grid: tuple[int, int, int] = (0, 0, 0)) -
     nearest, ties to even) and read as an unsigned 16-bit integer.
     """
     bits = pixels.to(torch.bfloat16).flatten().view(torch.int16).tolist()
-    total = sum(_mix(b & 0xFFFF, i) for i, b in enumerate(bits))
+    total = sum(mixed_word(b & 0xFFFF, i) for i, b in enumerate(bits))
     t, h, w = grid
-    return (total + _mix((t << 40) + (h << 20) + w, -1)) & _64
+    return (total + mixed_word((t << 40) + (h << 20) + w, -1)) & _64
 
 
-def _mix(value: int, number: int) -> int:
+def mixed_word(value: int, number: int) -> int:
     """splitmix64's finalizer."""
     z = (value + (number + 1) * 0x9E3779B97F4A7C15) & _64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64

@@ -207,7 +207,7 @@ _ONE = {
         "Mistral3",
         {"model_type": "mistral", "sliding_window": None, "head_dim": 16},
         {"model_type": "pixtral", "image_size": SIDE, "patch_size": 4, "head_dim": 8},
-        {"vision_feature_layer": -1},
+        {"vision_feature_layer": -1, "tie_word_embeddings": False},
     ),
 }
 

@@ -91,8 +91,8 @@ class LlavaNext(Family):
             len(pack([pixels], [sides], image_newline=end, **self._packed(config, call))[0][0])
             for end in (newline, None)
         )
-        rows = with_ends - without
-        return (overview, (1, rows, (with_ends - side**2) // rows)), tiles
+        rows, details = with_ends - without, with_ends - side**2
+        return (overview, (1, rows, details // rows)) if rows else (overview,), tiles
 
     def _packed(self, config: Any, call: Mapping[str, Any]) -> dict[str, Any]:
         """More arguments of `pack_image_features`."""
