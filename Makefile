@@ -17,9 +17,12 @@ MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_t
 # A file is run by one worker, so that its models are built once. ARGS="-n 0" runs without workers.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 # Families beside LLaVA and Qwen2.5-VL: the core of the model tests, and, apart, all of them.
-MORE_FAMILIES := qwen2 qwen3 qwen3-moe qwen3.5 qwen3.5-moe glm4v
+MORE_FAMILIES := qwen2 qwen3 qwen3-moe qwen3.5 qwen3.5-moe glm4v glm46v internvl llava-next \
+    llava-onevision mistral3 smolvlm idefics3
+# Of two classes that share their code the core is tested with one.
+CORE_FAMILIES := $(filter-out glm46v idefics3,$(MORE_FAMILIES))
 FAMILY_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,identity parity generate undo)
-TEST_FAMILIES = VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)"
+TEST_FAMILIES = VTFAST_TEST_FAMILIES="$(CORE_FAMILIES)"
 TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate cache selection pictures \
     renumber right_padding variants)
 # The tests that launch kernels of every op: interpreted in `make test`, then compiled and executed
@@ -97,7 +100,10 @@ test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, 
 	$(TEST_FAMILIES) $(VENV)-oldest/bin/pytest $(FAMILY_TESTS) $(WORKERS) $(ARGS)
 
 test-families: $(READY) ## all model tests with the families beside LLaVA and Qwen2.5-VL; 25 minutes on 2 cores
-	$(TEST_FAMILIES) $(BIN)/pytest tests/runtime -k "$(subst $() $(), or ,$(MORE_FAMILIES))" $(WORKERS) $(ARGS)
+	VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)" $(BIN)/pytest tests/runtime $(WORKERS) $(ARGS) \
+	    -k "$(subst $() $(), or ,$(MORE_FAMILIES))" --junitxml build/families.xml; red=$$?; \
+	$(BIN)/python tests/families_result.py build/families.xml docs/families.json docs/families.md \
+	    $(MORE_FAMILIES) && exit $$red
 
 $(OLDEST): constraints.txt constraints-oldest.txt
 	@mkdir -p build

@@ -178,15 +178,18 @@ _BUILD = {
     "qwen3.5-moe": partial(
         _build, "Qwen3_5Moe", {**_QWEN35_TEXT, **_SHARED}, _QWEN35_TOWER, seed=3
     ),
-    "glm4v": partial(
-        _build,
-        "Glm4v",
-        {"rope_parameters": _GLM_ROPE},
-        {**_TOWER, "image_size": 56},
-        around="image",
-        last_mark=CLIP_END,
-        seed=3,
-    ),
+    **{
+        name: partial(
+            _build,
+            prefix,
+            {"rope_parameters": _GLM_ROPE},
+            {**_TOWER, "image_size": 56},
+            around="image",
+            last_mark=CLIP_END,
+            seed=3,
+        )
+        for name, prefix in (("glm4v", "Glm4v"), ("glm46v", "Glm46V"))
+    },
 }
 GRIDDED = {
     "qwen": _family("qwen", build_qwen, _placeholders, timed=True),
@@ -198,4 +201,5 @@ GRIDDED = {
         "qwen3.5-moe", _BUILD["qwen3.5-moe"], _frame_by_frame, layouts=("padded",)
     ),
     "glm4v": _family("glm4v", _BUILD["glm4v"], _between_marks, mixes=False),
+    "glm46v": _family("glm46v", _BUILD["glm46v"], _between_marks, mixes=False),
 }

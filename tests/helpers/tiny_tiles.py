@@ -181,8 +181,8 @@ _ONE = {
         {"image_size": [SIDE, SIDE], "patch_size": [4, 4]},
         {},
     ),
-    "smolvlm": partial(_build, "SmolVLM", *_SMOL),
-    "idefics3": partial(_build, "Idefics3", *_SMOL),
+    "smolvlm": partial(_build, "SmolVLM", *_SMOL, seed=2),
+    "idefics3": partial(_build, "Idefics3", *_SMOL, seed=2),
     "llava-next": partial(
         _build,
         "LlavaNext",
@@ -201,6 +201,7 @@ _ONE = {
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
         },
+        seed=6,
     ),
     "mistral3": partial(
         _build,
@@ -208,6 +209,7 @@ _ONE = {
         {"model_type": "mistral", "sliding_window": None, "head_dim": 16},
         {"model_type": "pixtral", "image_size": SIDE, "patch_size": 4, "head_dim": 8},
         {"vision_feature_layer": -1, "tie_word_embeddings": False},
+        seed=3,
     ),
 }
 

@@ -73,6 +73,7 @@ _EXPERTS = {
 }
 IMPOSSIBLE = {
     "glm4v": _GLM,
+    "glm46v": _GLM,
     "qwen3": _DEEPSTACK,
     "qwen3-moe": {**_DEEPSTACK, **_EXPERTS},
     "qwen3.5": _RECURRENT,
