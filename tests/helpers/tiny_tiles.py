@@ -189,6 +189,7 @@ _ONE = {
         _LLAMA,
         {"model_type": "clip_vision_model", "projection_dim": 32, **_SQUARE},
         _PINPOINTS,
+        seed=3,
     ),
     "llava-onevision": partial(
         _build,
