@@ -29,7 +29,6 @@ from transformers.processing_utils import ProcessorMixin
 
 from vtfast.errors import InputError
 
-_SAME_PROMPTS = ("Qwen2_5_VLProcessor", "Qwen2VLProcessor")
 FPS = 2.0  # at which Qwen's own tools sample a clip
 
 
@@ -65,10 +64,9 @@ def _stock_name(name: str | Path, **kwargs: Any) -> str:
 @cache
 def _on_pillow(stock: str) -> Any:
     """What stands in for the stock class of that name."""
-    if stock in _SAME_PROMPTS:
-        return Qwen25VLProcessor
-    if stock == PixtralProcessor.__name__:
-        return PixtralProcessor
+    own = {cls.stock: cls for cls in (Qwen25VLProcessor, Qwen2VLProcessor, PixtralProcessor)}
+    if stock in own:
+        return own[stock]
     return type(stock, (_PicturesOnly, getattr(transformers, stock)), {"__module__": __name__})
 
 
@@ -117,6 +115,8 @@ class PixtralProcessor(ProcessorMixin):
     image_sizes int64 [pictures, 2]: rows and columns of pixels without those zeros.
     """
 
+    stock = "PixtralProcessor"
+
     def __init__(
         self,
         image_processor: Any = None,
@@ -162,6 +162,8 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
     frame by itself, under the limits for pictures, and reads no video files.
     """
 
+    stock = "Qwen2_5_VLProcessor"  # what it stands in for
+    tells_seconds = True  # whether the model is told how long a step of a clip takes
     video_processor = None  # clips go through the image processor
 
     def __init__(
@@ -187,8 +189,8 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
         """
         name = pretrained_model_name_or_path
         kind = Qwen2VLImageProcessorPil.get_image_processor_dict(name, **kwargs)[0]
-        stock = kind.get("processor_class") or _SAME_PROMPTS[0]
-        if stock not in _SAME_PROMPTS:
+        stock = kind.get("processor_class") or cls.stock
+        if stock != cls.stock:
             raise InputError(
                 f"{name} has a {stock}, which {cls.__name__} cannot stand in for; use "
                 "vtfast.processors.load"
@@ -223,11 +225,12 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
     ) -> tuple[dict[str, Any], list[str]]:
         clips = [self._clip_patches(clip) for clip in videos]
         seconds = self.image_processor.temporal_patch_size / (fps or FPS)
-        inputs = {
+        inputs: dict[str, Any] = {
             "pixel_values_videos": np.concatenate([patches for patches, _ in clips]),
             "video_grid_thw": np.array([grid for _, grid in clips]),
-            "second_per_grid_ts": [seconds] * len(clips),
         }
+        if self.tells_seconds:
+            inputs["second_per_grid_ts"] = [seconds] * len(clips)
         return inputs, [self.replace_video_token(inputs, i) for i in range(len(clips))]
 
     def _clip_patches(self, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -245,6 +248,12 @@ class Qwen25VLProcessor(Qwen2_5_VLProcessor):
         patches = repeated["pixel_values"].reshape(steps, depth, places, -1, depth, side, side)
         moved = patches[:, :, :, :, 0].transpose(0, 2, 3, 1, 4, 5)
         return moved.reshape(steps * places, -1), (steps, rows, columns)
+
+
+class Qwen2VLProcessor(Qwen25VLProcessor):
+    """The same for Qwen2-VL, which is not told of seconds."""
+
+    stock, tells_seconds = "Qwen2VLProcessor", False
 
 
 def _clips(videos: Any) -> list[np.ndarray]:

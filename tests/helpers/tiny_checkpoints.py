@@ -192,6 +192,28 @@ FILES = {
         clips="SmolVLMVideoProcessor",
     ),
 }
+# Visual tokens of a picture of 110 x 80 pixels with these sizes: rows times columns.
+TOKENS = {
+    "llava": 6 * 6,
+    **dict.fromkeys(("qwen2", "qwen", "qwen3", "qwen3-moe", "qwen3.5", "qwen3.5-moe"), 3 * 4),
+    **dict.fromkeys(("glm4v", "glm46v"), 2 * 3),
+    "internvl": 13 * 4,  # tiles of 28 x 28, 3 rows of 4, and the whole picture as one
+    # The whole picture, four tiles without what fills up their upper and lower edges, and a token
+    # at the end of each row.
+    **dict.fromkeys(("llava-next", "llava-onevision"), 6 * 6 + 8 * (12 + 1)),
+    "mistral3": 3 * 4,
+    **dict.fromkeys(("idefics3", "smolvlm"), 5 * 4),  # 2 x 2 tiles and the whole picture
+}
+
+
+def _is_built(name: str) -> bool:
+    try:
+        return FAMILIES[name] is not None
+    except KeyError:
+        return False
+
+
+BUILT = [name for name in FILES if _is_built(name)]  # families that have a tiny model
 
 
 def write_processor(name: str, folder: Path) -> Path:
@@ -199,8 +221,10 @@ def write_processor(name: str, folder: Path) -> Path:
     files = FILES[name]
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer(files).save_pretrained(folder)
-    template = chat_template({"image": files.shown})
-    (folder / "chat_template.jinja").write_text(template)
+    parts = {"image": files.shown}
+    if files.marks[1:] and "video" in files.marks[1]:
+        parts["video"] = files.shown.replace(*files.marks[:2])
+    (folder / "chat_template.jinja").write_text(chat_template(parts))
     own = {"processor_class": files.processor}
     written = {"preprocessor_config.json": {**files.pictures, **own}}
     if files.settings:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_checkpoints import FILES, write_processor
+from tiny_checkpoints import FILES, TOKENS, write_processor
 from tiny_parts import IMAGE
 
 from vtfast import processors
@@ -20,18 +20,6 @@ from vtfast.toy.scene import Scene
 # The stock processors of GLM-4V and InternVL hand tensors to NumPy in a way that it will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-# Visual tokens of a picture of 110 x 80 pixels with the sizes of `FILES`: rows times columns.
-TOKENS = {
-    "llava": 6 * 6,
-    **dict.fromkeys(("qwen2", "qwen", "qwen3", "qwen3-moe", "qwen3.5", "qwen3.5-moe"), 3 * 4),
-    **dict.fromkeys(("glm4v", "glm46v"), 2 * 3),
-    "internvl": 13 * 4,  # tiles of 28 x 28, 4 x 3 of them, and the whole picture as one
-    # The whole picture, four tiles without what fills up their upper and lower edges, and a token
-    # at the end of each row.
-    **dict.fromkeys(("llava-next", "llava-onevision"), 6 * 6 + 8 * (12 + 1)),
-    "mistral3": 3 * 4,
-    **dict.fromkeys(("idefics3", "smolvlm"), 5 * 4),  # 2 x 2 tiles and the whole picture
-}
 BY_GRID = [name for name in FILES if name.startswith(("qwen", "glm"))]
 KINDS = {
     "qwen2": "qwen2_vl",
@@ -130,6 +118,17 @@ def test_clips_are_refused_with_what_to_install(load, name):
     token = getattr(processor, "video_token", "")
     with pytest.raises(InputError, match=r"clips only with torchvision; install it \(pip install"):
         processor(videos=[[picture(), picture()]], text=[f"{token}a"])
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision reads clips")
+@pytest.mark.parametrize(("name", "told"), [("qwen2", False), ("qwen", True)])
+def test_only_a_model_that_takes_seconds_is_told_of_them(load, name, told):
+    """`generate` of Qwen2-VL refuses an argument that it does not use."""
+    processor = load(name)
+    text = "<|vision_start|><|video_pad|><|vision_end|>"
+    inputs = processor(videos=[[picture(), picture()]], text=[text], return_tensors="pt")
+    assert inputs["video_grid_thw"].tolist() == [[1, 6, 8]]
+    assert ("second_per_grid_ts" in inputs) is told
 
 
 @pytest.mark.parametrize("name", FILES)
