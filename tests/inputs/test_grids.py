@@ -11,6 +11,7 @@ from tiny_checkpoints import FILES, TOKENS, write_processor
 from tiny_parts import IMAGE
 
 from vtfast import processors
+from vtfast.cli._kept_views import kept_views
 from vtfast.errors import InputError
 from vtfast.inputs.checkpoints import Checkpoint
 from vtfast.inputs.grids import Grid, grids_of_pixels
@@ -96,6 +97,17 @@ def test_a_tile_is_shown_as_the_model_sees_it(ask, name):
     assert colour(prompt.as_seen(1, 0)) == [1, 0, 0]
     assert colour(prompt.as_seen(1, steps - 2)) == [0, 0, 1]
     assert colour(prompt.as_seen(1, steps - 1)) == [0.5, 0, 0.5]
+
+
+def test_tiles_are_views_of_their_own(ask):
+    prompt = ask("internvl", halves(WIDE), halves(HIGH))
+    unpruned = SimpleNamespace(report=None, plan=SimpleNamespace(stages=()))
+    views = kept_views(prompt, unpruned)
+    assert [view.name for view in views] == [
+        *[f"0, tile {i} of 13" for i in range(1, 14)],
+        *[f"1, tile {i} of 9" for i in range(1, 10)],
+    ]
+    assert {(view.grid, view.picture.size) for view in views} == {((2, 2), (28, 28))}
 
 
 def test_a_picture_is_shown_without_what_fills_it_up(ask):
