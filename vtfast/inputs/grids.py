@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 
@@ -62,6 +64,26 @@ def grids_of_pixels(inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Gri
     each = sum(sizes) // tiles
     rows, columns = _raster(each, *pixels.shape[-2:])
     return [Grid(n // each, rows, columns, each - rows * columns) for n in sizes]
+
+
+def as_seen(processor: Any, inputs: Mapping[str, Any], tile: int) -> Image.Image | None:
+    """A picture or tile as it reaches the model, cropped if its processor crops.
+
+    inputs: what the processor made of a prompt. tile: which of all tiles, or of all pictures where
+        there are no tiles. None where the inputs have patches, of the whole picture.
+    """
+    pixels = inputs.get("pixel_values")
+    if pixels is None or pixels.ndim < 4:
+        return None
+    seen = pixels.flatten(0, -4)[tile]
+    if "image_sizes" in inputs:  # what is behind them fills up
+        high, wide = inputs["image_sizes"][tile].tolist()
+        seen = seen[:, :high, :wide]
+    how = processor.image_processor
+    raster = seen.permute(1, 2, 0).float().numpy()
+    if how.do_normalize:
+        raster = raster * np.array(how.image_std) + np.array(how.image_mean)
+    return Image.fromarray((raster.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def _raster(tokens: int, high: int, wide: int) -> tuple[int, int]:

@@ -7,14 +7,13 @@ The checkpoint's chat template (`chats.py`) writes the prompt.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.inputs.chats import chat
 from vtfast.inputs.checkpoints import Checkpoint
-from vtfast.inputs.grids import grids_of_patches, grids_of_pixels
+from vtfast.inputs.grids import as_seen, grids_of_patches, grids_of_pixels
 from vtfast.inputs.hub import short
 from vtfast.inputs.pictures import Clip
 
@@ -86,19 +85,9 @@ class Prompt:
     def as_seen(self, number: int, step: int = 0) -> Image.Image:
         """Picture `number`, or a tile of it, as it reaches the model: cropped, if its processor
         crops."""
-        pixels = self.inputs.get("pixel_values")
-        if pixels is None or pixels.ndim < 4:  # patches of the whole picture
-            return self.images[number][1]
         before = sum(grid.steps for grid in self.grids[:number])
-        tile = pixels.flatten(0, -4)[before + step]
-        if "image_sizes" in self.inputs:  # what is behind them fills up
-            high, wide = self.inputs["image_sizes"][number].tolist()
-            tile = tile[:, :high, :wide]
-        how = self._checkpoint.processor.image_processor
-        raster = tile.permute(1, 2, 0).float().numpy()
-        if how.do_normalize:
-            raster = raster * np.array(how.image_std) + np.array(how.image_mean)
-        return Image.fromarray((raster.clip(0, 1) * 255).round().astype(np.uint8))
+        seen = as_seen(self._checkpoint.processor, self.inputs, before + step)
+        return self.images[number][1] if seen is None else seen
 
     def _write(self, text: str) -> str:
         """The attribute `written`."""
