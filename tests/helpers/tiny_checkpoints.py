@@ -105,13 +105,13 @@ FILES = {
         "<IMG_CONTEXT>",
         {
             "image_processor_type": "GotOcr2ImageProcessorFast",
-            "size": {"height": 28, "width": 28},
+            "size": {"height": 48, "width": 48},
             "crop_to_patches": False,
             "min_patches": 1,
-            "max_patches": 12,
+            "max_patches": 6,
             **_COLOURS,
         },
-        {"image_seq_length": 4},
+        {"image_seq_length": 36},
         clips="InternVLVideoProcessor",
         named={
             "context_image_token": "<IMG_CONTEXT>",
@@ -151,12 +151,12 @@ FILES = {
         "[IMG]",
         {
             "image_processor_type": "PixtralImageProcessorFast",
-            "patch_size": 14,
-            "size": {"longest_edge": 112},
+            "patch_size": 4,
+            "size": {"longest_edge": 48},
             **_COLOURS,
         },
         {
-            "patch_size": 14,
+            "patch_size": 4,
             "spatial_merge_size": 2,
             "image_token": "[IMG]",
             "image_break_token": "[IMG_BREAK]",
@@ -170,11 +170,11 @@ FILES = {
         {
             "image_processor_type": "Idefics3ImageProcessor",
             "do_image_splitting": True,
-            "max_image_size": {"longest_edge": 28},
-            "size": {"longest_edge": 56},
+            "max_image_size": {"longest_edge": 48},
+            "size": {"longest_edge": 96},
             **_COLOURS,
         },
-        {"image_seq_len": 4},
+        {"image_seq_len": 36},
     ),
     "smolvlm": Files(
         "SmolVLMProcessor",
@@ -183,12 +183,12 @@ FILES = {
         {
             "image_processor_type": "SmolVLMImageProcessor",
             "do_image_splitting": True,
-            "max_image_size": {"longest_edge": 28},
-            "size": {"longest_edge": 56},
-            "video_sampling": {"fps": 1, "max_frames": 8, "video_size": {"longest_edge": 28}},
+            "max_image_size": {"longest_edge": 48},
+            "size": {"longest_edge": 96},
+            "video_sampling": {"fps": 1, "max_frames": 8, "video_size": {"longest_edge": 48}},
             **_COLOURS,
         },
-        {"image_seq_len": 4},
+        {"image_seq_len": 36},
         clips="SmolVLMVideoProcessor",
     ),
 }
@@ -197,12 +197,12 @@ TOKENS = {
     "llava": 6 * 6,
     **dict.fromkeys(("qwen2", "qwen", "qwen3", "qwen3-moe", "qwen3.5", "qwen3.5-moe"), 3 * 4),
     **dict.fromkeys(("glm4v", "glm46v"), 2 * 3),
-    "internvl": 13 * 4,  # tiles of 28 x 28, 3 rows of 4, and the whole picture as one
+    "internvl": 7 * 36,  # 2 rows of 3 tiles, and the whole picture as one
     # The whole picture, four tiles without what fills up their upper and lower edges, and a token
     # at the end of each row.
     **dict.fromkeys(("llava-next", "llava-onevision"), 6 * 6 + 8 * (12 + 1)),
-    "mistral3": 3 * 4,
-    **dict.fromkeys(("idefics3", "smolvlm"), 5 * 4),  # 2 x 2 tiles and the whole picture
+    "mistral3": 5 * 6,
+    **dict.fromkeys(("idefics3", "smolvlm"), 5 * 36),  # 2 x 2 tiles and the whole picture
 }
 
 

@@ -72,9 +72,9 @@ def test_each_picture_has_as_many_tokens_as_alone(ask, name):
         ("llava", Grid(1, 6, 6)),
         ("qwen3", Grid(1, 3, 4)),
         ("glm46v", Grid(1, 2, 3)),
-        ("mistral3", Grid(1, 3, 4)),
-        ("internvl", Grid(13, 2, 2)),
-        *[(name, Grid(5, 2, 2)) for name in ("idefics3", "smolvlm") if name in NAMES],
+        ("mistral3", Grid(1, 5, 6)),
+        ("internvl", Grid(7, 6, 6)),
+        *[(name, Grid(5, 6, 6)) for name in ("idefics3", "smolvlm") if name in NAMES],
     ],
 )
 def test_tokens_have_a_place_in_the_picture_or_its_tiles(ask, name, grid):
@@ -104,15 +104,15 @@ def test_tiles_are_views_of_their_own(ask):
     unpruned = SimpleNamespace(report=None, plan=SimpleNamespace(stages=()))
     views = kept_views(prompt, unpruned)
     assert [view.name for view in views] == [
-        *[f"0, tile {i} of 13" for i in range(1, 14)],
-        *[f"1, tile {i} of 9" for i in range(1, 10)],
+        *[f"0, tile {i} of 7" for i in range(1, 8)],
+        *[f"1, tile {i} of 3" for i in range(1, 4)],
     ]
-    assert {(view.grid, view.picture.size) for view in views} == {((2, 2), (28, 28))}
+    assert {(view.grid, view.picture.size) for view in views} == {((6, 6), (48, 48))}
 
 
 def test_a_picture_is_shown_without_what_fills_it_up(ask):
     prompt = ask("mistral3", halves(WIDE), halves(HIGH))
-    assert [prompt.as_seen(i).size for i in (0, 1)] == [(112, 84), (56, 112)]
+    assert [prompt.as_seen(i).size for i in (0, 1)] == [(48, 40), (24, 48)]
     assert all(colour(prompt.as_seen(i)) == [0.5, 0, 0.5] for i in (0, 1))
 
 

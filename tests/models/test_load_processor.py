@@ -105,10 +105,10 @@ def test_models_with_positions_by_grid_are_told_the_kind_of_each_token(load, nam
 
 def test_rows_of_a_pixtral_picture_are_told_apart(load):
     processor = load("mistral3")
-    inputs = processor(images=[picture(0, (110, 70))], text=["[IMG]"], return_tensors="pt")
-    row, broken, end = [IMAGE] * 4, [IMAGE + 1], [IMAGE + 2]
+    inputs = processor(images=[picture(0, (44, 20))], text=["[IMG]"], return_tensors="pt")
+    row, broken, end = [IMAGE] * 6, [IMAGE + 1], [IMAGE + 2]
     assert inputs["input_ids"].tolist() == [row + broken + row + broken + row + end]
-    assert inputs["image_sizes"].tolist() == [[84, 112]]
+    assert inputs["image_sizes"].tolist() == [[24, 48]]
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision reads clips")
