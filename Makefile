@@ -100,6 +100,7 @@ test-oldest: $(OLDEST) ## the model tests on the oldest transformers supported, 
 	$(TEST_FAMILIES) $(VENV)-oldest/bin/pytest $(FAMILY_TESTS) $(WORKERS) $(ARGS)
 
 test-families: $(READY) ## all model tests with the families beside LLaVA and Qwen2.5-VL; 25 minutes on 2 cores
+	VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)" $(BIN)/pytest tests/cli/test_families.py $(WORKERS) $(ARGS)
 	VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)" $(BIN)/pytest tests/runtime $(WORKERS) $(ARGS) \
 	    -k "$(subst $() $(), or ,$(MORE_FAMILIES))" --junitxml build/families.xml; red=$$?; \
 	$(BIN)/python tests/families_result.py build/families.xml docs/families.json docs/families.md \

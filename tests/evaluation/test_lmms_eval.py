@@ -11,14 +11,20 @@ from itertools import chain
 from types import ModuleType
 
 import pytest
-from lmms_stand_in import HOME, stand_ins
+from lmms_stand_in import FAMILY_OF, HOME, stand_ins
 from lmms_task import lmms_eval, write_task
+from tiny_checkpoints import BUILT
 
 import vtfast
 from vtfast import PlanError
 from vtfast.evaluation import lmms
 
-CLASSES = ["LlavaHf", "LlavaHfChat", "Qwen25VL", "Qwen25VLChat"]
+CLASSES = [
+    one.ours(kind)
+    for name, one in lmms.MODELS.items()
+    for kind in one.kinds
+    if FAMILY_OF[name] in BUILT
+]
 OURS = {"plan", "keep", "horizon", "seed", "positions"}
 
 
@@ -92,31 +98,35 @@ def test_lmms_eval_is_told_where_the_classes_are(classes, monkeypatch):
     monkeypatch.setitem(sys.modules, registry.__name__, registry)
     (point,) = (p for p in entry_points(group="lmms_eval.models") if p.name == "vtfast")
     found = {name: paths for name, *paths in point.load()()}
-    assert set(found) == {"llava_hf_vtfast", "qwen2_5_vl_vtfast"}
+    assert set(found) == {f"{name}_vtfast" for name in lmms.MODELS}
     for path in filter(None, chain(*found.values())):
         module, _, name = path.rpartition(".")
         assert module == HOME
         assert inspect.isclass(getattr(classes, name))
     for simple, chat in found.values():
         for path, is_simple in ((simple, True), (chat, False)):
-            cls = getattr(classes, path.rpartition(".")[2])
-            assert getattr(cls, "is_simple", True) is is_simple
+            if path is not None:
+                cls = getattr(classes, path.rpartition(".")[2])
+                assert getattr(cls, "is_simple", True) is is_simple
 
 
 # -- with lmms-eval --------------------------------------------------------------------------------
 
 
-def test_the_real_lmms_eval_takes_them():
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, one in lmms.MODELS.items() for kind in one.kinds]
+)
+def test_the_real_lmms_eval_takes_them(name, kind):
     models = pytest.importorskip("lmms_eval.models", reason="lmms-eval is not installed")
-    for name in ("llava_hf_vtfast", "qwen2_5_vl_vtfast"):
-        for simple in (True, False):
-            ours = models.get_model(name, force_simple=simple)
-            theirs = models.get_model(name.removesuffix("_vtfast"), force_simple=simple)
-            assert issubclass(ours, theirs)
-            arguments = inspect.signature(theirs.__init__).parameters
-            assert not OURS & set(arguments)
-            assert {"pretrained", "device", "device_map"} <= set(arguments)
-    assert lmms.manifests()[0].model_id == "llava_hf_vtfast"
+    if name not in models.list_available_models():
+        pytest.skip(f"this lmms-eval has no {name}")
+    simple = kind == "simple"
+    ours = models.get_model(f"{name}_vtfast", force_simple=simple)
+    theirs = models.get_model(name, force_simple=simple)
+    assert issubclass(ours, theirs)
+    arguments = inspect.signature(theirs.__init__).parameters
+    assert not OURS & set(arguments)
+    assert {"pretrained", "device", "device_map"} <= set(arguments)
 
 
 @pytest.mark.parametrize(

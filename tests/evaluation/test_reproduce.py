@@ -93,7 +93,7 @@ def test_the_commands_for_lmms_eval_make_pruned_models():
         for words in THEIRS:
             name = words[words.index("--model") + 1]
             cls = {"llava_hf_vtfast": classes.LlavaHfChat}
-            cls |= {"qwen2_5_vl_vtfast": classes.Qwen25VLChat}
+            cls |= {"qwen2_5_vl_vtfast": classes.Qwen2_5_VLChat}
             given = words[words.index("--model_args") + 1].split(",")
             built = cls[name](**dict(part.split("=", 1) for part in given))
             made.append((built.pretrained, built.vtfast.plan.name))

@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 from tiny_models import FAMILIES
 
+from vtfast.evaluation.lmms import MODELS
+
 HOME = "vtfast.evaluation.lmms_models"
+FAMILY_OF = {
+    "llava_hf": "llava",
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen",
+    "qwen3_vl": "qwen3",
+    "qwen3_5": "qwen3.5",
+    "glm4v": "glm4v",
+    "internvl_hf": "internvl",
+}
 
 
 class StandIn:
@@ -43,19 +54,17 @@ def stand_ins(text_config: Any = None) -> Iterator[ModuleType]:
 
     text_config: the text model of the LLaVAs, if not the usual one.
     """
-    llava = type("LlavaHf", (StandIn,), {"text": text_config})
-    llava_chat = type("LlavaHf", (llava,), {"is_simple": False})
-    qwen = type("Qwen2_5_VL", (StandIn,), {"family": "qwen"})
-    chat = type("Qwen2_5_VL", (qwen,), {"is_simple": False})
-    names = {"simple.llava_hf": llava, "simple.qwen2_5_vl": qwen}
-    names |= {"chat.llava_hf": llava_chat, "chat.qwen2_5_vl": chat}
     with pytest.MonkeyPatch.context() as patching:
         for package in ("", ".models", ".models.simple", ".models.chat"):
             patching.setitem(sys.modules, f"lmms_eval{package}", ModuleType("lmms_eval"))
-        for name, cls in names.items():
-            module = ModuleType(f"lmms_eval.models.{name}")
-            setattr(module, cls.__name__, cls)
-            patching.setitem(sys.modules, module.__name__, module)
+        for model, theirs in MODELS.items():
+            text = text_config if model == "llava_hf" else None
+            for kind in theirs.kinds:
+                told = {"family": FAMILY_OF[model], "text": text}
+                told |= {"is_simple": False} if kind == "chat" else {}
+                module = ModuleType(f"lmms_eval.models.{kind}.{model}")
+                setattr(module, theirs.cls, type(theirs.cls, (StandIn,), told))
+                patching.setitem(sys.modules, module.__name__, module)
         patching.delitem(sys.modules, HOME, raising=False)
         yield import_module(HOME)
         sys.modules.pop(HOME, None)

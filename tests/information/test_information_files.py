@@ -22,13 +22,22 @@ HOW = {"window": 4, "batch": 2, "progress": False}
 FILES = {"horizon.json": Horizon, "map.json": InformationMap, "sweep.json": Sweep}
 
 
+def holds(new, old):
+    """Whether every value of the old record is in the new one, which may have more fields."""
+    if isinstance(old, dict):
+        return all(name in new and holds(new[name], part) for name, part in old.items())
+    if isinstance(old, list):
+        return len(new) == len(old) and all(map(holds, new, old))
+    return new == old
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_result_of_0_1_is_read_and_saved_as_it_was(name, tmp_path):
     found = FILES[name].load(SAMPLES / name)
     found.save(tmp_path / name)
     saved = json.loads((tmp_path / name).read_text())
     assert saved == found.record()
-    assert {**saved, **json.loads((SAMPLES / name).read_text())} == saved
+    assert holds(saved, json.loads((SAMPLES / name).read_text()))
     assert saved["skipped"] == []
 
 

@@ -102,6 +102,25 @@ def test_units_are_windows_of_the_grid_in_raster_order():
     assert shares[0, 5] == pytest.approx(picture.scores[0, 1] / 4)
 
 
+def test_tiles_are_parts_of_their_picture():
+    """A sample with pictures of three tiles and of one, and one with a picture of one tile."""
+    family = FAMILIES["internvl"]
+    parts = [[2, Picture((1, 12, 4)), 1, Picture((1, 12, 12)), 3], [2, Picture((1, 12, 12)), 3]]
+    inputs = family.batch(family.samples(*parts))
+    found = information.score(family.build(), inputs, [[5], [6]], layers=[5], window=6).pictures
+    places = [(p.sample, p.number, p.part) for p in found]
+    assert places == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (1, 0, 0)]
+    assert all(p.token_grid == (1, 6, 6) for p in found)
+
+
+def test_pictures_and_clips_are_numbered_as_they_stand():
+    family = FAMILIES["qwen"]
+    clip = Picture((2, 4, 4), video=True)
+    inputs = family.batch(family.samples([2, clip, 1, Picture((1, 4, 4)), 1, clip, 3]))
+    found = information.score(family.build(), inputs, [[5]], layers=[5], window=2).pictures
+    assert [(p.number, p.part, p.token_grid[0]) for p in found] == [(0, 0, 2), (1, 0, 1), (2, 0, 2)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sample_scores_the_same_alone_and_in_a_batch(name):
     _, together = scored(name, layers=[0, 4], window=3)

@@ -110,7 +110,7 @@ def test_without_torchvision_a_qwen_gets_the_processor_of_vtfast(
     def refuse(*arguments: object, **options: object) -> None:
         raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
 
-    monkeypatch.setattr("vtfast.inputs.checkpoints.AutoProcessor.from_pretrained", refuse)
+    monkeypatch.setattr("vtfast.processors.AutoProcessor.from_pretrained", refuse)
     assert type(load_processor(str(CHECKPOINTS / "qwen"))) is Qwen25VLProcessor
 
 
@@ -120,6 +120,6 @@ def test_another_missing_package_is_not_taken_for_torchvision(
     def refuse(*arguments: object, **options: object) -> None:
         raise ImportError("no module named 'sentencepiece'")
 
-    monkeypatch.setattr("vtfast.inputs.checkpoints.AutoProcessor.from_pretrained", refuse)
+    monkeypatch.setattr("vtfast.processors.AutoProcessor.from_pretrained", refuse)
     with pytest.raises(InputError, match="cannot load its processor: no module named 'sentence"):
         load_processor(str(CHECKPOINTS / "qwen"))

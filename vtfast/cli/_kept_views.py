@@ -41,7 +41,7 @@ class View:
 
 
 def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
-    """Every picture of a prompt, and every time step of its video, with what was kept of it.
+    """Every picture (or tile) of a prompt and time step of its video, with what was kept of it.
 
     handle: that of a patch with `record=True` under which the model answered the prompt.
     """
@@ -52,8 +52,9 @@ def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
         start += skip
         for step in range(steps):
             if number < len(prompt.images):
-                picture = prompt.as_seen(number)
+                picture = prompt.as_seen(number, step)
                 name = prompt.images[number][0] if several else View.name
+                name += f", tile {step + 1} of {steps}" * (steps > 1)
             else:
                 assert prompt.clip is not None
                 frames = prompt.clip.frames

@@ -104,6 +104,19 @@ def print_table(
         stdout.print(shown)
 
 
+def in_ms(ms: float) -> str:
+    """A time in milliseconds, for a table."""
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def in_bytes(size: int) -> str:
+    """A number of bytes, for a table."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1e3:.0f} kB"
+
+
 def _parts(
     keys: list[int], others: list[int], least: Sequence[int], room: int
 ) -> Iterator[list[int]]:

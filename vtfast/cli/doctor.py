@@ -31,7 +31,8 @@ PACKAGES = {
     "rich": ("", True, "this command"),
     "typer": ("", True, "this command"),
     "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
-    "torchvision": ("", False, "stock processors; for Qwen2-VL and Qwen2.5-VL vtfast has its own"),
+    "torchvision": ("", False, "clips, but those of Qwen2-VL and Qwen2.5-VL"),
+    "num2words": ("", False, "the processor of SmolVLM"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
 # What is imported of a package, where its name says it wrongly or loads too little of it to fail.

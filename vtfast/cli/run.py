@@ -14,7 +14,16 @@ from rich.text import Text
 
 from vtfast import __version__
 from vtfast.cli import _options as options
-from vtfast.cli._terminal import consoles, loading_libraries, print_table, remark, working, writing
+from vtfast.cli._terminal import (
+    consoles,
+    in_bytes,
+    in_ms,
+    loading_libraries,
+    print_table,
+    remark,
+    working,
+    writing,
+)
 from vtfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,6 +133,8 @@ def run(
     with quiet(), working(stderr, "checking the plan and the prompt"):
         checkpoint.check_plan(**how)
         asked = Prompt(checkpoint, prompt, images, clip)
+        if out:
+            asked.check_grids()
     with loaded(checkpoint, device, dtype, stderr) as network:
         answer_of = partial(ask, network, asked, max_new_tokens)
         with patch(network, **how, record=out is not None) as handle:
@@ -280,23 +291,12 @@ def _show(stdout: Console, record: Mapping[str, Any], plan: str) -> None:
         stdout.print(f"What was kept of the pictures: {record['picture']}", soft_wrap=True)
 
 
-def _time(ms: float) -> str:
-    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
-
-
-def _size(size: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.2f} {name}"
-    return f"{size / 1e3:.0f} kB"
-
-
 # Rows of the table: label, field of the record, and how its value is written.
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("visual tokens, average of layers", "visual_tokens_average", "{:.1f}".format),
     ("prefill FLOPs, of unpruned", "flops_ratio", lambda share: f"{100 * share:.0f} %"),
-    ("time to first token", "seconds_to_first_token", lambda seconds: _time(1000 * seconds)),
-    ("per further token", "ms_per_further_token", _time),
-    ("KV cache", "kv_cache_bytes", _size),
+    ("time to first token", "seconds_to_first_token", lambda seconds: in_ms(1000 * seconds)),
+    ("per further token", "ms_per_further_token", in_ms),
+    ("KV cache", "kv_cache_bytes", in_bytes),
     ("new tokens", "new_tokens", str),
 )

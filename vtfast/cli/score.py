@@ -116,8 +116,19 @@ def score(
 
 
 def _pictures(asked: "Dataset", found: "InformationMap") -> list["Image"]:
-    """The pictures of a map, in its order."""
-    return [asked.pictures(found.numbers[p.sample])[p.number] for p in found.pictures]
+    """The pictures, or tiles of them, of a map, in its order."""
+    from vtfast.inputs.grids import as_seen
+
+    shown = []
+    for sample, number in enumerate(found.numbers):
+        mine = [p for p in found.pictures if p.sample == sample]
+        inputs, pictures = asked.batch([number]).inputs, asked.pictures(number)
+        several = {p.number for p in mine if p.part}
+        tiled = several and "image_sizes" not in inputs  # else all grids are of the whole picture
+        for tile, picture in enumerate(mine):
+            seen = as_seen(asked.processor, inputs, tile) if tiled else None
+            shown.append(seen or pictures[picture.number])
+    return shown
 
 
 def _show(

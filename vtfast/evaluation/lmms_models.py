@@ -1,14 +1,15 @@
-"""The classes behind `vtfast.evaluation.lmms`; importing this needs lmms-eval."""
+"""The classes behind `vtfast.evaluation.lmms`, made when asked for; that needs lmms-eval.
 
+`LlavaHf` is lmms-eval's class of that name, pruned, and `LlavaHfChat` its class that takes chat
+messages; so are those of every model in `lmms.MODELS`.
+"""
+
+from importlib import import_module
 from typing import Any
-
-from lmms_eval.models.chat.llava_hf import LlavaHf as _LlavaChat
-from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as _QwenChat
-from lmms_eval.models.simple.llava_hf import LlavaHf as _Llava
-from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as _Qwen
 
 from vtfast.distributed import this_process
 from vtfast.evaluation.compare import named_plan
+from vtfast.evaluation.lmms import MODELS
 from vtfast.patching import patch
 from vtfast.presets import check_name
 
@@ -55,17 +56,15 @@ class _OnOneDevice(_Pruned):
         super().__init__(*args, device=device, device_map=device_map, **kwargs)
 
 
-class LlavaHf(_OnOneDevice, _Llava):
-    """lmms-eval's `llava_hf`, pruned."""
+_MIXINS = {"llava_hf": _OnOneDevice}
+_OURS = {one.ours(kind): (name, kind) for name, one in MODELS.items() for kind in one.kinds}
 
 
-class LlavaHfChat(_OnOneDevice, _LlavaChat):
-    """lmms-eval's `llava_hf` with chat messages, pruned."""
-
-
-class Qwen25VL(_Pruned, _Qwen):
-    """lmms-eval's `qwen2_5_vl`, pruned."""
-
-
-class Qwen25VLChat(_Pruned, _QwenChat):
-    """lmms-eval's `qwen2_5_vl` with chat messages, pruned."""
+def __getattr__(name: str) -> Any:
+    if name not in _OURS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    model, kind = _OURS[name]
+    theirs = getattr(import_module(f"lmms_eval.models.{kind}.{model}"), MODELS[model].cls)
+    told = {"__module__": __name__, "__doc__": f"lmms-eval's `{model}` ({kind}), pruned."}
+    made = globals()[name] = type(name, (_MIXINS.get(model, _Pruned), theirs), told)
+    return made

@@ -29,10 +29,11 @@ _MOST_LAYERS, _MOST_PICTURES = 6, 8  # of a figure
 
 @dataclass(frozen=True, eq=False)
 class PictureScores:
-    """Information scores of one image or clip.
+    """Information scores of one image or clip, or of one of its grids of tokens.
 
     Attributes:
-        sample: which of the batch. `number`: which picture of that sample, from 0.
+        sample: which of the batch. `number`: which picture of that sample, from 0. `part`: which
+            of its grids, from 0, where it has several (its tiles, for example).
         scores: fp64 [layers, units], units in raster order.
         grid: of units, as steps in time (1 for an image), rows, columns.
         token_grid: of visual tokens, likewise.
@@ -45,6 +46,7 @@ class PictureScores:
     grid: Grid
     token_grid: Grid
     columns: tuple[tuple[int, ...], ...]
+    part: int = 0
 
     def raster(self) -> np.ndarray:
         """The scores as fp64 [layers, steps, rows, columns]."""

@@ -1,8 +1,8 @@
 """Where the pictures of a batch stand in its sequences, and their division into units to score."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -20,18 +20,22 @@ Window = tuple[int, int]  # rows, columns of tokens in a unit
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image or a clip in a batch.
+    """An image or a clip in a batch, or one of several grids of tokens that it has.
 
     Attributes:
         sample: which of the batch.
         columns: int64 [tokens], places of its visual tokens in that sequence, ascending, in raster
             order; tokens that are no patch (a class token) are left out.
         grid: of its tokens.
+        number: which picture of the sample, from 0. `part`: which grid of that picture, where it
+            has several (a tile, or an overview and what it overviews).
     """
 
     sample: int
     columns: np.ndarray
     grid: Grid
+    number: int = 0
+    part: int = 0
 
     def units(self, window: Window | None) -> tuple[list[np.ndarray], Grid]:
         """Divide the picture into units; columns of each, in raster order, and the grid of units.
@@ -75,7 +79,8 @@ def find_pictures(
     visual = np.zeros((samples, length), dtype=bool)
     sources = family.sources(multimodal, inputs)
     call = read_call({}, sources, None, family.position_axes, None) if sources else None
-    for placed, pictures in zip(call.placeholders, call.pictures, strict=True) if call else ():
+    kinds = zip(call.placeholders, call.pictures, strict=True) if call else ()
+    for kind, (placed, pictures) in enumerate(kinds):
         visual |= placed
         flat, made = np.flatnonzero(placed), sum(pictures.sizes)
         if made != len(flat):
@@ -84,10 +89,25 @@ def find_pictures(
                 "placeholders; encode prompt and pictures with the model's own processor"
             )
         start = 0
-        for grid in chain(*pictures.parts):
+        for grid, which in [(g, i) for i, grids in enumerate(pictures.parts) for g in grids]:
             tokens = flat[start : (start := start + prod(grid))]
             if len(tokens) > 1:  # else it is no patch, but a class token or a new line
                 steps, rows, columns = grid
                 sample = int(tokens[0]) // length
-                found.append(Picture(sample, tokens % length, (steps, rows, columns)))
-    return sorted(found, key=lambda picture: (picture.sample, picture.columns[0])), visual
+                one = Picture(sample, tokens % length, (steps, rows, columns))
+                found.append((one, (kind, which)))
+    found.sort(key=lambda pair: (pair[0].sample, pair[0].columns[0]))
+    return _numbered(found), visual
+
+
+def _numbered(found: list[tuple[Picture, tuple[int, int]]]) -> list[Picture]:
+    """Number the pictures of a sample, and the grids of a picture, which share a key."""
+    numbered = []
+    for sample in sorted({picture.sample for picture, _ in found}):
+        parts: Counter[tuple[int, int]] = Counter()
+        for picture, key in found:
+            if picture.sample == sample:
+                parts[key] += 1
+                number = list(parts).index(key)
+                numbered.append(replace(picture, number=number, part=parts[key] - 1))
+    return numbered

@@ -156,14 +156,13 @@ def score_probe(
     samples = range(probe.samples)
     p_without = np.array([[value(line[b], b) for b in samples] for line in readings])
     pictures, start = [], probe.samples
-    seen = [0] * probe.samples
     for picture, (units, grid) in zip(probe.pictures, windows, strict=False):
         b, stop = picture.sample, start + len(units)
         p = np.array([[value(r, b) for r in line[start:stop]] for line in readings])
         columns = tuple(tuple(probe.original[b][unit].tolist()) for unit in units)
         found = p - p_without[:, b, None]
-        pictures.append(PictureScores(b, seen[b], found, grid, picture.grid, columns))
-        seen[b] += 1
+        grids = grid, picture.grid
+        pictures.append(PictureScores(b, picture.number, found, *grids, columns, picture.part))
         start = stop
     return InformationMap(
         layers=tuple(layers),

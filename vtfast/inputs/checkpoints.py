@@ -19,7 +19,6 @@ from huggingface_hub import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -28,11 +27,11 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from vtfast import processors
 from vtfast.errors import InputError, UnsupportedModelError
 from vtfast.inputs.hub import ADAPTER, checkpoint_files, short
 from vtfast.models import SUPPORTED
 from vtfast.patching import patch
-from vtfast.processors import Qwen25VLProcessor
 
 _WEIGHTS = ("model.", "model-", "pytorch_model")  # how names of files with whole weights begin
 # Files of which a checkpoint needs one, by what they hold.
@@ -189,17 +188,12 @@ def _merge_adapter(name: str, model: Any, offline: bool) -> Any:
 
 
 def load_processor(name: str, offline: bool = True) -> Any:
-    """The processor of a checkpoint; vtfast's own if it needs torchvision, which is not installed.
+    """The processor of a checkpoint, as `vtfast.processors.load` finds it.
 
     Raises InputError if it cannot be loaded.
     """
     with _reading(name, "processor"):
-        try:
-            return AutoProcessor.from_pretrained(name, local_files_only=offline)
-        except ImportError as error:
-            if "torchvision" not in str(error).lower():
-                raise
-            return Qwen25VLProcessor.from_pretrained(name, local_files_only=offline)
+        return processors.load(name, local_files_only=offline)
 
 
 def _check_supported(name: str, config: dict[str, Any]) -> None:

@@ -5,17 +5,15 @@ The checkpoint's chat template (`chats.py`) writes the prompt.
 """
 
 from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.inputs.chats import chat
 from vtfast.inputs.checkpoints import Checkpoint
+from vtfast.inputs.grids import as_seen, grids_of_patches, grids_of_pixels
 from vtfast.inputs.hub import short
 from vtfast.inputs.pictures import Clip
 
@@ -33,8 +31,7 @@ class Prompt:
         written: the prompt as the chat template writes it, with a placeholder for each picture.
         inputs: what the model is called with, a batch of one, on the CPU.
         columns: int64 [visual tokens], their positions in `inputs["input_ids"][0]`.
-        grids: for each picture and then the video: time steps, rows and columns of visual tokens,
-            and the number of visual tokens before these that are no patch (a class token).
+        grids: for each picture and then the video; empty if its visual tokens are no grid.
         pictures: visual tokens of each picture and then of the video.
         text_tokens: all other tokens.
         tokenizer: of the processor.
@@ -65,8 +62,9 @@ class Prompt:
             visual |= ids == config.video_token_id
         self.columns: Tensor = visual.nonzero()[:, 0]
         self.text_tokens = len(ids) - len(self.columns)
-        self.grids = self._merged_grids()
-        self.pictures = [skip + t * rows * columns for t, rows, columns, skip in self.grids]
+        self.grids = grids_of_patches(self.inputs, len(self.columns))
+        self.pictures = [grid.tokens for grid in self.grids] or self._sizes()
+        self.grids = self.grids or grids_of_pixels(self.inputs, self.pictures)
 
     def unknown_words(self) -> list[str]:
         """Words of the question that are not in the tokenizer's vocabulary."""
@@ -76,16 +74,20 @@ class Prompt:
         encode = self.tokenizer.encode
         return [w for w in self.text.split() if unknown in encode(w, add_special_tokens=False)]
 
-    def as_seen(self, number: int) -> Image.Image:
-        """Picture `number` as it reaches the model: cropped, if its processor crops."""
-        pixels = self.inputs.get("pixel_values")
-        if pixels is None or pixels.ndim != 4:  # patches of the whole picture
-            return self.images[number][1]
-        how = self._checkpoint.processor.image_processor
-        raster = pixels[number].permute(1, 2, 0).float().numpy()
-        if how.do_normalize:
-            raster = raster * np.array(how.image_std) + np.array(how.image_mean)
-        return Image.fromarray((raster.clip(0, 1) * 255).round().astype(np.uint8))
+    def check_grids(self) -> None:
+        """Raise InputError where `grids` is empty, so that what is kept cannot be drawn."""
+        if not self.grids:
+            raise InputError(
+                f"the visual tokens of {self._checkpoint.name} are no grid over the picture, so "
+                "what is kept of it cannot be drawn; leave out --out"
+            )
+
+    def as_seen(self, number: int, step: int = 0) -> Image.Image:
+        """Picture `number`, or a tile of it, as it reaches the model: cropped, if its processor
+        crops."""
+        before = sum(grid.steps for grid in self.grids[:number])
+        seen = as_seen(self._checkpoint.processor, self.inputs, before + step)
+        return self.images[number][1] if seen is None else seen
 
     def _write(self, text: str) -> str:
         """The attribute `written`."""
@@ -101,7 +103,7 @@ class Prompt:
     def _encode(self) -> Any:
         media: dict[str, Any] = {}
         if self.images:
-            media["images"] = [picture for _, picture in self.images]
+            media["images"] = [[picture for _, picture in self.images]]  # of the one prompt
         if self.clip:
             n, fps = len(self.clip.frames), self.clip.fps
             told = {"fps": fps, "total_num_frames": n, "frames_indices": list(range(n))}
@@ -114,15 +116,16 @@ class Prompt:
                 f"--model {self._checkpoint.name} cannot take this input: {short(error)}"
             ) from error
 
-    def _merged_grids(self) -> list[tuple[int, int, int, int]]:
-        """The attribute `grids`, from the grids of patches or, without those, from the pixels."""
-        names = ("image_grid_thw", "video_grid_thw")
-        tokens = len(self.columns)
-        if patches := [self.inputs[name] for name in names if name in self.inputs]:
-            grids = torch.cat(patches)  # int64 [pictures, 3]: time, height and width in patches
-            side = isqrt(int(grids.prod(1).sum()) // tokens)  # patches along the side of a token
-            return [(int(t), int(h) // side, int(w) // side, 0) for t, h, w in grids]
-        number, _, high, wide = self.inputs["pixel_values"].shape
-        each = tokens // number
-        rows, columns = isqrt(each * high // wide), isqrt(each * wide // high)
-        return [(1, rows, columns, each - rows * columns)] * number
+    def _sizes(self) -> list[int]:
+        """Visual tokens of each picture and of the clip. A picture has as many as it gets alone, or
+        an equal share where its processor writes several pictures in another way than one."""
+        processor, token = self._checkpoint.processor, self._checkpoint.config.image_token_id
+        of_images = int((self.inputs["input_ids"] == token).sum())
+        sizes = [of_images] * len(self.images)
+        if len(sizes) > 1:
+            call = {"text": [processor.image_token], "return_tensors": "pt"}
+            alone = [processor(images=[[p]], **call)["input_ids"] for _, p in self.images]
+            sizes = [int((ids == token).sum()) for ids in alone]
+        if sum(sizes) != of_images:
+            sizes = [of_images // len(sizes)] * len(sizes)
+        return sizes + [len(self.columns) - of_images] * (self.clip is not None)
