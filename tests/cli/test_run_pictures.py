@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import answered, call, checkpoint, refused
+from command import answered, checkpoint
 from PIL import Image
 
 import vtfast
@@ -44,16 +44,6 @@ def test_the_picture_of_what_was_kept_has_a_row_per_picture(pictures: list[Path]
     assert run("--image", pictures[0], "--image", pictures[1], "--out", out)["picture"] == str(out)
     with Image.open(out) as kept:
         assert kept.width / kept.height == pytest.approx(3 * 3.2 / (2 * 3.2 + 1.04 + 0.5), abs=0.01)
-
-
-def test_what_is_no_grid_is_refused_before_weights_are_read(
-    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vtfast.inputs.prompts.grids_of_pixels", lambda *_: [])
-    monkeypatch.setattr("vtfast.inputs.checkpoints.Checkpoint.weights", None)
-    ask = ("run", "--model", "toy-llava", "--prompt", QUESTION, "--image", pictures[0])
-    line = refused(call(*ask, "--out", pictures[0].with_name("kept.png")))
-    assert "the visual tokens of toy-llava are no grid over the picture" in line
 
 
 def test_the_views_are_what_the_report_says_was_kept() -> None:

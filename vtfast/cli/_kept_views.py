@@ -1,5 +1,6 @@
 """Which visual tokens of which picture a patched model kept, as rasters that can be drawn."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from PIL.Image import Image
@@ -47,14 +48,16 @@ def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
     """
     stages = stage_views(handle, prompt.columns)
     several = len(prompt.images) + (prompt.clip is not None) > 1
-    views, start = [], 0
-    for number, (steps, rows, columns, skip) in enumerate(prompt.grids):
-        start += skip
-        for step in range(steps):
-            if number < len(prompt.images):
-                picture = prompt.as_seen(number, step)
-                name = prompt.images[number][0] if several else View.name
-                name += f", tile {step + 1} of {steps}" * (steps > 1)
+    parts = Counter(grid.number for grid in prompt.grids)
+    views = []
+    for grid in prompt.grids:
+        steps, rows, columns = grid.columns.shape
+        for step, raster in enumerate(grid.columns.reshape(steps, -1)):
+            if grid.number < len(prompt.images):
+                picture = prompt.as_seen(grid)
+                name = prompt.images[grid.number][0] if several else View.name
+                if parts[grid.number] > 1:
+                    name += f", part {grid.part + 1} of {parts[grid.number]}"
             else:
                 assert prompt.clip is not None
                 frames = prompt.clip.frames
@@ -62,10 +65,13 @@ def kept_views(prompt: Prompt, handle: Handle) -> list[View]:
                 first, last = step * each + 1, min((step + 1) * each, len(frames))
                 picture = frames[first - 1]
                 name = f"frame{f's {first}-' if last > first else ' '}{last} of {len(frames)}"
-            own = range(start, start + rows * columns)
-            mine = [replace(s, kept=tuple(k - start for k in s.kept if k in own)) for s in stages]
+            place = {int(c): i for i, c in enumerate(raster)}
+            kept = [[place.get(int(prompt.columns[k])) for k in s.kept] for s in stages]
+            mine = [
+                replace(stage, kept=tuple(k for k in own if k is not None))
+                for stage, own in zip(stages, kept, strict=True)
+            ]
             views.append(View(picture, (rows, columns), tuple(mine), name))
-            start += rows * columns
     return views
 
 

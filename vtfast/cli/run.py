@@ -133,8 +133,6 @@ def run(
     with quiet(), working(stderr, "checking the plan and the prompt"):
         checkpoint.check_plan(**how)
         asked = Prompt(checkpoint, prompt, images, clip)
-        if out:
-            asked.check_grids()
     with loaded(checkpoint, device, dtype, stderr) as network:
         answer_of = partial(ask, network, asked, max_new_tokens)
         with patch(network, **how, record=out is not None) as handle:

@@ -123,8 +123,7 @@ def _pictures(asked: "Dataset", found: "InformationMap") -> list["Image"]:
     for sample, number in enumerate(found.numbers):
         mine = [p for p in found.pictures if p.sample == sample]
         inputs, pictures = asked.batch([number]).inputs, asked.pictures(number)
-        several = {p.number for p in mine if p.part}
-        tiled = several and "image_sizes" not in inputs  # else all grids are of the whole picture
+        tiled = any(p.part for p in mine)
         for tile, picture in enumerate(mine):
             seen = as_seen(asked.processor, inputs, tile) if tiled else None
             shown.append(seen or pictures[picture.number])

@@ -1,15 +1,13 @@
 """Where the pictures of a batch stand in its sequences, and their division into units to score."""
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vtfast.errors import InputError
-from vtfast.runtime.call import read_call
+from vtfast.inputs.grids import find_grids
 
 # The paper's grid and window: at 24 x 24 tokens and above, a unit is 2 x 2 of them.
 PAPER_GRID, PAPER_WINDOW = 24, (2, 2)
@@ -75,39 +73,10 @@ def find_pictures(
 
     Returns them, and where all visual tokens are, also those that are no patch: bool [B, S].
     """
-    found, (samples, length) = [], inputs["input_ids"].shape
-    visual = np.zeros((samples, length), dtype=bool)
-    sources = family.sources(multimodal, inputs)
-    call = read_call({}, sources, None, family.position_axes, None) if sources else None
-    kinds = zip(call.placeholders, call.pictures, strict=True) if call else ()
-    for kind, (placed, pictures) in enumerate(kinds):
-        visual |= placed
-        flat, made = np.flatnonzero(placed), sum(pictures.sizes)
-        if made != len(flat):
-            raise InputError(
-                f"the pictures make {made} visual tokens and input_ids has {len(flat)} "
-                "placeholders; encode prompt and pictures with the model's own processor"
-            )
-        start = 0
-        for grid, which in [(g, i) for i, grids in enumerate(pictures.parts) for g in grids]:
-            tokens = flat[start : (start := start + prod(grid))]
-            if len(tokens) > 1:  # else it is no patch, but a class token or a new line
-                steps, rows, columns = grid
-                sample = int(tokens[0]) // length
-                one = Picture(sample, tokens % length, (steps, rows, columns))
-                found.append((one, (kind, which)))
-    found.sort(key=lambda pair: (pair[0].sample, pair[0].columns[0]))
-    return _numbered(found), visual
-
-
-def _numbered(found: list[tuple[Picture, tuple[int, int]]]) -> list[Picture]:
-    """Number the pictures of a sample, and the grids of a picture, which share a key."""
-    numbered = []
-    for sample in sorted({picture.sample for picture, _ in found}):
-        parts: Counter[tuple[int, int]] = Counter()
-        for picture, key in found:
-            if picture.sample == sample:
-                parts[key] += 1
-                number = list(parts).index(key)
-                numbered.append(replace(picture, number=number, part=parts[key] - 1))
-    return numbered
+    found = find_grids(family, multimodal, inputs)
+    pictures = []
+    for one in found.grids:
+        steps, rows, columns = one.columns.shape
+        where = one.columns.reshape(-1), (steps, rows, columns)
+        pictures.append(Picture(one.sample, *where, one.number, one.part))
+    return pictures, found.visual

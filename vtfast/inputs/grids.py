@@ -1,79 +1,101 @@
-"""How the visual tokens of a prompt divide into pictures, and each picture's into rows and columns.
+"""Where the patches of pictures stand in their sequences: rows and columns of visual tokens."""
 
-Processors say it in different ways: Qwen's and GLM's give the grids of patches. Others give pixels,
-of the picture, or of tiles that the model sees one by one (InternVL, Idefics 3, SmolVLM).
-"""
-
-from collections.abc import Mapping, Sequence
-from math import isqrt
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-_GRIDS = ("image_grid_thw", "video_grid_thw")
+from vtfast.errors import InputError
+from vtfast.runtime.call import Parts, read_call
 
 
-class Grid(NamedTuple):
-    """The visual tokens of a picture, a clip, or a picture in tiles.
+@dataclass(frozen=True, eq=False)
+class PatchGrid:
+    """The patches of an image or a clip, or of one of several grids that an image has.
 
-    steps: of time, or tiles; 1 for a whole picture. rows, columns: of each. skip: visual tokens
-    before these that are no patch (a class token).
+    Attributes:
+        sample: which of the batch.
+        number: which picture of the sample, from 0.
+        part: which grid of the picture, from 0: a tile, or an overview and the details.
+        columns: int64 [steps in time, rows, columns], places in the sample's row of `input_ids`.
+            Tokens that are no patch (a class token, the end of a line) are left out.
     """
 
-    steps: int
-    rows: int
-    columns: int
-    skip: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """All visual tokens of the picture."""
-        return self.skip + self.steps * self.rows * self.columns
+    sample: int
+    number: int
+    part: int
+    columns: np.ndarray
 
 
-def grids_of_patches(inputs: Mapping[str, Any], tokens: int) -> list[Grid]:
-    """The grids that a processor gives, pictures before clips; none if it gives none.
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The pictures in a batch.
 
-    inputs: what the processor made of a prompt. tokens: visual tokens in it.
+    Attributes:
+        grids: in reading order.
+        sizes: visual tokens of each picture, in reading order.
+        visual: bool [B, S], where all visual tokens are, also those that are no patch.
     """
-    found = [inputs[name] for name in _GRIDS if name in inputs]
-    if not found:
-        return []
-    patches = torch.cat(found)  # int64 [pictures, 3]: time, height and width in patches
-    side = isqrt(int(patches.prod(1).sum()) // tokens)  # patches along the side of a token
-    return [Grid(int(t), int(h) // side, int(w) // side) for t, h, w in patches]
+
+    grids: list[PatchGrid]
+    sizes: list[int]
+    visual: np.ndarray
 
 
-def grids_of_pixels(inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
-    """The grids of pictures of so many visual tokens, by the pixels that the processor made.
+def find_grids(family: Any, multimodal: Any, inputs: Mapping[str, Any]) -> Found:
+    """Find the pictures in the inputs of the multimodal model.
 
-    Empty where a picture's tokens are no grid (LLaVA-NeXT and OneVision put those of the whole
-    picture before those of its tiles, which they join and cut to the picture's shape), and where
-    there is a clip.
+    Raises InputError where placeholders and pictures do not match.
     """
-    pixels, sides = inputs.get("pixel_values"), inputs.get("image_sizes")
-    if pixels is None or "pixel_values_videos" in inputs:
-        return []
-    if sides is not None and pixels.ndim == 5:  # [pictures, tiles, 3, height, width]
-        return []
-    if sides is not None:  # of pictures that are filled up to one size
-        return [Grid(1, *_raster(n, *side)) for n, side in zip(sizes, sides.tolist(), strict=True)]
-    tiles = pixels.shape[:-3].numel()
-    each = sum(sizes) // tiles
-    rows, columns = _raster(each, *pixels.shape[-2:])
-    return [Grid(n // each, rows, columns, each - rows * columns) for n in sizes]
+    samples, length = inputs["input_ids"].shape
+    pictures: list[tuple[np.ndarray, Parts]] = []
+    visual = np.zeros((samples, length), dtype=bool)
+    sources = family.sources(multimodal, inputs)
+    call = read_call({}, sources, None, family.position_axes, None) if sources else None
+    for placed, found in zip(call.placeholders, call.pictures, strict=True) if call else ():
+        visual |= placed
+        flat, made = np.flatnonzero(placed), sum(found.sizes)
+        if made != len(flat):
+            raise InputError(
+                f"the pictures make {made} visual tokens and input_ids has {len(flat)} "
+                "placeholders; encode prompt and pictures with the model's own processor"
+            )
+        own = np.split(flat, np.cumsum(found.sizes)[:-1]) if found.sizes else []
+        pictures += zip(own, found.parts, strict=True)
+    pictures.sort(key=lambda picture: int(picture[0][0]))
+    grids, seen = [], Counter[int]()
+    for tokens, parts in pictures:
+        sample = int(tokens[0]) // length
+        for part, raster in enumerate(_rasters(tokens % length, parts, family.line_ends)):
+            grids.append(PatchGrid(sample, seen[sample], part, raster))
+        seen[sample] += 1
+    return Found(grids, [len(tokens) for tokens, _ in pictures], visual)
+
+
+def _rasters(tokens: np.ndarray, parts: Parts, line_ends: bool) -> list[np.ndarray]:
+    """The places of a picture's tokens, grid by grid, without those that are no patch."""
+    ends = np.cumsum([prod(grid) for grid in parts])
+    found: list[np.ndarray] = []
+    for grid, own in zip(parts, np.split(tokens, ends[:-1]), strict=True):
+        if len(own) > 1 or len(parts) == 1:
+            raster = own.reshape(grid)
+            found.append(raster[..., :-1] if line_ends and found else raster)
+    return found
 
 
 def as_seen(processor: Any, inputs: Mapping[str, Any], tile: int) -> Image.Image | None:
     """A picture or tile as it reaches the model, cropped if its processor crops.
 
     inputs: what the processor made of a prompt. tile: which of all tiles, or of all pictures where
-        there are no tiles. None where the inputs have patches, of the whole picture.
+        there are no tiles. None where the inputs have patches, of the whole picture, or tiles that
+        the model joins.
     """
     pixels = inputs.get("pixel_values")
-    if pixels is None or pixels.ndim < 4:
+    if pixels is None or pixels.ndim < 4 or (pixels.ndim == 5 and "image_sizes" in inputs):
         return None
     seen = pixels.flatten(0, -4)[tile]
     if "image_sizes" in inputs:  # what is behind them fills up
@@ -84,8 +106,3 @@ def as_seen(processor: Any, inputs: Mapping[str, Any], tile: int) -> Image.Image
     if how.do_normalize:
         raster = raster * np.array(how.image_std) + np.array(how.image_mean)
     return Image.fromarray((raster.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def _raster(tokens: int, high: int, wide: int) -> tuple[int, int]:
-    """Rows and columns of square patches that fill a picture of these sides."""
-    return isqrt(tokens * high // wide), isqrt(tokens * wide // high)

@@ -7,15 +7,17 @@ The checkpoint's chat template (`chats.py`) writes the prompt.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from vtfast.errors import InputError
 from vtfast.inputs.chats import chat
 from vtfast.inputs.checkpoints import Checkpoint
-from vtfast.inputs.grids import as_seen, grids_of_patches, grids_of_pixels
+from vtfast.inputs.grids import PatchGrid, as_seen, find_grids
 from vtfast.inputs.hub import short
 from vtfast.inputs.pictures import Clip
+from vtfast.models import reader_of
 
 
 class Prompt:
@@ -31,7 +33,7 @@ class Prompt:
         written: the prompt as the chat template writes it, with a placeholder for each picture.
         inputs: what the model is called with, a batch of one, on the CPU.
         columns: int64 [visual tokens], their positions in `inputs["input_ids"][0]`.
-        grids: for each picture and then the video; empty if its visual tokens are no grid.
+        grids: of patches, in reading order: of the pictures and then the video, or of their tiles.
         pictures: visual tokens of each picture and then of the video.
         text_tokens: all other tokens.
         tokenizer: of the processor.
@@ -56,15 +58,10 @@ class Prompt:
         self.tokenizer = checkpoint.processor.tokenizer
         self.written = self._write(text)
         self.inputs = self._encode()
-        ids, config = self.inputs["input_ids"][0], checkpoint.config
-        visual = ids == config.image_token_id
-        if checkpoint.takes_video:
-            visual |= ids == config.video_token_id
-        self.columns: Tensor = visual.nonzero()[:, 0]
-        self.text_tokens = len(ids) - len(self.columns)
-        self.grids = grids_of_patches(self.inputs, len(self.columns))
-        self.pictures = [grid.tokens for grid in self.grids] or self._sizes()
-        self.grids = self.grids or grids_of_pixels(self.inputs, self.pictures)
+        found = find_grids(*reader_of(checkpoint.config), self.inputs)
+        self.grids, self.pictures = found.grids, found.sizes
+        self.columns: Tensor = torch.from_numpy(found.visual[0].nonzero()[0])
+        self.text_tokens = found.visual.size - len(self.columns)
 
     def unknown_words(self) -> list[str]:
         """Words of the question that are not in the tokenizer's vocabulary."""
@@ -74,20 +71,12 @@ class Prompt:
         encode = self.tokenizer.encode
         return [w for w in self.text.split() if unknown in encode(w, add_special_tokens=False)]
 
-    def check_grids(self) -> None:
-        """Raise InputError where `grids` is empty, so that what is kept cannot be drawn."""
-        if not self.grids:
-            raise InputError(
-                f"the visual tokens of {self._checkpoint.name} are no grid over the picture, so "
-                "what is kept of it cannot be drawn; leave out --out"
-            )
-
-    def as_seen(self, number: int, step: int = 0) -> Image.Image:
-        """Picture `number`, or a tile of it, as it reaches the model: cropped, if its processor
+    def as_seen(self, grid: PatchGrid) -> Image.Image:
+        """The picture or tile of a grid as it reaches the model: cropped, if its processor
         crops."""
-        before = sum(grid.steps for grid in self.grids[:number])
-        seen = as_seen(self._checkpoint.processor, self.inputs, before + step)
-        return self.images[number][1] if seen is None else seen
+        tile = next(i for i, one in enumerate(self.grids) if one is grid)
+        seen = as_seen(self._checkpoint.processor, self.inputs, tile)
+        return self.images[grid.number][1] if seen is None else seen
 
     def _write(self, text: str) -> str:
         """The attribute `written`."""
@@ -115,17 +104,3 @@ class Prompt:
             raise InputError(
                 f"--model {self._checkpoint.name} cannot take this input: {short(error)}"
             ) from error
-
-    def _sizes(self) -> list[int]:
-        """Visual tokens of each picture and of the clip. A picture has as many as it gets alone, or
-        an equal share where its processor writes several pictures in another way than one."""
-        processor, token = self._checkpoint.processor, self._checkpoint.config.image_token_id
-        of_images = int((self.inputs["input_ids"] == token).sum())
-        sizes = [of_images] * len(self.images)
-        if len(sizes) > 1:
-            call = {"text": [processor.image_token], "return_tensors": "pt"}
-            alone = [processor(images=[[p]], **call)["input_ids"] for _, p in self.images]
-            sizes = [int((ids == token).sum()) for ids in alone]
-        if sum(sizes) != of_images:
-            sizes = [of_images // len(sizes)] * len(sizes)
-        return sizes + [len(self.columns) - of_images] * (self.clip is not None)

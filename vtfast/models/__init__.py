@@ -102,6 +102,19 @@ def family_of_class(name: str) -> "Family":
     return family
 
 
+def reader_of(config: Any) -> tuple["Family", Any]:
+    """The family of models with this configuration, and a multimodal model without any weights:
+    enough to read which pictures a call brings (`Family.sources`)."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
+
+    cls: Any = MODEL_MAPPING[type(config)]
+    bare = cls.__new__(cls)
+    nn.Module.__init__(bare)
+    bare.config = config
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    return family_of_class(whole.__name__), bare
+
+
 def supported_class(model: object) -> type:
     """The transformers class of a supported model, or the one it derives from."""
     return next(cls for cls in type(model).__mro__ if _is_supported(cls))

@@ -37,10 +37,12 @@ class Kind(NamedTuple):
 class PictureReader(ABC):
     """Finds the pictures of a call.
 
-    kinds: "image" and, where clips are known, "video".
+    kinds: "image" and, where clips are known, "video". line_ends: whether all grids of a picture
+    but the first have a token at the end of each row that is no patch.
     """
 
     kinds: Mapping[str, Kind] = {"image": Kind("pixel_values", "image_token_id")}
+    line_ends = False
 
     @abstractmethod
     def measured(

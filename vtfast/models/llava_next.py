@@ -27,6 +27,7 @@ class LlavaNext(Family):
 
     default_horizon = 0.625  # that of LLaVA-1.5; not measured
     kinds: Mapping[str, Kind] = {"image": Kind("pixel_values", "image_token_id", ("image_sizes",))}
+    line_ends = True
 
     def __init__(self, config: Any, tower: dict[str, Any], **more: Any) -> None:
         self._config, self._tower, self._more = config, tower, more

@@ -2,7 +2,6 @@
 and 3.5, SmolVLM 1 and 2, Idefics3. All tiles between two texts are one picture."""
 
 from collections.abc import Mapping
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,8 @@ class Idefics3(Family):
     def measured(
         self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
     ) -> Measured:
-        side = isqrt(multimodal.image_seq_len)
+        tower, shuffle = multimodal.config.vision_config, multimodal.config.scale_factor
+        side = int(tower.image_size // tower.patch_size / shuffle)  # as `image_seq_len` of it
 
         def measure(placed: np.ndarray, *ids: np.ndarray) -> Pictures:
             first, _ = runs(placed)
