@@ -77,7 +77,7 @@ def test_each_picture_has_as_many_tokens_as_alone(ask, name):
     ],
 )
 def test_tokens_have_a_place_in_the_picture_or_its_tiles(ask, name, grids):
-    """Without the tokens at the ends of lines that LLaVA-NeXT and OneVision add to their details."""
+    """The tokens that end lines of the details of LLaVA-NeXT and OneVision have none."""
     prompt = ask(name, halves())
     assert [grid.columns.shape for grid in prompt.grids] == grids
     assert [(grid.number, grid.part) for grid in prompt.grids] == [
