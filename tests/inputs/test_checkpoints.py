@@ -70,7 +70,7 @@ def test_a_llava_of_another_code_base_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "llava_next"}, "is LlavaNextForConditionalGeneration"),
+        ({"model_type": "gemma3"}, "is Gemma3ForConditionalGeneration"),
         ({"model_type": "unheard_of"}, "is a model of type 'unheard_of'"),
         ({}, "is no model of transformers"),
     ],
