@@ -7,12 +7,11 @@ of a multimodal prompt, and the image features. Shared with vtfast: nothing. The
 unpatched one; with attention "eager" it also tells what a token attends to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from collections.abc import Mapping, Sequence
 
 import torch
 from cache_name import CACHE
-from tiny_parts import text_of
+from tiny_parts import encoded, text_of
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -106,14 +105,12 @@ class Oracle:
         embeddings = multimodal.get_input_embeddings()(inputs["input_ids"])
         found, self.between = [], {}  # layer -> [batch, length, D] that is added behind it
         if "pixel_values" in inputs:
-            made = multimodal.get_image_features(**_taken(multimodal.get_image_features, inputs))
-            found.append((config.image_token_id, made))
+            found.append((config.image_token_id, encoded(self.model, "image", inputs)))
         if "pixel_values_videos" in inputs:
             token = config.video_token_id
             if not (inputs["input_ids"] == token).any():  # GLM
                 token = config.image_token_id
-            made = multimodal.get_video_features(**_taken(multimodal.get_video_features, inputs))
-            found.append((token, made))
+            found.append((token, encoded(self.model, "video", inputs)))
         for token, features in found:
             placed = inputs["input_ids"] == token
             parts = features.pooler_output
@@ -196,8 +193,3 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     )
     lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype)
     return torch.where(visible, torch.zeros((), dtype=dtype), lowest)[:, None]
-
-
-def _taken(function: Callable, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs that a function has arguments for."""
-    return {name: inputs[name] for name in signature(function).parameters if name in inputs}

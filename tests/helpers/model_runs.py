@@ -31,8 +31,9 @@ FOUR_STAGES = [
     Prune(5, "random", 0.1),
 ]
 
-# float32 rounding of six layers: up to 6e-5 was seen, on logits of size 8.
-ATOL = 3e-4
+# float32 rounding of six layers: up to 4e-4 was seen, on logits of size 8; a token too many or too
+# few makes 0.1 and more.
+ATOL = 8e-4
 
 
 def fed(family: Family, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ rounding; no token ends a generation. Every call builds the same model again fro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
 from transformers import PreTrainedModel
@@ -89,6 +90,13 @@ def text_of(model: PreTrainedModel) -> torch.nn.Module:
     return inner.text_model if hasattr(inner, "text_model") else inner.language_model
 
 
+def encoded(model: PreTrainedModel, kind: str, inputs: dict) -> object:
+    """What `get_{kind}_features` makes of the inputs that it has arguments for."""
+    encode = getattr(model.model, f"get_{kind}_features")
+    taken = signature(encode).parameters
+    return encode(**{name: value for name, value in inputs.items() if name in taken})
+
+
 def pad_left(samples: list[Sample]) -> dict[str, torch.Tensor]:
     length = max(len(s.ids) for s in samples)
     return {
@@ -146,7 +154,9 @@ def finish(
         scale = 1.0 if "embed_tokens" in name else scale
         scale = 0.1 if "linear_attn" in name else scale  # a state adds rounding up
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    model.lm_head.weight[IMAGE : last_mark + 1] = 0
+    # Of an embedding, too, the rows must stay apart: pictures are also found by them.
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    model.lm_head.weight[IMAGE : last_mark + 1] *= 1e-3 if tied else 0
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.set_attn_implementation(attention)

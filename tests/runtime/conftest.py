@@ -16,6 +16,8 @@ UNPATCHED = "the unpatched model cannot do it"
 RECURRENT = "there is no cache of its recurrent layers to do it with, unpatched too"
 PADDING = "recurrent layers take padding behind the first token for tokens, unpatched too"
 FEATURES = "features that the caller has merged come without those of DeepStack"
+HASH = "the hash of pictures in tiles is tested in tests/models/test_tiles.py"
+APART = "features that the caller has merged do not tell its pictures apart"
 ROUTES = "rounding and small steps decide which experts a token goes to"
 LAYERS = "the plan scores with a recurrent layer, which is refused"
 LAYOUT = "it runs in the padded layout only"
@@ -66,6 +68,8 @@ _RECURRENT = {
         "the_slope_of_its_loss",
     ),
 }
+_TILES = {HASH: ("test_methods_see_the_hash_of_every_picture",)}
+_JOINED = {**_TILES, APART: ("test_a_later_turn_of_merged_features",)}
 _DEEPSTACK = {FEATURES: ("test_a_later_turn_of_merged_features",)}
 _EXPERTS = {
     ROUTES: ("test_autocast_works", "the_slope_of_its_loss"),
@@ -74,6 +78,12 @@ _EXPERTS = {
 IMPOSSIBLE = {
     "glm4v": _GLM,
     "glm46v": _GLM,
+    "internvl": _TILES,
+    "smolvlm": _TILES,
+    "idefics3": _TILES,
+    "llava-next": _JOINED,
+    "llava-onevision": _JOINED,
+    "mistral3": _JOINED,
     "qwen3": _DEEPSTACK,
     "qwen3-moe": {**_DEEPSTACK, **_EXPERTS},
     "qwen3.5": _RECURRENT,

@@ -8,7 +8,7 @@ from cache_name import CACHE, cache_of
 from model_readings import picture_hash
 from model_runs import both_layouts, continuation, first_rows, logits_of, probing
 from tiny_models import FAMILIES, image_columns
-from tiny_parts import IMAGE, Picture
+from tiny_parts import IMAGE, Picture, encoded
 
 import vtfast
 from vtfast import Prune
@@ -100,7 +100,6 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
         [2, picture(family, 1), 1, picture(family, 2), 3], [3, picture(family, 4)]
     )
     inputs, model, hashes = family.batch(samples), family.build(), []
-    grid = {k: v for k, v in inputs.items() if k == "image_grid_thw"}
     positions = torch.zeros_like(
         inputs["input_ids"]
     )  # any will do; Qwen cannot find a second turn's
@@ -112,7 +111,7 @@ def test_without_pixels_a_picture_is_known_by_its_number_in_its_sample(family, p
 
     def turn(**more):
         with torch.no_grad():
-            features = model.model.get_image_features(inputs["pixel_values"], **grid)
+            features = encoded(model, "image", inputs)
         with vtfast.patch(model, [Prune(2, "test-probe", 0.5)], path=path), torch.no_grad():
             given = {k: v for k, v in inputs.items() if k != "pixel_values"}
             return model(**{**given, **more}, mm_encoder_outputs={"image": features})

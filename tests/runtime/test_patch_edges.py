@@ -20,7 +20,7 @@ from model_runs import (
 )
 from tiny_models import FAMILIES
 from tiny_parts import IMAGE, LAYERS, Picture, text_of
-from transformers import Qwen3Config
+from transformers import Olmo2Config
 
 import vtfast
 from vtfast import Prune
@@ -187,10 +187,10 @@ def test_a_picture_of_half_precision_has_one_hash(monkeypatch):
 
 
 def test_scores_of_an_unknown_text_model_are_refused():
-    """Qwen3 norms its queries and keys, which our scores ignored: they were silently wrong."""
+    """OLMo 2 norms queries and keys of all heads together, which our scores would ignore."""
     model = FAMILIES["llava"].build()
-    model.config.text_config = Qwen3Config(num_hidden_layers=6)
-    with pytest.raises(UnsupportedModelError, match="qwen3"):
+    model.config.text_config = Olmo2Config(num_hidden_layers=6)
+    with pytest.raises(UnsupportedModelError, match="olmo2"):
         vtfast.patch(model, [Prune(2, "topk", 0.5)])
     vtfast.patch(model, HALF).remove()
 

@@ -7,6 +7,7 @@ import torch
 from cache_name import CACHE, cache_of
 from model_runs import FOUR_STAGES, OLD, both_layouts
 from tiny_models import FAMILIES
+from tiny_parts import encoded
 
 import vtfast
 from vtfast import Prune
@@ -17,16 +18,11 @@ def merged(model, inputs):
     """The prompt's embeddings with the features of its pictures in their places."""
     inner, ids = model.model, inputs["input_ids"]
     embeds = inner.get_input_embeddings()(ids)
-    for pixels, grid, token, get in (
-        ("pixel_values", "image_grid_thw", "image_token_id", "get_image_features"),
-        ("pixel_values_videos", "video_grid_thw", "video_token_id", "get_video_features"),
-    ):
-        if pixels not in inputs:
-            continue
-        given = (inputs[pixels], inputs[grid]) if grid in inputs else (inputs[pixels],)
-        features = torch.cat(list(getattr(inner, get)(*given).pooler_output))
-        where = (ids == getattr(model.config, token))[..., None]
-        embeds = embeds.masked_scatter(where, features)
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if pixels in inputs:
+            features = [f.flatten(0, -2) for f in encoded(model, kind, inputs).pooler_output]
+            where = (ids == getattr(model.config, f"{kind}_token_id"))[..., None]
+            embeds = embeds.masked_scatter(where, torch.cat(features))
     return embeds
 
 

@@ -32,7 +32,7 @@ def wrapped(family, config):
 ADAPTERS = {
     "attention": adapter(["q_proj", "k_proj"]),
     "head": adapter(["lm_head"]),
-    "tower": adapter(r".*vision_tower.*(q_proj|fc1)|.*visual.*(qkv|gate_proj)"),
+    "tower": adapter(r".*vision_(tower|model).*(q_proj|fc1)|.*visual.*(qkv|gate_proj)"),
     "dora-and-saved-modules": adapter(
         ["q_proj"], use_dora=True, modules_to_save=["multi_modal_projector", "merger", "norm"]
     ),

@@ -18,7 +18,7 @@ families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 LATE = [Prune(2, "random", 0.5), Prune(4, "random", 0.2)]
 
 
-def static_cache(model, length=160):
+def static_cache(model, length=192):
     return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
 
 
@@ -51,7 +51,7 @@ def test_the_report_says_that_no_memory_is_saved(family):
         model(**fed(family, inputs), **{CACHE: cache})
     assert "no memory is saved" in handle.report.path_reason
     attending = [layer for layer in cache.layers if hasattr(layer, "keys")]
-    assert {layer.keys.shape[2] for layer in attending} == {160}
+    assert {layer.keys.shape[2] for layer in attending} == {192}
 
 
 @families
@@ -132,7 +132,7 @@ def test_a_later_prepared_mask_is_refused(family):
     with vtfast.patch(model, FOUR_STAGES), torch.no_grad():
         cache = static_cache(model)
         model(**fed(family, inputs), **{CACHE: cache})
-        prepared = torch.ones(1, 1, 4, 160, dtype=torch.bool)
+        prepared = torch.ones(1, 1, 4, 192, dtype=torch.bool)
         with pytest.raises(InputError, match="first chunk only"):
             model(
                 input_ids=torch.tensor([[7, 8, 9, 10]]),

@@ -36,7 +36,7 @@ def pruned_chunks(turns):
     """Where the chunks start whose pictures lost tokens, by the gaps between pictures."""
     visual = ((turns.ids == IMAGE) | (turns.ids == VIDEO)).any(0).nonzero()[:, 0]
     lost = torch.stack(list(turns.gone.values())).any(0).any(0)
-    pictures = visual.tensor_split((visual.diff() > 1).nonzero()[:, 0] + 1)
+    pictures = visual.tensor_split((visual.diff() > 3).nonzero()[:, 0] + 1)  # not rows or tiles
     return sum(bool(lost[columns].any()) for columns in pictures)
 
 

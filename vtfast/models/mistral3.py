@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Mistral3Config, PreTrainedConfig
 
-from vtfast.kernels.image_hash import image_hash
 from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
 from vtfast.models.generic import Kind, LazyImageHash, Measured
 from vtfast.runtime.call import Pictures
@@ -79,7 +78,7 @@ class CropHash(LazyImageHash):
             picture[None, :, : rows * side, : columns * side].contiguous()
             for picture, (_, rows, columns) in zip(pixels, sizes, strict=True)
         )
-        return torch.cat([image_hash(picture, impl=impl) for picture in cropped])
+        return torch.cat([super()._of(picture, None, impl, pictures) for picture in cropped])
 
 
 def _side(multimodal: Any) -> int:
