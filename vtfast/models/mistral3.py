@@ -78,7 +78,8 @@ class CropHash(LazyImageHash):
             picture[None, :, : rows * side, : columns * side].contiguous()
             for picture, (_, rows, columns) in zip(pixels, sizes, strict=True)
         )
-        return torch.cat([super()._of(picture, None, impl, pictures) for picture in cropped])
+        one = super()._of
+        return torch.cat([one(picture, None, impl, pictures) for picture in cropped])
 
 
 def _side(multimodal: Any) -> int:
