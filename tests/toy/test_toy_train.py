@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vtfast import toy
-from vtfast.toy import evaluate, lessons, llava, model, qwen, train
+from vtfast.toy import evaluate, lessons, model, train
 from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
 from vtfast.toy.scene import Scene
 
@@ -45,14 +45,14 @@ def test_a_packed_turn_is_seen_as_if_it_were_alone(name, size):
             torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+@pytest.mark.parametrize("family", model.FAMILIES.values(), ids=model.FAMILIES)
 def test_the_seed_decides_the_first_weights(family):
     first = [family.build_model(layers=1, seed=seed).lm_head.weight for seed in (4, 4, 5)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 
 
-@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+@pytest.mark.parametrize("family", model.FAMILIES.values(), ids=model.FAMILIES)
 def test_the_first_weights_and_masks_are_float32_under_any_default_dtype(family):
     size = family.SIZES[0]
     expected = [*family.build_model(1, 4).parameters(), *lessons.layout(family.positions(size))]

@@ -153,10 +153,10 @@ class Trainer:
         )
         height, width = batch.pixels.shape[2:]
         positions, mask = self.layouts[width, height]
-        seen, visual = self.family.see(self.model, batch.pixels)
-        row = torch.cat((before, visual, after, embed(batch.ids)), 1)
-        states = self.family.decode(self.model, row, mask, positions)
-        return states[:, -batch.ids.shape[1] :], seen
+        seen = self.family.see(self.model, batch.pixels)
+        row = torch.cat((before, seen.visual, after, embed(batch.ids)), 1)
+        states = self.family.decode(self.model, row, mask, positions, seen)
+        return states[:, -batch.ids.shape[1] :], seen.glyphs
 
 
 def _glyph_loss(logits: torch.Tensor, glyphs: torch.Tensor) -> torch.Tensor:
