@@ -1331,6 +1331,14 @@ MUTATIONS = [
         "::test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so",
     ),
     Mutation(
+        "Toys: training leaves the features of DeepStack out.",
+        "vtfast/toy/qwen.py",
+        "if seen.added:",
+        "if not seen.visual.numel():",
+        "tests/toy/test_toy_train.py"
+        "::test_a_packed_turn_is_seen_as_if_it_were_alone[qwen3-(96, 96)]",
+    ),
+    Mutation(
         "Scores: features that are added behind the first layers are left out.",
         "vtfast/information/probe.py",
         "if number in self._added:",

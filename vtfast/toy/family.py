@@ -33,6 +33,7 @@ class Family(Protocol):
     """
 
     MODEL_TYPE: str  # in its configuration
+    LEAST_LAYERS: int  # of the decoder that can be pruned
     SIZES: Sequence[Size]  # of the pictures trained on, as (width, height)
     BEFORE: Sequence[int]
     AFTER: Sequence[int]

@@ -36,6 +36,7 @@ from vtfast.toy.words import (
 )
 
 MODEL_TYPE: str = "llava"
+LEAST_LAYERS: int = 1
 SIZES: Sequence[Size] = (SQUARE,)
 BEFORE: Sequence[int] = (BOS, WORD_IDS["USER:"])
 AFTER: Sequence[int] = ()

@@ -18,7 +18,7 @@ from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
 FAMILIES: dict[str, Family] = {"llava": llava, "qwen": QWEN25, "qwen3": QWEN3}
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-BUNDLED = ("llava", "llava-small", "qwen")
+BUNDLED = ("llava", "llava-small", "qwen", "qwen3")
 
 
 def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, Any]:

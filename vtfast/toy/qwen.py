@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
+from vtfast.errors import InputError
 from vtfast.processors import Qwen25VLProcessor
 from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD, Seen, draw_weights
 from vtfast.toy.scene import GRID, Size
@@ -77,12 +78,24 @@ _TOWER = {
 }
 
 
-@dataclass(frozen=True)
+class PicturesProcessor(Qwen25VLProcessor):
+    """The same for Qwen3-VL, whose pictures are read alike and whose clips are not."""
+
+    def _process_videos(self, videos: Any, fps: float | None = None, **_: Any) -> Any:
+        raise InputError(
+            "the bundled Qwen3-VL takes no clips; pass pictures, or use the bundled Qwen2.5-VL"
+        )
+
+
+@dataclass(eq=False)
 class Qwen:
     """A `Family` of one of Qwen's classes.
 
-    `text`, `tower`: what its configuration has beside `_TEXT` and `_TOWER`. `summed_in_tower`:
-    parts of the tower's layers whose outputs are added to its residual stream.
+    Attributes:
+        config, model: classes of transformers.
+        text, tower: what the configuration has beside `_TEXT` and `_TOWER`.
+        summed_in_tower: parts of a tower's layer whose outputs are added to its residual stream.
+        processor: class of the processor.
     """
 
     MODEL_TYPE: str
@@ -91,6 +104,8 @@ class Qwen:
     text: dict[str, Any]
     tower: dict[str, Any]
     summed_in_tower: tuple[str, str]
+    processor: type[Qwen25VLProcessor] = Qwen25VLProcessor
+    LEAST_LAYERS: int = 1
     SIZES: Sequence[Size] = SIZES
     BEFORE: Sequence[int] = (BOS, WORD_IDS["USER:"], VISION_START)
     AFTER: Sequence[int] = (VISION_END,)
@@ -125,10 +140,8 @@ class Qwen:
         """
         areas = [width * height for width, height in SIZES]
         pictures = Qwen2VLImageProcessorPil(
-            size={
-                "shortest_edge": min(areas),
-                "longest_edge": max(areas),
-            },  # pixels, despite the names
+            # In pixels, despite the names.
+            size={"shortest_edge": min(areas), "longest_edge": max(areas)},
             patch_size=PATCH,
             merge_size=MERGE,
             temporal_patch_size=FRAMES,
@@ -137,10 +150,10 @@ class Qwen:
         )
         tokenizer = build_tokenizer(**_TOKENS)
         parts = {kind: f"<vision_start><{kind}><vision_end>" for kind in ("image", "video")}
-        return Qwen25VLProcessor(pictures, tokenizer, chat_template(parts))
+        return self.processor(pictures, tokenizer, chat_template(parts))
 
     def load_processor(self, folder: Path | str) -> Qwen25VLProcessor:
-        return Qwen25VLProcessor.from_pretrained(folder, local_files_only=True)
+        return self.processor.from_pretrained(folder, local_files_only=True)
 
     def positions(self, size: Size) -> torch.Tensor:
         """Positions of the prefix in time, height and width: int64 [3, P]."""
@@ -261,4 +274,6 @@ QWEN3 = Qwen(
         "deepstack_visual_indexes": [0, 1],
     },
     summed_in_tower=("attn.proj", "linear_fc2"),
+    processor=PicturesProcessor,
+    LEAST_LAYERS=3,
 )
