@@ -158,7 +158,7 @@ gpu-dry: $(READY) ## run these three at tiny sizes on the CPU, to see that they 
 report: $(READY) ## write plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)
 
-evidence: $(READY) ## measure the paper's claims on the bundled models (20 minutes on 2 cores)
+evidence: $(READY) ## measure the paper's claims on the bundled models (25 minutes on 2 cores)
 	$(BIN)/python bench/bench_information.py
 	$(BIN)/python bench/evidence.py $(ARGS)
 

@@ -26,6 +26,7 @@ KEEPS = (1.0, 0.75, 0.5)
 TITLES = {
     "llava": "LLaVA, 12 layers, 64 visual tokens",
     "qwen": "Qwen2.5-VL, 8 layers, pictures of eight sizes with 64 to 96 visual tokens",
+    "qwen3": "Qwen3-VL, 8 layers, the same pictures",
 }
 
 

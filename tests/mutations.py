@@ -50,6 +50,10 @@ PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
 SELECT_NUMPY = "kernels/_select_numpy.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
+SCORES = (
+    "tests/information/test_information_score.py"
+    "::test_every_score_is_that_of_a_forward_on_the_shortened_sequence"
+)
 INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 ROUNDS = "kernels/_greedy_rounds.py"
 ROUNDS_TEST = "tests/kernels/test_greedy_rounds.py::"
@@ -1325,6 +1329,42 @@ MUTATIONS = [
         'doubt = ""',
         "tests/information/test_information_horizon.py"
         "::test_a_plan_from_a_horizon_that_is_not_shown_keeps_its_stage_and_says_so",
+    ),
+    Mutation(
+        "Toys: training leaves the features of DeepStack out.",
+        "vtfast/toy/qwen.py",
+        "if seen.added:",
+        "if not seen.visual.numel():",
+        "tests/toy/test_toy_train.py"
+        "::test_a_packed_turn_is_seen_as_if_it_were_alone[qwen3-(96, 96)]",
+    ),
+    Mutation(
+        "Scores: features that are added behind the first layers are left out.",
+        "vtfast/information/probe.py",
+        "if number in self._added:",
+        "if number < 0:",
+        SCORES + "[qwen3-mean_token]",
+    ),
+    Mutation(
+        "Scores: features are not added behind the first layer that is continued from.",
+        "vtfast/information/probe.py",
+        "if number >= min(layers):",
+        "if number > min(layers):",
+        SCORES + "[qwen3-mean_token]",
+    ),
+    Mutation(
+        "Scores: padding is a token to a recurrent layer.",
+        "vtfast/information/probe.py",
+        "attention_mask=padded.real",
+        "attention_mask=None",
+        SCORES + "[qwen3.5-mean_token]",
+    ),
+    Mutation(
+        "Scores: a recurrent layer does not see the tokens in front of a kept one.",
+        "vtfast/information/probe.py",
+        "attention_mask=padded.real",
+        "attention_mask=padded.own",
+        SCORES + "[qwen3.5-first_token]",
     ),
     Mutation(
         "Tables: columns are narrowed below their longest word.",

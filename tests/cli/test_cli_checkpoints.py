@@ -12,7 +12,7 @@ from vtfast.toy.model import CHECKPOINTS
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["toy-llava", "toy-llava-small", "toy-qwen"])
+@pytest.mark.parametrize("name", ["toy-llava", "toy-llava-small", "toy-qwen", "toy-qwen3"])
 def test_a_bundled_model_is_found_by_its_name(name: str) -> None:
     model = checkpoint(name).weights(CPU, "auto")
     assert model.config.get_text_config().num_hidden_layers == {"toy-llava": 12}.get(name, 8)

@@ -21,8 +21,6 @@ from vtfast.toy.scene import Scene
 # The stock processors of GLM-4V and InternVL hand tensors to NumPy in a way that it will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-# Information scores, and so horizons and sweeps, cannot be measured on these yet.
-SCORED = [name for name in FAMILIES if not name.startswith("qwen3")]
 QUESTION = ("--prompt", "what is this ?")
 
 
@@ -103,7 +101,7 @@ def test_run_streams_and_compares(model, name):
     assert re.search(r"visual tokens, average of layers +\d", shown)
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_score_draws_units_of_every_picture(model, name):
     options = ("--data", "mine.jsonl", "--sample", "all", "--layers", "0,5", "--window", "1")
     record = json.loads(answered("score", *model, *options, "--out", "s.png", "--json").stdout)
@@ -114,7 +112,7 @@ def test_score_draws_units_of_every_picture(model, name):
     assert Path("s.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_horizon_is_measured(model, name):
     options = ("--data", "mine.jsonl", "--maps", "1", "--layers", "0,3,5", "--out", "h.png")
     record = json.loads(answered("horizon", *model, *options, "--json").stdout)
@@ -122,7 +120,7 @@ def test_horizon_is_measured(model, name):
     assert record["num_layers"] == 6
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_sweep_has_a_row_for_every_layer_and_method(model, name):
     options = ("--data", "mine.jsonl", "--methods", "random,diversity", "--layers", "0,3")
     record = json.loads(answered("sweep", *model, *options, "--keep", "0.5", "--json").stdout)

@@ -1,9 +1,10 @@
 """A slow reference for the information score, from its definition: one forward for every unit.
 
 Each sample runs alone, unpadded. The full sequence runs up to a layer, removed tokens are taken out
-of the hidden states and of the rotary phases, and the rest runs to the end under a plain causal
-mask. Shared with transformers: the decoder layers, norms and head, the rotary module, the
-positions of a multimodal prompt, and the image features. Shared with vtfast: nothing.
+of the hidden states, of the rotary phases and of what is added between layers, and the rest runs to
+the end under a plain causal mask. Shared with transformers: the decoder layers, norms and head, the
+rotary module, the positions of a multimodal prompt, and the image features. Shared with vtfast:
+nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Naive:
         inputs = family.batch([whole])
         oracle = Oracle(model, inputs)
         self.visual = visual_columns(inputs)[0].tolist()
-        self.start = oracle.embeddings
+        self.start, self.between = oracle.embeddings, oracle.between
         positions = oracle.positions
         self.rotary = self.text.rotary_emb(
             self.start, positions if len(positions) > 1 else positions[0]
@@ -58,9 +59,11 @@ class Naive:
     def _layer(self, i: int, hidden: Tensor, rows: list[int]) -> Tensor:
         cos, sin = (t[:, rows] for t in self.rotary)
         mask = additive(torch.ones(1, len(rows), dtype=torch.bool), hidden.dtype)
-        return self.text.layers[i](
+        block = self.text.layers[i]
+        out = block(
             hidden,
-            attention_mask=mask,
+            attention_mask=mask if hasattr(block, "self_attn") else None,
             position_ids=None,
             position_embeddings=(cos, sin),
         )
+        return out + self.between[i][:, rows] if i in self.between else out

@@ -106,3 +106,5 @@ _LLAVA = Family(
 _ALL = {"llava": _LLAVA, **GRIDDED, **TILED}
 _CHOSEN = os.environ.get("VTFAST_TEST_FAMILIES", "llava qwen").split()
 FAMILIES = Chosen({name: _ALL[name] for name in _CHOSEN})
+# Where layers run without their model: those with features between layers and with recurrent ones.
+ODD_LAYERS = [name for name in ("qwen3", "qwen3.5") if name not in FAMILIES]

@@ -7,7 +7,7 @@ import pytest
 from horizon_records import ABOUT, record, summary
 from naive_information import Naive
 from tiny_data import ANSWERS, TinyData
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, ODD_LAYERS
 from tiny_parts import LAYERS
 
 import vtfast
@@ -32,7 +32,7 @@ def measured(name="llava", size=5, **options):
 
 
 @pytest.mark.parametrize("per", ["first_token", "mean_token"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *ODD_LAYERS])
 def test_the_curves_are_means_of_what_each_sample_alone_says(name, per):
     found = measured(name, size=3, layers=[1, 4], window=2, per=per, maps=2)
     data, loss, full, scores = TinyData(name, 3), [], [], []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from naive_information import Naive
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, ODD_LAYERS
 from tiny_parts import LAYERS, Picture, text_of
 
 import vtfast
@@ -18,19 +18,7 @@ from vtfast.information.probe import Probe
 
 CLOSE = 1e-5
 ANSWERS = [[17], [40, 8, 61], [23, 54]]
-BATCHES = {
-    "llava": [
-        [3, Picture(seed=2), 5],
-        [2, Picture(seed=3), Picture(seed=4), 6],  # no text between the two
-        [1, Picture(seed=5), 2, Picture(seed=6), 4],
-    ],
-    "qwen": [
-        [3, Picture((1, 8, 4), seed=2), 5],
-        [2, Picture((1, 6, 4), seed=3), 1, Picture((1, 4, 8), seed=4), 6],
-        [4, Picture((2, 4, 4), seed=5, video=True), 2, Picture((1, 4, 4), seed=6), 3],
-    ],
-}
-NAMES = list(FAMILIES)
+NAMES = [*FAMILIES, *ODD_LAYERS]
 _built: dict = {}
 
 
@@ -41,9 +29,28 @@ def model_of(name):
     return _built[name]
 
 
+def batch_of(name):
+    """Samples of one and of two pictures, of several sizes where the family knows them."""
+    family = FAMILIES[name]
+    if not family.any_size:
+        parts = [
+            [3, Picture(seed=2), 5],
+            [2, Picture(seed=3), Picture(seed=4), 6],  # no text between the two
+            [1, Picture(seed=5), 2, Picture(seed=6), 4],
+        ]
+    else:
+        clip = Picture((2, 4, 4), seed=5, video=True) if family.mixes else Picture((1, 8, 4))
+        parts = [
+            [3, Picture((1, 8, 4), seed=2), 5],
+            [2, Picture((1, 6, 4), seed=3), 1, Picture((1, 4, 8), seed=4), 6],
+            [4, clip, 2, Picture((1, 4, 4), seed=6), 3],
+        ]
+    return family.samples(*parts, seed=3)
+
+
 def scored(name, *, which=slice(None), **options):
     family = FAMILIES[name]
-    samples = family.samples(*BATCHES[name], seed=3)[which]
+    samples = batch_of(name)[which]
     options = {"progress": False, **options}
     found = information.score(model_of(name), family.batch(samples), ANSWERS[which], **options)
     return samples, found
@@ -53,7 +60,7 @@ def scored(name, *, which=slice(None), **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_score_is_that_of_a_forward_on_the_shortened_sequence(name, per):
     layers = (0, 1, 3, LAYERS - 1)
-    window = {"llava": (4, 2), "qwen": (1, 2)}[name]  # six a picture; smaller at Qwen's edges
+    window = (1, 2) if FAMILIES[name].any_size else (4, 2)  # six a picture; smaller at edges
     samples, found = scored(name, layers=layers, window=window, per=per)
     count = 1 if per == "first_token" else None
     checked = 0
@@ -71,7 +78,7 @@ def test_every_score_is_that_of_a_forward_on_the_shortened_sequence(name, per):
                     assert abs(score - picture.scores[row, unit]) < CLOSE
                     checked += 1
     assert checked >= 60
-    assert max(abs(p.scores).max() for p in found.pictures) > 1000 * CLOSE
+    assert max(abs(p.scores).max() for p in found.pictures) > 50 * CLOSE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +139,7 @@ def test_a_sample_scores_the_same_alone_and_in_a_batch(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_of_several_pictures_are_followed_with_the_text_between_them(name):
     family = FAMILIES[name]
-    samples = family.samples(*BATCHES[name], seed=3)
+    samples = batch_of(name)
     probe = Probe(model_of(name), family.batch(samples), ANSWERS, [2])
     for b, (sample, answer) in enumerate(zip(samples, ANSWERS, strict=True)):
         slow = Naive(family, model_of(name), sample, answer)
@@ -143,10 +150,11 @@ def test_tokens_of_several_pictures_are_followed_with_the_text_between_them(name
         assert reading.p == pytest.approx(expected, abs=CLOSE)
 
 
+@pytest.mark.parametrize("name", ["qwen", "qwen3.5"])
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
-def test_the_size_of_a_packed_batch_changes_nothing(chunk):
-    _, usual = scored("qwen", layers=[1, 5])
-    _, other = scored("qwen", layers=[1, 5], chunk=chunk)
+def test_the_size_of_a_packed_batch_changes_nothing(name, chunk):
+    _, usual = scored(name, layers=[1, 5])
+    _, other = scored(name, layers=[1, 5], chunk=chunk)
     for one, two in zip(usual.pictures, other.pictures, strict=True):
         assert np.abs(one.scores - two.scores).max() < CLOSE
 
@@ -179,7 +187,7 @@ def test_memory_that_is_too_small_for_one_unit_is_an_error(monkeypatch):
 
 def test_an_answer_said_greedily_is_right_and_another_is_not():
     family, model = FAMILIES["llava"], model_of("llava")
-    inputs = family.batch(family.samples(*BATCHES["llava"][:1], seed=3))
+    inputs = family.batch(batch_of("llava")[:1])
     said = model.generate(**inputs, do_sample=False, max_new_tokens=3)[0, -3:].tolist()
     wrong = [*said[:-1], 5 if said[-1] != 5 else 6]
     for answer, right in ((said, True), (wrong, False)):
@@ -190,7 +198,7 @@ def test_an_answer_said_greedily_is_right_and_another_is_not():
 def test_the_model_is_left_as_it_was():
     family = FAMILIES["qwen"]
     model = family.build(attention="eager")
-    inputs = family.batch(family.samples(*BATCHES["qwen"][:1], seed=3))
+    inputs = family.batch(batch_of("qwen")[:1])
     before = {n: dict(vars(m)) for n, m in model.named_modules()}
     hooks = {n: len(m._forward_pre_hooks) for n, m in model.named_modules()}
     information.score(model, inputs, ANSWERS[0], layers=[1], progress=False)
@@ -203,7 +211,7 @@ def test_the_model_is_left_as_it_was():
 def test_hooks_and_attention_are_undone_when_scoring_is_interrupted(monkeypatch):
     family = FAMILIES["llava"]
     model = family.build()
-    inputs = family.batch(family.samples(*BATCHES["llava"][:1], seed=3))
+    inputs = family.batch(batch_of("llava")[:1])
 
     def stop():
         raise KeyboardInterrupt
@@ -227,7 +235,7 @@ def test_a_saved_map_is_read_as_it_was(tmp_path):
 def test_answers_and_layers_may_be_arrays(kind):
     _, expected = scored("llava", layers=[1, 4], window=3)
     family = FAMILIES["llava"]
-    inputs = family.batch(family.samples(*BATCHES["llava"], seed=3))
+    inputs = family.batch(batch_of("llava"))
     options = {"layers": np.array([4, 1]), "window": 3, "progress": False}
     found = information.score(model_of("llava"), inputs, [*map(kind, ANSWERS)], **options)
     assert found.record() == expected.record()
@@ -261,7 +269,7 @@ def test_answers_and_layers_may_be_arrays(kind):
 )
 def test_bad_input_is_refused(options, says):
     family = FAMILIES["llava"]
-    inputs = family.batch(family.samples(*BATCHES["llava"], seed=3))
+    inputs = family.batch(batch_of("llava"))
     options = dict(options)
     inputs |= {name: options.pop(name) for name in ("labels",) if name in options}
     answer = options.pop("answer", ANSWERS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from naive_information import Naive
 from tiny_data import ANSWERS, TinyData
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, ODD_LAYERS
 
 import vtfast
 from vtfast import Prune, information
@@ -26,7 +26,7 @@ def swept(name="llava", methods=("random",), layers=(0, 3), keep=0.25, size=3, *
 
 
 @pytest.mark.parametrize("method", ["random", "diversity", "topk"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *ODD_LAYERS])
 def test_p_is_that_of_the_patched_model_at_the_first_token(name, method):
     found = swept(name, [method], (2,), 0.3, per="first_token", retained=False, size=3)
     data, seeds = TinyData(name, 3), range(2 if method == "random" else 1)

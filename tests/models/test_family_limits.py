@@ -7,17 +7,9 @@ import vtfast
 from vtfast import Prune
 from vtfast.errors import UnsupportedModelError
 from vtfast.evaluation.compare import cache_bytes
-from vtfast.information.probe import Probe
 from vtfast.plan import multiply_adds
 
 PLAN = [Prune(0, "random", 0.5)]
-
-
-@pytest.mark.parametrize(("name", "why"), [("qwen3", "adds features"), ("qwen3.5", "recurrent")])
-def test_information_of_layers_that_cannot_be_run_alone_is_refused(name, why):
-    family = FAMILIES[name]
-    with pytest.raises(UnsupportedModelError, match=f"{why}.*cannot be measured on it yet"):
-        Probe(family.build(), family.inputs("single"), [[5, 6]], [0, 1])
 
 
 def test_features_behind_the_last_layer_are_refused():

@@ -24,7 +24,7 @@ from vtfast.toy.model import family_of
 from vtfast.toy.words import EOS
 
 FOLDER = Path(toy.__file__).parent / "checkpoints" / "llava"
-NAMES = ("llava", "llava-small", "qwen")
+NAMES = ("llava", "llava-small", "qwen", "qwen3")
 
 each_model = pytest.mark.parametrize("name", NAMES)
 
@@ -133,7 +133,7 @@ def test_a_model_that_is_not_bundled_is_refused_naming_those_that_are():
         toy.load("gpt")
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen"])
+@pytest.mark.parametrize("name", ["llava", "qwen", "qwen3"])
 def test_accuracy_with_all_tokens_is_that_of_greedy_generation_on_a_model_with_errors(name):
     loaded, processor = copy.deepcopy(loaded_once(name)[0]), loaded_once(name)[1]
     sizes = family_of(loaded).SIZES
@@ -148,7 +148,7 @@ def test_accuracy_with_all_tokens_is_that_of_greedy_generation_on_a_model_with_e
     assert measured.accuracy_full.mean == (exact,)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen"])
+@pytest.mark.parametrize("name", ["llava", "qwen", "qwen3"])
 def test_dropping_from_a_layer_equals_hiding_the_visual_keys_from_that_layer_on(name):
     loaded, processor = loaded_once(name)
     n, task = 40, "digit"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vtfast import toy
-from vtfast.toy import evaluate, lessons, llava, model, qwen, train
+from vtfast.toy import evaluate, lessons, model, train
 from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD
 from vtfast.toy.scene import Scene
 
@@ -23,9 +23,9 @@ ONE_STEP = ["--steps", "1", "--layers", "1", "--batch", "1", "--n-eval", "1", "-
 )
 def test_a_packed_turn_is_seen_as_if_it_were_alone(name, size):
     """The reference is the stock model with what the processor makes of picture and prompt."""
-    trainer = train.Trainer(train.Settings(name, layers=2, seed=3))
+    trainer = train.Trainer(train.Settings(name, layers=3, seed=3))
     family = model.FAMILIES[name]
-    untrained, processor = family.build_model(layers=2, seed=3).eval(), family.build_processor()
+    untrained, processor = family.build_model(layers=3, seed=3).eval(), family.build_processor()
     scene = Scene.from_seed(1, size)
     turns = [lessons.turn(scene, task) for task in lessons.TURNS]
     packed = lessons.draw_batch(np.random.default_rng(0), 1, size)
@@ -45,14 +45,14 @@ def test_a_packed_turn_is_seen_as_if_it_were_alone(name, size):
             torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+@pytest.mark.parametrize("family", model.FAMILIES.values(), ids=model.FAMILIES)
 def test_the_seed_decides_the_first_weights(family):
     first = [family.build_model(layers=1, seed=seed).lm_head.weight for seed in (4, 4, 5)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 
 
-@pytest.mark.parametrize("family", [llava, qwen], ids=["llava", "qwen"])
+@pytest.mark.parametrize("family", model.FAMILIES.values(), ids=model.FAMILIES)
 def test_the_first_weights_and_masks_are_float32_under_any_default_dtype(family):
     size = family.SIZES[0]
     expected = [*family.build_model(1, 4).parameters(), *lessons.layout(family.positions(size))]
@@ -84,7 +84,7 @@ def test_batches_are_of_one_size_each_and_sizes_take_turns():
 @pytest.mark.parametrize("name", model.FAMILIES)
 def test_the_same_seed_gives_the_same_weights_after_a_step(name):
     def first_weights(seed):
-        trainer = train.Trainer(train.Settings(name, layers=1, batch=2, seed=seed))
+        trainer = train.Trainer(train.Settings(name, layers=3, batch=2, seed=seed))
         source = lessons.batches(seed, 2)
         trainer.step(0, next(source))
         source.close()
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_weights_after_a_step(name):
 
 @pytest.mark.parametrize("name", model.FAMILIES)
 def test_steps_on_one_batch_lower_its_loss(name):
-    trainer = train.Trainer(train.Settings(name, layers=1, steps=10))
+    trainer = train.Trainer(train.Settings(name, layers=3, steps=10))
     batch = lessons.draw_batch(np.random.default_rng(0), 4)
     losses = [trainer.step(number, batch)["loss"] for number in range(10)]
     assert losses[-1] < losses[0] - 0.05
@@ -112,12 +112,12 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_two_percent():
 @pytest.mark.parametrize("name", model.FAMILIES)
 def test_three_steps_write_a_folder_that_loads(name, tmp_path, capsys):
     out = tmp_path / "tiny"
-    options = "--steps 3 --layers 2 --batch 2 --n-eval 3 --seed 7 --quiet"
+    options = "--steps 3 --layers 3 --batch 2 --n-eval 3 --seed 7 --quiet"
     assert train.main(["--out", str(out), "--family", name, *options.split()]) == 0
     shown = capsys.readouterr().out
     assert all(task in shown for task in toy.TASKS)
     loaded, processor = model.load_folder(out)
-    assert len(loaded.model.language_model.layers) == 2
+    assert len(loaded.model.language_model.layers) == 3
     assert evaluate.accuracy(loaded, processor, "code", n=2) in (0, 0.5, 1)
     card = json.loads((out / "training.json").read_text())
     assert card["settings"]["seed"] == 7
@@ -129,11 +129,12 @@ def test_three_steps_write_a_folder_that_loads(name, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--family", "gpt"], "there is no family='gpt'; choose: llava, qwen"),
+        (["--family", "gpt"], "there is no family='gpt'; choose: llava, qwen, qwen3"),
         (["--steps", "0"], "steps=0 but at least 1"),
+        (["--family", "qwen3", "--layers", "2"], "layers=2 but at least 3"),
         (["--seed", "-1"], "seed=-1 but"),
     ],
-    ids=["family", "steps", "seed"],
+    ids=["family", "steps", "layers", "seed"],
 )
 def test_bad_training_options_end_with_one_line_and_code_2(tmp_path, capsys, options, message):
     assert train.main(["--out", str(tmp_path / "new"), *ONE_STEP, *options]) == 2

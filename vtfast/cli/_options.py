@@ -80,7 +80,7 @@ Model = Annotated[
     typer.Option(
         metavar="NAME",
         help="A hub id (owner/name), a local checkpoint or PEFT adapter folder, or a bundled tiny "
-        "model: toy-llava, toy-llava-small, toy-qwen.",
+        "model: toy-llava, toy-llava-small, toy-qwen, toy-qwen3.",
     ),
 ]
 Device = Annotated[

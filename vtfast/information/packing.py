@@ -5,10 +5,12 @@
   tokens from the first of these on; the keys and values of the earlier ones are read from the
   text alone, through an index.
 - Sequences of equal shape are adjacent, so that plain PyTorch attends to them in one call.
+- A recurrent layer takes whole sequences: for it they are padded, the earlier tokens in front.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +34,19 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
+class Padded:
+    """n sequences of a packed batch at their full lengths, up to L, padded on the left.
+
+    `rows`: int64 [n, L], packed rows; 0 in padding. `real`: bool [n, L], False in padding. `own`:
+    bool [n, L], the tokens that the packed batch holds for this sequence: `x[own]` packs [n, L, D].
+    """
+
+    rows: Tensor
+    real: Tensor
+    own: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Packing:
     """A packed batch.
 
@@ -46,6 +61,19 @@ class Packing:
     targets: Tensor
     tokens: list[int]
     order: list[int]
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The same sequences, for layers that take no index."""
+        index, whole = self.attention.index, self.attention.keys
+        assert index is not None
+        columns = torch.arange(whole.max_seqlen, 0, -1, device=index.device)  # from the end
+        real, own = (
+            columns <= part.cu_seqlens.diff()[:, None] for part in (whole, self.attention.queries)
+        )
+        rows = index.new_zeros(real.shape)
+        rows[real] = index
+        return Padded(rows, real, own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 Scores, horizons and the oracle experiment are built on it. Tokens are removed physically and keep
 their positions. Everything that is asked of one layer runs as one packed batch through the model's
-own decoder layers (`packing`).
+own decoder layers (`packing`); what the model adds between them (DeepStack) is added here too, to
+the tokens that are there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtfast.errors import InputError, StateError, UnsupportedModelError
+from vtfast.errors import InputError, StateError
 from vtfast.information.answers import check_answers, with_answers
-from vtfast.information.packing import Kept, Packing, TextOfBatch
+from vtfast.information.packing import Kept, Packing, Padded, TextOfBatch
 from vtfast.information.pictures import find_pictures
 from vtfast.kernels._launch import use_triton
 from vtfast.kernels._online_softmax import why_unsupported_heads
@@ -78,7 +79,6 @@ class Probe:
         if model.training:
             raise StateError("the model is in training mode; call model.eval() first")
         self._parts: Any = family.parts(model)
-        _check_layers_alone(model, self._parts)
         self._head = model.get_output_embeddings()
         weight = self._head.weight
         why = why_unsupported_heads(weight.dtype, self._parts.head_size)
@@ -97,6 +97,7 @@ class Probe:
         self.visual = [o[v] for o, v in zip(self.original, visual, strict=True)]
         self._states: dict[int, Tensor] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
+        self._added: dict[int, Tensor] = {}  # behind a layer, to each row of the batch
         longest = max(map(len, self.answers))
         with self._capturing(layers):
             out = model(**call, use_cache=False, logits_to_keep=longest)
@@ -145,15 +146,22 @@ class Probe:
         cos, sin = (t[packing.rows][None] for t in self._rotary)
         handed = Handed(shares=True)
         run = SimpleNamespace(span=Entry(attention=packing.attention), handed=handed)
-        for block in self._parts.layers[layer:]:
-            hidden = block(
-                hidden,
-                attention_mask=None,
-                position_ids=None,
-                position_embeddings=(cos, sin),
-                vtfast_state=run,
-            )
-        if handed.attended != len(self._parts.layers) - layer:
+        attending = 0
+        for number, block in enumerate(self._parts.layers[layer:], start=layer):
+            if self._parts.attends[number] == number:
+                attending += 1
+                hidden = block(
+                    hidden,
+                    attention_mask=None,
+                    position_ids=None,
+                    position_embeddings=(cos, sin),
+                    vtfast_state=run,
+                )
+            else:
+                hidden = _run_recurrent(block, hidden, packing.padded)
+            if number in self._added:
+                hidden = hidden + self._added[number][packing.rows].to(hidden.dtype)
+        if handed.attended != attending:
             raise names.unsupported(
                 f"{type(block).__name__} does not pass keywords on to attention"
             )
@@ -186,7 +194,8 @@ class Probe:
 
     @contextmanager
     def _capturing(self, layers: Sequence[int]) -> Iterator[None]:
-        """Record the states entering some layers, and the rotary phases, while the block runs."""
+        """Record the states entering some layers, the rotary phases, and what is added behind
+        the first of these layers and later ones, while the block runs."""
         handles = []
 
         def note(number: int, args: Any, kwargs: dict[str, Any]) -> None:
@@ -195,7 +204,17 @@ class Probe:
             shape = (self.samples, *cos.shape[1:])
             self._rotary = cos.expand(shape).flatten(0, 1), sin.expand(shape).flatten(0, 1)
 
+        def note_added(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+            where: Any = kwargs.get(names.DEEPSTACK[0])
+            for number, rows in enumerate(kwargs.get(names.DEEPSTACK[1]) or ()):
+                if number >= min(layers):
+                    added = rows.new_zeros(where.numel(), rows.shape[-1])
+                    added[where.flatten()] = rows
+                    self._added[number] = added
+
         try:
+            text = self._parts.text
+            handles.append(text.register_forward_pre_hook(note_added, with_kwargs=True))
             for number in layers:
                 hook = lambda _, args, kwargs, number=number: note(number, args, kwargs)  # noqa: E731
                 block = self._parts.layers[number]
@@ -230,11 +249,12 @@ def _split(p: Sequence[float], best: Sequence[bool], counts: Sequence[int]) -> l
     return [Reading(tuple(p[a:b]), tuple(best[a:b])) for a, b in pairwise(starts)]
 
 
-def _check_layers_alone(model: Any, parts: Any) -> None:
-    """Refuse a model whose layers give something else when they are run without the model."""
-    if parts.added or parts.family.recurrent:
-        what = "adds features between its layers" if parts.added else "has recurrent layers"
-        raise UnsupportedModelError(
-            f"{type(model).__name__} {what}, so information scores and horizons, for which layers "
-            "are run alone, cannot be measured on it yet; pass a horizon to the plan"
-        )
+def _run_recurrent(block: Any, hidden: Tensor, padded: Padded) -> Tensor:
+    """Run a layer that keeps a state on whole sequences; hidden and the result are packed."""
+    out = block(
+        hidden[0, padded.rows],
+        attention_mask=padded.real,
+        position_ids=None,
+        position_embeddings=None,  # it has no positions
+    )
+    return out[padded.own][None]

@@ -1,9 +1,10 @@
 """Tiny trained vision-language models, bundled, and drawn pictures with questions for them.
 
 The models are of the real classes (`LlavaForConditionalGeneration`,
-`Qwen2_5_VLForConditionalGeneration`) at 2 to 3 million parameters, trained from scratch on drawn
-scenes. They make accuracy under pruning measurable without a download. With 64 to 96 visual tokens
-they show what pruning does to meaning, not to speed.
+`Qwen2_5_VLForConditionalGeneration`, `Qwen3VLForConditionalGeneration`) at 2 to 3 million
+parameters, trained from scratch on drawn scenes. They make accuracy under pruning measurable
+without a download. With 64 to 96 visual tokens they show what pruning does to meaning, not to
+speed.
 
     model, processor = vtfast.toy.load("llava")
     pictures, questions, answers = vtfast.toy.scenes(8, seed=0, task="code")
@@ -31,8 +32,9 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
 
     Args:
         name: `"llava"` (12 decoder layers, the strong one), `"llava-small"` (8 layers, whose
-            horizon lies elsewhere), or `"qwen"` (Qwen2.5-VL's class, 8 layers, for pictures of
-            several sizes; its processor is a `vtfast.processors.Qwen25VLProcessor`).
+            horizon lies elsewhere), `"qwen"` (Qwen2.5-VL's class, 8 layers, for pictures of
+            several sizes; its processor is a `vtfast.processors.Qwen25VLProcessor`), or `"qwen3"`
+            (Qwen3-VL's class with DeepStack, likewise, but without clips).
         dtype: of the weights; float32 unless given.
 
     Returns the model in eval mode, with its measured horizon in `model.config.vtfast_horizon`,
@@ -63,7 +65,7 @@ def scenes(
         seed: any int ≥ 0.
         task: one of `TASKS`.
         sizes: (width, height) in pixels, which take turns: multiples of 12, at least 96. The LLaVAs
-            see any picture as 96 x 96; Qwen was trained on `vtfast.toy.qwen.SIZES`.
+            see any picture as 96 x 96; the Qwens were trained on `vtfast.toy.qwen.SIZES`.
 
     Returns RGB pictures, questions and answers (space-separated words): three lists of length n.
     Raises InputError for an unknown task or a bad n, seed or size.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -12,14 +12,28 @@ from vtfast.toy.scene import Size
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 
+class Seen(NamedTuple):
+    """What a tower makes of B pictures of V visual tokens, [B, V, width of the model].
+
+    `glyphs`: what the glyph head reads. `visual`: what the decoder reads, in fp32. `added`: what is
+    added to the visual tokens behind each of the first decoder layers, [B * V, width] each.
+    """
+
+    glyphs: torch.Tensor
+    visual: torch.Tensor
+    added: Sequence[torch.Tensor] = ()
+
+
 class Family(Protocol):
-    """A model class as training and evaluation see it: `vtfast.toy.llava` or `vtfast.toy.qwen`.
+    """A model class as training and evaluation see it: `vtfast.toy.llava`, or one of
+    `vtfast.toy.qwen`.
 
     A sequence of the decoder is BEFORE, the visual tokens in raster order, AFTER, then text. P
     counts all but the text, and V the visual tokens: one per 12 x 12 pixels.
     """
 
     MODEL_TYPE: str  # in its configuration
+    LEAST_LAYERS: int  # of the decoder that can be pruned
     SIZES: Sequence[Size]  # of the pictures trained on, as (width, height)
     BEFORE: Sequence[int]
     AFTER: Sequence[int]
@@ -36,15 +50,19 @@ class Family(Protocol):
     def positions(self, size: Size) -> torch.Tensor:
         """Positions of the first P tokens of a sequence, int64 [axes, P]; text follows."""
 
-    def see(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode normalised pixels [B, 3, height, width]: what the glyph head reads and what the
-        decoder reads, each [B, V, width of the model], the latter in fp32."""
+    def see(self, model: Any, pixels: torch.Tensor) -> Seen:
+        """Encode normalised pixels [B, 3, height, width]."""
 
     def decode(
-        self, model: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+        self,
+        model: Any,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        seen: Seen,
     ) -> torch.Tensor:
-        """Final states [B, S, D] of embeds [B, S, D] under an additive mask [1, 1, S, S], at
-        positions [axes, S]."""
+        """Final states [B, S, D] of embeds [B, S, D], in which the visual tokens are, under an
+        additive mask [1, 1, S, S], at positions [axes, S]."""
 
     def prepare_training(self, model: Any) -> None:
         """Replace parts of this instance that are slow in training."""

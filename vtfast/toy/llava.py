@@ -22,7 +22,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD, draw_weights
+from vtfast.toy.family import PIXEL_MEAN, PIXEL_STD, Seen, draw_weights
 from vtfast.toy.scene import GRID, SIDE, SQUARE, Size
 from vtfast.toy.words import (
     BOS,
@@ -36,6 +36,7 @@ from vtfast.toy.words import (
 )
 
 MODEL_TYPE: str = "llava"
+LEAST_LAYERS: int = 1
 SIZES: Sequence[Size] = (SQUARE,)
 BEFORE: Sequence[int] = (BOS, WORD_IDS["USER:"])
 AFTER: Sequence[int] = ()
@@ -116,14 +117,14 @@ def positions(size: Size) -> torch.Tensor:
     return torch.arange(len(BEFORE) + VISUAL_TOKENS)[None]
 
 
-def see(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def see(model: Any, pixels: torch.Tensor) -> Seen:
     tower = model.model.vision_tower(pixels, output_hidden_states=True)
     seen = tower.hidden_states[model.config.vision_feature_layer][:, 1:]  # without CLS
-    return seen, model.model.multi_modal_projector(seen).float()
+    return Seen(seen, model.model.multi_modal_projector(seen).float())
 
 
 def decode(
-    model: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    model: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, seen: Seen
 ) -> torch.Tensor:
     decoder = model.model.language_model
     return decoder(

@@ -11,13 +11,14 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from vtfast.errors import InputError
-from vtfast.toy import llava, qwen
+from vtfast.toy import llava
 from vtfast.toy.family import Family
+from vtfast.toy.qwen import QWEN3, QWEN25
 from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
-FAMILIES: dict[str, Family] = {"llava": llava, "qwen": qwen}
+FAMILIES: dict[str, Family] = {"llava": llava, "qwen": QWEN25, "qwen3": QWEN3}
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-BUNDLED = ("llava", "llava-small", "qwen")
+BUNDLED = ("llava", "llava-small", "qwen", "qwen3")
 
 
 def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -39,7 +40,7 @@ def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[A
 
 
 def family_of(model: Any) -> Family:
-    """The module of the family whose `build_model` makes models like this one."""
+    """The family whose `build_model` makes models like this one."""
     return next(one for one in FAMILIES.values() if model.config.model_type == one.MODEL_TYPE)
 
 

@@ -1,14 +1,14 @@
 """Train a bundled model from scratch: `python -m vtfast.toy.train --family llava --out DIR`.
 
 One stage; 0.85 s a step on two free CPU cores, so about 25 minutes, or 1.2 s and 35 minutes for
-`--family qwen`, whose tower sees four to six times the patches. What makes it short:
+`--family qwen` and `qwen3`, whose towers see four to six times the patches. What makes it short:
 
 - seven questions share one picture (`toy/lessons.py`);
 - Muon for matrices, AdamW for the rest;
 - an auxiliary head names the glyph under each patch, its weight falling to zero at 90 % of the
   run. The model learns to read as soon as this head is good, instead of after a long plateau;
 - fp32 attention as plain products: at 127 tokens the backward of fused attention is the slow part
-  of a CPU step. Qwen's windows of one length are one such product, instead of one each.
+  of a CPU step. Qwen's windows or pictures of one length are one such product, not one each.
 
 The same seed gives the same weights on the same machine and versions; elsewhere rounding differs.
 """
@@ -60,9 +60,10 @@ class Settings:
         if self.family not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise InputError(f"there is no family={self.family!r}; choose: {known}")
-        for name in ("steps", "batch", "layers", "n_eval"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} but at least 1 is expected")
+        least = {"steps": 1, "batch": 1, "layers": FAMILIES[self.family].LEAST_LAYERS, "n_eval": 1}
+        for name, count in least.items():
+            if getattr(self, name) < count:
+                raise InputError(f"{name}={getattr(self, name)} but at least {count} is expected")
         if self.seed < 0:
             raise InputError(f"seed={self.seed} but an int of at least 0 is expected")
 
@@ -153,10 +154,10 @@ class Trainer:
         )
         height, width = batch.pixels.shape[2:]
         positions, mask = self.layouts[width, height]
-        seen, visual = self.family.see(self.model, batch.pixels)
-        row = torch.cat((before, visual, after, embed(batch.ids)), 1)
-        states = self.family.decode(self.model, row, mask, positions)
-        return states[:, -batch.ids.shape[1] :], seen
+        seen = self.family.see(self.model, batch.pixels)
+        row = torch.cat((before, seen.visual, after, embed(batch.ids)), 1)
+        states = self.family.decode(self.model, row, mask, positions, seen)
+        return states[:, -batch.ids.shape[1] :], seen.glyphs
 
 
 def _glyph_loss(logits: torch.Tensor, glyphs: torch.Tensor) -> torch.Tensor:
@@ -225,9 +226,10 @@ def _parser() -> argparse.ArgumentParser:
         "config.json as vtfast_horizon.",
         epilog="The bundled models: llava is --steps 1600 --seed 1, about 25 minutes on two free "
         "cores; llava-small is --layers 8 --steps 1300 --seed 2; qwen is --family qwen --layers 8 "
-        "--steps 1700 --seed 3, about 35 minutes, on pictures of eight sizes. To try the whole "
-        "pipeline: --out build/look --steps 3 --layers 2 --n-eval 10. On shared cores set "
-        "OMP_WAIT_POLICY=PASSIVE: waiting threads then free their core.",
+        "--steps 1700 --seed 3, about 35 minutes, on pictures of eight sizes; qwen3 is --family "
+        "qwen3 --layers 8 --steps 1700 --seed 4, likewise. To try the whole pipeline: --out "
+        "build/look --steps 3 --layers 2 --n-eval 10. On shared cores set OMP_WAIT_POLICY=PASSIVE: "
+        "waiting threads then free their core.",
     )
     default = Settings()
 
