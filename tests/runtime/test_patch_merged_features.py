@@ -23,7 +23,7 @@ def merged(model, inputs):
     ):
         if pixels not in inputs:
             continue
-        given = (inputs[pixels], inputs[grid]) if grid in inputs else (inputs[pixels],)
+        given = (inputs[name] for name in (pixels, grid, "pixel_mask") if name in inputs)
         features = torch.cat(list(getattr(inner, get)(*given).pooler_output))
         where = (ids == getattr(model.config, token))[..., None]
         embeds = embeds.masked_scatter(where, features)
