@@ -18,7 +18,7 @@ MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_t
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
 # Families beside LLaVA and Qwen2.5-VL: the core of the model tests, and, apart, all of them.
 MORE_FAMILIES := qwen2 qwen3 qwen3-moe qwen3.5 qwen3.5-moe glm4v glm46v internvl llava-next \
-    llava-onevision mistral3 smolvlm idefics3
+    llava-onevision mistral3 smolvlm idefics3 aria
 # Of two classes that share their code the core is tested with one.
 CORE_FAMILIES := $(filter-out glm46v idefics3,$(MORE_FAMILIES))
 FAMILY_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,identity parity generate undo)

@@ -324,6 +324,8 @@ def multiply_adds(config: Any, tokens: Sequence[int]) -> int:
 
 def _mlp_width(text: Any) -> int:
     """Width of the MLP that a token runs through: of all experts it goes to together."""
+    if hasattr(text, "moe_topk"):  # Aria's experts, chosen and shared ones, are equally wide
+        return int((text.moe_topk + text.moe_num_shared_experts) * text.intermediate_size)
     experts = getattr(text, "num_experts_per_tok", None)
     if not experts:
         return int(text.intermediate_size)

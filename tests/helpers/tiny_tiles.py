@@ -91,6 +91,19 @@ def _internvl_batch(samples: list[Sample], dtype: torch.dtype = torch.float32) -
     return inputs
 
 
+# -- Aria ------------------------------------------------------------------------------------------
+
+
+def _aria_batch(samples: list[Sample], dtype: torch.dtype = torch.float32) -> dict:
+    """As InternVL's; a mask says that each tile ends in rows of padding."""
+    inputs = _internvl_batch(samples, dtype)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"][..., -8:, :] = 0
+        inputs["pixel_mask"] = torch.ones(len(inputs["pixel_values"]), SIDE, SIDE, dtype=torch.bool)
+        inputs["pixel_mask"][:, -8:] = False
+    return inputs
+
+
 # -- SmolVLM and Idefics3 --------------------------------------------------------------------------
 
 
@@ -181,6 +194,13 @@ _ONE = {
         {"image_size": [SIDE, SIDE], "patch_size": [4, 4]},
         {},
     ),
+    "aria": partial(
+        _build,
+        "Aria",
+        {"model_type": "aria_text", "moe_num_experts": 4},
+        {"model_type": "idefics3_vision", "image_size": SIDE, "patch_size": 4},
+        {"projector_patch_to_query_dict": {144: TILE}},
+    ),
     "smolvlm": partial(_build, "SmolVLM", *_SMOL, seed=2),
     "idefics3": partial(_build, "Idefics3", *_SMOL, seed=2),
     "llava-next": partial(
@@ -239,6 +259,7 @@ def _family(name: str, placeholders: Callable, batch: Callable) -> Family:
 
 TILED = {
     "internvl": _family("internvl", _internvl_placeholders, _internvl_batch),
+    "aria": _family("aria", _internvl_placeholders, _aria_batch),
     "smolvlm": _family("smolvlm", _smol_placeholders, _smol_batch),
     "idefics3": _family("idefics3", _smol_placeholders, _smol_batch),
     "llava-next": _family("llava-next", _next_placeholders, _next_batch),

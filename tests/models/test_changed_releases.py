@@ -17,8 +17,7 @@ from cache_name import CACHE
 from model_runs import fed
 from refused_release import PLAN, refused
 from tiny_models import FAMILIES, build_llava
-from transformers.models.llama import modeling_llama
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from tiny_parts import text_of
 
 import vtfast
 from vtfast import UnsupportedVersionError
@@ -26,10 +25,10 @@ from vtfast.models import gridded, llava, self_check
 from vtfast.runtime import choose_layout, kv_cache, names, padded
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-LAYERS = {
-    "llava": modeling_llama.LlamaDecoderLayer,
-    "qwen": modeling_qwen2_5_vl.Qwen2_5_VLDecoderLayer,
-}
+
+
+def layer_class(model):
+    return type(text_of(model).layers[0])
 
 
 def hand_under_another_name(monkeypatch, cls, old, new, *, hidden):
@@ -64,7 +63,7 @@ def hand_under_another_name(monkeypatch, cls, old, new, *, hidden):
 @families
 def test_an_argument_of_the_layers_under_another_name(family, old, hidden, untested, monkeypatch):
     model = family.build()
-    hand_under_another_name(monkeypatch, LAYERS[family.name], old, f"new_{old}", hidden=hidden)
+    hand_under_another_name(monkeypatch, layer_class(model), old, f"new_{old}", hidden=hidden)
     message = refused(model)
     assert hidden or repr(old) in message
 
@@ -73,7 +72,7 @@ def test_an_argument_of_the_layers_under_another_name(family, old, hidden, untes
 @families
 def test_an_argument_of_the_text_model_under_another_name(family, old, untested, monkeypatch):
     model = family.build()
-    cls = type(model.model.language_model)
+    cls = type(text_of(model))
     hand_under_another_name(monkeypatch, cls, old, f"new_{old}", hidden=False)
     refused(model, match=repr(old))
 
@@ -100,7 +99,7 @@ def drop_keywords(monkeypatch, cls, dropped):
 @families
 def test_a_part_that_no_longer_gets_our_keyword_arguments(family, part, untested, monkeypatch):
     model = family.build()
-    text = model.model.language_model
+    text = text_of(model)
     cls = {
         "text": type(text),
         "layers": type(text.layers[0]),
@@ -151,13 +150,15 @@ def copy_rotary(monkeypatch, cls):
 @families
 def test_layers_that_hold_copies_of_the_rotary_rows(family, untested, monkeypatch):
     """A stage rewrites one list that all layers hold."""
-    copy_rotary(monkeypatch, LAYERS[family.name])
-    refused(family.build(), match="is not handed the one list of rotary rows")
+    model = family.build()
+    copy_rotary(monkeypatch, layer_class(model))
+    refused(model, match="is not handed the one list of rotary rows")
 
 
 @families
 def test_layers_handed_their_hidden_states_by_name(family, untested, monkeypatch):
-    model, cls = family.build(), LAYERS[family.name]
+    model = family.build()
+    cls = layer_class(model)
     call = cls.__call__
     monkeypatch.setattr(
         cls, "__call__", lambda self, hidden, **kwargs: call(self, hidden_states=hidden, **kwargs)
@@ -176,7 +177,7 @@ def test_labels_under_another_name(family, untested, monkeypatch):
 def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
     """The expected logits are computed layer by layer, which would then be wrong."""
     model = family.build()
-    cls = type(model.model.language_model)
+    cls = type(text_of(model))
     forward = cls.forward
 
     @functools.wraps(forward)
@@ -247,7 +248,7 @@ def test_caches_moved_by_another_name(family, name, untested, monkeypatch):
 @families
 def test_a_single_late_layer_whose_attention_loses_our_keyword(family, untested, monkeypatch):
     model = family.build()
-    cls = type(model.model.language_model.layers[0].self_attn)
+    cls = type(text_of(model).layers[0].self_attn)
     call = cls.__call__
 
     def forgetful(self, *args, **kwargs):
@@ -263,7 +264,7 @@ def test_a_single_late_layer_whose_attention_loses_our_keyword(family, untested,
 def test_scores_computed_differently(family, untested, monkeypatch):
     """A new normalisation of the queries, say: scores read from the weights would be wrong."""
     model = family.build()
-    attention = type(model.model.language_model.layers[0].self_attn)
+    attention = type(text_of(model).layers[0].self_attn)
     forward = attention.forward
 
     def normalised(self, hidden_states, *args, **kwargs):
@@ -305,8 +306,8 @@ def test_the_release_that_renamed_the_cache_would_have_been_refused(
 
 MINE = {
     "subclass": lambda model: _as_mine(model, "__class__"),
-    "replaced-forward": lambda model: _with_forward(model.model.language_model.layers[2]),
-    "no-attention": lambda model: _without_attention(model.model.language_model.layers[4]),
+    "replaced-forward": lambda model: _with_forward(text_of(model).layers[2]),
+    "no-attention": lambda model: _without_attention(text_of(model).layers[4]),
 }
 
 
@@ -349,10 +350,10 @@ SILENT = {
     "copies-of-rotary": lambda mp, model, cls: copy_rotary(mp, cls),
     "to-the-layers": lambda mp, model, cls: drop_keywords(mp, cls, {"vtfast_state"}),
     "to-the-text-model": lambda mp, model, cls: drop_keywords(
-        mp, type(model.model.language_model), {"vtfast_visual"}
+        mp, type(text_of(model)), {"vtfast_visual"}
     ),
     "to-attention": lambda mp, model, cls: drop_keywords(
-        mp, type(model.model.language_model.layers[0].self_attn), {"vtfast_state"}
+        mp, type(text_of(model).layers[0].self_attn), {"vtfast_state"}
     ),
 }
 
@@ -366,6 +367,6 @@ def test_a_hook_raises_where_it_does_not_find_what_it_needs(family, path, change
     generate = partial(model.generate, **inputs, max_new_tokens=4, do_sample=False)
     with vtfast.patch(model, PLAN, path=path):
         generate()
-        change(monkeypatch, model, LAYERS[family.name])
+        change(monkeypatch, model, layer_class(model))
         with pytest.raises(UnsupportedVersionError, match=transformers.__version__):
             generate()

@@ -50,6 +50,14 @@ def test_experts_count_as_wide_as_those_a_token_goes_to():
     )
 
 
+def test_aria_counts_chosen_and_shared_experts():
+    """Two chosen and two shared, 96 wide each."""
+    dense, experts = (FAMILIES[name].build().config for name in ("smolvlm", "aria"))
+    assert multiply_adds(experts, [10] * 6) - multiply_adds(dense, [10] * 6) == (
+        6 * 10 * 3 * 64 * (4 * 96 - 96)
+    )
+
+
 def test_linear_attention_counts_nothing_that_grows_with_the_square():
     config = FAMILIES["qwen3.5"].build().config
     once, twice = (multiply_adds(config, [n] * 6) for n in (100, 200))

@@ -16,7 +16,7 @@ from vtfast import Prune
 from vtfast.models import family_of
 from vtfast.runtime.call import read_call
 
-TILED = ("internvl", "smolvlm", "llava-next", "llava-onevision")
+TILED = ("internvl", "aria", "smolvlm", "llava-next", "llava-onevision")
 ANY_TILES = {"image_grid_pinpoints": [[SIDE * high, SIDE * wide] for high in range(1, 5)
                                       for wide in range(1, 5)]}  # fmt: skip
 # High and wide in pixels: square, flat, tall, one row of patches, small, larger than all tiles.
@@ -87,6 +87,19 @@ def test_mistral3_tells_rows_and_columns():
     found = pictures_of(family, family.build(), inputs)
     assert found.parts == [((1, 6, 2),), ((1, 1, 6),), ((1, 4, 4),)]
     assert found.sizes == [12, 6, 16]
+
+
+def test_aria_has_as_many_tokens_for_a_tile_as_its_table_says():
+    model = FAMILIES["aria"].build()
+    model.config.projector_patch_to_query_dict[36] = 10
+    pixels = torch.randn(3, 3, SIDE // 2, SIDE // 2)
+    with torch.no_grad():
+        seen = flat(model.model.get_image_features(pixels, return_dict=True))
+    assert list(map(len, seen)) == [10] * 3
+    ids = torch.tensor([[1, *[IMAGE] * 10, 2, *[IMAGE] * 20, 3]])
+    pictures = pictures_of(FAMILIES["aria"], model, {"input_ids": ids, "pixel_values": pixels})
+    assert pictures.sizes == [10, 20]
+    assert pictures.tiles == [1, 2]
 
 
 @pytest.mark.parametrize("name", [*TILED, "mistral3"])

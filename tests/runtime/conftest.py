@@ -19,6 +19,7 @@ FEATURES = "features that the caller has merged come without those of DeepStack"
 HASH = "the hash of pictures in tiles is tested in tests/models/test_tiles.py"
 APART = "features that the caller has merged do not tell its pictures apart"
 ROUTES = "rounding and small steps decide which experts a token goes to"
+TILES = "hashes and grids of pictures in tiles are tested in tests/models/test_tiles.py"
 LAYERS = "the plan scores with a recurrent layer, which is refused"
 LAYOUT = "it runs in the padded layout only"
 ORACLE = "the test or its oracle reads keys, values or masks of every layer"
@@ -75,7 +76,21 @@ _EXPERTS = {
     ROUTES: ("test_autocast_works", "the_slope_of_its_loss"),
     UNPATCHED: ("a_model_that_has_moved",),
 }
+_ARIA = {
+    ROUTES: _EXPERTS[ROUTES],
+    TILES: (
+        "test_methods_see_the_hash_of_every_picture",
+        "test_a_method_sees_the_sequences_around_the_pictures",
+        *("random-before-the-llm", "seven-random-at-4", "uniform-dart-uniform"),
+        *("means[aria-padded-four-stages", "means[aria-packed-four-stages"),
+    ),
+    UNPATCHED: (
+        *("offloaded", "a_model_that_has_moved"),
+        *("test_a_default_dtype_changes_nothing", "test_half_and_full_precision_draw"),
+    ),
+}
 IMPOSSIBLE = {
+    "aria": _ARIA,
     "glm4v": _GLM,
     "glm46v": _GLM,
     "internvl": _TILES,

@@ -44,6 +44,7 @@ SUPPORTED = {
     "Idefics3ForConditionalGeneration": Supported("tiles", "Idefics3"),
     "Glm4vForConditionalGeneration": Supported("glm4v", "GLM-4.1V"),
     "Glm46VForConditionalGeneration": Supported("glm4v", "GLM-4.6V"),
+    "AriaForConditionalGeneration": Supported("aria", "Aria"),
 }
 # What people ask for, and what would have to be done first.
 NOT_YET = {

@@ -36,6 +36,7 @@ TINY_TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
 TESTED_TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"),
     *("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text"),
+    "aria_text",
 )
 
 
