@@ -120,6 +120,14 @@ FILES = {
             "end_image_token": "</img>",
         },
     ),
+    "aria": Files(
+        "AriaProcessor",
+        ("<|img|>", "<fim_prefix>", "<fim_suffix>"),
+        "<fim_prefix><|img|><fim_suffix>",
+        {"image_processor_type": "AriaImageProcessor", "max_image_size": 980, **_COLOURS},
+        {"size_conversion": {980: 36}},
+        named={"image_token": "<|img|>"},
+    ),
     "llava-next": Files(
         "LlavaNextProcessor",
         ("<image>",),
@@ -192,11 +200,15 @@ FILES = {
         clips="SmolVLMVideoProcessor",
     ),
 }
+# What a checkpoint's model has beside the tiny model of its family: Aria's processor knows no
+# smaller pictures.
+MORE = {"aria": {"tower": {"image_size": 980, "patch_size": 140}}}
 # Visual tokens of a picture of 110 x 80 pixels with these sizes: rows times columns.
 TOKENS = {
     "llava": 6 * 6,
     **dict.fromkeys(("qwen2", "qwen", "qwen3", "qwen3-moe", "qwen3.5", "qwen3.5-moe"), 3 * 4),
     **dict.fromkeys(("glm4v", "glm46v"), 2 * 3),
+    "aria": 36,  # of the whole picture, for however many patches
     "internvl": 7 * 36,  # 2 rows of 3 tiles, and the whole picture as one
     # The whole picture, four tiles without what fills up their upper and lower edges, and a token
     # at the end of each row.
@@ -240,7 +252,7 @@ def write_processor(name: str, folder: Path) -> Path:
 
 def write_checkpoint(name: str, folder: Path) -> Path:
     """Write a whole tiny checkpoint of a family, in float32; returns its folder."""
-    FAMILIES[name].build().save_pretrained(folder)
+    FAMILIES[name].build(**MORE.get(name, {})).save_pretrained(folder)
     return write_processor(name, folder)
 
 

@@ -38,18 +38,19 @@ _TOWER = {
 def _build(
     prefix: str,
     text: dict[str, Any],
-    tower: dict[str, Any],
+    vision: dict[str, Any],
     more: dict[str, Any],
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     *,
     seed: int = 1,
+    tower: dict[str, Any] | None = None,
     **more_text: object,
 ) -> PreTrainedModel:
     """A model of 6 layers, 64 wide, of the classes `<prefix>Config` and so on."""
     config = getattr(transformers, f"{prefix}Config")(
         text_config={**TEXT, **text, **more_text},
-        vision_config={**_TOWER, **tower},
+        vision_config={**_TOWER, **vision, **(tower or {})},
         image_token_id=IMAGE,
         **more,
     )
@@ -199,7 +200,7 @@ _ONE = {
         "Aria",
         {"model_type": "aria_text", "moe_num_experts": 4},
         {"model_type": "idefics3_vision", "image_size": SIDE, "patch_size": 4},
-        {"projector_patch_to_query_dict": {144: TILE}},
+        {"projector_patch_to_query_dict": {144: TILE, 49: TILE}},
     ),
     "smolvlm": partial(_build, "SmolVLM", *_SMOL, seed=2),
     "idefics3": partial(_build, "Idefics3", *_SMOL, seed=2),
