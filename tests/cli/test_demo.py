@@ -199,7 +199,7 @@ def test_an_unreachable_keep_is_refused_before_any_work(
     tmp_path: Path,
 ) -> None:
     """A keep of 0.7 is reachable on the bundled model, but not on the one that is timed."""
-    assert Interview.bundled(0).pruned("divprune+vtw", 0.7, 0).keep == 0.7
+    assert Interview.bundled("llava", 0).pruned("divprune+vtw", 0.7, 0).keep == 0.7
     picture = tmp_path / "kept.png"
     line = refused(call("demo", "--plan", "divprune+vtw", "--keep", "0.7", "--out", picture))
     assert line.startswith("error: keep=0.7: preset 'divprune+vtw'")
@@ -210,3 +210,14 @@ def test_an_unreachable_keep_is_refused_before_any_work(
 def test_no_word_is_broken_at_80_columns(record: dict) -> None:
     assert breaks_no_word(lambda console: command._show_answers(console, record, 12))
     assert breaks_no_word(lambda console: command._show_timing(console, record["timing"]))
+
+
+@pytest.mark.parametrize("name", ["llava-small", "qwen3"])
+def test_another_bundled_model_is_asked(name: str, tmp_path: Path) -> None:
+    result = demo("--model", name, "--keep", "0.5", "--no-timing", "--out", tmp_path / "a.png")
+    assert f"shown to the bundled {name}: 8 layers, 64 visual tokens" in result.stdout
+
+
+def test_an_unknown_model_is_one_line_with_those_there_are() -> None:
+    line = refused(call("demo", "--model", "gpt", "--no-timing"))
+    assert line == "error: there is no toy model 'gpt'; available: llava, llava-small, qwen, qwen3"

@@ -13,7 +13,7 @@ from vtfast.presets import PRESETS
 
 @pytest.fixture(scope="module")
 def interview() -> Interview:
-    return Interview.bundled(DEFAULT_SCENE)
+    return Interview.bundled("llava", DEFAULT_SCENE)
 
 
 def test_answers_are_those_of_the_model_asked_one_question_at_a_time(interview: Interview) -> None:

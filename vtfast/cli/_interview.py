@@ -78,10 +78,10 @@ class Interview:
         self.num_layers: int = model.config.get_text_config().num_hidden_layers
 
     @classmethod
-    def bundled(cls, scene_seed: int) -> "Interview":
-        """With the bundled LLaVA, loaded without transformers' own progress bar."""
+    def bundled(cls, name: str, scene_seed: int) -> "Interview":
+        """With a bundled model, loaded without transformers' own progress bar."""
         with quiet():
-            return cls(*load("llava"), scene_seed)
+            return cls(*load(name), scene_seed)
 
     def full(self) -> Column:
         """The answers of the model as it is."""

@@ -39,6 +39,9 @@ _NATIVE = (
 def demo(
     plan: options.Plan = "divprune+random",
     keep: options.Keep = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Who is asked: llava, llava-small, qwen, qwen3.")
+    ] = "llava",
     scene_seed: options.SceneSeed = DEFAULT_SCENE,
     seed: options.Seed = 0,
     out: options.Out = Path("vtfast-demo.png"),
@@ -49,9 +52,9 @@ def demo(
     ] = False,
     tiny_timing: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """A tiny LLaVA answers questions about a picture, full and pruned, side by side.
+    """A tiny model answers questions about a picture, full and pruned, side by side.
 
-    First the bundled, trained LLaVA looks at a drawn scene and answers six
+    First a bundled, trained model looks at a drawn scene and answers six
     questions, with all of its visual tokens and with fewer; wrong answers are
     marked. Then a larger LLaVA with random weights is timed, because only there
     do fewer tokens save time. A PNG shows which patches of the picture each stage
@@ -62,6 +65,7 @@ def demo(
     Examples:
       vtfast demo                          # the default plan at keep 0.75 and 0.5
       vtfast demo --scene-seed 7           # another picture
+      vtfast demo --model qwen3            # Qwen3-VL's class in place of LLaVA
       vtfast demo --plan random --keep 0.25 --no-timing
       vtfast demo --plan divprune+vtw --keep 0.6 --out kept.png
       vtfast demo --json | jq .columns
@@ -76,7 +80,7 @@ def demo(
         if not no_timing:
             timed = TIMED_KEEPS if keep is None else (keep,)
             race = Race(TINY if tiny_timing else MidSize(), plan, timed, seed=seed, rounds=ROUNDS)
-        interview = Interview.bundled(scene_seed)
+        interview = Interview.bundled(model, scene_seed)
     keeps = ANSWERED_KEEPS if keep is None else (keep,)
     with working(stderr, "asking six questions", 1 + len(keeps)) as tick:
         columns = [interview.full()]
@@ -87,6 +91,7 @@ def demo(
     _draw(out, interview, columns[-1], plan)
     record = {
         "version": __version__,
+        "model": model,
         "scene_seed": scene_seed,
         "plan": plan,
         "seed": seed,
@@ -175,8 +180,8 @@ def _show_answers(stdout: Console, record: Mapping[str, Any], num_layers: int) -
     if last["horizon"] is not None:
         horizon = f", horizon {last['horizon']} ({last['horizon_source']})"
     stdout.print(
-        f"Scene {record['scene_seed']}, shown to the bundled LLaVA: {num_layers} layers, "
-        f"{full['average_tokens']:.0f} visual tokens.\nPlan {record['plan']}{horizon}.",
+        f"Scene {record['scene_seed']}, shown to the bundled {record['model']}: "
+        f"{num_layers} layers, {full['average_tokens']:.0f} visual tokens.\nPlan {record['plan']}{horizon}.",
         style="bold",
     )
     sign = "✗" if stdout.encoding.startswith("utf") else "x"
