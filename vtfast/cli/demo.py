@@ -181,7 +181,8 @@ def _show_answers(stdout: Console, record: Mapping[str, Any], num_layers: int) -
         horizon = f", horizon {last['horizon']} ({last['horizon_source']})"
     stdout.print(
         f"Scene {record['scene_seed']}, shown to the bundled {record['model']}: "
-        f"{num_layers} layers, {full['average_tokens']:.0f} visual tokens.\nPlan {record['plan']}{horizon}.",
+        f"{num_layers} layers, {full['average_tokens']:.0f} visual tokens.\n"
+        f"Plan {record['plan']}{horizon}.",
         style="bold",
     )
     sign = "✗" if stdout.encoding.startswith("utf") else "x"
