@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from tiny_parts import Family, Sample
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from toy_scores import bundled
 
 from vtfast import toy
@@ -40,10 +41,24 @@ def with_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Ten
     return {**inputs, "position_ids": positions}
 
 
+def filled_up(parts: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Pixels of tiles, [n, tiles, C, H, W], get zeros behind them up to the most of any call."""
+    name = "pixel_values"
+    tiled = [part[name] for part in parts if name in part and part[name].ndim == 5]
+    most = max((pixels.shape[1] for pixels in tiled), default=0)
+    return [
+        {**part, name: pad(part[name], (0,) * 7 + (most - part[name].shape[1],))}
+        if tiled and name in part
+        else part
+        for part in parts
+    ]
+
+
 def in_one_row(parts: Sequence[dict[str, Tensor]], *, text_row: bool = False) -> dict[str, Tensor]:
     """These calls as one row; `text_row` puts positions of text above those of M-RoPE."""
     along = {"input_ids": 1, "mm_token_type_ids": 1, "position_ids": -1}
     names = dict.fromkeys(name for part in parts for name in part)
+    parts = filled_up(parts)
     row = {
         name: torch.cat([p[name] for p in parts if name in p], along.get(name, 0)) for name in names
     }

@@ -90,6 +90,11 @@ def text_of(model: PreTrainedModel) -> torch.nn.Module:
     return inner.text_model if hasattr(inner, "text_model") else inner.language_model
 
 
+def text_name(model: PreTrainedModel) -> str:
+    """How the language model is called within a multimodal one."""
+    return next(name for name, module in model.named_modules() if module is text_of(model))
+
+
 def encoded(model: PreTrainedModel, kind: str, inputs: dict) -> object:
     """What `get_{kind}_features` makes of the inputs that it has arguments for."""
     encode = getattr(model.model, f"get_{kind}_features")
@@ -146,7 +151,9 @@ def finish(
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         drawn = "embedding" in name or "newline" in name
-        if parameter.ndim < 2 and not drawn:  # norms and biases start equal
+        if parameter.ndim < 2 and not drawn:  # norms start equal
+            if name.endswith(".bias"):
+                parameter.zero_()
             if "A_log" in name:  # but how fast a recurrent layer forgets does not
                 parameter.copy_(torch.linspace(0.0, 1.0, len(parameter)))
             continue

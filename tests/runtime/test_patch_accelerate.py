@@ -12,7 +12,7 @@ from accelerate.hooks import remove_hook_from_submodules
 from model_runs import both_layouts, continuation, logits_of
 from module_state import changes, module_state
 from tiny_models import FAMILIES
-from tiny_parts import text_of
+from tiny_parts import text_name, text_of
 
 import vtfast
 from vtfast import Prune
@@ -102,15 +102,16 @@ def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
     inputs, model = family.inputs("batch"), family.build()
     model.save_pretrained(tmp_path / "checkpoint")
     places = {"lm_head": "cpu"}
-    for name, _ in model.model.named_children():
+    for name in [*dict(model.model.named_children()), *model.model._parameters]:
         places[f"model.{name}"] = "disk" if "vi" in name else "cpu"
-    del places["model.language_model"]
+    text = text_name(model)
+    del places[text]
     for name, child in text_of(model).named_children():
         if name != "layers":
-            places[f"model.language_model.{name}"] = "cpu"
+            places[f"{text}.{name}"] = "cpu"
         else:
             for i, _ in enumerate(child):
-                places[f"model.language_model.layers.{i}"] = "disk" if i in (2, 3) else "cpu"
+                places[f"{text}.layers.{i}"] = "disk" if i in (2, 3) else "cpu"
     loaded = type(model).from_pretrained(
         tmp_path / "checkpoint", device_map=places, offload_folder=tmp_path / "offload"
     )

@@ -7,7 +7,7 @@ import torch
 from cache_name import CACHE
 from model_runs import fed, first_rows, probing
 from tiny_models import FAMILIES
-from tiny_parts import text_of
+from tiny_parts import text_name, text_of
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
@@ -47,7 +47,7 @@ def test_loss_and_gradients_are_those_without_it(family, plan, reentrant):
         checkpointed, found = gradients(family, model, inputs)
     assert torch.equal(checkpointed, loss)
     assert found.keys() == expected.keys()
-    assert len(found) > 90
+    assert len(found) >= 90
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
@@ -138,7 +138,7 @@ def test_a_cache_given_stays_empty_as_in_transformers(family):
 @families
 def test_gradients_of_a_training_step_are_the_slope_of_its_loss(family):
     model, inputs = family.build(), family.inputs("single")
-    name = "model.language_model.layers.0.self_attn.v_proj.weight"  # below both stages
+    name = f"{text_name(model)}.layers.0.self_attn.v_proj.weight"  # below both stages
     weight = model.get_parameter(name)
     with vtfast.patch(model, PLANS["two-stages"]):
         gradient = gradients(family, model, inputs)[1][name]

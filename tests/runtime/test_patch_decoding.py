@@ -125,7 +125,7 @@ def drafted(model, inputs, **options):
     chunks = []
 
     def look(module, args, kwargs):
-        chunks.append(kwargs["input_ids"].shape[1])
+        chunks.append((args[0] if args else kwargs["input_ids"]).shape[1])
 
     hook = model.model.register_forward_pre_hook(look, with_kwargs=True)
     try:

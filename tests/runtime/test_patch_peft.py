@@ -14,6 +14,7 @@ peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install pe
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:Position ids are not supported:UserWarning",
+    "ignore:Model has `tie_word_embeddings=True`:UserWarning",
 )
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 

@@ -11,7 +11,7 @@ import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, first_rows, logits_of, probing
 from module_state import changes, class_state, module_state
 from tiny_models import FAMILIES
-from tiny_parts import text_of
+from tiny_parts import text_name, text_of
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtfast
@@ -89,7 +89,7 @@ def test_a_patch_is_seen_in_the_module_state(family, path):
     before = module_state(model)
     with vtfast.patch(model, FOUR_STAGES, path=path):
         changed = {name for name, _ in changes(before, module_state(model))}
-    text = next(n for n, module in model.named_modules() if module is text_of(model))
+    text = text_name(model)
     assert {"model", text, f"{text}.layers.3"} <= changed
 
 
