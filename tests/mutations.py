@@ -60,6 +60,7 @@ ROUNDS_TEST = "tests/kernels/test_greedy_rounds.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
 COMPACT = "tests/kernels/test_compact.py::test_"
 HASH = "tests/kernels/test_image_hash.py::"
+TILES = "tests/models/test_tiles.py::"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
@@ -455,6 +456,71 @@ MUTATIONS = [
         "if False:",
         PATCH + "merged_features.py"
         "::test_prompts_with_ids_beside_embeddings_are_pruned_as_ever[llava-single-padded]",
+    ),
+    Mutation(
+        "Of several rows for one sample the pictures are taken as if each row had its own.",
+        RUNTIME + "call.py",
+        "order.append(_order(placed, pictures[-1].sizes, source.copies))",
+        "order.append(np.tile(np.arange(len(pictures[-1].sizes)), source.copies))",
+        TILES + "test_a_picture_has_its_hash_in_any_company[internvl-beams]",
+    ),
+    Mutation(
+        "A tile's place in its picture is not part of the hash.",
+        MODELS + "generic.py",
+        "return of_images.index_add_(0, image, mix64(made, number))",
+        "return of_images.index_add_(0, image, mix64(made, number * 0))",
+        TILES + "test_a_picture_has_its_hash_in_any_company[internvl-forward]",
+    ),
+    Mutation(
+        "Tiles that fill a batch up count as a picture's.",
+        MODELS + "generic.py",
+        "made = made[there[: len(numbers)]]",
+        "made = made[: len(numbers)]",
+        TILES + "test_a_picture_has_its_hash_in_any_company[smolvlm-forward]",
+    ),
+    Mutation(
+        "Every tile of Idefics3 is a picture.",
+        MODELS + "tiles.py",
+        "ends = before == of_last",
+        "pass",
+        TILES + "test_budgets_are_for_pictures_not_for_tiles_or_rows[smolvlm]",
+    ),
+    Mutation(
+        "All pictures of LLaVA-OneVision are cut into tiles.",
+        MODELS + "llava_next.py",
+        "cut = [n == 1 for n in numbers[0] for _ in range(n)]",
+        "cut = [True for n in numbers[0] for _ in range(n)]",
+        TILES + "test_of_several_pictures_in_a_sample_onevision_may_see_overviews_alone",
+    ),
+    Mutation(
+        "The ends of lines count as patches.",
+        INPUTS + "grids.py",
+        "found.append(raster[..., :-1] if line_ends and found else raster)",
+        "found.append(raster)",
+        "tests/inputs/test_grids.py"
+        "::test_tokens_have_a_place_in_the_picture_or_its_tiles[llava-next-grids7]",
+    ),
+    Mutation(
+        "A token that ends a clip is a frame of its own.",
+        "vtfast/methods/segments.py",
+        "if pieces and (grid == _SINGLE or pieces[-1] == (_SINGLE,)):",
+        "if False:",
+        TILES
+        + "test_a_clip_of_onevision_is_cut_by_frame_and_its_last_token_goes_with_the_last_frame",
+    ),
+    Mutation(
+        "uniform takes the tokens of all tiles as one row.",
+        "vtfast/methods/uniform.py",
+        "for grid in parts if sum(map(prod, parts)) == length else [(1, 1, length)]:",
+        "for grid in [(1, 1, length)]:",
+        TILES + "test_uniform_spaces_tokens_in_every_grid_of_a_picture[internvl]",
+    ),
+    Mutation(
+        "The pixels that fill a picture of Mistral3 up are hashed with it.",
+        MODELS + "mistral3.py",
+        "picture[None, :, : rows * side, : columns * side].contiguous()",
+        "picture[None]",
+        TILES + "test_a_picture_has_its_hash_in_any_company[mistral3-forward]",
     ),
     # -- which tokens stay ---------------------------------------------------------------------
     Mutation(
