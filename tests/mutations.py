@@ -503,7 +503,7 @@ MUTATIONS = [
     Mutation(
         "A token that ends a clip is a frame of its own.",
         "vtfast/methods/segments.py",
-        "if pieces and (grid == _SINGLE or pieces[-1] == (_SINGLE,)):",
+        "if (grid == _SINGLE and pieces) or (pieces and pieces[-1] == (_SINGLE,)):",
         "if False:",
         TILES
         + "test_a_clip_of_onevision_is_cut_by_frame_and_its_last_token_goes_with_the_last_frame",
