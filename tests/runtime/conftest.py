@@ -86,6 +86,7 @@ _EXPERTS = {
 }
 _SMOL = {**_IN_TILES, UNPATCHED: ("test_a_default_dtype_changes_nothing",)}
 _NEXT = {**_JOINED, UNPATCHED: ("offloaded",), ROUNDING: ("test_autocast_works",)}
+_OFFLOADED = ("offloaded", "partly_on_disk")
 _ARIA = {
     ROUTES: _EXPERTS[ROUTES],
     **_IN_TILES,
@@ -100,9 +101,9 @@ IMPOSSIBLE = {
     "glm46v": _GLM,
     "internvl": _IN_TILES,
     "smolvlm": _SMOL,
-    "idefics3": _SMOL,
+    "idefics3": {**_IN_TILES, UNPATCHED: (*_SMOL[UNPATCHED], *_OFFLOADED)},
     "llava-next": _NEXT,
-    "llava-onevision": _NEXT,
+    "llava-onevision": {**_NEXT, UNPATCHED: _OFFLOADED},
     "mistral3": {**_JOINED, SAMPLED: ("test_decoding_is_that_of_a_model_with_hidden_tokens",)},
     "qwen3": _DEEPSTACK,
     "qwen3-moe": {**_DEEPSTACK, **_EXPERTS},

@@ -96,6 +96,7 @@ def test_a_model_loaded_with_an_automatic_device_map_says_the_same(family, path,
         assert same(results(family, loaded, inputs), expected_results(family, path, inputs))
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 @both_layouts
 def test_a_model_partly_on_disk_says_the_same(family, path, tmp_path):
     """A pruned layer, the one that scores for it and the tower are among the parts on disk."""

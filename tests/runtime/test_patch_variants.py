@@ -72,7 +72,7 @@ def test_arguments_by_position_are_those_by_name(family, path):
     model, inputs = family.build(), family.inputs("batch")
     by_name = fed(family, inputs)
     order = list(takewhile(by_name.__contains__, signature(model.forward).parameters))
-    assert "attention_mask" in order
+    assert len(order) >= 2
     with vtfast.patch(model, FOUR_STAGES, path=path), torch.no_grad():
         expected = model(**by_name).logits
         by_place = [by_name.pop(name) for name in order]
