@@ -481,7 +481,7 @@ MUTATIONS = [
     Mutation(
         "Every tile of Idefics3 is a picture.",
         MODELS + "tiles.py",
-        "ends = before == of_last",
+        "ends = (before == of_last).all(1)",
         "pass",
         TILES + "test_budgets_are_for_pictures_not_for_tiles_or_rows[smolvlm]",
     ),

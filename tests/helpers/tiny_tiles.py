@@ -6,6 +6,7 @@ tile of 48 pixels.
 
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -108,11 +109,11 @@ def _aria_batch(samples: list[Sample], dtype: torch.dtype = torch.float32) -> di
 # -- SmolVLM and Idefics3 --------------------------------------------------------------------------
 
 
-def _smol_placeholders(picture: Picture) -> list[int]:
+def _smol_placeholders(picture: Picture, behind: tuple[int, ...] = ()) -> list[int]:
     """A token tells the place of a tile, another that the last is the whole picture."""
     places = [*range(10, 9 + _tiles(picture)), VISION_END]
-    tiles = [token for place in places for token in (VISION_START, place, *[IMAGE] * TILE)]
-    return [*tiles, VISION_START]
+    tiles = [[VISION_START, place, *behind, *[IMAGE] * TILE] for place in places]
+    return [*chain(*tiles), VISION_START]
 
 
 def _smol_batch(samples: list[Sample], dtype: torch.dtype = torch.float32) -> dict:
@@ -262,7 +263,8 @@ TILED = {
     "internvl": _family("internvl", _internvl_placeholders, _internvl_batch),
     "aria": _family("aria", _internvl_placeholders, _aria_batch),
     "smolvlm": _family("smolvlm", _smol_placeholders, _smol_batch),
-    "idefics3": _family("idefics3", _smol_placeholders, _smol_batch),
+    # Its places are several tokens, which end alike.
+    "idefics3": _family("idefics3", partial(_smol_placeholders, behind=(7,)), _smol_batch),
     "llava-next": _family("llava-next", _next_placeholders, _next_batch),
     "llava-onevision": _family("llava-onevision", _next_placeholders, _next_batch),
     "mistral3": _family("mistral3", _mistral_placeholders, _mistral_batch),

@@ -23,6 +23,19 @@ def test_a_model_without_attention_is_refused():
         vtfast.patch(model, PLAN)
 
 
+def test_queries_scaled_by_the_positions_of_all_tokens_are_refused():
+    model = FAMILIES["mistral3"].build(model_type="ministral3")
+    with pytest.raises(UnsupportedModelError, match="Mistral Small 3.1 and 3.2"):
+        vtfast.patch(model, PLAN)
+
+
+def test_a_text_model_with_a_window_by_default_passes_the_self_check(monkeypatch):
+    """Mistral's config has a window unless told otherwise; LLaVA-NeXT's text model has none."""
+    monkeypatch.setenv("VTFAST_SELF_CHECK", "always")
+    model = FAMILIES["llava-next"].build(model_type="mistral", sliding_window=None)
+    vtfast.patch(model, PLAN).remove()
+
+
 def test_the_cache_of_recurrent_layers_is_counted():
     family = FAMILIES["qwen3.5"]
     model, inputs = family.build(), family.inputs("single")

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from model_runs import OLD
 
 from vtfast.errors import InputError, PlanError
 
@@ -21,6 +22,7 @@ ROUTES = "rounding and small steps decide which experts a token goes to"
 TILES = "hashes and grids of pictures in tiles are tested in tests/models/test_tiles.py"
 ROUNDING = "rounding to bfloat16 decides which of many like tokens score highest"
 SAMPLED = "it samples a placeholder, which the unpatched model takes for a picture"
+NO_CACHE = "its model returns no cache in this release, unpatched too"
 LAYERS = "the plan scores with a recurrent layer, which is refused"
 LAYOUT = "it runs in the padded layout only"
 ORACLE = "the test or its oracle reads keys, values or masks of every layer"
@@ -110,6 +112,12 @@ IMPOSSIBLE = {
     "qwen3.5": _RECURRENT,
     "qwen3.5-moe": {**_RECURRENT, **_EXPERTS},
 }
+
+
+if OLD:  # 5.17 repeats tiles one by one, and encodes pictures within the forward
+    for name in (*_TILED, "mistral3"):
+        IMPOSSIBLE[name] = {**IMPOSSIBLE[name], BEAMS: _GLM[BEAMS]}
+    IMPOSSIBLE["aria"][NO_CACHE] = ("a_later_text_chunk",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

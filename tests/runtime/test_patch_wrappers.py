@@ -9,7 +9,7 @@ import accelerate
 import pytest
 import torch
 import torch.distributed
-from model_runs import logits_of
+from model_runs import ATOL, logits_of
 from module_state import changes, module_state
 from tiny_data import TinyData
 from tiny_models import FAMILIES
@@ -105,6 +105,17 @@ def test_a_wrapper_says_what_the_model_inside_says(family, wrap, path):
         assert torch.equal(logits_of(family, wrapped, inputs), expected)
     assert handle.report.path == path
     assert not vtfast.is_patched(wrapped)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")
+def test_a_patched_model_can_be_compiled():
+    """Its encoding method called itself without end."""
+    family = FAMILIES["qwen"]
+    model, inputs = family.build(), family.inputs("single")
+    with vtfast.patch(model, [Prune(2, "diversity", 5)], path="padded"), torch.no_grad():
+        expected = model(**inputs).logits
+        compiled = torch.compile(model, backend="eager")
+        torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=0, atol=ATOL)
 
 
 def test_a_model_patched_before_it_was_wrapped_is_undone_through_the_wrapper():

@@ -61,6 +61,8 @@ def join(segments: Sequence[Segment]) -> list[Segment]:
 
 def _pieces(parts: Sequence[Grid], per: str) -> list[tuple[Grid, ...]]:
     """The grids of every frame or tile. A single token goes with the piece before it."""
+    if per == "frame" and all(steps == 1 for steps, *_ in parts):
+        return [tuple(parts)]  # no clip
     pieces: list[tuple[Grid, ...]] = []
     for steps, *sides in parts:
         grid = (steps, *sides)

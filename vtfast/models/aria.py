@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AriaConfig, PreTrainedConfig
 
+from vtfast.errors import InputError
 from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
 from vtfast.models.generic import LazyImageHash, Measured, TileHash, runs
 from vtfast.runtime.call import Pictures
@@ -57,7 +58,13 @@ def _tokens_of_a_tile(config: Any, call: Mapping[str, Any]) -> int:
     tower, pixels = config.vision_config, call.get("pixel_values")
     sides = [tower.image_size] * 2 if pixels is None else pixels.shape[-2:]
     high, wide = (side // tower.patch_size for side in sides)
-    return int(config.projector_patch_to_query_dict[int(high * wide)])
+    known, patches = config.projector_patch_to_query_dict, int(high * wide)
+    if patches not in known:
+        raise InputError(
+            f"pixel_values have {patches} patches a tile; Aria's projector knows "
+            f"{', '.join(map(str, known))}: encode pictures with the model's own processor"
+        )
+    return int(known[patches])
 
 
 FAMILIES = {"AriaForConditionalGeneration": Aria()}

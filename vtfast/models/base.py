@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from vtfast.errors import PlanError, UnsupportedModelError
 from vtfast.methods import Attention
@@ -160,6 +160,13 @@ class Family(PictureReader):
         """What sines multiply: the dimensions of heads [..., D] with their partners' values."""
         half = x.shape[-1] // 2
         return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def tiny_text(config: Any, **more: Any) -> PreTrainedConfig:
+    """A small config of the same type of text model, every layer of which sees all."""
+    kind = config.get_text_config().model_type
+    tiny: PreTrainedConfig = AutoConfig.for_model(kind, **TINY_TEXT, sliding_window=None, **more)
+    return tiny
 
 
 def next_of_kind(kind: str, config: Any) -> tuple[int, ...]:

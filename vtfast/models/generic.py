@@ -7,6 +7,7 @@ says what the pictures were made from; in a plain forward the call does.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,10 +77,12 @@ class PictureReader(ABC):
             hashes = None
             if kwargs.get(self.kinds[kind].pixels) is not None:
                 hashes = self.hashes(multimodal, kind, kwargs)
-            if features is not None and hasattr(features, _NOTE):
-                call, hashes, count = getattr(features, _NOTE)()
-                copies = len(features.pooler_output) // count
-            elif features is not None:
+            note = getattr(features, _NOTE, None)
+            if features is None:
+                pass
+            elif note is not None and (times := _copies(features.pooler_output, note.made)):
+                call, hashes, copies = note.call, note.hashes, times
+            else:
                 sizes = [f.numel() // f.shape[-1] for f in features.pooler_output]
             ids = prompt_ids(kwargs)
             call = {**call, IDS: None if ids is None else ids[::copies]}
@@ -94,14 +97,13 @@ class PictureReader(ABC):
     ) -> None:
         """Leave on the features of pictures what they were made from: the arguments of
         `get_{kind}_features`, but their pixels only for the image hashes, and those if `hashed`."""
-        if isinstance(features, tuple):
-            return
         name, hashes = self.kinds[kind].pixels, None
+        if isinstance(features, tuple) or name not in call:  # 5.17 has other names, and no need
+            return
         if hashed:
             hashes = self.hashes(multimodal, kind, call)
         shape = torch.empty_like(call[name], device="meta")
-        noted = {**call, name: shape}, hashes, len(features.pooler_output)
-        setattr(features, _NOTE, lambda: noted)  # a function, which nobody repeats for beams
+        setattr(features, _NOTE, _Note({**call, name: shape}, hashes, features.pooler_output))
 
     def _is_given(self, kwargs: Mapping[str, Any], kind: str) -> bool:
         return _encoded(kwargs, kind) is not None or kwargs.get(self.kinds[kind].pixels) is not None
@@ -114,6 +116,19 @@ class PictureReader(ABC):
     def _token(self, multimodal: Any, kind: str) -> int:
         token: int = getattr(multimodal.config, self.kinds[kind].token)
         return token
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What features were made from: the arguments, but pixels without data; the image hashes; and
+    the features as they were then. It is not copied or saved with them."""
+
+    call: Mapping[str, Any]
+    hashes: "LazyImageHash | None"
+    made: Any
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
 
 
 class LazyImageHash:
@@ -139,11 +154,17 @@ class LazyImageHash:
 
 
 class TileHash(LazyImageHash):
-    """The hash of every image of several tiles, [tiles, C, H, W] or [images or samples, most tiles,
-    C, H, W], where the rest is zeros:
+    """The hash of every image of several tiles:
 
         hash(image) = Σ_i mix64(hash(tile i), i)     mod 2⁶⁴
+
+    pixels: [tiles, C, H, W]; or [images, most tiles, C, H, W], where the rest is anything; or
+    [samples, most tiles, C, H, W], where the rest, and it alone, is zeros (`by_sample`).
     """
+
+    def __init__(self, pixels: Tensor, *, by_sample: bool = False) -> None:
+        super().__init__(pixels)
+        self._by_sample = by_sample
 
     def _of(self, pixels: Tensor, grid: Tensor | None, impl: str, pictures: Pictures) -> Tensor:
         assert pictures.tiles is not None
@@ -151,9 +172,11 @@ class TileHash(LazyImageHash):
         owner = np.repeat(np.arange(len(pictures.tiles)), pictures.tiles)
         flat = pixels.flatten(0, -4)
         made = image_hash(flat, impl=impl)
-        if len(made) > len(numbers):  # which are there, found without waiting for the device
+        if len(made) > len(numbers) and self._by_sample:  # found without waiting for the device
             there = flat.flatten(1).any(1).sort(descending=True, stable=True).indices
             made = made[there[: len(numbers)]]
+        elif len(made) > len(numbers):
+            made = made[to_device(owner * pixels.shape[1] + numbers, made.device)]
         of_images = made.new_zeros(len(pictures.tiles))
         number, image = (to_device(x, made.device) for x in (numbers, owner))
         return of_images.index_add_(0, image, mix64(made, number))
@@ -182,6 +205,18 @@ def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
     """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
     ids = kwargs.get("input_ids")
     return kwargs.get(PROMPT_IDS) if ids is None else ids
+
+
+def _copies(now: Any, made: Any) -> int:
+    """How often features repeat those that were made, as `generate` does for beams; 0 if they are
+    no repetition. Tensors are known again by their shapes, entries of lists themselves."""
+    if now is made:
+        return 1
+    if isinstance(made, Tensor):
+        like = isinstance(now, Tensor) and now.shape[1:] == made.shape[1:]
+    else:
+        like = {id(f) for f in now} == {id(f) for f in made}
+    return len(now) // len(made) if like and len(now) % len(made) == 0 else 0
 
 
 def _encoded(kwargs: Mapping[str, Any], kind: str) -> Any | None:

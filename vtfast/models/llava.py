@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
-from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Measured
 from vtfast.runtime.call import Parts, Pictures
 
@@ -32,12 +32,12 @@ class Llava(Family):
         super().check(model)
 
     def tiny(self, config: Any) -> PreTrainedConfig:
-        text, tower = config.get_text_config().model_type, config.vision_config.model_type
+        tower = config.vision_config.model_type
         sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2, "projection_dim": 16}
         has_class_token = tower == "clip_vision_model"
         return LlavaConfig(  # type: ignore[call-arg]  # an alias of image_token_index
             vision_config=AutoConfig.for_model(tower, **TINY_TOWER, **sizes, num_attention_heads=2),
-            text_config=AutoConfig.for_model(text, **TINY_TEXT, sliding_window=None),
+            text_config=tiny_text(config),
             image_token_id=90,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default" if has_class_token else "full",

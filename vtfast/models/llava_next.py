@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, LlavaNextConfig, LlavaOnevisionConfig, PreTrainedConfig
+from transformers import LlavaNextConfig, LlavaOnevisionConfig, PreTrainedConfig
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Kind, LazyImageHash, Measured, TileHash
 from vtfast.runtime.call import Parts, Pictures
 
@@ -33,11 +33,10 @@ class LlavaNext(Family):
         self._config, self._tower, self._more = config, tower, more
 
     def tiny(self, config: Any) -> PreTrainedConfig:
-        text = config.get_text_config().model_type
         sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
         tiny: PreTrainedConfig = self._config(
             vision_config={**TINY_TOWER, **sizes, "num_attention_heads": 2, **self._tower},
-            text_config=AutoConfig.for_model(text, **TINY_TEXT),
+            text_config=tiny_text(config),
             image_token_id=90,
             image_grid_pinpoints=_PINPOINTS,
             **self._more,
@@ -56,7 +55,7 @@ class LlavaNext(Family):
         given = [call.get(name) for name in self.kinds[kind].more]
         if given[0] is None:
             return None if sizes is None else (lambda placed: _unknown(sizes), ())
-        asked = tuple(torch.as_tensor(values) for values in given if values is not None)
+        asked = tuple(_as_tensor(values) for values in given if values is not None)
 
         def measure(placed: np.ndarray, sides: np.ndarray, *numbers: np.ndarray) -> Pictures:
             if sizes is not None and len(sizes) != len(sides):
@@ -64,7 +63,7 @@ class LlavaNext(Family):
             cut = [n == 1 for n in numbers[0] for _ in range(n)] if numbers else [True] * len(sides)
             each = [
                 self._one(multimodal, call, (int(high), int(wide)), tiled)
-                for (high, wide), tiled in zip(sides, cut, strict=True)
+                for (high, wide), tiled in zip(sides, cut, strict=False)  # transformers tells
             ]
             found = [parts for parts, _ in each]
             return Pictures(list(map(_tokens, found)), found, [tiles for _, tiles in each])
@@ -131,6 +130,13 @@ class LlavaOnevision(LlavaNext):
     def _packed(self, config: Any, call: Mapping[str, Any]) -> dict[str, Any]:
         name = "vision_aspect_ratio"
         return {name: call.get(name) or getattr(config, name)}
+
+
+def _as_tensor(values: Any) -> Tensor:
+    """Sizes or numbers of pictures, which may come as a list of tensors."""
+    if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
+        return torch.stack(list(values))
+    return torch.as_tensor(values)
 
 
 def _tokens(parts: Parts) -> int:

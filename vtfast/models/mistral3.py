@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Mistral3Config, PreTrainedConfig
+from transformers import Mistral3Config, PreTrainedConfig
 
-from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.errors import UnsupportedModelError
+from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Kind, LazyImageHash, Measured
 from vtfast.runtime.call import Pictures
 
@@ -22,8 +23,16 @@ class Mistral3(Family):
     default_horizon = 0.75  # not measured
     kinds: Mapping[str, Kind] = {"image": Kind("pixel_values", "image_token_id", ("image_sizes",))}
 
+    def check(self, model: Any) -> None:
+        kind = model.config.get_text_config().model_type
+        if kind == "ministral3":
+            raise UnsupportedModelError(
+                f"the language model ({kind}) scales its queries by the positions of all tokens; "
+                "vtfast prunes Mistral3 with the text model of Mistral Small 3.1 and 3.2"
+            )
+        super().check(model)
+
     def tiny(self, config: Any) -> PreTrainedConfig:
-        text = config.get_text_config().model_type
         tower = {"image_size": 24, "patch_size": 4, "head_dim": 8, "num_hidden_layers": 2}
         return Mistral3Config(  # type: ignore[call-arg]  # an alias of image_token_index
             vision_config={
@@ -32,7 +41,7 @@ class Mistral3(Family):
                 "num_attention_heads": 2,
                 "model_type": "pixtral",
             },
-            text_config=AutoConfig.for_model(text, **TINY_TEXT, head_dim=8, sliding_window=None),
+            text_config=tiny_text(config, head_dim=8),
             image_token_id=90,
             vision_feature_layer=-1,
         )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Idefics3Config, InternVLConfig, PreTrainedConfig, SmolVLMConfig
+from transformers import Idefics3Config, InternVLConfig, PreTrainedConfig, SmolVLMConfig
 
-from vtfast.models.base import TINY_TEXT, TINY_TOWER, Family
+from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import IDS, LazyImageHash, Measured, TileHash, runs
 from vtfast.runtime.call import Pictures
 
@@ -22,11 +22,10 @@ class InternVL(Family):
     around_picture = (92, 93)
 
     def tiny(self, config: Any) -> PreTrainedConfig:
-        text = config.get_text_config().model_type
         sizes = {"image_size": [16, 16], "patch_size": [4, 4], "num_hidden_layers": 2}
         return InternVLConfig(
             vision_config={**TINY_TOWER, **sizes, "num_attention_heads": 2},
-            text_config=AutoConfig.for_model(text, **TINY_TEXT),
+            text_config=tiny_text(config),
             image_token_id=90,
         )
 
@@ -56,9 +55,10 @@ class InternVL(Family):
 
 
 class Idefics3(Family):
-    """How Idefics3 and SmolVLM read their pictures: a token before each tile tells its place. A
-    picture's last tile is the whole picture, made small, so the token before the last tile of a
-    sample stands before the last tile of every picture.
+    """How Idefics3 and SmolVLM read their pictures: what is before each tile tells its place. A
+    picture's last tile is the whole picture, made small, so what is before the last tile of a
+    sample is before the last tile of every picture. It is one token for SmolVLM and several for
+    Idefics3, whose places all end alike; two are compared.
 
     config: class of the configuration.
     """
@@ -71,11 +71,10 @@ class Idefics3(Family):
         self._config = config
 
     def tiny(self, config: Any) -> PreTrainedConfig:
-        text = config.get_text_config().model_type
         sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
         tiny: PreTrainedConfig = self._config(
             vision_config={**TINY_TOWER, **sizes, "num_attention_heads": 2},
-            text_config=AutoConfig.for_model(text, **TINY_TEXT),
+            text_config=tiny_text(config),
             image_token_id=90,
             scale_factor=2,
         )
@@ -88,23 +87,24 @@ class Idefics3(Family):
     def measured(
         self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
     ) -> Measured:
-        tower, shuffle = multimodal.config.vision_config, multimodal.config.scale_factor
-        side = int(tower.image_size // tower.patch_size / shuffle)  # as `image_seq_len` of it
+        tower, pixels = multimodal.config.vision_config, call.get("pixel_values")
+        pixel_side = tower.image_size if pixels is None else int(pixels.shape[-1])
+        side = pixel_side // tower.patch_size // multimodal.config.scale_factor
 
         def measure(placed: np.ndarray, *ids: np.ndarray) -> Pictures:
             first, _ = runs(placed)
             ends = np.ones(len(first), dtype=bool)  # without ids a tile counts as a picture
             for known in ids:
-                before, row = known.reshape(-1)[first - 1], first // placed.shape[1]
+                before, row = known.reshape(-1)[first[:, None] - (2, 1)], first // placed.shape[1]
                 of_last = before[np.searchsorted(row, row, "right") - 1]
-                ends = before == of_last
+                ends = (before == of_last).all(1)
             last = np.flatnonzero(ends)
             return _of_tiles(np.diff(last, prepend=-1), side)
 
         return measure, () if call[IDS] is None else (call[IDS],)
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
-        return TileHash(call["pixel_values"])
+        return TileHash(call["pixel_values"], by_sample=True)
 
 
 def _of_tiles(tiles: np.ndarray, side: int) -> Pictures:

@@ -3,9 +3,9 @@
 One prefill: the multimodal pre-hook finds the visual tokens (the one host read) → the text
 pre-hook opens a `ForwardState` and hands it to the layers → before each stage's layer a method
 picks tokens, one gather shortens hidden states and rotary rows, and the layers from there on see
-the shorter sequence → the text post-hook puts the outputs back. Hooks only: no forward is replaced,
-no class touched; state of a forward lives in its `ForwardState`, state of a generation on its
-cache, none on the model.
+the shorter sequence → the text post-hook puts the outputs back. No forward is replaced and no class
+touched: there are hooks, and stand-ins for methods of this one model (`stand_in`). State of a
+forward lives in its `ForwardState`, state of a generation on its cache, none on the model.
 """
 
 import warnings

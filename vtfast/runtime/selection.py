@@ -33,7 +33,7 @@ class Shortened:
         kept: int64 [visual tokens after], where the visual ones among them were before.
         visual: int64 [visual tokens after], where they are now.
         samples: which of the tokens form which sample.
-        segments: the images, clips or frames, with what is left of each.
+        segments: the images, clips, frames or tiles, with what is left of each.
         places: what stays of each of the places that `Selector.select` was given.
     """
 

@@ -1,6 +1,7 @@
 """Stands in for a method of a model, to see what no module hook does."""
 
 from collections.abc import Callable
+from functools import partial
 from inspect import Signature, signature
 from typing import Any
 
@@ -20,7 +21,8 @@ class StandIn:
     @property
     def original(self) -> Any:
         """The method."""
-        return self.before or getattr(type(self.model), self.name).__get__(self.model)
+        # Not a bound method: torch.compile would look that up again by its name.
+        return self.before or partial(getattr(type(self.model), self.name), self.model)
 
     @property
     def __signature__(self) -> Signature:

@@ -1,8 +1,8 @@
 """Where the visual tokens of one chunk are.
 
 A chunk is what one forward of the multimodal model receives, `input_ids [B, S]` with placeholders
-for the features of its images and clips. Image boundaries come from sizes, never from runs of
-placeholders: two images may touch.
+for the features of its images and clips. Where images begin and end
+is what the family says (`Source.measure`).
 """
 
 from collections.abc import Callable, Sequence
@@ -57,8 +57,7 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
         flat, ends = np.flatnonzero(placeholder), sizes.cumsum()
         first, last = flat[ends - sizes].tolist(), flat[ends - 1].tolist()
         parts, order = call.pictures[i].parts, call.order[i]
-        numbers = (order + hashed).tolist()
-        hashed += len(parts)
+        numbers, hashed = (order + hashed).tolist(), hashed + len(parts)
         pictures = zip(first, last, sizes.tolist(), [parts[n] for n in order], numbers, strict=True)
         seen = np.split(call.valid.flatten()[flat], ends[:-1])
         found += [p for p, tokens in zip(pictures, seen, strict=False) if _is_seen(tokens)]
