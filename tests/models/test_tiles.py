@@ -294,12 +294,12 @@ def expected_hash(family, picture):
 @pytest.mark.parametrize("name", [*TILED, "mistral3"])
 def test_a_picture_has_its_hash_in_any_company(name, run):
     """Beside larger pictures, whose tiles or pixels pad it, and beside a sample without any."""
+    if OLD and run is BEAMS:
+        pytest.skip("transformers hands the pictures of beams on in another order")
     family = FAMILIES[name]
     wide, square, tall = Picture((1, 8, 12), 1), Picture(seed=2), Picture((1, 12, 4), 3)
     samples = family.samples([2, square, 1, wide, 3], [4], [3, tall, 2])
     found = hashes_of(family, samples, run)
-    if OLD and run is BEAMS:
-        pytest.skip("transformers hands the pictures of beams on in another order")
     one, two, three = (expected_hash(family, p) for p in (square, wide, tall))
     assert len({one, two, three}) == 3
     copies = 2 if run is BEAMS else 1
