@@ -25,7 +25,7 @@ def test_a_model_without_attention_is_refused():
 
 def test_queries_scaled_by_the_positions_of_all_tokens_are_refused():
     model = FAMILIES["mistral3"].build(model_type="ministral3")
-    with pytest.raises(UnsupportedModelError, match="Mistral Small 3.1 and 3.2"):
+    with pytest.raises(UnsupportedModelError, match=r"Mistral Small 3\.1 and 3\.2"):
         vtfast.patch(model, PLAN)
 
 
