@@ -509,7 +509,7 @@ MUTATIONS = [
         + "test_a_clip_of_onevision_is_cut_by_frame_and_its_last_token_goes_with_the_last_frame",
     ),
     Mutation(
-        "uniform takes the tokens of all tiles as one row.",
+        "Uniform takes the tokens of all tiles as one row.",
         "vtfast/methods/uniform.py",
         "for grid in parts if sum(map(prod, parts)) == length else [(1, 1, length)]:",
         "for grid in [(1, 1, length)]:",
@@ -552,14 +552,6 @@ MUTATIONS = [
         "self.parts.family.note(self.parts.multimodal, kind, call, out, hashed)",
         "self.parts.family.note(self.parts.multimodal, kind, call, out, False)",
         "tests/runtime/test_image_hash.py::test_generate_draws_the_picks_of_a_plain_forward"
-        "[llava-padded]",
-    ),
-    Mutation(
-        "Copies of a picture under beams get the image hashes of one another's pictures.",
-        MODELS + "base.py",
-        "torch.stack([notes[i] for i in order])",
-        "torch.stack([notes[i % len(first)] for i in range(len(order))])",
-        PATCH + "generate.py::test_beams_keep_the_same_tokens_for_all_copies_of_a_picture"
         "[llava-padded]",
     ),
     Mutation(

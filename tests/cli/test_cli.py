@@ -23,7 +23,7 @@ from vtfast.toy.scene import Scene
 # Command: how many examples its help shows at least, and all of its options.
 _STUDY = "model task data image-folder skip-bad seed layers window per out json device dtype"
 COMMANDS = {
-    "demo": (5, "plan keep seed out json scene-seed no-timing"),
+    "demo": (6, "plan keep seed out json model scene-seed no-timing"),
     "run": (
         4,
         "model image video prompt plan keep horizon compare max-new-tokens out json max-frames fps "

@@ -222,7 +222,7 @@ def test_an_unsupported_version_is_broken_with_the_command_that_corrects_it(
 
 
 def test_a_missing_optional_package_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    optional = {"torchvision", "accelerate", "matplotlib", "triton"}
+    optional = {"torchvision", "num2words", "accelerate", "matplotlib", "triton"}
 
     def without(name: str) -> str:
         if name in optional:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_checkpoints import FILES, TOKENS, write_processor
+from tiny_checkpoints import FILES, MORE, TOKENS, write_processor
 from tiny_models import FAMILIES
 
 from vtfast import processors
@@ -46,7 +46,7 @@ def ask(tmp_path, monkeypatch):
 
     def encode(name, *pictures):
         processor = processors.load(write_processor(name, tmp_path), local_files_only=True)
-        checkpoint = Checkpoint(name, FAMILIES[name].build().config, processor)
+        checkpoint = Checkpoint(name, FAMILIES[name].build(**MORE.get(name, {})).config, processor)
         return Prompt(checkpoint, "how many", [(f"{i}", p) for i, p in enumerate(pictures)])
 
     return encode

@@ -21,7 +21,7 @@ IMAGE, VIDEO = "<vision_start><image><vision_end>", "<vision_start><video><visio
 
 @pytest.fixture(scope="module")
 def processor():
-    return qwen.build_processor()
+    return qwen.QWEN25.build_processor()
 
 
 def picture(seed, size=(96, 96)):
@@ -127,7 +127,7 @@ def test_what_is_no_clip_is_refused(processor, videos, message):
 
 def test_a_picture_and_a_clip_in_a_padded_batch_are_understood_as_alone(processor):
     """Each sample has the logits it has alone, so placeholders, grids and kinds agree."""
-    model = qwen.build_model(layers=2, seed=1).eval()
+    model = qwen.QWEN25.build_model(layers=2, seed=1).eval()
     still, clip = picture(0, (96, 120)), [picture(seed, (108, 96)) for seed in range(3)]
     texts = [f"{VIDEO} what {IMAGE} is the code ?", f"{IMAGE} how many cells are there ?"]
     calls = [

@@ -47,7 +47,8 @@ class Family(PictureReader):
         default_horizon: the horizon as a share of the layers, where none was measured.
         text: name of the language model in the multimodal model.
         recurrent: kinds of layers that keep a state of one size in place of keys and values.
-        around_picture: tokens that stand before and after a picture in a tiny model's prompt.
+        around_picture: tokens that stand before a picture in a tiny model's prompt, and the one
+            that stands behind it.
         position_axes: shape that the rotary module's positions have before [B, S].
     """
 

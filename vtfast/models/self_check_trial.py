@@ -48,7 +48,8 @@ def _inputs(family: Family, model: Any, pictures: int) -> tuple[dict[str, Tensor
     finds drafts.
     """
     sizes, tensors = family.tiny_pictures(pictures)
-    before, after = ([(t, 0) for t in family.around_picture[i : i + 1]] for i in (0, 1))
+    around = [(token, 0) for token in family.around_picture]
+    before, after = around[:-1], around[-1:]
     visual = [[*before, *[(_IMAGE, number)] * size, *after] for number, size in enumerate(sizes, 1)]
     text = [(token, 0) for token in (_START, 7, 8, 9, 10)]
     samples = [[*text, *visual[0], *text[1:3]]]

@@ -65,7 +65,7 @@ class Idefics3(Family):
 
     default_horizon = 0.75  # not measured
     text = "text_model"
-    around_picture = (92, 93)
+    around_picture = (92, 93, 92)
 
     def __init__(self, config: Any) -> None:
         self._config = config
