@@ -9,7 +9,6 @@ from vtfast.errors import InputError
 # Frames, rows and columns of visual tokens; 0 where unknown.
 Grid = tuple[int, ...]
 _SINGLE = (1, 1, 1)  # one token that is no patch: of a class, or of a new line
-_BRING = "pass the pictures as pixels, with the sizes that the processor gives"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ def split(segments: Sequence[Segment], per: str) -> list[Segment]:
         if any(steps == 0 for steps, *_ in s.parts):
             raise InputError(
                 f'per="{per}" needs to know the {per}s of a picture, and one came as features '
-                f"without its grid; {_BRING}"
+                "without its grid; pass the pictures as pixels, with the sizes that the processor "
+                "gives"
             )
         pieces = _pieces(s.parts, per)
         if len(pieces) == 1:

@@ -75,4 +75,4 @@ class Gridded(Family):
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         pixels, (grid,) = self.kinds[kind].pixels, self.kinds[kind].more
-        return LazyImageHash(call[pixels], call[grid])
+        return LazyImageHash(call[pixels], call.get(grid))

@@ -52,7 +52,7 @@ class Source:
         asked: tensors that `measure` needs.
         image_hash: makes int64 [images] when asked for, by the `impl` it is given; it is told what
             `measure` said. None without pixels.
-        copies: rows in a row that hold the same pictures, as those of beams do. `measure` and
+        copies: neighbouring rows that hold the same pictures, as those of beams do. `measure` and
             `image_hash` know of the first of them.
     """
 

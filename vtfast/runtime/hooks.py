@@ -42,6 +42,7 @@ _UNSEEN_PICTURES = (
     "the prompt came as inputs_embeds: pictures whose features they hold are not pruned, because "
     "only ids tell where those are; call generate with input_ids beside inputs_embeds or pixels"
 )
+_MISMATCH = "placeholders and features of the pictures do not match, so nothing is pruned"
 _UNKNOWN_PROMPT = (
     "it is unknown where the prompt ends, because labels (or wanted logits) begin before the last "
     "picture ends; text is read from the last token of the sample. Pass prompt_length= in the call"
@@ -58,13 +59,12 @@ class PatchHooks:
         self._check_arguments()
         self._handles: list[RemovableHandle] = []
         self._hooked_all = False
-        self._stand_ins = [
-            StandIn(parts.model, "prepare_inputs_for_generation", prepare_with_ids),
-            *(
-                StandIn(parts.multimodal, f"get_{kind}_features", partial(self._encode, kind))
-                for kind in parts.family.kinds
-            ),
-        ]
+        encode = {
+            f"get_{kind}_features": partial(self._encode, kind) for kind in parts.family.kinds
+        }
+        self._stand_ins = [StandIn(parts.multimodal, name, call) for name, call in encode.items()]
+        prepare = "prepare_inputs_for_generation"
+        self._stand_ins.append(StandIn(parts.model, prepare, prepare_with_ids))
         self._warned: set[str] = set()
         self._original = attention.plain(parts.text.config._attn_implementation)
         self._first = next(iter(config.stages.values()))  # of the plan
@@ -178,9 +178,8 @@ class PatchHooks:
         mask, axes = None if mask is None else mask != 0, self.parts.family.position_axes
         read = read_call(call, sources, mask, axes, prompt_length)
         if not read.has_all_features:
-            if merged:
-                self._warn_once(_UNSEEN_PICTURES)
-            return (), call  # transformers raises: features and placeholders do not match
+            self._warn_once(_UNSEEN_PICTURES if merged else _MISMATCH)
+            return (), call  # transformers raises, if it counts them as we do
         visual = locate(read, sources, mask)
         if any(stage.drops(visual.segments) for stage in self.config.stages.values()):
             validation.check_packed_samples(read, call, cache, self.parts.text)

@@ -1,8 +1,8 @@
 """Where the visual tokens of one chunk are.
 
 A chunk is what one forward of the multimodal model receives, `input_ids [B, S]` with placeholders
-for the features of its images and clips. Where images begin and end
-is what the family says (`Source.measure`).
+for the features of its images and clips. Where images begin and end the family says
+(`Source.measure`).
 """
 
 from collections.abc import Callable, Sequence
