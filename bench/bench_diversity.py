@@ -5,17 +5,22 @@ picked so far; "running minimum" updates it with those to the newest pick. All r
 the published loop picks other rows with every change of roundings, so only the number of its picks
 is checked. The picks of all other variants are replayed in fp64: each must be as far from the picks
 before it as any remaining row, up to rounding.
+
+Determinants (CDPruner) and coverage (SCOPE) are checked alike. Their baselines compute every gain
+anew at each pick, or update all gains by it; on a CPU in NumPy, which was faster than PyTorch.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
 from harness import Case, Variant, compiled, main
-from parity import Check, farthest_each_time
+from parity import Check, best_coverage_each_time, farthest_each_time, largest_determinant_each_time
+from plain_gains import STEPS, covered, covered_more, factorised, one_by_one, picked, solved
 from shapes import Workload, dtype_for, normal, workloads
 
-from vtfast.ops import Ragged, diversity_select
+from vtfast.ops import Ragged, coverage_select, diversity_select, dpp_select
 
 CASES = [  # workload, share kept; on a CPU the small ones
     *(("llava b1", 0.1), ("llava b1", 0.5), ("llava b8", 0.1), ("llava b8", 0.5)),
@@ -131,7 +136,57 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
             yield case(w, share, device)
 
 
-OPS = {"diversity": cases}
+def gain_cases(op: Callable, plain: dict[str, Callable], gate: Callable, device: str,
+               tiny: bool) -> Iterator[Case]:  # fmt: skip
+    for w in workloads(tiny, "llava b1", "llava b8", "qwen 1k"):
+        yield _gain_case(op, plain, gate, w, device)
+
+
+def _gain_case(op: Callable, plain: dict, gate: Callable, w: Workload, device: str) -> Case:
+    segments, keep = Ragged.from_lengths(w.lengths, device), w.keep(0.5)
+    dtype, where = dtype_for(device), (segments, keep)
+
+    def make(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = normal(seed, w.total, w.dim, device=device, dtype=dtype)
+        return x, normal(seed, w.total, device=device, dtype=torch.float32).sigmoid()
+
+    def loop(gains: Callable, x: torch.Tensor, weight: torch.Tensor, **options) -> torch.Tensor:
+        picks, weight = [], weight**2 if op is dpp_select else weight
+        for (a, b), k in zip(pairwise(segments.offsets), keep, strict=True):
+            given = distances(x[a:b].float()).fill_diagonal_(0.0), weight[a:b]
+            if device == "cpu" and not options:
+                given = [t.numpy() for t in given]
+            picks += [a + i for i in picked(partial(gains, **options), *given, k)]
+        return torch.tensor(picks, device=device)
+
+    def replayed(inputs: tuple) -> Check:
+        return gate(*inputs, w.lengths, keep)
+
+    def in_pick_order(inputs: tuple) -> Check:
+        index, order = op(*inputs, *where, return_order=True)
+        check = replayed(inputs)
+        return lambda got: check(order) if torch.equal(got, index) else "other rows"
+
+    variants = [
+        Variant("vtfast", lambda *x: op(*x, *where), "vtfast", in_pick_order),
+        *(Variant(name, partial(loop, way), "eager" if name == ANEW else "fair")
+          for name, way in plain.items()),
+        *(Variant("compiled steps", partial(loop, way, step=compiled(STEPS[way])), "compiled")
+          for way in plain.values() if way in STEPS),
+    ]  # fmt: skip
+    shape = f"{len(w.lengths)} pictures, {w.total} x {w.dim} -> {sum(keep)}"
+    moved, flops = w.total * w.dim * dtype.itemsize, 2 * w.dim * sum(n * n for n in w.lengths)
+    return Case(f"{w.name}, keep 50%", shape, dtype, make, variants, replayed, moved, flops)
+
+
+ANEW, UPDATED = "every gain anew", "gains updated"
+DETERMINANTS = {ANEW: solved, UPDATED: factorised}
+COVERAGE = {ANEW: one_by_one, "all gains anew at once": covered, UPDATED: covered_more}
+OPS = {
+    "diversity": cases,
+    "dpp": partial(gain_cases, dpp_select, DETERMINANTS, largest_determinant_each_time),
+    "coverage": partial(gain_cases, coverage_select, COVERAGE, best_coverage_each_time),
+}
 
 if __name__ == "__main__":
     main(OPS, __doc__)

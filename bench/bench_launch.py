@@ -22,7 +22,8 @@ from report import aligned
 
 TARGET = 8.0  # us that a call may take above its launches of an empty kernel
 CALLS = 50  # per round: few, so that some rounds run undisturbed
-LAUNCHES = {"diversity_select": 3, "last_query_scores": 2, "ragged_decode": 2}
+LAUNCHES = {"diversity_select": 3, "dpp_select": 3, "coverage_select": 4,
+            "last_query_scores": 2, "ragged_decode": 2}  # fmt: skip
 
 
 def measure(device: str, rounds: int) -> list[dict]:
@@ -38,8 +39,8 @@ def measure(device: str, rounds: int) -> list[dict]:
                 call(*tensors)
             samples.append((time.perf_counter() - start) / CALLS * 1e6)
         median = machine.summary(samples[1:])["median"]  # the first compiles
-        row = {"op": name, "launches": LAUNCHES.get(name, 1), "fastest": min(samples[1:])}
-        rows.append(row | {"median": median})
+        row = {"op": name, "launches": LAUNCHES.get(name.partition(",")[0], 1), "median": median}
+        rows.append(row | {"fastest": min(samples[1:])})
     return rows
 
 

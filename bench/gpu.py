@@ -31,12 +31,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 # The ops, the most telling first, and the scripts that have their cases.
 OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection",
-       "random": "selection", "topk": "selection", "decode": "attention",
-       "scores": "scores", "hash": "hash"}  # fmt: skip
+       "random": "selection", "topk": "selection", "decode": "attention", "scores": "scores",
+       "hash": "hash", "dpp": "diversity", "coverage": "diversity"}  # fmt: skip
 _KERNELS = (
     *("device", "random_select", "topk_select", "gather", "compact"),
     *("diversity_select", "image_hash", "last_query_scores", "ragged_attention"),
-    *("ragged_attention_kernel", "repeat", "unchecked"),
+    *("ragged_attention_kernel", "repeat", "unchecked", "dpp_select", "coverage_select"),
     *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),
 )
 TESTS = [*(f"kernels/test_{name}" for name in _KERNELS),

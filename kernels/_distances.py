@@ -1,12 +1,15 @@
-"""Cosine distances between the rows of each segment, for `diversity_select`.
+"""Cosine distances between the rows of each segment, for the greedy selections.
 
 Two launches: the norms of all rows; then the distances, by tensor cores from the raw features. Each
 program makes one tile of a matrix and folds the minima of that tile into `nearest`, the distance of
 each row to its nearest other row. Distances are fp32: 16-bit features are multiplied as they are
 and scaled afterwards; fp32 features are normalised first and multiplied as three tf32 products.
+
+With weights, column j holds the distances of row j times w_j, and so does `nearest`. Rounding keeps
+the order, so the least weighted distance of a row is its least distance, weighted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -17,6 +20,9 @@ from .ragged import Ragged
 _TILE = 64  # a program makes 64 x 64 distances
 _WARPS, _STAGES = 4, 3
 _NORM_ROWS, _NORM_BLOCK = 8, 512
+
+# Limit on the distances held at once: one segment of 16384 rows, or many smaller segments.
+MAX_MATRIX_BYTES = 2**30
 
 _MIN_SQUARE = tl.constexpr(2.0**-126)  # squared norms below it lose bits in fp32
 
@@ -44,6 +50,17 @@ def distance_of(cosine, known):
 
 
 @triton.jit
+def weighted(distance, weight):
+    """Distances of rows times their weights.
+
+    Infinity stays infinity, for weights of 0 and for the NaN of a row that counts as not finite.
+    Where rounding made a distance negative, a weight of 0 gives 0.0, for `ordered_bits` puts -0.0
+    below it.
+    """
+    return tl.where(distance < float("inf"), distance * weight + 0.0, float("inf"))
+
+
+@triton.jit
 def padded_columns(n):
     """Columns of a matrix of n rows, padded: each line starts at a multiple of 64 bytes."""
     return (n + 15) // 16 * 16
@@ -60,6 +77,7 @@ def _norms_kernel(
     x_ptr,
     inverse_ptr,
     nearest_ptr,
+    weights_ptr,  # None: all rows weigh 1
     # sizes
     num_rows,
     # strides
@@ -71,7 +89,8 @@ def _norms_kernel(
 ):
     """Grid (blocks of ROWS rows): store 1 / norm of each row, and initialise `nearest`.
 
-    1 / norm is 0 for a (nearly) zero row, and -1 where the squared norm is not finite.
+    1 / norm is 0 for a (nearly) zero row, and -1 where the squared norm is not finite, or the
+    weight is negative or not finite.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < num_rows
@@ -83,6 +102,9 @@ def _norms_kernel(
         squares += x * x
     square = tl.sum(squares, axis=1)
     finite = square < float("inf")  # false for NaN too
+    if weights_ptr is not None:
+        weight = tl.load(weights_ptr + row, mask=inside, other=0.0)
+        finite = finite & (weight >= 0.0) & (weight < float("inf"))
     directed = finite & (square >= _MIN_SQUARE)
     norm = tl.sqrt_rn(tl.where(directed, square, 1.0))
     inverse = tl.where(directed, tl.div_rn(tl.full([ROWS], 1.0, tl.float32), norm), 0.0)
@@ -100,6 +122,7 @@ def _distances_kernel(
     cu_matrix_ptr,
     matrix_ptr,
     nearest_ptr,
+    weights_ptr,  # None: all rows weigh 1
     # sizes
     tiles,  # along one side of the largest matrix
     # strides
@@ -150,15 +173,50 @@ def _distances_kernel(
     both_live = i_live[:, None] & j_live[None, :]
     matrix = matrix_ptr + tl.load(cu_matrix_ptr + segment).to(tl.int64)
     to = i.to(tl.int64)[:, None] * padded_columns(n) + j[None, :]
-    tl.store(matrix + to, distance, mask=both_live)
+    line = distance
+    if weights_ptr is not None:
+        j_weight = tl.load(weights_ptr + first + j, mask=j_live, other=0.0)
+        line = weighted(distance, j_weight[None, :])
+    tl.store(matrix + to, line, mask=both_live)
     others = tl.where(both_live & (i[:, None] != j[None, :]), distance, float("inf"))
-    tl.atomic_min(
-        nearest_ptr + first + i, ordered_bits(tl.min(others, axis=1)), mask=i_live, sem="relaxed"
-    )
+    nearest = nearest_ptr + first + i
+    smallest = tl.min(others, axis=1)
+    if weights_ptr is not None:
+        # Not 0 past the end, where it is infinity: NumPy, interpreting, warns of 0 * inf.
+        i_weight = tl.load(weights_ptr + first + i, mask=i_live, other=1.0)
+        smallest = weighted(smallest, i_weight)
+    tl.atomic_min(nearest, ordered_bits(smallest), mask=i_live, sem="relaxed")
 
 
-def norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features with contiguous rows, 1 / norm of each row, and `nearest` before any distance."""
+def groups(sizes: Sequence[int], kinds: Sequence[object]) -> Iterator[slice]:
+    """Split segments into consecutive groups, of one or more, whose matrices fit the limit.
+
+    sizes: bytes of each segment's matrix, and of what is held with it. kinds: no group has segments
+    of two kinds, so that a segment is treated alike in every batch.
+    """
+    start = size = 0
+    for segment, more in enumerate(sizes):
+        other_kind = kinds[segment] != kinds[start]
+        if other_kind or (size and size + more > MAX_MATRIX_BYTES):
+            yield slice(start, segment)
+            start, size = segment, 0
+        size += more
+    yield slice(start, len(sizes))
+
+
+def matrix_bytes(n: int) -> int:
+    """Bytes of the distances in a segment of n rows."""
+    return 4 * n * padded_columns_on_host(n)
+
+
+def norms(
+    features: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features with contiguous rows, 1 / norm of each row, and `nearest` before any distance.
+
+    weights: fp32 `[T]`, contiguous. A row whose weight is negative or not finite gets the norm of a
+    row that is not finite.
+    """
     x = features if features.stride(1) == 1 else features.contiguous()
     num_rows, width = x.shape
     inverse = torch.empty(num_rows, dtype=torch.float32, device=x.device)
@@ -167,6 +225,7 @@ def norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
         x,
         inverse,
         nearest,
+        weights,
         num_rows,
         x.stride(0),
         D=width,
@@ -184,10 +243,12 @@ def distance_matrices(
     cu_seqlens: torch.Tensor,
     cu_keep: torch.Tensor,
     lengths: Sequence[int],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The distances of these segments, one matrix after another, and the offset of each matrix.
 
     Lowers `nearest` in place to each row's distance to its nearest other row, as `ordered_bits`.
+    weights: as given to `norms`; the distances of a row are multiplied by its weight.
     """
     matrices = Ragged.from_lengths([n * padded_columns_on_host(n) for n in lengths], x.device)
     matrix = torch.empty(matrices.total, dtype=torch.float32, device=x.device)
@@ -200,6 +261,7 @@ def distance_matrices(
         matrices.cu_seqlens,
         matrix,
         nearest,
+        weights,
         tiles,
         x.stride(0),
         D=x.shape[1],

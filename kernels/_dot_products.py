@@ -1,9 +1,9 @@
 """Dot products between the rows of long segments, for `diversity_select`.
 
 The same matrices as in `_distances.py`, by the vendor's matrix product, which is faster for long
-segments. They hold raw dot products; who reads a line scales it (`distance_of`), since a pass that
-did so would move as many bytes as making them. One more launch reads them for the distance of each
-row to its nearest other row.
+segments. They hold raw dot products; who reads a line scales it (`distance_of`, `weighted`), since
+a pass that did so would move as many bytes as making them. One more launch reads them for the
+distance of each row to its nearest other row.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from ._distances import distance_of, ordered_bits, padded_columns, padded_columns_on_host
+from ._distances import distance_of, ordered_bits, padded_columns, padded_columns_on_host, weighted
 from ._launch import cdiv, tl, triton
 from ._threshold import segment_bounds
 from .ragged import Ragged
@@ -27,6 +27,7 @@ def _nearest_others_kernel(
     nearest_ptr,
     cu_seqlens_ptr,
     cu_matrix_ptr,
+    weights_ptr,  # None: all rows weigh 1
     # sizes
     blocks,  # of rows in the longest segment
     # meta
@@ -53,8 +54,13 @@ def _nearest_others_kernel(
         distance = distance_of(cosine, known)
         other = (j < n)[None, :] & (i[:, None] != j[None, :])
         smallest = tl.minimum(smallest, tl.where(other, distance, float("inf")))
+    smallest = tl.min(smallest, axis=1)
+    if weights_ptr is not None:
+        # Not 0 past the end, where it is infinity: NumPy, interpreting, warns of 0 * inf.
+        i_weight = tl.load(weights_ptr + first + i, mask=i_live, other=1.0)
+        smallest = weighted(smallest, i_weight)
     nearest = tl.load(nearest_ptr + first + i, mask=i_live, other=0)
-    nearest = tl.minimum(nearest, ordered_bits(tl.min(smallest, axis=1)))
+    nearest = tl.minimum(nearest, ordered_bits(smallest))
     tl.store(nearest_ptr + first + i, nearest, mask=i_live)
 
 
@@ -75,11 +81,12 @@ def dot_products(
     cu_seqlens: torch.Tensor,
     offset: int,
     lengths: Sequence[int],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The dot products of these segments, one matrix after another, and the offset of each matrix.
 
     offset: the first row of the first segment. Lowers `nearest` in place to each row's distance to
-    its nearest other row, as `ordered_bits`.
+    its nearest other row, as `ordered_bits`, which `weights` (as given to `norms`) multiply.
     """
     widths = [padded_columns_on_host(n) for n in lengths]
     matrices = Ragged.from_lengths([n * w for n, w in zip(lengths, widths, strict=True)], x.device)
@@ -96,6 +103,7 @@ def dot_products(
         nearest,
         cu_seqlens,
         matrices.cu_seqlens,
+        weights,
         blocks,
         ROWS=_ROWS,
         BLOCK=_BLOCK,

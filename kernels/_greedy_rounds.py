@@ -22,6 +22,7 @@ from ._distances import (
     distance_of,
     ordered_bits,
     padded_columns,
+    weighted,
 )
 from ._launch import cdiv, next_power_of_2, tl, triton
 from ._repeat import Repeat
@@ -44,12 +45,17 @@ def farthest(nearest, position):
 
 
 @triton.jit
-def lowered(nearest, dots, position, pick, i_inverse, j_inverse, SCALED: tl.constexpr):
-    """`nearest` after a pick, from its line of the matrix: of distances if SCALED, or of dots."""
+def lowered(nearest, dots, position, pick, i_inverse, j_inverse, j_weight, SCALED: tl.constexpr):
+    """`nearest` after a pick, from its line of the matrix: of distances if SCALED, or of dots.
+
+    j_weight: of each column of dots; None where all rows weigh 1.
+    """
     distance = dots
     if not SCALED:
         known = tl.minimum(i_inverse, j_inverse) >= 0.0
         distance = distance_of(dots * i_inverse * j_inverse, known)
+    if j_weight is not None:
+        distance = weighted(distance, j_weight)
     nearest = tl.minimum(nearest, ordered_bits(distance))
     return tl.where(position == pick, PICKED, nearest)
 
@@ -75,6 +81,7 @@ def _round_kernel(
     candidates_ptr,
     done_ptr,
     order_ptr,
+    weights_ptr,  # None: all rows weigh 1, or the distances are weighted
     # sizes
     number,  # of this round
     # meta
@@ -124,6 +131,10 @@ def _round_kernel(
     nearest = tl.load(nearest_ptr + first + column, mask=live, other=PICKED)
     nearest = tl.where(begun & (done == 0) & (nearest > NOT_FINITE), FARTHEST, nearest)
 
+    column_weight = None
+    if weights_ptr is not None:
+        column_weight = tl.load(weights_ptr + first + column, mask=live, other=0.0)
+
     _, pick = farthest(value, position)
     picking = begun
     while picking:
@@ -133,8 +144,22 @@ def _round_kernel(
         i_inverse = tl.load(inverse + pick)
         to_candidates = tl.load(line + position, mask=inside, other=0.0)
         to_columns = tl.load(line + column, mask=column < width, other=0.0)
-        value = lowered(value, to_candidates, position, pick, i_inverse, position_inverse, SCALED)
-        nearest = lowered(nearest, to_columns, column, pick, i_inverse, column_inverse, SCALED)
+        position_weight = None
+        if weights_ptr is not None:  # again in each step: kept, they spill on sm_100
+            position_weight = tl.load(weights_ptr + first + position, mask=inside, other=0.0)
+        value = lowered(
+            value,
+            to_candidates,
+            position,
+            pick,
+            i_inverse,
+            position_inverse,
+            position_weight,
+            SCALED,
+        )
+        nearest = lowered(
+            nearest, to_columns, column, pick, i_inverse, column_inverse, column_weight, SCALED
+        )
         done += 1
         best, pick = farthest(value, position)
         ahead = (best > bound) | ((best == bound) & (pick <= bound_position))
@@ -165,6 +190,7 @@ def _finish_kernel(
     done_ptr,
     index_ptr,
     order_ptr,
+    weights_ptr,  # None: all rows weigh 1, or the distances are weighted
     # meta
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -198,7 +224,10 @@ def _finish_kernel(
             dots = tl.load(line + column, mask=column < width, other=0.0)
             j_inverse = tl.load(inverse + column, mask=live, other=0.0)
             nearest = tl.load(nearest_ptr + first + column, mask=live, other=PICKED)
-            nearest = lowered(nearest, dots, column, pick, i_inverse, j_inverse, SCALED)
+            j_weight = None
+            if weights_ptr is not None:
+                j_weight = tl.load(weights_ptr + first + column, mask=live, other=0.0)
+            nearest = lowered(nearest, dots, column, pick, i_inverse, j_inverse, j_weight, SCALED)
             tl.store(nearest_ptr + first + column, nearest, mask=live)
             place = tl.where(nearest > best, column, place)
             best = tl.maximum(best, nearest)
@@ -223,11 +252,13 @@ def pick_in_rounds(
     keep: Sequence[int],
     *,
     scaled: bool,
+    weights: torch.Tensor | None = None,
 ) -> None:
     """Store the picks of these segments in `index`, ascending, and in `order`, in pick order.
 
     nearest: each row's distance to its nearest other row, as `ordered_bits`; it is overwritten.
     scaled: whether the matrices hold distances, as `distance_matrices` makes them, or dot products.
+    weights: as given to `norms`; distances are weighted already.
     """
     segments, longest, device = len(lengths), max(lengths), order.device
     # Of two parities of rounds; of candidates the distances and the columns.
@@ -235,6 +266,7 @@ def pick_in_rounds(
     candidates = torch.empty(sizes, dtype=torch.int32, device=device)
     done = torch.empty(segments, 2, dtype=torch.int32, device=device)
     tensors = (matrix, inverse, nearest, cu_seqlens, cu_keep, cu_matrix)
+    weights = None if scaled else weights
     constants = {
         "SCALED": scaled,
         "BLOCKS": _BLOCKS,
@@ -245,13 +277,14 @@ def pick_in_rounds(
     options = {"num_warps": _WARPS, "enable_fp_fusion": False}  # as in `_distances.py`
     launch_round = Repeat(_round_kernel, (segments * _BLOCKS, 1, 1), constants, options)
     for number in range(_rounds(max(keep)) + 1):
-        launch_round(*tensors, candidates, done, order, number)
+        launch_round(*tensors, candidates, done, order, weights, number)
     rows, warps = tile(longest)
     _finish_kernel[(segments,)](
         *tensors,
         done,
         index,
         order,
+        weights,
         SCALED=scaled,
         BLOCK=_FINISH_BLOCK,
         ROWS=rows,

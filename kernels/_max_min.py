@@ -2,7 +2,8 @@
 
 Two ways to the same picks. `greedy` reads whole matrices of distances, of several segments at once.
 `greedy_by_rows` serves one segment whose matrix is too large to keep: it makes the distances to a
-picked row when it needs them.
+picked row when it needs them. With weights, the distances of row j, in column j, are multiplied by
+w_j where they are made; since rounding keeps the order, a minimum may be multiplied instead.
 """
 
 from itertools import pairwise
@@ -15,24 +16,31 @@ from .ragged import Ragged
 
 _MIN_ROWS_TO_HALVE = 256  # on a CPU: for fewer rows one product is as fast as several smaller ones
 _MIN_NORM = 2.0**-63  # its square is the smallest number fp32 holds with all bits
-_BELOW_DISTANCES = -1e30  # below every distance, but above the -infinity of picked rows
+# Below every distance, that of copies under a large weight too: it may be -1e-7 times that weight.
+# But above the -infinity of picked rows.
+_BELOW_DISTANCES = -3e38
 _FEWEST_AHEAD = 32  # rows of distances made at a time on a CPU; a product of fewer is inefficient
 
 
 class UnitRows:
     """Rows `[T, D]` of any floating dtype as fp32 unit vectors, made a part at a time.
 
-    A row without a direction, because it is (nearly) zero or not finite, is a zero vector.
+    A row without a direction, because it is (nearly) zero or not finite, is a zero vector. A row
+    whose weight is negative or not finite counts as one that is not finite.
 
     Attributes:
         parts: slices that together are all rows. The vectors of one part, and the distances between
             two parts, take at most a sixteenth of `max_bytes`.
-        finite: bool `[T, 1]`, whether the squared norm of a row is finite in fp32.
+        finite: bool `[T, 1]`, whether the squared norm of a row is finite in fp32, and its weight
+            is one.
         ceiling: fp32 `[T, 1]`, 1 for a finite row, else infinity; a distance is ceiling - cosine.
         limit: fp32 `[T]`, infinity for a finite row, else less than every distance.
+        weights: fp32 `[T]`, 1 for a row that is not finite; None if all rows weigh 1.
     """
 
-    def __init__(self, features: torch.Tensor, max_bytes: int) -> None:
+    def __init__(
+        self, features: torch.Tensor, max_bytes: int, weights: torch.Tensor | None = None
+    ) -> None:
         (rows, width), part_bytes = features.shape, max_bytes // 16
         step = max(1, min(part_bytes // max(1, 4 * width), isqrt(part_bytes // 4)))
         self.parts = [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
@@ -43,6 +51,10 @@ class UnitRows:
             norm = self._norm[part]
             torch.linalg.vector_norm(features[part].float(), dim=1, keepdim=True, out=norm)
         self.finite = self._norm.isfinite()
+        self.weights = weights
+        if weights is not None:
+            self.finite &= ((weights >= 0) & (weights < torch.inf))[:, None]
+            self.weights = weights.masked_fill(~self.finite.squeeze(1), 1.0)
         self._directed = self.finite & (self._norm >= _MIN_NORM)
         self.ceiling = torch.ones_like(self._norm).masked_fill_(~self.finite, torch.inf)
         limit = torch.full_like(self._norm, torch.inf)
@@ -51,8 +63,12 @@ class UnitRows:
     def hold(self) -> "UnitRows":
         """Make all vectors now and keep them."""
         held = self._norm.new_empty(self._features.shape)
+        # Memory takes longer than the division: it is in place, and no pass is made for nothing.
+        on_cpu = held.device.type == "cpu"
         for part in self.parts:
-            held[part] = self[part]
+            x = torch.div(self._features[part].float(), self._norm[part], out=held[part])
+            if not (on_cpu and self._directed[part].numpy().all()):
+                x.masked_fill_(~self._directed[part], 0.0)
         self._held = held
         return self
 
@@ -64,7 +80,7 @@ class UnitRows:
 
 
 def distances(
-    features: torch.Tensor, segments: Ragged, max_bytes: int
+    features: torch.Tensor, segments: Ragged, max_bytes: int, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine distances within each segment, and an upper limit for each row's nearest distance.
 
@@ -73,14 +89,21 @@ def distances(
     Rows that are not finite, and padding, are infinitely far from every other row. `max_bytes`
     limits what is needed beside these and the unit vectors.
     """
-    x = UnitRows(features, max_bytes).hold()
+    x = UnitRows(features, max_bytes, weights).hold()
     square = segments.max_seqlen, segments.max_seqlen
     distance = x.limit.new_full((len(segments), *square), torch.inf)
     # One product per segment, so its rounding cannot depend on the rest of the batch.
     for matrix, (begin, end) in zip(distance, pairwise(segments.offsets), strict=True):
         rows, n = slice(begin, end), end - begin
         _fill_distances(x[rows], x.ceiling[rows], matrix[:n, :n])
+        if x.weights is not None:
+            _weigh(matrix[:n, :n], x.weights[rows])
     return distance, segments.pad(x.limit, -torch.inf)
+
+
+def _weigh(distance: torch.Tensor, weights: torch.Tensor) -> None:
+    """Multiply the columns of `distance` `[..., N]` by `weights` `[N]`; infinity stays infinity."""
+    distance.mul_(weights).nan_to_num_(torch.inf, torch.inf)  # 0 times infinity is NaN
 
 
 def _fill_distances(x: torch.Tensor, ceiling: torch.Tensor, out: torch.Tensor) -> None:
@@ -144,9 +167,11 @@ def _greedy_loop_numpy(*tensors: torch.Tensor) -> None:
         nearest = np.minimum(limit, row, out=limit)
 
 
-def greedy_by_rows(features: torch.Tensor, steps: int, max_bytes: int) -> torch.Tensor:
+def greedy_by_rows(
+    features: torch.Tensor, steps: int, max_bytes: int, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Picked rows `[steps]` int64 of one segment in pick order, within `max_bytes` of memory."""
-    x = UnitRows(features, max_bytes)
+    x = UnitRows(features, max_bytes, weights)
     if 4 * features.numel() <= max_bytes // 4:
         x.hold()
     nearest = torch.minimum(_nearest_others(x), x.limit)
@@ -173,6 +198,8 @@ def _nearest_others(x: UnitRows) -> torch.Tensor:
                 tile.fill_diagonal_(torch.inf)
             nearest[i] = torch.minimum(nearest[i], tile.amin(1))
             nearest[j] = torch.minimum(nearest[j], tile.amin(0))
+    if x.weights is not None:
+        _weigh(nearest, x.weights)
     return nearest
 
 
@@ -181,6 +208,8 @@ def _fill_rows(x: UnitRows, rows: torch.Tensor, out: torch.Tensor) -> None:
     ceiling, chosen = x.ceiling[rows], x[rows]
     for part in x.parts:
         torch.addmm(ceiling, chosen, x[part].T, alpha=-1, out=out[:, part])
+    if x.weights is not None:
+        _weigh(out, x.weights)
 
 
 def _pick_by_rows(

@@ -10,6 +10,8 @@ along 32 columns and then over the rows takes less than half the instructions of
 Positions past the end of the segment have key 0 and are masked.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from ._launch import TRITON_VERSION, shared_memory, tl, triton
@@ -28,21 +30,24 @@ TILES = ((1024, 4), (4096, 16), (MAX_LENGTH, _MOST_WARPS))
 _BYTES_OUT = 8 if TRITON_VERSION < (3, 7) and torch.version.hip is None else 0
 
 
-def tile(longest: int) -> tuple[int, int]:
+def tile(longest: int, tiles: Sequence[tuple[int, int]] = TILES) -> tuple[int, int]:
     """ROWS and warps of a program for segments of up to `longest` rows."""
-    for length, warps in TILES:
+    for length, warps in tiles:
         if longest <= length:
             return length // COLUMNS, warps
     raise AssertionError(why_unsupported_length(longest))  # the ops check this first
 
 
-def why_unsupported_length(longest: int, device: torch.device | None = None) -> str:
+def why_unsupported_length(
+    longest: int, device: torch.device | None = None, most: int = MAX_LENGTH
+) -> str:
     """Why one program cannot select among `longest` rows; "" if it can.
 
     device: given by the ops that may store their selection through shared memory, which is checked.
+    most: rows that the op takes; up to 8192 the shared memory suffices.
     """
-    if longest > MAX_LENGTH:
-        return f"a segment has {longest} rows and the kernel takes {MAX_LENGTH}"
+    if longest > most:
+        return f"a segment has {longest} rows and the kernel takes {most}"
     if not _BYTES_OUT or device is None or device.type != "cuda":
         return ""
     if tile(longest)[0] * COLUMNS * _BYTES_OUT <= (available := shared_memory(device)):

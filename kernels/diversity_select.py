@@ -1,7 +1,8 @@
 """Pick k rows of each segment that lie far from one another (DivPrune's greedy max-min).
 
 With d(i, j) = 1 - cos(x_i, x_j): start from the row whose nearest other row is farthest, then
-repeatedly add the row with the largest distance to its nearest picked row.
+repeatedly add the row with the largest distance to its nearest picked row. With weights a row
+counts by w_j times that distance.
 
 Three launches: two for the distances (`_distances.py`), then the picking, one program per segment.
 In segments of 2048 rows and more many programs pick, in rounds (`_greedy_rounds.py`); dot products
@@ -10,7 +11,8 @@ Traffic: the features, 4 n^2 bytes of distances out, and 4 n k of them in again.
 processed in groups that need at most 1 GiB of distances. Limits: 16384 rows a segment and fp32,
 fp16, bf16; "auto" falls back to PyTorch for anything else.
 
-Source: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning" (CVPR 2025), re-derived.
+Source: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning" (CVPR 2025), re-derived; for
+the weights Cen-Prune (arXiv 2608.30263).
 Deliberate differences from the authors' code: distances are in fp32 whatever the input dtype, a
 row's distance to itself never counts, picked rows are excluded (k distinct rows even among
 duplicates), and only a running minimum is kept, so a step reads one row of distances instead of all
@@ -36,10 +38,11 @@ from ._distances import (
     NOT_FINITE,
     PICKED,
     distance_matrices,
+    groups,
+    matrix_bytes,
     norms,
     ordered_bits,
     padded_columns,
-    padded_columns_on_host,
 )
 from ._dot_products import dot_products, takes_dot_products
 from ._greedy_rounds import farthest, pick_in_rounds, store_picked
@@ -48,9 +51,6 @@ from ._threshold import COLUMNS, segment_bounds, tile, why_unsupported_length
 from .ragged import Ragged
 
 _OP = "diversity_select"
-
-# Limit on the distances held at once: one segment of 16384 rows, or many smaller segments.
-_MAX_MATRIX_BYTES = 2**30
 
 _LONG = 2048  # rows from which on a segment is picked from in rounds
 
@@ -102,21 +102,26 @@ def _greedy_kernel(
 
 
 def _launch(
-    features: torch.Tensor, cu_seqlens: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]
+    features: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: Sequence[int],
+    keep: Sequence[int],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     kept = Ragged.from_lengths(keep, features.device)
     index = torch.empty(kept.total, dtype=torch.int32, device=features.device)
     order = torch.empty_like(index)
     if kept.total:
         with on_device_of(features):
-            x, inverse, nearest = norms(features)
+            weights = None if weights is None else weights.contiguous()
+            x, inverse, nearest = norms(features, weights)
             first = 0
             for group in _groups(lengths):
                 rows, picks = cu_seqlens, kept.cu_seqlens
                 if group.start:
                     rows, picks = rows[group.start :], picks[group.start :]
                 counts = lengths[group], keep[group]
-                _pick_group(x, inverse, nearest, rows, picks, first, *counts, index, order)
+                _pick_group(x, inverse, nearest, rows, picks, first, *counts, index, order, weights)
                 first += sum(lengths[group])
     return index, order
 
@@ -132,6 +137,7 @@ def _pick_group(
     keep: Sequence[int],
     index: torch.Tensor,
     order: torch.Tensor,
+    weights: torch.Tensor | None,
 ) -> None:
     """Pick rows of one group of segments; its matrices are freed before the next group's exist.
 
@@ -139,13 +145,14 @@ def _pick_group(
     """
     long = max(lengths) >= _LONG
     scaled = not (long and takes_dot_products(x))
+    made = x, inverse, nearest, cu_seqlens
     if scaled:
-        matrix, cu_matrix = distance_matrices(x, inverse, nearest, cu_seqlens, cu_keep, lengths)
+        matrix, cu_matrix = distance_matrices(*made, cu_keep, lengths, weights)
     else:
-        matrix, cu_matrix = dot_products(x, inverse, nearest, cu_seqlens, first, lengths)
+        matrix, cu_matrix = dot_products(*made, first, lengths, weights)
     if long:
         tensors = (matrix, inverse, nearest, cu_seqlens, cu_keep, cu_matrix, index, order)
-        pick_in_rounds(*tensors, lengths, keep, scaled=scaled)
+        pick_in_rounds(*tensors, lengths, keep, scaled=scaled, weights=weights)
         return
     rows, warps = tile(max(lengths))
     _greedy_kernel[(len(lengths),)](
@@ -164,31 +171,23 @@ def _pick_group(
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[slice]:
-    """Split segments into consecutive groups, of one or more, whose matrices fit the limit.
-
-    No group has both long segments and others, so that a segment is treated alike in every batch.
-    """
-    start = size = 0
-    for segment, length in enumerate(lengths):
-        more = 4 * length * padded_columns_on_host(length)
-        other_kind = (length >= _LONG) != (lengths[start] >= _LONG)
-        if other_kind or (size and size + more > _MAX_MATRIX_BYTES):
-            yield slice(start, segment)
-            start, size = segment, 0
-        size += more
-    yield slice(start, len(lengths))
+    return groups([matrix_bytes(n) for n in lengths], [n >= _LONG for n in lengths])
 
 
 def _fake(
-    features: torch.Tensor, cu_seqlens: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]
+    features: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: Sequence[int],
+    keep: Sequence[int],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     index = features.new_empty(sum(keep), dtype=torch.int32)
     return index, torch.empty_like(index)
 
 
 _diversity_select = register(
-    "diversity_select(Tensor features, Tensor cu_seqlens, int[] lengths, int[] keep)"
-    " -> (Tensor, Tensor)",
+    "diversity_select(Tensor features, Tensor cu_seqlens, int[] lengths, int[] keep,"
+    " Tensor? weights=None) -> (Tensor, Tensor)",
     _launch,
     _fake,
 )
@@ -199,6 +198,7 @@ def diversity_select(
     segments: Ragged,
     keep: Sequence[int],
     *,
+    weights: torch.Tensor | None = None,
     return_order: bool = False,
     impl: str = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -216,6 +216,10 @@ def diversity_select(
             fp32 is picked after all finite rows (lowest first) and does not affect their distances.
         segments: which of the T rows form which segment.
         keep: one host int per segment, 0 ≤ keep[s] ≤ segments.lengths[s].
+        weights: `[T]` fp32, ≥ 0. A step picks the row with the largest w_j · (distance to its
+            nearest picked row), the first step w_j · (distance to its nearest other row). A row
+            whose weight is negative, infinite or NaN counts as one that is not finite. None: all
+            rows weigh 1.
         return_order: also return the rows in the order they were picked.
         impl: "auto" (Triton on CUDA tensors within the kernel's limits, eager elsewhere) | "eager"
             | "triton"; an explicit choice never falls back.
@@ -227,7 +231,8 @@ def diversity_select(
     Raises:
         ValueError: a rank, row count, keep count or device that does not fit, or impl="triton" for
             what the kernel cannot do.
-        TypeError: features that are not floating point, or another wrong type.
+        TypeError: features that are not floating point, weights that are not fp32, or another wrong
+            type.
         RuntimeError: impl="triton" where Triton cannot run.
 
     >>> diversity_select(torch.eye(5), Ragged.from_lengths([5], "cpu"), [2]).shape
@@ -238,10 +243,17 @@ def diversity_select(
     check_tensor(_OP, "features", features, ndim=2, device=segments.device)
     check_floating(_OP, "features", features)
     check_covers(_OP, "segments", segments, "features", len(features))
+    if weights is not None:
+        check_tensor(
+            _OP, "weights", weights, ndim=1, dtypes=(torch.float32,), device=segments.device
+        )
+        check_covers(_OP, "segments", segments, "weights", len(weights))
     keep = checked_keep(_OP, segments, keep)
     too_long = why_unsupported_length(segments.max_seqlen, segments.device)
     why = too_long or why_unsupported_dtype(features.dtype)
     if use_triton(_OP, impl, features.device, why_unsupported=why, silent=not too_long):
-        picks = _diversity_select(features, segments.cu_seqlens, segments.lengths, keep)
+        picks = _diversity_select(features, segments.cu_seqlens, segments.lengths, keep, weights)
         return picks if return_order else picks[0]
-    return reference.diversity_select(features, segments, keep, return_order=return_order)
+    return reference.diversity_select(
+        features, segments, keep, weights=weights, return_order=return_order
+    )

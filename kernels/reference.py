@@ -13,9 +13,12 @@ selections share these rules:
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
+from math import inf
 
 import torch
 
+from . import _coverage, _determinant
+from ._gains import NOT_FINITE, PICKED, ranks
 from ._max_min import distances, greedy, greedy_by_rows
 from ._mix64 import finalize_, hash_lines
 from ._philox import philox_4x32
@@ -116,7 +119,12 @@ def topk_select(scores: torch.Tensor, segments: Ragged, keep: Sequence[int]) -> 
 
 @torch.no_grad()
 def diversity_select(
-    features: torch.Tensor, segments: Ragged, keep: Sequence[int], *, return_order: bool = False
+    features: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    weights: torch.Tensor | None = None,
+    return_order: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Pick rows greedily so that each is as far as possible from those already picked.
 
@@ -125,6 +133,9 @@ def diversity_select(
     nearest picked row. A zero row has cosine 0 to all rows, and so has a row whose squared norm is
     subnormal in fp32. A row whose squared norm is not finite is picked after all finite rows and
     does not affect their distances.
+
+    With weights, a row counts by its weight times its distance, in fp32. A row whose weight is
+    negative, infinite or NaN is treated like one whose squared norm is not finite.
     """
     width = features.shape[1]
 
@@ -132,14 +143,117 @@ def diversity_select(
         """Bytes for the distances in a segment, for making them, and for its unit vectors."""
         return 6 * length**2 + 5 * length * width
 
+    def pick(part: Ragged, rows: slice, steps: int) -> torch.Tensor:
+        x, weight = features[rows], None if weights is None else weights[rows]
+        if needed(part.max_seqlen) > _MAX_BYTES:  # then it is one segment
+            return greedy_by_rows(x, steps, _MAX_BYTES, weight)
+        return greedy(*distances(x, part, _MAX_BYTES, weight), steps)
+
+    return _pick_greedily(segments, keep, needed, pick, return_order)
+
+
+@torch.no_grad()
+def dpp_select(
+    features: torch.Tensor,
+    quality: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    return_order: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Pick rows greedily so that the determinant of L, restricted to them, is as large as possible.
+
+    L_ij = q_i q_j cos(x_i, x_j) in fp32. With picks P the gain of row j, by which it multiplies the
+    determinant, is q_j² s_j: s_j = 1 - b S_PP⁻¹ bᵀ is its residual, S the cosines and b = S_jP.
+
+    - A residual of at most 2^-13 counts as 0. So do that of a row that has cosine 0 to all rows in
+      `diversity_select`, and a q² below 2^-100.
+    - Gains of at least 1 - 2^-17 of the largest count as equal to it: the lowest row wins. When all
+      gains are 0, the lowest rows not yet picked follow.
+    - Rows that are not finite in the sense of `diversity_select`, and those whose q² in fp32 is NaN
+      or at least 2^100, are picked after all others, lowest first.
+    """
+    width = features.shape[1]
+
+    def needed(length: int) -> int:
+        """As in `diversity_select`, and what the picks leave: at most as many vectors as rows."""
+        return 12 * length**2 + 5 * length * width
+
+    rank = ranks(quality.float().square())
+    return _pick_by_gain(_determinant.greedy, features, rank, segments, keep, needed, return_order)
+
+
+@torch.no_grad()
+def coverage_select(
+    features: torch.Tensor,
+    weights: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    *,
+    return_order: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Pick rows greedily so that every row of the segment has a similar one among them.
+
+    With picks P, m_i = max(0, max over s in P of cos(x_i, x_s)) is how well row i is covered. The
+    gain of row j is w_j Σ_i max(0, cos(x_i, x_j) - m_i), over all n rows of the segment, in fp32;
+    the cosine of a row and itself is 1.
+
+    - A sum of at most 2^-20 n counts as 0, and so does a weight below 2^-100. A row that has cosine
+      0 to all rows in `diversity_select` has it to itself too.
+    - Ties, and picks when all gains are 0: as in `dpp_select`.
+    - Rows that are not finite in the sense of `diversity_select` cover nothing and are not covered.
+      They, and those whose weight is NaN or at least 2^100 in magnitude, are picked after all
+      others, lowest first; rows with such a weight are there to be covered all the same.
+    """
+    width = features.shape[1]
+
+    def needed(length: int) -> int:
+        """As in `diversity_select`, and for the gains of all rows at once."""
+        return 10 * length**2 + 5 * length * width
+
+    rank = ranks(weights)
+    return _pick_by_gain(_coverage.greedy, features, rank, segments, keep, needed, return_order)
+
+
+def _pick_by_gain(
+    greedy: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    features: torch.Tensor,
+    rank: torch.Tensor,
+    segments: Ragged,
+    keep: Sequence[int],
+    needed: Callable[[int], int],
+    return_order: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Picks of `greedy`, which takes distances, ranks and the number of picks."""
+
+    def pick(part: Ragged, rows: slice, steps: int) -> torch.Tensor:
+        distance, limit = distances(features[rows], part, _MAX_BYTES)
+        # Finite is only the limit of a row that is not.
+        padded = part.pad(rank[rows], PICKED).masked_fill(limit.isfinite(), NOT_FINITE)
+        return greedy(distance, padded, steps)
+
+    # On a CPU segments are picked from one by one, each no further than its own last pick by gain.
+    alone = segments.device.type == "cpu"
+    return _pick_greedily(segments, keep, (lambda _: inf) if alone else needed, pick, return_order)
+
+
+def _pick_greedily(
+    segments: Ragged,
+    keep: Sequence[int],
+    needed: Callable[[int], float],
+    pick: Callable[[Ragged, slice, int], torch.Tensor],
+    return_order: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Picks of one group of segments after another, ascending, and if wanted in pick order.
+
+    needed: bytes for a segment of this length. pick: gives the columns picked in a group, `[B,
+    steps]` int64 in pick order, from its segments, which rows they are, and the number of picks.
+    """
     picks = [segments.cu_seqlens.new_empty(0)]
     for part, group in _groups(segments, needed):
         start, steps = segments.offsets[group.start], max(keep[group], default=0)
-        rows = features[start : start + part.total]
-        if steps and needed(part.max_seqlen) > _MAX_BYTES:  # then it is one segment
-            picks.append((greedy_by_rows(rows, steps, _MAX_BYTES) + start).int())
-        elif steps:
-            order = greedy(*distances(rows, part, _MAX_BYTES), steps)
+        if steps:
+            order = pick(part, slice(start, start + part.total), steps)
             order = order + (part.cu_seqlens[:-1, None] + start)
             picks.append(_take_first(order, keep[group]).int())
     order = torch.cat(picks)
@@ -266,7 +380,7 @@ def _select(
     return picks[0] if len(picks) == 1 else torch.cat(picks)
 
 
-def _groups(segments: Ragged, bytes_of: Callable[[int], int]) -> Iterator[tuple[Ragged, slice]]:
+def _groups(segments: Ragged, bytes_of: Callable[[int], float]) -> Iterator[tuple[Ragged, slice]]:
     """Split segments into consecutive groups of one or more, as many as `_MAX_BYTES` allows.
 
     bytes_of: what a segment of this length needs; in a group all are padded to the longest. Yields

@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .kernels.coverage_select import coverage_select
     from .kernels.diversity_select import diversity_select
+    from .kernels.dpp_select import dpp_select
     from .kernels.gather import gather_rows
     from .kernels.image_hash import image_hash
     from .kernels.last_query_scores import last_query_scores
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ragged",
+    "coverage_select",
     "diversity_select",
+    "dpp_select",
     "gather_rows",
     "image_hash",
     "last_query_scores",

@@ -20,7 +20,10 @@ from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES, REFERENCE_DTYPES
 from vtfast.kernels._dot_products import dot_products
 from vtfast.kernels._threshold import TILES
 from vtfast.kernels.compact import compact
+from vtfast.kernels.coverage_select import _TILES as COVERAGE_TILES
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
@@ -100,10 +103,12 @@ def _diversity_select() -> Iterator[Case]:
     """Narrow features, since the dot products of long segments are computed even here."""
     for rows in (LONGEST, 8192, 4096, 2048, 2047, 1024):
         for dtype in (torch.bfloat16, torch.float32):
-            features = _empty(rows, 16, dtype=dtype)
-            call = partial(diversity_select, features, *_one_segment(rows), impl="triton")
-            gate = rows in (LONGEST, 2047) and dtype == torch.bfloat16
-            yield Case(f"{_short(dtype)} x 16, {rows} rows", call, gate)
+            for weights, weighted in _with_weights(rows):
+                features = _empty(rows, 16, dtype=dtype)
+                call = partial(diversity_select, features, *_one_segment(rows), weights=weights)
+                gate = rows in (LONGEST, 2047)[: 2 - bool(weighted)] and dtype == torch.bfloat16
+                name = f"{_short(dtype)} x 16, {rows} rows{weighted}"
+                yield Case(name, partial(call, impl="triton"), gate)
     features, norms = _empty(2048, 16), (torch.empty(2048), torch.empty(2048, dtype=torch.int32))
     where = (_one_segment(2048)[0].cu_seqlens, 0, [2048])
     call = partial(dot_products, features, *norms, *where)
@@ -122,9 +127,30 @@ def _distances(name: str, features: torch.Tensor) -> Iterator[Case]:
     segments, _ = _one_segment(len(features))
     inverse, nearest = torch.empty(576), torch.empty(576, dtype=torch.int32)
     where = (segments.cu_seqlens, segments.cu_seqlens, segments.lengths)
-    call = partial(distance_kernels.distance_matrices, features, inverse, nearest, *where)
-    yield Case(name, call, gate=name == "fp32 x 3584")
-    yield Case(name, partial(distance_kernels.norms, features))
+    for weights, weighted in _with_weights(576):
+        call = partial(distance_kernels.distance_matrices, features, inverse, nearest, *where)
+        yield Case(name + weighted, partial(call, weights=weights), gate=name == "fp32 x 3584")
+        yield Case(name + weighted, partial(distance_kernels.norms, features, weights))
+
+
+def _with_weights(rows: int) -> tuple[tuple[torch.Tensor | None, str], ...]:
+    """No weights, and weights, with what a name says of them."""
+    return (None, ""), (torch.empty(rows), ", weighted")
+
+
+def _dpp_select() -> Iterator[Case]:
+    yield from _by_gain(dpp_select, [longest for longest, _ in TILES[:2]])
+
+
+def _coverage_select() -> Iterator[Case]:
+    yield from _by_gain(coverage_select, [longest for longest, _ in COVERAGE_TILES])
+
+
+def _by_gain(op: Callable[..., object], sizes: list[int]) -> Iterator[Case]:
+    """Norms and distances are those of `_diversity_select`."""
+    for rows in sizes:
+        call = partial(op, _empty(rows, 16), torch.empty(rows), *_one_segment(rows), impl="triton")
+        yield Case(f"bf16 x 16, {rows} rows", call, gate=rows == sizes[-1])
 
 
 def _image_hash() -> Iterator[Case]:
@@ -227,6 +253,8 @@ OPS = (
     _topk_select,
     _random_select,
     _diversity_select,
+    _dpp_select,
+    _coverage_select,
     _image_hash,
     _last_query_scores,
     _ragged_attention,

@@ -13,13 +13,17 @@ from parity import (
     TINY,
     Check,
     attention_near,
+    best_coverage_each_time,
     exact_last_query_scores,
     exactly,
     farthest_each_time,
+    largest_determinant_each_time,
     nearly,
 )
 
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -49,13 +53,30 @@ def _flat(found: Any) -> list[torch.Tensor]:
     return [found] if isinstance(found, torch.Tensor) else [y for x in found for y in _flat(x)]
 
 
-def _diversity(op: Callable[..., Any], features: Any, segments: Ragged, keep: Any) -> None:
-    """Greedy on fp64 distances up to rounding; the reference's picks where nothing is rounded."""
+def _diversity(
+    op: Callable[..., Any], features: Any, segments: Ragged, keep: Any,
+    *, weights: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Greedy on fp64 distances up to rounding; the reference's picks where no distance is rounded,
+    and so none other than its weighted ones."""
     if segments.max_seqlen <= 4096:  # more take minutes in fp64
-        index, order = op(features, segments, keep, return_order=True, impl="triton")
+        options = {"weights": weights, "return_order": True}
+        index, order = op(features, segments, keep, **options, impl="triton")
         assert torch.equal(index, order.sort().values)
-        _agrees(order, farthest_each_time(features, segments.lengths, keep))
-    check_equal(op, exact_rows(features), segments, keep, return_order=True)
+        _agrees(order, farthest_each_time(features, segments.lengths, keep, weights=weights))
+    check_equal(op, exact_rows(features), segments, keep, weights=weights, return_order=True)
+
+
+def _by_gain(
+    op: Callable[..., Any], features: Any, weights: Any, segments: Ragged, keep: Any
+) -> None:
+    """As `_diversity`."""
+    replay = {dpp_select: largest_determinant_each_time, coverage_select: best_coverage_each_time}
+    if segments.max_seqlen <= 2048:  # more take minutes in fp64
+        index, order = op(features, weights, segments, keep, return_order=True, impl="triton")
+        assert torch.equal(index, order.sort().values)
+        _agrees(order, replay[op](features, weights, segments.lengths, keep))
+    check_equal(op, exact_rows(features), weights, segments, keep, return_order=True)
 
 
 def exact_rows(x: torch.Tensor) -> torch.Tensor:
@@ -112,7 +133,9 @@ def _parts(segments: Ragged) -> Sequence[tuple[int, int]]:
 
 
 CHECKS = {
+    coverage_select: _by_gain,
     diversity_select: _diversity,
+    dpp_select: _by_gain,
     last_query_scores: _scores,
     ragged_attention: _attention,
     ragged_decode: _decode,

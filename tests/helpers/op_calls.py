@@ -50,6 +50,14 @@ def op_calls(device: str, impl: str = "auto") -> dict[str, tuple[Callable, list[
         ),
         "topk_select": (lambda x: ops.topk_select(x, segments, KEEP, **named), [scores]),
         "diversity_select": (lambda x: ops.diversity_select(x, segments, KEEP, **named), [features]),  # noqa: E501
+        "diversity_select, weights": (
+            lambda x, w: ops.diversity_select(x, segments, KEEP, weights=w.abs(), **named),
+            [features, scores],
+        ),
+        "dpp_select": (lambda *x: ops.dpp_select(*x, segments, KEEP, **named), [features, scores]),
+        "coverage_select": (
+            lambda *x: ops.coverage_select(*x, segments, KEEP, **named), [features, scores.exp()]
+        ),
         "image_hash": (lambda x: ops.image_hash(x, grid, **named), [features]),
         "last_query_scores": (
             lambda q, k: ops.last_query_scores(q, k, segments, scale=scale, **named), [last, k]

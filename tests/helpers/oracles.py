@@ -93,10 +93,11 @@ def cosine_distances(x: np.ndarray) -> np.ndarray:
     return distance
 
 
-def diversity_order(x: np.ndarray, k: int) -> list[int]:
+def diversity_order(x: np.ndarray, k: int, weights) -> list[int]:
     """The greedy max-min picks of one segment, in pick order, each step from scratch."""
     distance = cosine_distances(x)
-    finite = [i for i in range(len(x)) if not np.isnan(distance[i, i])]
+    weighs = [0 <= weight < math.inf for weight in weights]
+    finite = [i for i in range(len(x)) if weighs[i] and not np.isnan(distance[i, i])]
     broken = [i for i in range(len(x)) if i not in finite]
     picks: list[int] = []
     while len(picks) < min(k, len(finite)):
@@ -105,19 +106,83 @@ def diversity_order(x: np.ndarray, k: int) -> list[int]:
             if i in picks:
                 continue
             others = picks or [j for j in finite if j != i]
-            gap = min((distance[i, j] for j in others), default=math.inf)
+            gap = min((weights[i] * distance[i, j] for j in others), default=math.inf)
             if gap > best_gap:
                 best, best_gap = i, gap
         picks.append(best)
     return picks + broken[: k - len(picks)]
 
 
-def diversity_select(x: np.ndarray, lengths, keep) -> list[int]:
+def diversity_select(x: np.ndarray, lengths, keep, weights=None) -> list[int]:
+    """Picks in pick order, segment after segment; `weights`: Python floats, 1 for all if None."""
+    order, weights = [], [1.0] * len(x) if weights is None else weights
+    for start, n, k in zip(accumulate(lengths, initial=0), lengths, keep, strict=False):
+        own = slice(start, start + n)
+        order += [start + i for i in diversity_order(x[own], k, weights[own])]
+    return order
+
+
+def gain_weights(weights) -> list[float]:
+    """Weights in fp32: 0 for those below 2^-100, NaN for those that are none."""
+    weights = [float(np.float32(w)) for w in weights]
+    return [math.nan if not abs(w) < 2.0**100 else w if w >= 2.0**-100 else 0.0 for w in weights]
+
+
+def gain_order(x: np.ndarray, weights, k: int, gain) -> list[int]:
+    """Picks in pick order by `gain(cosine, picks, j)`, from scratch each time, times the weight."""
+    cosine, ranks, picks = 1.0 - cosine_distances(x), gain_weights(weights), []
+    for i in range(len(x)):
+        if cosine[i, i] > 0.5:
+            cosine[i, i] = 1.0
+    usable = [i for i in range(len(x)) if not math.isnan(cosine[i, i] + ranks[i])]
+    broken = [i for i in range(len(x)) if i not in usable]
+    while len(picks) < min(k, len(usable)):
+        gains = {i: ranks[i] * gain(cosine, picks, i) for i in usable if i not in picks}
+        best = max(gains.values())
+        picks.append(next(i for i in gains if gains[i] >= best * (1 - 2**-17)))
+    return picks + broken[: k - len(picks)]
+
+
+def determinant_gain(cosine: np.ndarray, picks, j: int) -> float:
+    """By how much row j multiplies the determinant of the rows picked, as far as they have one."""
+    basis: list[int] = []
+    for row in [*picks, j]:
+        both = [*basis, row]
+        ratio = np.linalg.det(cosine[np.ix_(both, both)]) / np.linalg.det(
+            cosine[np.ix_(basis, basis)]
+        )
+        gain = ratio if ratio > 2**-13 else 0.0
+        if gain:
+            basis.append(row)
+    return gain
+
+
+def coverage_gain(cosine: np.ndarray, picks, j: int) -> float:
+    """How much better all rows are covered with row j."""
+    total = 0.0
+    for i in range(len(cosine)):
+        if not math.isnan(cosine[i, i]):
+            covered = max([0.0, *(cosine[i, s] for s in picks)])
+            total += max(0.0, cosine[i, j] - covered)
+    return total if total > 2**-20 * len(cosine) else 0.0
+
+
+def select_by_gain(x: np.ndarray, weights, lengths, keep, gain) -> list[int]:
     """Picks in pick order, segment after segment."""
     order = []
     for start, n, k in zip(accumulate(lengths, initial=0), lengths, keep, strict=False):
-        order += [start + i for i in diversity_order(x[start : start + n], k)]
+        rows = slice(start, start + n)
+        order += [start + i for i in gain_order(x[rows], weights[rows], k, gain)]
     return order
+
+
+def dpp_select(x: np.ndarray, quality, lengths, keep) -> list[int]:
+    squares = [np.float32(q) ** 2 for q in np.asarray(quality, np.float32)]
+    return select_by_gain(x, squares, lengths, keep, determinant_gain)
+
+
+def coverage_select(x: np.ndarray, weights, lengths, keep) -> list[int]:
+    return select_by_gain(x, weights, lengths, keep, coverage_gain)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

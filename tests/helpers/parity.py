@@ -3,7 +3,7 @@
 They share nothing with `kernels/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -106,16 +106,23 @@ def _hash_of_values(bits: np.ndarray) -> int:
 
 
 def farthest_each_time(
-    features: torch.Tensor, lengths: Sequence[int], keep: Sequence[int], slack: float = 2e-5
+    features: torch.Tensor,
+    lengths: Sequence[int],
+    keep: Sequence[int],
+    slack: float = 2e-5,
+    weights: torch.Tensor | None = None,
 ) -> Check:
     """Picks in order are greedy max-min on fp64 cosine distances, each up to `slack`.
 
-    Roundings of fp32 distances stay below half of the slack; those of bf16 ones do not.
+    Roundings of fp32 distances stay below half of the slack; those of bf16 ones do not. weights: of
+    a few units.
     """
 
     def replay(segment: slice, picks: torch.Tensor) -> str:
         x = torch.nn.functional.normalize(features[segment].double(), dim=1)
         distance = 1.0 - x @ x.T
+        if weights is not None:
+            distance *= weights[segment]
         nearest = distance.clone().fill_diagonal_(torch.inf).amin(0)
         limit, short = torch.full_like(nearest, torch.inf), []
         for pick in picks[:, None]:
@@ -126,6 +133,66 @@ def farthest_each_time(
         return near if worst > slack else ""
 
     return selection(lengths, keep, ascending=False, more=replay)
+
+
+def _greedy_by_gain(
+    features: torch.Tensor,
+    weights: torch.Tensor,
+    lengths: Sequence[int],
+    keep: Sequence[int],
+    gains: Callable[[torch.Tensor, torch.Tensor], Iterator[tuple[torch.Tensor, float]]],
+    floor: float,
+) -> Check:
+    """Picks in order have the largest gain each, for features and weights that are finite.
+
+    gains: takes fp64 cosines and picks, and gives before each pick what every row gains but for its
+    weight, and how far rounding may move that. Up to `floor` it may count as 0.
+    """
+
+    def replay(segment: slice, picks: torch.Tensor) -> str:
+        x = torch.nn.functional.normalize(features[segment].double(), dim=1)
+        weight = weights[segment].double().clamp(min=0.0)
+        cosine = (x @ x.T).fill_diagonal_(1.0)
+        left = torch.ones_like(weight, dtype=torch.bool)
+        for step, (gain, slack) in enumerate(gains(cosine, picks)):
+            most, least = (weight * (gain + moved).clamp(min=0.0) for moved in (slack, -slack))
+            least[gain - slack <= floor] = 0.0
+            pick = int(picks[step])
+            if (best := least[left].max()) * (1 - 2**-16) > most[pick]:
+                return f"pick {step} gains {most[pick]:.6g} at most, another row {best:.6g}"
+            left[pick] = False
+        return ""
+
+    return selection(lengths, keep, ascending=False, more=replay)
+
+
+def largest_determinant_each_time(
+    features: torch.Tensor, quality: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]
+) -> Check:
+    """Picks in order are greedy ones of a determinantal point process, by elimination in fp64."""
+
+    def gains(rest: torch.Tensor, picks: torch.Tensor) -> Iterator[tuple[torch.Tensor, float]]:
+        for pick in picks.tolist():
+            yield rest.diagonal().clone(), 2e-5
+            if rest[pick, pick] > 2**-13:
+                rest -= torch.outer(rest[pick], rest[pick]) / rest[pick, pick]
+
+    return _greedy_by_gain(features, quality.float() ** 2, lengths, keep, gains, 2**-13)
+
+
+def best_coverage_each_time(
+    features: torch.Tensor, weights: torch.Tensor, lengths: Sequence[int], keep: Sequence[int]
+) -> Check:
+    """Picks in order are the greedy ones by weighted coverage, each gain anew in fp64."""
+
+    def gains(cosine: torch.Tensor, picks: torch.Tensor) -> Iterator[tuple[torch.Tensor, float]]:
+        n = len(cosine)
+        covered = cosine.new_zeros(n)
+        for pick in picks.tolist():
+            yield (cosine - covered).clamp_(min=0.0).sum(1), n * 2**-20
+            covered = torch.maximum(covered, cosine[pick])
+
+    return _greedy_by_gain(features, weights, lengths, keep, gains, 2**-20 * len(features))
 
 
 def attention_near(

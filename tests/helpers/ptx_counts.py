@@ -63,6 +63,11 @@ def cases(shrink: int = 1, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case
         for k in ([keep] if w.total <= 4096 else []) + [round(SHARE * n)] * (w.total >= 4096):
             call = partial(ops.diversity_select, features, where[0], [k], impl="triton")
             yield "diversity_select", f"{k} of {n} rows x {w.dim}", call
+        if w.total <= 1024:
+            for op in (ops.dpp_select, ops.coverage_select):
+                weights = scores.sigmoid()
+                call = partial(op, features, weights, *where, impl="triton")
+                yield op.__name__, wide, call
     for _, heads, key_heads in (LLAVA, QWEN):
         fewer = min(shrink, key_heads)
         yield from _attention(shrink, fresh, heads // fewer, key_heads // fewer)

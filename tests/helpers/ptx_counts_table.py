@@ -39,6 +39,7 @@ EXCUSED = {
         "candidates are anywhere in a line of the matrix, so 4 bytes of a sector are used. To read "
         "whole lines would take as many sectors as there are, four times as many at 16,384 rows."
     ),
+    ("_first_gains_kernel", "stores"): ("the diagonal of a matrix has one number in each line"),
     ("_split_kernel", "stores"): (
         "the softmax states of a head lie beside those of its other splits, so each head's is in a "
         "sector of its own. In the other order `_merge_splits_kernel` would read as many more "

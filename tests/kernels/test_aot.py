@@ -15,7 +15,7 @@ from repository import ROOT
 # 8.6, 8.9 and 12.x are launched with the settings of sm_80, and have less shared memory.
 SMALLEST = 99 * 1024
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-MOST = 95  # kernels x GPUs x versions compiled in every run of the tests
+MOST = 150
 
 
 def name(row):
@@ -126,7 +126,7 @@ def test_pixels_are_read_16_bytes_at_a_time(of, arch):
 @pytest.mark.parametrize("arch", aot.NVIDIA)
 def test_the_greedy_loop_reads_16_bytes_at_a_time(of, arch):
     """A line of the matrix in loads of 4 distances by all threads; at least one for each."""
-    for row in of(arch, "_greedy"):
+    for row in of(arch, "_greedy") + of(arch, "_coverage"):
         constants, threads = row["setting"]["constants"], 32 * row["setting"]["warps"]
         loads = constants["ROWS"] * constants["COLUMNS"] // 4 // threads
         assert row["loads_128"] == loads > 0, row

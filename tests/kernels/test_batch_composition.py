@@ -6,7 +6,9 @@ import pytest
 import torch
 from ragged_cases import ragged
 
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
@@ -48,6 +50,22 @@ def diversity(members, segments, keep, impl):
     return diversity_select(x, segments, keep, return_order=True, impl=impl)[1]
 
 
+def weighted_diversity(members, segments, keep, impl):
+    weights = torch.cat([own(m, LENGTHS[m]) for m in members]).abs()
+    options = {"weights": weights, "return_order": True}
+    return diversity_select(packed(members, 80), segments, keep, **options, impl=impl)[1]
+
+
+def determinant(members, segments, keep, impl):
+    x, q = packed(members, 80), packed(members)
+    return dpp_select(x, q, segments, keep, return_order=True, impl=impl)[1]
+
+
+def coverage(members, segments, keep, impl):
+    x, w = packed(members, 80), packed(members).exp()
+    return coverage_select(x, w, segments, keep, return_order=True, impl=impl)[1]
+
+
 def scores(members, segments, keep, impl):
     q = torch.stack([own(m, 4, 16) for m in members])
     return last_query_scores(q, packed(members, 2, 16), segments, scale=0.25, impl=impl)
@@ -65,7 +83,7 @@ def results(select, members, impl):
 
 @pytest.mark.parametrize(
     "select",
-    [random, topk, diversity, scores],
+    [random, topk, diversity, weighted_diversity, determinant, coverage, scores],
     ids=lambda f: f.__name__,
 )
 def test_result_is_independent_of_batch_composition(impl, select):

@@ -27,7 +27,9 @@ from vtfast.kernels import _distances, _dot_products
 from vtfast.kernels import ragged_attention as attention
 from vtfast.kernels._checks import INDEX_DTYPES, KERNEL_DTYPES
 from vtfast.kernels._tiles import MAX_HEAD
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.ragged_attention import ragged_attention
@@ -60,12 +62,19 @@ def shorter(op: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]
     """Cut a case that would take minutes down to what needs the same settings, and say which rows
     belong together; the op to call."""
     if op is _distances.distance_matrices:
-        op, x = diversity_select, given["x"][:100]
+        op, x, weights = diversity_select, given["x"], given["weights"]
         given.clear()
-        given |= {"features": x, "segments": one(100), "keep": [50]}
+        given |= {"features": x[:100], "segments": one(100), "keep": [50], "weights": weights}
     elif op is diversity_select:
         rows = min(len(given["features"]), LONG)
         given |= {"features": given["features"][:rows, :16], "segments": one(rows), "keep": [9]}
+    elif op in (dpp_select, coverage_select):
+        rows, weights = min(len(given["features"]), LONG), list(given)[1]
+        given |= {"features": given["features"][:rows], weights: given[weights][:rows]}
+        given |= {"segments": one(rows), "keep": [20 if op is dpp_select else 4]}
+    if given.get("weights") is not None:
+        given["weights"] = given["weights"][: given["segments"].total]
+        return op
     elif op is ragged_attention:
         cut = {name: x[:200] for name, x in given.items() if isinstance(x, torch.Tensor)}
         segments = one(len(cut["q"]))
@@ -89,6 +98,8 @@ def fill(given: dict[str, Any]) -> None:
                 x.normal_(generator=draw)
             elif isinstance(x, torch.Tensor):
                 x.random_(64, generator=draw)
+    if given.get("weights") is not None:
+        given["weights"].abs_()
     for name in given.keys() & {"picks", "visual"}:  # rows that ascend
         torch.arange(3, 3 + len(given[name]), out=given[name])
 
@@ -104,7 +115,7 @@ def launched(number: int) -> set[str]:
     bound = inspect.signature(op).bind_partial()
     bound.arguments |= given
     # Three orders, but where many programs compute distances that other cases compare.
-    long = op is diversity_select and len(given["features"]) > 1024
+    long = op in (diversity_select, dpp_select, coverage_select) and len(given["features"]) > 1024
     wave = 128 if len(given.get("q", ())) == 64 else 0  # 64 rows are for the small tile
     with (
         mock.patch.multiple(settings, launches=[], orders=1 if long else 3),
@@ -172,8 +183,8 @@ def test_an_odd_address_follows_an_even_one(name: str, dtype: torch.dtype, monke
     monkeypatch.setattr(op_calls, "LENGTHS", (3, 0, 63, 1, 130))
     run, tensors = op_calls.op_calls("cpu", "triton")[name]
     plain, _ = op_calls.op_calls("cpu", "eager")[name]
-    if name == "diversity_select":
-        tensors = list(map(exact_rows, tensors))
+    if name.startswith(("diversity", "dpp", "coverage")):
+        tensors[0] = exact_rows(tensors[0])
     expected = plain(*tensors)
     check = exactly(expected)
     if name.startswith(("ragged", "last")):

@@ -15,7 +15,9 @@ from kernel_checks import check_equal
 from ptx_driver import settings
 
 from vtfast.kernels._checks import KERNEL_DTYPES
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.ragged import Ragged
 from vtfast.kernels.random_select import random_select
 from vtfast.kernels.topk_select import topk_select
@@ -36,6 +38,8 @@ ROWS = torch.cat(
         torch.tensor([[NAN] * 4, [1e30] * 4, [0.0, INF, 0.0, 0.0], [1.0, 2.0, NAN, 0.0]]),
     ]
 )
+FACTORS = torch.tensor([0.0, -0.0, 0.25, 0.3, 1.0, 1.0, 1.7, 4.0, 3e38, NAN, INF, -INF, -2.0])
+WEIGHTS = torch.tensor([0.0, 0.5, 0.5, 1.0, 1.0, 1.0, 2.0, 2.0, NAN, INF, -0.0, 1e-34])
 
 
 class Batch(NamedTuple):
@@ -95,9 +99,21 @@ def test_random_under_any_seed_stream_and_hash(fuzzed: list[int]) -> None:
 
 
 def test_diversity_among_copies_zero_rows_and_rows_that_are_not_finite(fuzzed: list[int]) -> None:
-    for segments, keep, dtype, draw in batches(24, (63, 64, 65, 129)):
+    """Every second batch is weighted; some weights are none."""
+    for number, (segments, keep, dtype, draw) in enumerate(batches(24, (63, 64, 65, 129))):
         which = torch.randint(len(ROWS), (segments.total,), generator=draw)
         scale = 2.0 ** torch.randint(-1, 7, (segments.total, 1), generator=draw)
         features = (ROWS[which] * scale).to(dtype)
-        check_equal(diversity_select, features, segments, keep, return_order=True)
+        weights = FACTORS[torch.randint(len(FACTORS), (segments.total,), generator=draw)]
+        options = {"weights": weights if number % 2 else None, "return_order": True}
+        check_equal(diversity_select, features, segments, keep, **options)
+        fuzzed.append(len(segments))
+
+
+@pytest.mark.parametrize("op", [dpp_select, coverage_select])
+def test_gains_among_copies_and_weights_that_are_not_finite(op, fuzzed: list[int]) -> None:
+    for segments, keep, dtype, draw in batches(16, (31, 32, 33, 65)):
+        features = ROWS[torch.randint(len(ROWS), (segments.total,), generator=draw)].to(dtype)
+        weights = WEIGHTS[torch.randint(len(WEIGHTS), (segments.total,), generator=draw)]
+        check_equal(op, features, weights, segments, keep, return_order=True)
         fuzzed.append(len(segments))

@@ -10,7 +10,18 @@ import oracles
 import pytest
 import torch
 from devices import DEVICE
-from diversity_cases import INF, NAN, ROW, check_greedy, clusters, order_of
+from diversity_cases import (
+    INF,
+    NAN,
+    ROW,
+    check_greedy,
+    clusters,
+    drawn_weights,
+    listed,
+    order_of,
+    weighted,
+    weights_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged_cases import (
@@ -38,42 +49,58 @@ pytestmark = [
 diversity_module = sys.modules[diversity_select.__module__]
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+each_weights = pytest.mark.parametrize(
+    "weigh", [pytest.param(lambda n: None, id="no weights"), pytest.param(weights_of, id="weights")]
+)
 
 
+@weighted
 @THOROUGH
-@given(batches(max_length=7), st.data(), DTYPES)
-def test_agrees_with_the_plain_greedy(case, data, dtype):
+@given(case=batches(max_length=7), data=st.data(), dtype=DTYPES)
+def test_agrees_with_the_plain_greedy(weight, case, data, dtype):
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
     features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
-    index, order = diversity_select(features, ragged(lengths), keep, return_order=True)
-    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+    weights = drawn_weights(data, weight, len(features))
+    options = {"weights": weights, "return_order": True}
+    index, order = diversity_select(features, ragged(lengths), keep, **options)
+    x = features.double().numpy()
+    expected = oracles.diversity_select(x, lengths, keep, listed(weights))
     assert order.tolist() == expected
     check_selection(index, lengths, keep)
     assert sorted(expected) == index.tolist()
 
 
+@weighted
 @KERNEL
-@given(batches(max_length=7), st.data(), st.sampled_from(KERNEL_DTYPES))
-def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(case, data, dtype):
+@given(case=batches(max_length=7), data=st.data(), dtype=st.sampled_from(KERNEL_DTYPES))
+def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(weight, case, data, dtype):
     """Between fences of NaN rows."""
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     scale = data.draw(st.sampled_from([1.0, 0.5, 64.0]))
     features = (torch.tensor(rows).view(-1, 4) * scale).to(dtype)
     segments, fenced = ragged(lengths, DEVICE), fenced_rows(features, NAN, DEVICE)
-    index, order = diversity_select(fenced, segments, keep, return_order=True, impl="triton")
-    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+    weights = drawn_weights(data, weight, len(features))
+    on_device = None if weights is None else fenced_rows(weights, NAN, DEVICE)
+    options = {"weights": on_device, "return_order": True}
+    index, order = diversity_select(fenced, segments, keep, **options, impl="triton")
+    x = features.double().numpy()
+    expected = oracles.diversity_select(x, lengths, keep, listed(weights))
     assert order.tolist() == expected
     check_selection(index, lengths, keep)
     assert sorted(expected) == index.tolist()
-    assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
+    plain = reference.diversity_select(features.to(DEVICE), segments, keep, weights=on_device)
+    assert torch.equal(index, plain)
 
 
+@weighted
 @THOROUGH
-@given(batches(max_length=7), st.data(), DTYPES, st.sampled_from([0, 500, 3000]))
-def test_the_picks_do_not_depend_on_the_memory_there_is(case, data, dtype, most):
+@given(
+    case=batches(max_length=7), data=st.data(), dtype=DTYPES, most=st.sampled_from([0, 500, 3000])
+)
+def test_the_picks_do_not_depend_on_the_memory_there_is(weight, case, data, dtype, most):
     """Rows of distances are made again where the matrix does not fit; 0 bytes: for every segment.
 
     At N = 24,576 the matrix once took 3 GB.
@@ -81,35 +108,38 @@ def test_the_picks_do_not_depend_on_the_memory_there_is(case, data, dtype, most)
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     features = torch.tensor(rows).view(-1, 4).to(dtype)
+    weights = drawn_weights(data, weight, len(features))
+    options = {"weights": weights, "return_order": True}
     with mock.patch.object(reference, "_MAX_BYTES", most):
-        index, order = diversity_select(features, ragged(lengths), keep, return_order=True)
-    assert order.tolist() == oracles.diversity_select(features.double().numpy(), lengths, keep)
+        index, order = diversity_select(features, ragged(lengths), keep, **options)
+    x = features.double().numpy()
+    assert order.tolist() == oracles.diversity_select(x, lengths, keep, listed(weights))
     check_selection(index, lengths, keep)
 
 
+@each_weights
 @pytest.mark.parametrize("most", [8_000, 40_000, 400_000])
-def test_every_pick_by_rows_is_the_farthest(monkeypatch, most):
+def test_every_pick_by_rows_is_the_farthest(monkeypatch, most, weigh):
     """As in `test_every_pick_is_the_farthest_given_the_picks_before_it`, with copies of rows."""
-    features = clusters(300, 24, dtype=torch.bfloat16)
+    features, weights = clusters(300, 24, dtype=torch.bfloat16), weigh(300)
     features[200:220] = features[:20]
     monkeypatch.setattr(reference, "_MAX_BYTES", most)
-    check_greedy(features, order_of(features, 300), 280)
+    check_greedy(features, order_of(features, 300, weights=weights), 280, weights)
 
 
-def test_rows_made_ahead_give_the_picks_of_rows_made_one_by_one(monkeypatch):
+@each_weights
+def test_rows_made_ahead_give_the_picks_of_rows_made_one_by_one(monkeypatch, weigh):
     """CPU tensors take the former; what other devices run must give the same picks."""
     features = torch.cat([clusters(60), torch.zeros(2, 16), clusters(30)[:9], torch.eye(16)])
     features[70] = NAN
     monkeypatch.setattr(reference, "_MAX_BYTES", 20_000)
-    segments, keep = ragged([87]), [87]
-    on_cpu = diversity_select(features, segments, keep, return_order=True)[1]
+    on_cpu = order_of(features, 87, weights=weigh(87))
 
     def one_by_one(x, nearest, limit, order, most):
         max_min._pick_by_rows(x, *map(torch.from_numpy, (nearest, limit, order)))
 
     monkeypatch.setattr(max_min, "_pick_by_rows_numpy", one_by_one)
-    general = diversity_select(features, segments, keep, return_order=True)[1]
-    assert torch.equal(on_cpu, general)
+    assert on_cpu == order_of(features, 87, weights=weigh(87))
 
 
 def test_few_rows_of_distances_are_made_in_vain(monkeypatch):
@@ -124,6 +154,7 @@ def test_few_rows_of_distances_are_made_in_vain(monkeypatch):
     assert len(made) < 350 / 8
 
 
+@each_weights
 @pytest.mark.parametrize(
     ("n", "dim", "k", "dtype"),
     [
@@ -134,24 +165,28 @@ def test_few_rows_of_distances_are_made_in_vain(monkeypatch):
         (130, 64, 58, torch.float32),
     ],
 )
-def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
+def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype, weigh):
     """Its picks are those of the plain loop on its own matrix, which is right to fp32 rounding."""
     features = clusters(n, dim, dtype=dtype)
     features[n // 2] = features[0]
     fenced, segments = fenced_rows(features, NAN, device), ragged([n], device)
-    x, inverse, nearest = distances.norms(fenced)
+    weights = weigh(n)
+    on_device = None if weights is None else fenced_rows(weights, NAN, device)
+    x, inverse, nearest = distances.norms(fenced, on_device)
     kept = ragged([k], device).cu_seqlens
     matrix, starts = distances.distance_matrices(
-        x, inverse, nearest, segments.cu_seqlens, kept, [n]
+        x, inverse, nearest, segments.cu_seqlens, kept, [n], on_device
     )
     assert starts.tolist() == [0, len(matrix)]
     matrix = matrix.view(n, -1)[:, :n].cpu()
     expected = oracles.cosine_distances(features.double().numpy())
+    expected *= 1.0 if weights is None else weights.double().cpu().numpy()
     assert np.abs(matrix.double().numpy() - expected).max() < 1e-5
     picks = max_min.greedy(matrix.clone()[None], torch.full((1, n), INF), k)
-    assert order_of(fenced, k, "triton") == picks[0].tolist()
+    assert order_of(fenced, k, "triton", on_device) == picks[0].tolist()
 
 
+@each_weights
 @pytest.mark.parametrize(
     ("n", "dim", "k", "dtype"),
     [
@@ -161,10 +196,10 @@ def test_the_kernel_is_greedy_on_its_own_distances(device, n, dim, k, dtype):
         (64, 1024, 64, torch.float16),
     ],
 )
-def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype):
+def test_every_pick_is_the_farthest_given_the_picks_before_it(impl, n, dim, k, dtype, weigh):
     """Replayed on the fp64 matrix: rounding may choose between rows 1e-5 apart, no more."""
-    features = clusters(n, dim, dtype=dtype)
-    check_greedy(features, order_of(features, k, impl), k)
+    features, weights = clusters(n, dim, dtype=dtype), weigh(n)
+    check_greedy(features, order_of(features, k, impl, weights), k, weights)
 
 
 def test_starts_with_the_row_whose_nearest_other_row_is_farthest(impl):
@@ -220,8 +255,69 @@ def test_rows_that_are_not_finite_come_last_and_change_nothing(impl, broken):
     assert order[12:] == [3, 13]
 
 
+@pytest.mark.parametrize("broken", [NAN, INF, -INF, -1.0, -3.4e38])
+def test_rows_whose_weight_is_none_come_last_and_change_nothing(impl, broken):
+    """As rows that are not finite, one of which is among them here."""
+    rows, weights = clusters(12), weights_of(12)
+    features = torch.cat([rows[:3], rows[:1], rows[3:], rows.new_full((1, 16), NAN), rows[5:6]])
+    more = torch.tensor([broken])
+    several = torch.cat([weights[:3], more, weights[3:], more.new_ones(1), more])
+    kept = [0, 1, 2, *range(4, 13)]
+    order = order_of(features, 15, impl, several)
+    assert order[:12] == [kept[i] for i in order_of(rows, 12, impl, weights)]
+    assert order[12:] == [3, 13, 14]
+
+
+def test_weights_of_one_change_no_pick(impl):
+    features = torch.cat([clusters(90), clusters(20), torch.zeros(2, 16)])
+    assert order_of(features, 112, impl, torch.ones(112)) == order_of(features, 112, impl)
+
+
+def test_a_weight_brings_a_row_to_the_front(impl):
+    """The row whose nearest other row is farthest, then the farthest from it; unless they weigh."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.5]])
+    assert order_of(features, 3, impl) == [2, 0, 1]
+    assert order_of(features, 3, impl, torch.tensor([1.0, 600.0, 1.0])) == [1, 2, 0]
+    assert order_of(features, 3, impl, torch.tensor([1.0, 1.5, 1.0])) == [2, 1, 0]
+
+
+def test_rows_of_weight_0_are_picked_by_position(impl):
+    """Rounding makes distances of copies negative, and as integers -0.0 is below 0.0."""
+    features, weights = clusters(131, 64), torch.zeros(131)
+    features[66:] = features[:65]
+    assert order_of(features, 131, impl, weights) == list(range(131))
+    weights[65] = 1.0
+    assert order_of(features, 131, impl, weights) == [65, *range(65), *range(66, 131)]
+
+
+def test_no_weight_is_too_large(impl):
+    """Copies are -1e-7 apart: times 3e38 they would be behind a row that is not finite."""
+    features = clusters(130, 64)
+    features[65:] = features[:65]
+    features[3] = NAN
+    order = order_of(features, 130, impl, torch.full((130,), 3e38))
+    assert order[-1] == 3
+    assert sorted(order) == list(range(130))
+
+
+def test_reads_strided_weights(impl):
+    features, weights = clusters(40), weights_of(80)
+    expected = order_of(features, 9, impl, weights[::2].clone())
+    assert order_of(features, 9, impl, weights[::2]) == expected
+    assert order_of(features, 9, impl, torch.ones(1).expand(40)) == order_of(features, 9, impl)
+
+
+def test_without_weights_nothing_is_multiplied(monkeypatch):
+    """Nor is anything made for it: their call has the same operators as ever."""
+    monkeypatch.setattr(max_min, "_weigh", None)
+    order_of(clusters(30), 9)
+    monkeypatch.setattr(reference, "_MAX_BYTES", 0)
+    order_of(clusters(30), 9)
+
+
 def test_one_row_alone_is_picked(impl):
     assert order_of(torch.zeros(1, 4), 1, impl) == [0]
+    assert order_of(torch.zeros(1, 4), 1, impl, torch.zeros(1)) == [0]
 
 
 @pytest.mark.parametrize(("lengths", "keep"), BATCHES[:-1])  # 577 rows are among those above
@@ -230,14 +326,15 @@ def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep):
     check_selection(diversity_select(features, ragged(lengths), keep, impl=impl), lengths, keep)
 
 
+@each_weights
 @pytest.mark.parametrize("lengths", [[30, 20, 50], [0, 50, 0, 50, 0]])
-def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatch, lengths):
+def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatch, lengths, weigh):
     features, segments = clusters(100), ragged(lengths)
-    keep = [n // 3 for n in lengths]
-    in_one_group = diversity_select(features, segments, keep, return_order=True, impl=impl)
-    monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 2 * 4 * 50**2)
+    keep, options = [n // 3 for n in lengths], {"weights": weigh(100), "return_order": True}
+    in_one_group = diversity_select(features, segments, keep, **options, impl=impl)
+    monkeypatch.setattr(distances, "MAX_MATRIX_BYTES", 2 * 4 * 50**2)
     monkeypatch.setattr(reference, "_MAX_BYTES", 2 * (6 * 50**2 + 5 * 50 * 16))
-    in_several = diversity_select(features, segments, keep, return_order=True, impl=impl)
+    in_several = diversity_select(features, segments, keep, **options, impl=impl)
     assert all(map(torch.equal, in_one_group, in_several))
 
 
@@ -252,7 +349,7 @@ def test_the_matrices_of_a_group_are_freed_before_the_next_are_made(monkeypatch,
         return matrix, starts
 
     monkeypatch.setattr(diversity_module, "distance_matrices", make_one)
-    monkeypatch.setattr(diversity_module, "_MAX_MATRIX_BYTES", 1)
+    monkeypatch.setattr(distances, "MAX_MATRIX_BYTES", 1)
     segments, features = ragged([9, 5, 7], device), clusters(21).to(device)
     diversity_select(features, segments, [3, 2, 2], impl="triton")
     assert len(made) == 3
@@ -301,8 +398,10 @@ def test_products_of_two_halves_are_those_of_the_whole(monkeypatch, n):
 
 
 def test_features_in_training_are_accepted(impl):
-    features = clusters(20).requires_grad_()
+    features, weights = clusters(20).requires_grad_(), torch.ones(20).requires_grad_()
     assert not diversity_select(features, ragged([20]), [5], impl=impl).requires_grad
+    options = {"weights": weights, "impl": impl}
+    assert not diversity_select(features, ragged([20]), [5], **options).requires_grad
 
 
 def test_the_numpy_loop_of_a_cpu_agrees_with_the_general_loop(monkeypatch):
@@ -320,10 +419,10 @@ def test_needs_no_value_from_the_device(monkeypatch):
     for lengths, most in (([9, 4], 2**20), ([5, 5], 2**20), ([9, 4], 0)):
         monkeypatch.setattr(reference, "_MAX_BYTES", most)
         features = torch.empty(sum(lengths), 3, device="meta")
-        index, order = diversity_select(
-            features, ragged(lengths, "meta"), [3, 2], return_order=True
-        )
-        assert index.shape == order.shape == (5,)
+        for weights in (None, features[:, 0]):
+            options = {"weights": weights, "return_order": True}
+            index, order = diversity_select(features, ragged(lengths, "meta"), [3, 2], **options)
+            assert index.shape == order.shape == (5,)
 
 
 def select(features=None, keep=(1,), **options):
@@ -391,6 +490,36 @@ def select(features=None, keep=(1,), **options):
             ValueError,
             "features is on meta but the other arguments are on cpu",
             lambda: select(torch.ones(3, 2, device="meta")),
+        ),
+        refusal(
+            "weights as a list",
+            TypeError,
+            "weights must be a tensor, got list",
+            lambda: select(weights=[1.0, 1.0, 1.0]),
+        ),
+        refusal(
+            "dtype of weights",
+            TypeError,
+            "weights must be float32, got torch.bfloat16; cast it first",
+            lambda: select(weights=torch.ones(3, dtype=torch.bfloat16)),
+        ),
+        refusal(
+            "rank of weights",
+            ValueError,
+            "weights must have 1 dimensions, got shape (3, 1)",
+            lambda: select(weights=torch.ones(3, 1)),
+        ),
+        refusal(
+            "number of weights",
+            ValueError,
+            "the lengths of segments sum to 3 but weights has 4 rows; they must agree",
+            lambda: select(weights=torch.ones(4)),
+        ),
+        refusal(
+            "device of weights",
+            ValueError,
+            "weights is on meta but the other arguments are on cpu; move it there",
+            lambda: select(weights=torch.ones(3, device="meta")),
         ),
     ],
 )

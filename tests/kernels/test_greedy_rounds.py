@@ -9,7 +9,18 @@ import oracles
 import pytest
 import torch
 from devices import DEVICE
-from diversity_cases import INF, NAN, ROW, check_greedy, clusters, order_of
+from diversity_cases import (
+    INF,
+    NAN,
+    ROW,
+    check_greedy,
+    clusters,
+    drawn_weights,
+    listed,
+    order_of,
+    weighted,
+    weights_of,
+)
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,15 +74,16 @@ def rounds(monkeypatch):
     return use
 
 
-def plain_greedy(distance, k):
+def plain_greedy(distance, k, weights=None):
     """The picks of the plain loop on a matrix, of which it reads the lines of picked rows."""
+    weights = torch.ones(len(distance)) if weights is None else weights.cpu()
     others = distance.clone().fill_diagonal_(INF)
-    nearest, picks = others.amin(1), []
+    nearest, picks = others.amin(1) * weights, []
     limit = torch.full_like(nearest, INF)
     for _ in range(k):
         pick = int(nearest.argmax())  # the first of equal maxima, as torch documents
         picks.append(pick)
-        limit = torch.minimum(limit, distance[pick])
+        limit = torch.minimum(limit, distance[pick] * weights)
         limit[picks] = -INF
         nearest = limit
     return picks
@@ -87,28 +99,34 @@ def distances_read(features):
     return 1.0 - dots * inverse[:, None] * inverse
 
 
+@weighted
 @examples(40)
 @given(
-    batches(max_length=7),
-    st.data(),
-    st.sampled_from(KERNEL_DTYPES),
-    st.sampled_from([4, 8]),  # of 16 bits, 8 columns are multiplied by the library
-    st.sampled_from([1, 3, 7]),
+    case=batches(max_length=7),
+    data=st.data(),
+    dtype=st.sampled_from(KERNEL_DTYPES),
+    width=st.sampled_from([4, 8]),  # of 16 bits, 8 columns are multiplied by the library
+    number=st.sampled_from([1, 3, 7]),
 )
-def test_agrees_with_the_plain_greedy(case, data, dtype, width, number):
+def test_agrees_with_the_plain_greedy(weight, case, data, dtype, width, number):
     lengths, keep = case
     rows = data.draw(st.lists(ROW, min_size=sum(lengths), max_size=sum(lengths)))
     features = torch.zeros(len(rows), width, dtype=dtype)
     features[:, :4] = torch.tensor(rows).view(-1, 4).to(dtype)
     segments, fenced = ragged(lengths, DEVICE), fenced_rows(features, NAN, DEVICE)
+    weights = drawn_weights(data, weight, len(features))
+    on_device = None if weights is None else fenced_rows(weights, NAN, DEVICE)
+    options = {"weights": on_device, "return_order": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_greedy_rounds, "_rounds", lambda k: number)
-        index, order = diversity_select(fenced, segments, keep, return_order=True, impl="triton")
-    expected = oracles.diversity_select(features.double().numpy(), lengths, keep)
+        index, order = diversity_select(fenced, segments, keep, **options, impl="triton")
+    x = features.double().numpy()
+    expected = oracles.diversity_select(x, lengths, keep, listed(weights))
     assert order.tolist() == expected
     check_selection(index, lengths, keep)
     assert sorted(expected) == index.tolist()
-    assert torch.equal(index, reference.diversity_select(features.to(DEVICE), segments, keep))
+    plain = reference.diversity_select(features.to(DEVICE), segments, keep, weights=on_device)
+    assert torch.equal(index, plain)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +155,39 @@ def test_rounds_are_the_plain_greedy_on_the_same_matrix(
     assert number <= made[0][0] <= k or made == [[k]]
 
 
+@pytest.mark.parametrize("number", [3, 41])
+def test_rounds_are_the_plain_greedy_with_weights(device, rounds, number):
+    """Dot products are weighted where a line is read: by rounds, and by what comes after them."""
+    features, weights = clusters(130, 64, dtype=torch.bfloat16), weights_of(130)
+    features[60:65] = features[:5]
+    features, weights = (fenced_rows(x, NAN, device) for x in (features, weights))
+    rounds(number)
+    expected = plain_greedy(distances_read(features), 125, weights)
+    assert order_of(features, 125, "triton", weights) == expected
+
+
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 def test_every_pick_is_the_farthest_given_the_picks_before_it(device, dtype):
     features = clusters(150, 40, dtype=dtype).to(device)
     check_greedy(features, order_of(features, 60, "triton"), 60)
+    weights = weights_of(150).to(device)
+    check_greedy(features, order_of(features, 60, "triton", weights), 60, weights)
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+def test_weights_of_one_change_no_pick(device, dtype):
+    """In fp32 the matrices hold distances, in 16 bits dot products."""
+    features = clusters(150, 40, dtype=dtype).to(device)
+    weights = torch.ones(150, device=device)
+    assert order_of(features, 90, "triton", weights) == order_of(features, 90, "triton")
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+def test_rows_of_weight_0_are_picked_by_position(device, dtype):
+    """Rounding makes distances of copies negative, and -0.0 comes before 0.0 in integers."""
+    features = clusters(60, 64, dtype=dtype).repeat(2, 1).to(device)
+    weights = torch.zeros(120, device=device)
+    assert order_of(features, 120, "triton", weights) == list(range(120))
 
 
 def test_a_round_picks_many_rows(device, rounds, monkeypatch):
@@ -183,16 +230,20 @@ def test_every_segment_has_its_own_rounds(device, rounds):
         assert [pick - start for pick in picks.tolist()] == expected
 
 
-def test_result_is_independent_of_batch_composition(device, monkeypatch):
+@pytest.mark.parametrize("weigh", [False, True], ids=["no weights", "weights"])
+def test_result_is_independent_of_batch_composition(device, monkeypatch, weigh):
     """Some segments are long, and others are not."""
     monkeypatch.setattr(diversity_module, "_LONG", 30)
     lengths, keep = [30, 70, 9, 64], [11, 32, 4, 20]
     rows = [clusters(n, 80, seed=n, dtype=torch.bfloat16).to(device) for n in lengths]
-    alone = [order_of(x, k, "triton") for x, k in zip(rows, keep, strict=True)]
+    weights = [weights_of(n, seed=n).to(device) if weigh else None for n in lengths]
+    alone = [order_of(x, k, "triton", w) for x, k, w in zip(rows, keep, weights, strict=True)]
     for batch in ([0, 1, 2, 3], [3, 1], [2, 1, 3], [1, 2, 1, 0]):
         segments = ragged([lengths[b] for b in batch], device)
         counts, features = [keep[b] for b in batch], torch.cat([rows[b] for b in batch])
-        order = diversity_select(features, segments, counts, return_order=True, impl="triton")[1]
+        options = {"weights": torch.cat([weights[b] for b in batch]) if weigh else None}
+        options |= {"return_order": True, "impl": "triton"}
+        order = diversity_select(features, segments, counts, **options)[1]
         parts = zip(order.split(counts), segments.offsets, strict=False)
         assert [(picks - start).tolist() for picks, start in parts] == [alone[b] for b in batch]
 

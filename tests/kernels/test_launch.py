@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vtfast.kernels import _distances, _dot_products, _greedy_rounds, _launch, _threshold
 from vtfast.kernels import ragged_decode as ragged_decode_module
 from vtfast.kernels.compact import compact
+from vtfast.kernels.coverage_select import coverage_select
 from vtfast.kernels.diversity_select import diversity_select
+from vtfast.kernels.dpp_select import dpp_select
 from vtfast.kernels.gather import gather_rows
 from vtfast.kernels.image_hash import image_hash
 from vtfast.kernels.last_query_scores import last_query_scores
@@ -52,6 +54,14 @@ CALLS = {
         lambda: (X + torch.eye(6, 5),),
         lambda x: (x, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
     ),
+    **{
+        op.__name__: (
+            lambda x, w, op=op: op(x, w, SEGMENTS, [2, 1], impl="triton"),
+            lambda: (X + torch.eye(6, 5), X[:, 1]),
+            lambda x, w: (x, w, SEGMENTS.cu_seqlens, [4, 2], [2, 1]),
+        )
+        for op in (dpp_select, coverage_select)
+    },
     "image_hash": (
         lambda x, grid: image_hash(x, grid, impl="triton"),
         lambda: (X, torch.tensor([[1, 2, 2], [1, 1, 2]])),
@@ -165,7 +175,8 @@ def idle(call, monkeypatch):
     name, *_ = call
     op_file = "gather" if name == "gather_rows" else name.removesuffix("_gather")
     module = sys.modules[f"vtfast.kernels.{op_file}"]
-    files = [module, _distances] if name == "diversity_select" else [module]
+    greedy = ("diversity_select", "dpp_select", "coverage_select")
+    files = [module, _distances] if name in greedy else [module]
     launch_op = module._launch_gather if name.endswith("_gather") else module._launch
     kernels = {}
     for file in files:
@@ -199,13 +210,44 @@ def test_distances_are_made_without_fusing_products_into_sums(monkeypatch):
         for name in names:
             kernels.append(Idle())
             monkeypatch.setattr(file, name, kernels[-1])
+    for name in ("dpp_select", "coverage_select"):  # nor are the gains that are compared
+        file = sys.modules[f"vtfast.kernels.{name}"]
+        for n in [n for n in vars(file) if n.endswith("_kernel")]:
+            kernels.append(Idle())
+            monkeypatch.setattr(file, n, kernels[-1])
+        file._launch(X, X[:, 0], SEGMENTS.cu_seqlens, [4, 2], [2, 1])
     monkeypatch.setattr(module, "_greedy_kernel", Idle())
-    module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
-    monkeypatch.setattr(module, "_LONG", 1)
-    x = torch.ones(6, 8, dtype=torch.bfloat16)
-    module._launch(x, SEGMENTS.cu_seqlens, [4, 2], [2, 1])
+    launch_diversity(monkeypatch)
     assert all(kernel.options for kernel in kernels)
     assert {options["enable_fp_fusion"] for k in kernels for options in k.options} == {False}
+
+
+def launch_diversity(monkeypatch, **options):
+    """Segments that one program picks from, and segments that are picked from in rounds."""
+    module = sys.modules["vtfast.kernels.diversity_select"]
+    with monkeypatch.context() as patch:
+        module._launch(X, SEGMENTS.cu_seqlens, [4, 2], [2, 1], **options)
+        patch.setattr(module, "_LONG", 1)
+        x = torch.ones(6, 8, dtype=torch.bfloat16)
+        module._launch(x, SEGMENTS.cu_seqlens, [4, 2], [2, 1], **options)
+
+
+def test_weights_take_no_launch_of_their_own(monkeypatch):
+    launched = []
+    for file in (
+        _distances,
+        _dot_products,
+        _greedy_rounds,
+        sys.modules["vtfast.kernels.diversity_select"],
+    ):
+        for name in (name for name in vars(file) if name.endswith("_kernel")):
+            launched.append(Idle())
+            monkeypatch.setattr(file, name, launched[-1])
+    launch_diversity(monkeypatch)
+    without = [len(kernel.options) for kernel in launched]
+    launch_diversity(monkeypatch, weights=torch.ones(6))
+    assert all(without)
+    assert [len(kernel.options) for kernel in launched] == [2 * number for number in without]
 
 
 def test_a_repeated_call_sends_nothing_to_the_device_and_reads_nothing(call, idle):
@@ -289,6 +331,8 @@ for op, call in {
     "random_select": lambda **o: random_select(segments, [1], seed=0, stream=0, **o),
     "topk_select": lambda **o: topk_select(x[:, 0], segments, [1], **o),
     "diversity_select": lambda **o: diversity_select(x, segments, [1], **o),
+    "dpp_select": lambda **o: dpp_select(x, x[:, 0], segments, [1], **o),
+    "coverage_select": lambda **o: coverage_select(x, x[:, 0], segments, [1], **o),
     "image_hash": lambda **o: image_hash(x, **o),
     "last_query_scores": lambda **o: last_query_scores(q, k, segments, scale=1, **o),
     "ragged_attention": lambda **o: ragged_attention(k, k, k, segments, segments, **o),
@@ -310,7 +354,7 @@ def test_every_op_refuses_cpu_tensors_outside_the_interpreter():
     answers = re.findall(
         r"(\w+) \1: its Triton kernel runs on CUDA tensors, got cpu; move", done.stdout
     )
-    assert len(answers) == 9, done.stdout + done.stderr
+    assert len(answers) == 11, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1023, 1024, 1025])

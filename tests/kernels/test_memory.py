@@ -46,8 +46,11 @@ def test_diversity_keeps_to_its_limit(monkeypatch, dtype, lengths, width):
     """Here the limit is 8 MB, and a part may have a few numbers a row beside it."""
     monkeypatch.setattr(reference, "_MAX_BYTES", 2**23)
     features, keep = rows(sum(lengths), width, dtype=dtype), [n // 6 for n in lengths]
-    taken = extra_bytes(lambda: diversity_select(features, cut(*lengths), keep))
-    assert taken < 2**23 + 200 * sum(lengths)
+    for weights in (None, rows(sum(lengths)).abs()):
+        taken = extra_bytes(
+            lambda weights=weights: diversity_select(features, cut(*lengths), keep, weights=weights)
+        )
+        assert taken < 2**23 + 200 * sum(lengths)
 
 
 @pytest.mark.parametrize("name", ["random", "topk", "topk fp64"])

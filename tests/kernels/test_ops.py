@@ -37,7 +37,7 @@ def test_the_example_in_its_docstring_holds(name):
 
 
 def test_an_unknown_op_is_named_with_those_there_are():
-    with pytest.raises(AttributeError, match="no op 'sparse_select'; it has Ragged, diversity"):
+    with pytest.raises(AttributeError, match="no op 'sparse_select'; it has Ragged, coverage"):
         _ = ops.sparse_select
 
 

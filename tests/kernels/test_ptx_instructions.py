@@ -185,7 +185,12 @@ TESTED = {
         "SSu": {"shr.s64": shifted},
         "ss": {"neg.s32": o.neg},
         "UU": {"mov.b64": o.pos},
-        "uuuu": {"mad.lo.s32": mad, "prmt.b32": permuted, "bfe.u32": field},
+        "uuuu": {
+            "mad.lo.s32": mad,
+            "prmt.b32": permuted,
+            "bfe.u32": field,
+            "shf.l.wrap.b32": lambda a, b, n: (b.astype("u8") << 32 | a) << (n & 31) >> 32,
+        },
         "usuu": {"bfe.s32": field},
         "UUUU": {"mad.lo.s64": mad},
         "Sss": {"mul.wide.s32": wide(o.mul, "i8")},
@@ -202,7 +207,12 @@ TESTED = {
             "max.f32": lambda a, b: smallest(a, b, -1),
         },
         "ffff": {"fma.rn.f32": lambda *x: [FMA(*map(float, y)) for y in zip(*x, strict=True)]},
-        "ff": {"neg.f32": o.neg, "sqrt.rn.f32": np.sqrt, "ex2.approx.ftz.f32": ex2},
+        "ff": {
+            "neg.f32": o.neg,
+            "abs.f32": np.abs,
+            "sqrt.rn.f32": np.sqrt,
+            "ex2.approx.ftz.f32": ex2,
+        },
         "uf": {"cvt.rn.bf16.f32": bf16, "cvt.rn.f16.f32": half, "cvt.rna.tf32.f32": tf32},
         "uff": {
             "cvt.rn.bf16x2.f32": lambda a, b: bf16(a) << 16 | bf16(b),
@@ -215,6 +225,7 @@ TESTED = {
         "Uu": {"cvt.u64.u32": o.pos},
         "Ss": {"cvt.s64.s32": o.pos},
         "SU": {"cvt.s64.s32 {0}, {1}": lambda a: a.astype("i4")},
+        "fs": {"cvt.rn.f32.s32": lambda a: a.astype("f4")},
         "fU": {"cvt.rn.f32.f64": lambda a: a.view("f8").astype("f4")},
         "hu": {"cvt.u16.u32": o.pos},
         "uh": {
@@ -226,6 +237,7 @@ TESTED = {
         "pff": {
             "setp.eq.f32": o.eq,
             "setp.ne.f32": ordered(o.ne),
+            "setp.leu.f32": lambda a, b: ~(a > b),
             "setp.num.f32": ordered(lambda a, b: a == a),
             **{f"setp.{n}.f32": getattr(o, n) for n in ("lt", "le", "gt", "ge")},
         },

@@ -23,9 +23,9 @@ TYPED = {
     for operands, names in (
         ("tt", "mov not neg abs sqrt ex2.approx.ftz"),
         ("ttt", "add sub mul mul.lo mul.hi div min min.relu max and or xor"),
-        ("ntt", "setp.eq setp.ne setp.lt setp.le setp.gt setp.ge setp.num"),
+        ("ntt", "setp.eq setp.ne setp.lt setp.le setp.gt setp.ge setp.num setp.leu"),
         *(("tttt", "mad.lo fma"), ("wnn", "mul.wide"), ("wnnw", "mad.wide"), ("ttn", "shl shr")),
-        *(("tttn", "selp"), ("nn", "popc"), ("nnnn", "bfe prmt")),
+        *(("tttn", "selp"), ("nn", "popc"), ("nnnn", "bfe prmt shf.l.wrap")),
     )
     for name in names.split()
 }
@@ -35,7 +35,7 @@ SAME_IN_32_BITS = {"mov", "and", "or", "xor", "selp", "setp.eq", "setp.ne", "set
 OTHERS = {
     "cvt.f32.bf16": ("", "nn"), "cvt.f32.f16": ("", "nn"), "cvt.rn.bf16.f32": ("", "nn"),
     "cvt.rn.f16.f32": ("", "nn"), "cvt.rn.bf16x2.f32": ("", "nnn"), "cvt.rn.f16x2.f32": ("", "nnn"),
-    "cvt.rn.f32.f64": ("", "nw"), "cvt.rna.tf32.f32": ("", "nn"),
+    "cvt.rn.f32.f64": ("", "nw"), "cvt.rn.f32.s32": ("", "nn"), "cvt.rna.tf32.f32": ("", "nn"),
     "cvt.u64.u32": ("", "wn"), "cvt.u64.u16": ("cvt.u64.u32", "wn"),
     "cvt.s64.s32": ("", "wn"), "cvt.u32.u64": ("", "nw"), "cvt.u16.u32": ("", "nn"),
     "cvt.s16.s8": ("", "nn"), "cvt.u32.u16": ("mov.32", "nn"), "mul.wide.u16": ("mul.lo.32", "nnn"),
