@@ -45,7 +45,9 @@ class Mutation(NamedTuple):
     test: str
 
 
-RUNTIME, MODELS = "vtfast/runtime/", "vtfast/models/"
+RUNTIME, MODELS, METHODS = "vtfast/runtime/", "vtfast/models/", "vtfast/methods/"
+VISION = "tests/models/test_vision_scores.py::test_"
+CHOOSING = "tests/methods/test_choosing_methods.py::test_"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
 SELECT_NUMPY = "kernels/_select_numpy.py"
@@ -58,12 +60,106 @@ INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 ROUNDS = "kernels/_greedy_rounds.py"
 ROUNDS_TEST = "tests/kernels/test_greedy_rounds.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
+DPP, COVERAGE = (f"tests/kernels/test_{op}_select.py::test_" for op in ("dpp", "coverage"))
 COMPACT = "tests/kernels/test_compact.py::test_"
 HASH = "tests/kernels/test_image_hash.py::"
 TILES = "tests/models/test_tiles.py::"
 TALK, FOUND = "tests/inputs/test_conversations.py::", "tests/inputs/test_checkpoints.py::"
 
 MUTATIONS = [
+    Mutation(
+        "Vision scores of Qwen2.5-VL stay in the order of the tower's windows.",
+        MODELS + "gridded.py",
+        "return merged[to_device(order, merged.device)]",
+        "return merged",
+        VISION + "they_are_the_attention_of_the_eager_tower[qwen]",
+    ),
+    Mutation(
+        "Patches of a clip get attention from other frames.",
+        MODELS + "gridded.py",
+        "frames += [rows * columns * side**2] * steps",
+        "frames += [rows * columns * side**2 * steps]",
+        VISION + "patches_of_a_clip_get_attention_within_their_frame[qwen3]",
+    ),
+    Mutation(
+        "The vision score of a token is that of the head that attends to it most.",
+        MODELS + "vision_scores.py",
+        "return logits.softmax(-2).mean(-1)",
+        "return logits.softmax(-2).amax(-1)",
+        VISION + "they_are_the_attention_of_the_eager_tower[llava]",
+    ),
+    Mutation(
+        "The towers of SmolVLM and Idefics3 see the padding of a tile.",
+        MODELS + "vision_scores.py",
+        "return mask == 0 if mask.is_floating_point() else mask.bool()",
+        "return None",
+        VISION + "patches_that_pad_a_tile_are_not_seen",
+    ),
+    Mutation(
+        "A later stage sees the vision scores of the first tokens, not of those that are left.",
+        RUNTIME + "selection.py",
+        "return scores[torch.searchsorted(visual.tokens, first)]",
+        "return scores[: len(first)]",
+        VISION + "a_later_stage_sees_the_scores_of_the_tokens_that_are_left[llava-padded]",
+    ),
+    Mutation(
+        "The vision tower of every patched model is watched.",
+        RUNTIME + "hooks.py",
+        'if "vision_scores" in self.config.needs:',
+        "if True:",
+        VISION + "the_tower_is_watched_only_where_a_plan_needs_it[logits_of]",
+    ),
+    Mutation(
+        "Watching the tower draws random numbers from its dropout.",
+        MODELS + "vision_scores.py",
+        "torch.random.fork_rng(devices, enabled=module.training)",
+        "torch.random.fork_rng(devices, enabled=False)",
+        VISION + "random_numbers_of_the_tower_are_left_alone",
+    ),
+    Mutation(
+        "Pictures that came as features fail in the middle of a forward.",
+        RUNTIME + "validation.py",
+        'if "vision_scores" in config.needs and visual.vision_scores is None:',
+        "if False:",
+        VISION + "pictures_that_came_as_features_alone_are_refused[llava-padded]",
+    ),
+    Mutation(
+        "A method that reads words is not told that the end of the prompt is unknown.",
+        RUNTIME + "hooks.py",
+        'self.config.needs & {"scores", "text"}',
+        'self.config.needs & {"scores"}',
+        PATCH
+        + "prompt_end.py::test_labels_before_the_picture_say_nothing_of_the_prompt_and_warn_once"
+        "[llava-padded-cdpruner]",
+    ),
+    Mutation(
+        "Relevances are scaled over the batch.",
+        METHODS + "_unit_range.py",
+        "low = segments.pad(scores.masked_fill(~known, torch.inf), torch.inf).amin(1)",
+        "low = scores.masked_fill(~known, torch.inf).amin().expand(len(segments))",
+        CHOOSING + "a_picture_keeps_the_same_alone_and_in_a_batch[cdpruner-options0]",
+    ),
+    Mutation(
+        "The least relevant token of a picture has quality 0.",
+        METHODS + "cdpruner.py",
+        "_LEAST = 1e-6",
+        "_LEAST = 0.0",
+        CHOOSING + "a_token_of_the_least_relevance_goes_before_one_that_adds_nothing",
+    ),
+    Mutation(
+        "All duplicates are removed by one comparison.",
+        METHODS + "vispruner.py",
+        "min(_AT_ONCE, more) :",
+        "more :",
+        CHOOSING + "it_keeps_what_plain_loops_keep[vispruner-0]",
+    ),
+    Mutation(
+        "A token's cosine to itself counts against its distinctness.",
+        METHODS + "diversity.py",
+        "(x * x.sum(0)).sum(-1) - (x * x).sum(-1)",
+        "(x * x.sum(0)).sum(-1)",
+        CHOOSING + "diversity_centres_and_weighs_as_plain_loops_do[False-sigmoid]",
+    ),
     # -- wrappers, exporting, quantized weights ----------------------------------------------------
     Mutation(
         "A model that a wrapper holds under two names counts as two models.",
@@ -548,9 +644,9 @@ MUTATIONS = [
     ),
     Mutation(
         "A vision tower's output that `generate` made before the forward carries no image hash.",
-        RUNTIME + "hooks.py",
-        "self.parts.family.note(self.parts.multimodal, kind, call, out, hashed)",
-        "self.parts.family.note(self.parts.multimodal, kind, call, out, False)",
+        MODELS + "generic.py",
+        'self.hashes(multimodal, kind, call) if "image_hash" in needs else None',
+        "None",
         "tests/runtime/test_image_hash.py::test_generate_draws_the_picks_of_a_plain_forward"
         "[llava-padded]",
     ),
@@ -1025,6 +1121,92 @@ MUTATIONS = [
         "test_rows_that_are_not_finite_come_last_and_change_nothing[eager-nan]",
     ),
     Mutation(
+        "The distance of a row of weight 0 to a row that is not finite is NaN.",
+        "kernels/_max_min.py",
+        "distance.mul_(weights).nan_to_num_(torch.inf, torch.inf)",
+        "distance.mul_(weights)",
+        "tests/kernels/test_diversity_select.py::test_agrees_with_the_plain_greedy[weights]",
+    ),
+    Mutation(
+        "A copy under a large weight is behind rows that are not finite.",
+        "kernels/_max_min.py",
+        "_BELOW_DISTANCES = -3e38",
+        "_BELOW_DISTANCES = -1e30",
+        "tests/kernels/test_diversity_select.py::test_no_weight_is_too_large[eager]",
+    ),
+    Mutation(
+        "Of rows of weight 0 the kernel picks those first that are apart from others.",
+        "kernels/_distances.py",
+        "distance * weight + 0.0",
+        "distance * weight",
+        "tests/kernels/test_diversity_select.py::"
+        "test_rows_of_weight_0_are_picked_by_position[triton]",
+    ),
+    Mutation(
+        "The first pick does not look at weights.",
+        "kernels/_distances.py",
+        "        smallest = weighted(smallest, i_weight)",
+        "        smallest = weighted(smallest, 1.0)",
+        "tests/kernels/test_diversity_select.py::test_a_weight_brings_a_row_to_the_front[triton]",
+    ),
+    Mutation(
+        "What the rounds leave is picked without weights.",
+        ROUNDS,
+        "lowered(nearest, dots, column, pick, i_inverse, j_inverse, j_weight, SCALED)",
+        "lowered(nearest, dots, column, pick, i_inverse, j_inverse, None, SCALED)",
+        ROUNDS_TEST + "test_rounds_are_the_plain_greedy_with_weights[3]",
+    ),
+    Mutation(
+        "What rounding leaves of a copy of a picked row counts as a gain.",
+        "kernels/_determinant.py",
+        "np.multiply(residual, residual > SPENT, out=residual)",
+        "np.maximum(residual, 0, out=residual)",
+        DPP + "copies_of_a_picked_row_have_no_gain_though_rounded[eager]",
+    ),
+    Mutation(
+        "The kernel lets rounding decide between equal determinants.",
+        "kernels/dpp_select.py",
+        "first(gain >= tl.minimum(best, best * NEARLY), position)",
+        "first(gain >= best, position)",
+        DPP + "nearly_equal_gains_go_to_the_lowest_row[triton]",
+    ),
+    Mutation(
+        "A vector of the factor is left out of the residuals.",
+        "kernels/dpp_select.py",
+        "there = begin + i < step",
+        "there = begin + i + 1 < step",
+        DPP + "every_pick_has_the_largest_gain_given_the_picks_before_it[triton-63-16-30-dtype0]",
+    ),
+    Mutation(
+        "Of the rows whose bound reaches the largest gain only the first few are evaluated.",
+        "kernels/_coverage.py",
+        "rows = np.flatnonzero((bound >= least) & (fresh < step))",
+        "rows = np.flatnonzero(fresh < 1)",
+        COVERAGE + "every_pick_has_the_largest_gain_when_all_weights_are_one",
+    ),
+    Mutation(
+        "The kernel picks a row by a bound that is no longer its gain.",
+        "kernels/coverage_select.py",
+        "2 * position + (bound < 0).to(tl.int32)",
+        "2 * position + (value >= least).to(tl.int32)",
+        COVERAGE + "every_pick_has_the_largest_gain_given_the_picks_before_it"
+        "[triton-63-16-30-dtype0]",
+    ),
+    Mutation(
+        "Segments of all sizes share a group, whose longest decides on the order of sums.",
+        "kernels/coverage_select.py",
+        "tiles = [tile(n, _TILES) for n in lengths]",
+        "tiles = [0 for n in lengths]",
+        COVERAGE + "segments_of_one_tile_share_a_group",
+    ),
+    Mutation(
+        "An infinite weight is larger than all others.",
+        "kernels/_gains.py",
+        "~(weights.abs() < _LARGEST)",
+        "weights.isnan()",
+        COVERAGE + "rows_whose_weight_is_not_finite_come_last_but_are_covered[eager-inf]",
+    ),
+    Mutation(
         "A round goes on when a row that is no candidate may be farther.",
         ROUNDS,
         "picking = ahead & (done < k)",
@@ -1061,8 +1243,8 @@ MUTATIONS = [
     ),
     Mutation(
         "Whether a segment counts as long depends on its batch.",
-        "kernels/diversity_select.py",
-        "other_kind = (length >= _LONG) != (lengths[start] >= _LONG)",
+        "kernels/_distances.py",
+        "other_kind = kinds[segment] != kinds[start]",
         "other_kind = False",
         ROUNDS_TEST + "test_long_segments_share_no_group_with_others",
     ),
@@ -1084,7 +1266,7 @@ MUTATIONS = [
     Mutation(
         "Diversity makes the matrix of a segment of any length.",
         REFERENCE,
-        "if steps and needed(part.max_seqlen) > _MAX_BYTES:",
+        "if needed(part.max_seqlen) > _MAX_BYTES:",
         "if False:",
         "tests/kernels/test_memory.py::test_diversity_keeps_to_its_limit[one-torch.float32]",
     ),
@@ -1221,7 +1403,7 @@ MUTATIONS = [
     Mutation(
         "A patch hashes pictures by another implementation than it was asked for.",
         RUNTIME + "selection.py",
-        "visual.image_hash(impl)",
+        "visual.image_hash(self._config.impl)",
         'visual.image_hash("auto")',
         "tests/runtime/test_image_hash.py::"
         "test_pictures_are_hashed_by_the_implementation_of_the_patch[triton-forward]",
@@ -1230,12 +1412,9 @@ MUTATIONS = [
     Mutation(
         "Programs lower the distance to the nearest row by a load and a store.",
         "kernels/_distances.py",
-        """    tl.atomic_min(
-        nearest_ptr + first + i, ordered_bits(tl.min(others, axis=1)), mask=i_live, sem="relaxed"
-    )""",
-        """    least = ordered_bits(tl.min(others, axis=1))
-    known = tl.load(nearest_ptr + first + i, mask=i_live, other=0)
-    tl.store(nearest_ptr + first + i, tl.minimum(known, least), mask=i_live)""",
+        """    tl.atomic_min(nearest, ordered_bits(smallest), mask=i_live, sem="relaxed")""",
+        """    known = tl.load(nearest, mask=i_live, other=0)
+    tl.store(nearest, tl.minimum(known, ordered_bits(smallest)), mask=i_live)""",
         COMPILED
         + "cases.py::test_an_odd_address_follows_an_even_one[diversity_select-torch.float32]",
     ),
@@ -1249,7 +1428,7 @@ MUTATIONS = [
     Mutation(
         "The layout is chosen by what is padding before the first stage alone.",
         "vtfast/methods/padding.py",
-        "lengths[had.sample] -= had.left - has.left",
+        "lengths = lengths_after(lengths, stage.budgeted(segments), after)",
         "pass",
         "tests/runtime/test_choose_layout.py::test_the_share_is_that_of_all_layers[0.19-packed]",
     ),

@@ -19,10 +19,15 @@ FIRST = {
     "divprune": ("diversity", 0),
     "fastv": ("topk", 2),
     "dart": ("dart", 2),
+    "cenprune": ("diversity", 0),
+    "cdpruner": ("cdpruner", 0),
+    "scope": ("scope", 0),
+    "visionzip": ("visionzip", 0),
+    "vispruner": ("vispruner", 0),
 }
-ONE_STAGE = ["random", "uniform", "divprune", "fastv", "dart"]
-X_RANDOM = ["divprune+random", "fastv+random", "dart+random"]
-X_VTW = ["random+vtw", "divprune+vtw", "fastv+vtw", "dart+vtw"]
+ONE_STAGE = list(FIRST)
+X_RANDOM = [f"{name}+random" for name in FIRST if name not in ("random", "uniform")]
+X_VTW = ["random+vtw", *(name.replace("+random", "+vtw") for name in X_RANDOM)]
 
 
 def split(name):
@@ -39,6 +44,17 @@ def test_the_first_stage_is_the_methods_own(name):
     method, layer, then = split(name)
     stage = Plan.preset(name, num_layers=32, keep=0.5, horizon=20 if then else None).stages[0]
     assert (stage.method, stage.layer) == (method, layer)
+
+
+@pytest.mark.parametrize("then", ["", "+random", "+vtw"])
+def test_cenprune_is_diversity_with_both_of_its_options(then):
+    horizon = 20 if then else None
+    stage = Plan.preset(f"cenprune{then}", num_layers=32, horizon=horizon).stages[0]
+    assert {name: stage.options[name] for name in ("centre", "distinct")} == {
+        "centre": True,
+        "distinct": "minmax",
+    }
+    assert "centre=True, distinct='minmax'" in str(stage)
 
 
 @pytest.mark.parametrize("name", [*X_RANDOM, *X_VTW])

@@ -9,7 +9,7 @@ from torch import nn
 from vtfast.errors import AlreadyPatchedError, InputError
 from vtfast.kernels._checks import IMPLS
 from vtfast.methods.stage import stages_of
-from vtfast.models import family_of, family_of_class, inner_model, supported_class
+from vtfast.models import check_stages, family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
@@ -176,8 +176,7 @@ def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
     """Patch without checking the release of transformers."""
     parts = family.parts(model)
     stages = stages_of(plan.stages, len(parts.layers))
-    scored = [s.score_layer for s in stages.values() if s.score_layer is not None]
-    family.check_scores(model, scored)
+    check_stages(model, family, stages.values())
     hooks = PatchHooks(PatchConfig(plan, stages, *how), parts)
     hooks.install()
     return Handle(hooks)

@@ -106,10 +106,12 @@ class Plan:
         """The plan of a preset for a model of `num_layers` decoder layers and an average budget.
 
         Args:
-            name: `random`, `uniform` and `divprune` prune before the language model, `fastv` and
-                `dart` at layer 2, `pyramiddrop` at layers L/4, L/2 and 3L/4; `random+vtw` and
-                `divprune`, `fastv` or `dart` with `+random` or `+vtw` prune again at the horizon;
-                `vtw` only drops everything at one layer.
+            name: `random`, `uniform`, `divprune`, `cenprune`, `cdpruner`, `scope`, `visionzip` and
+                `vispruner` prune before the language model, `fastv` and `dart` at layer 2,
+                `pyramiddrop` at layers L/4, L/2 and 3L/4; `random+vtw`, and all of these but
+                `random`, `uniform` and `pyramiddrop` with `+random` or `+vtw`, prune again at the
+                horizon; `vtw` only drops everything at one layer. `cenprune` scales as its paper
+                does for LLaVA. docs/choosing.md compares them.
             keep: float in (0, 1], visual tokens per image averaged over all layers; None means 0.5
                 (with `pyramiddrop` its released setting, about 0.47) and 1.0 keeps everything. Each
                 stage rounds its count by itself; the average stays within half a token of keep·N,

@@ -19,24 +19,36 @@ where f2/f1 is about 1/8 (DivPrune 284, then 38 random tokens), and with Pyramid
 import itertools
 import math
 import numbers
+from collections.abc import Callable
+from functools import partial
 
 from vtfast.errors import PlanError
 from vtfast.prune import Prune, whole_number
 
-# X: method and layer of the first stage. 2 is the layer K of the FastV and DART papers.
-FIRST_STAGES = {
-    "random": ("random", 0),
-    "uniform": ("uniform", 0),
-    "fastv": ("topk", 2),
-    "divprune": ("diversity", 0),
-    "dart": ("dart", 2),
+# X: layer and method of the first stage. 2 is the layer K of the FastV and DART papers.
+FIRST_STAGES: dict[str, Callable[[float], Prune]] = {
+    "random": partial(Prune, 0, "random"),
+    "uniform": partial(Prune, 0, "uniform"),
+    "fastv": partial(Prune, 2, "topk"),
+    "divprune": partial(Prune, 0, "diversity"),
+    "dart": partial(Prune, 2, "dart"),
+    "cenprune": partial(Prune, 0, "diversity", centre=True, distinct="minmax"),
+    "cdpruner": partial(Prune, 0, "cdpruner"),
+    "scope": partial(Prune, 0, "scope"),
+    "visionzip": partial(Prune, 0, "visionzip"),
+    "vispruner": partial(Prune, 0, "vispruner"),
 }
+_BEFORE_A_HORIZON = [name for name in FIRST_STAGES if name not in ("random", "uniform")]
 PRESETS = (
     *FIRST_STAGES,
     "pyramiddrop",
     "vtw",
     "random+vtw",
-    *(f"{first}+{then}" for first in ("fastv", "divprune", "dart") for then in ("random", "vtw")),
+    *(f"{first}+{then}" for first in _BEFORE_A_HORIZON for then in ("random", "vtw")),
+)
+IN_WORDS = (
+    f"random, uniform, pyramiddrop, vtw, random+vtw; {', '.join(_BEFORE_A_HORIZON)}, each also "
+    "with +random or +vtw"
 )
 
 # Released LLaVA-1.5-7B settings (N = 576, L = 32), each stage as layer, method, tokens.
@@ -95,7 +107,8 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
         return _pyramid(num_layers, keep)
     share = _average(keep)
     first, _, then = name.partition("+")
-    method, layer = FIRST_STAGES[first]
+    prune = FIRST_STAGES[first]
+    layer = prune(1.0).layer
     if layer >= num_layers:
         raise PlanError(
             f"preset {name!r} prunes at layer {layer} but the model has {num_layers} decoder "
@@ -108,13 +121,13 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
     if then == "random":
         f1 = min(1.0, budget / (end - layer + (num_layers - end) / _RATIO))
         f2 = (budget - f1 * (end - layer)) / (num_layers - end)
-        return (Prune(layer, method, f1), Prune(end, "random", f2)), share, end
+        return (prune(f1), Prune(end, "random", f2)), share, end
     if budget > end - layer + _SLACK:
         raise PlanError(
             f"keep={share:g}: preset {name!r} drops every visual token at layer {end} of "
             f"{num_layers}; the largest reachable keep is {_at_most(end / num_layers)}"
         )
-    stage = Prune(layer, method, min(1.0, budget / (end - layer)))
+    stage = prune(min(1.0, budget / (end - layer)))
     return ((stage, Prune(end, "drop", 0)), share, end) if then else ((stage,), share, None)
 
 

@@ -17,11 +17,16 @@ from vtfast.errors import PlanError
 BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str | bool, ...]]] = {
     "random": {},
     "topk": {"score_layer": ("previous", "this")},
-    "diversity": {},
+    "diversity": {"centre": (False, True), "distinct": ("none", "minmax", "sigmoid")},
     "drop": {},
     "dart": {"official_budget": (False, True)},
     "uniform": {},
+    "cdpruner": {"relevance": ("similar", "opposite")},
+    "scope": {},
+    "visionzip": {},
+    "vispruner": {},
 }
+_IN_WORDS = ("per", "official_budget")  # options that a printed stage tells otherwise
 # Understood for every method: what one budget covers.
 COMMON_OPTIONS: Mapping[str, tuple[str | bool, ...]] = {"per": ("image", "frame", "tile")}
 
@@ -33,8 +38,9 @@ class Prune:
     Args:
         layer: int ≥ 0, the decoder layer of the language model whose input is pruned (0-based;
             0 = after the projector or merger, before the language model).
-        method: `"random"`, `"topk"`, `"diversity"`, `"dart"`, `"uniform"`, `"drop"`, or a
-            registered name. Whether it is registered is checked when a model is patched.
+        method: `"random"`, `"uniform"`, `"diversity"`, `"cdpruner"`, `"scope"`, `"visionzip"`,
+            `"vispruner"`, `"topk"`, `"dart"`, `"drop"`, or a registered name. Whether it is
+            registered is checked when a model is patched. docs/choosing.md compares them.
         keep: a float in [0, 1] is a fraction of the image's *original* tokens (1.0 keeps all), an
             int ≥ 0 is a number of tokens per image (1 keeps one). `"drop"` takes 0 only. Half a
             token is rounded up: 0.5 of 577 is 289, where papers' code that rounds to even keeps
@@ -42,8 +48,10 @@ class Prune:
         options: `per="image" | "frame" | "tile"` for every method: whether one budget covers an
             image or clip, a frame of a clip, or a tile of an image.
             `score_layer="previous" | "this"` for `"topk"`. `official_budget=True` for `"dart"`:
-            keeps 4 + 8·floor(k/8) tokens instead of k, as its code does. A registered method gets
-            every other option as it is given; values must be hashable.
+            keeps 4 + 8·floor(k/8) tokens instead of k, as its code does. `centre=True` and
+            `distinct="minmax" | "sigmoid"` for `"diversity"`, `relevance="opposite"` for
+            `"cdpruner"`: see `vtfast.methods`. A registered method gets every other option as it is
+            given; values must be hashable.
 
     Raises PlanError for anything else. Two stages are equal when all of this is equal. A keep of 1
     differs from 1.0; an option given its default value equals the option left out.
@@ -100,17 +108,22 @@ class Prune:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        defaults = {name: values[0] for name, values in _known_options(self.method).items()}
         parts = [str(self.layer), f'"{self.method}"', repr(self.keep)]
-        parts += [f"{k}={v!r}" for k, v in self._options if k not in defaults or v != defaults[k]]
+        parts += [f"{name}={value!r}" for name, value in self._chosen()]
         return f"Prune({', '.join(parts)})"
+
+    def _chosen(self) -> list[tuple[str, object]]:
+        """The options that have no default, or not theirs."""
+        defaults = {name: values[0] for name, values in _known_options(self.method).items()}
+        return [(k, v) for k, v in self._options if k not in defaults or v != defaults[k]]
 
     def __str__(self) -> str:
         kept = f"{self.keep:.2%}" if isinstance(self.keep, float) else str(self.keep)
         kept = f"{kept} of each {self.options['per']}'s tokens" if self.keep else "nothing"
         if self._has_official_budget and self.keep:
             kept += ", k of them rounded to 4 + 8·floor(k/8)"
-        return f"layer {self.layer}: {self.method} keeps {kept}"
+        told = ", ".join(f"{k}={v!r}" for k, v in self._chosen() if k not in _IN_WORDS)
+        return f"layer {self.layer}: {self.method}{f' ({told})' * bool(told)} keeps {kept}"
 
     @property
     def _has_official_budget(self) -> bool:

@@ -1,11 +1,17 @@
 """What the last finished prefill of a patched model did."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from vtfast.plan import Plan
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,16 @@ class Report:
             _kept=kept,
             _chunk=chunk,
         )
+
+
+def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """The result of a call and its milliseconds, between two waits for the device."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start = now()
+    result = call()
+    return result, (now() - start) * 1e3

@@ -67,7 +67,8 @@ ARROWS = {
 
 # Families share this and know nothing of each other.
 FAMILIES_SHARE = tuple(
-    f"vtfast.models.{name}" for name in ("base", "generic", "gridded", "own_code", "parallel")
+    f"vtfast.models.{name}"
+    for name in ("base", "generic", "gridded", "own_code", "parallel", "vision_scores")
 )
 # The self-check is no family; of its modules each may import the ones before it.
 SELF_CHECK = tuple(

@@ -18,10 +18,11 @@ def context(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     grids: Sequence[tuple[int, ...]] | None = None,
+    **options: object,
 ) -> SelectionContext:
     """A context whose samples are given by their parts: n text tokens as `n`, a picture as `(n,)`.
 
-    Hidden states and keys are random; the norm doubles every second channel.
+    Hidden states, keys and vision scores are random; the norm doubles every second channel.
     """
     rows, visual, lengths, owners = 0, [], [], []
     for number, parts in enumerate(samples):
@@ -38,6 +39,7 @@ def context(
     keys = torch.randn(rows, HEADS, D // HEADS, generator=generator).to(dtype)
     last = torch.tensor(lengths).cumsum(0) - 1
     sizes = [size for _, size in owners]
+    vision_scores = torch.rand(sum(sizes), generator=generator)
     sequences = Sequences(
         hidden, torch.tensor(visual), tuple(lengths), tuple(n for n, _ in owners), doubled
     )
@@ -48,10 +50,12 @@ def context(
         parts=tuple((grid,) for grid in grids or [(1, 1, n) for n in sizes]),
         sequences=sequences,
         seed=0,
-        options={},
+        options=options,
         impl="auto",
         _image_hash=lambda: torch.arange(len(sizes)),
         _attention=lambda: Attention(keys[last], keys, 1.0),
+        _vision_scores=lambda: vision_scores,
+        _reads=("scores", "text", "vision_scores"),
     )
 
 

@@ -192,7 +192,7 @@ def test_a_model_that_does_more_than_its_layers(family, untested, monkeypatch):
 
 def test_pictures_that_are_not_found(untested, monkeypatch):
     model = build_llava()
-    monkeypatch.setattr(llava.Llava, "sources", lambda self, multimodal, kwargs: [])
+    monkeypatch.setattr(llava.Llava, "sources", lambda self, multimodal, kwargs, needs: [])
     refused(model, match="no visual token was found")
 
 
@@ -209,8 +209,8 @@ def test_pictures_whose_sizes_come_in_another_order(untested, monkeypatch):
         pictures = measure(*told)
         return replace(pictures, sizes=pictures.sizes[::-1])
 
-    def swapped(self, multimodal, kwargs):
-        found = sources(self, multimodal, kwargs)
+    def swapped(self, multimodal, kwargs, needs):
+        found = sources(self, multimodal, kwargs, needs)
         for source in found:
             source.measure = partial(swapped_sizes, source.measure)
         return found

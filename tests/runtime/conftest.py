@@ -25,6 +25,7 @@ SAMPLED = "it samples a placeholder, which the unpatched model takes for a pictu
 NO_CACHE = "its model returns no cache in this release, unpatched too"
 LAYERS = "the plan scores with a recurrent layer, which is refused"
 LAYOUT = "it runs in the padded layout only"
+TOWER = "its vision tower has no scores of its visual tokens"
 ORACLE = "the test or its oracle reads keys, values or masks of every layer"
 _TILED = ("internvl", "smolvlm", "idefics3", "llava-next", "llava-onevision", "aria")
 _GLM = {
@@ -90,6 +91,7 @@ _SMOL = {**_IN_TILES, UNPATCHED: ("test_a_default_dtype_changes_nothing",)}
 _NEXT = {**_JOINED, UNPATCHED: ("offloaded",), ROUNDING: ("test_autocast_works",)}
 _OFFLOADED = ("offloaded", "partly_on_disk")
 _ARIA = {
+    TOWER: ("by-text-and-tower",),
     ROUTES: _EXPERTS[ROUTES],
     **_IN_TILES,
     UNPATCHED: (

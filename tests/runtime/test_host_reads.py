@@ -5,7 +5,15 @@ import torch
 from cache_name import CACHE, cache_of
 from host_reads import HostReads
 from model_oracle import Oracle
-from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
+from model_runs import (
+    BY_TEXT_AND_TOWER,
+    FOUR_STAGES,
+    both_layouts,
+    continuation,
+    fed,
+    first_rows,
+    probing,
+)
 from packaging.version import Version
 from packed_samples import alone, in_one_row
 from tiny_models import FAMILIES
@@ -113,6 +121,7 @@ def unmasked(inputs):
 
 PLANS = [
     pytest.param(FOUR_STAGES, id="four-stages"),
+    pytest.param(BY_TEXT_AND_TOWER, id="by-text-and-tower"),
     pytest.param([Prune(2, "topk", 0.5), Prune(4, "drop", 0)], id="scores-then-drop-all"),
     pytest.param([Prune(0, "drop", 0)], id="drop-all-at-once"),
     pytest.param([Prune(0, "test-probe", 0.5), Prune(3, "test-probe", 0.2)], id="own-method"),

@@ -198,7 +198,8 @@ def test_llava_tells_the_grid_of_pictures_encoded_before(tokens, sides, grid):
     multimodal = SimpleNamespace(config=config)
     llava = family_of_class("LlavaForConditionalGeneration")
     if sides is not None:
-        llava.note(multimodal, "image", {"pixel_values": torch.zeros(2, 3, *sides)}, encoded, False)
+        given = {"pixel_values": torch.zeros(2, 3, *sides)}
+        llava.encode(multimodal, "image", given, lambda: encoded, needs=())
     call = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
     sources = llava.sources(multimodal, call)
     [pictures] = read_call({}, sources, None, (), None).pictures

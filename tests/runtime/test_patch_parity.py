@@ -4,7 +4,15 @@ import pytest
 import torch
 from cache_name import CACHE, cache_of
 from model_oracle import Oracle
-from model_runs import ATOL, FOUR_STAGES, both_layouts, continuation, gone, logits_of
+from model_runs import (
+    ATOL,
+    BY_TEXT_AND_TOWER,
+    FOUR_STAGES,
+    both_layouts,
+    continuation,
+    gone,
+    logits_of,
+)
 from tiny_models import FAMILIES
 
 import vtfast
@@ -15,6 +23,7 @@ PLANS = [
     pytest.param([Prune(2, "topk", 0.3)], id="text-scores-at-2"),
     pytest.param([Prune(3, "random", 0.25)], id="random-mid-depth"),
     pytest.param(FOUR_STAGES, id="four-stages"),
+    pytest.param(BY_TEXT_AND_TOWER, id="by-text-and-tower"),
     pytest.param([Prune(3, "drop", 0)], id="drop-all-mid-depth"),
     pytest.param([Prune(0, "drop", 0)], id="drop-all-before-the-llm"),
 ]

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from model_runs import FOUR_STAGES, both_layouts, continuation, fed, probing
+from model_runs import FOUR_STAGES, both_layouts, continuation, fed, first_rows, probing
 from packed_samples import alone, in_one_row
 from tiny_models import FAMILIES
 from tiny_parts import IMAGE
@@ -20,6 +20,7 @@ PLANS = {
     "fastv": [Prune(2, "topk", 0.5)],
     "this-layer": [Prune(0, "topk", 0.5), Prune(3, "topk", 0.2, score_layer="this")],
     "dart": [Prune(2, "dart", 0.4)],
+    "cdpruner": [Prune(0, "cdpruner", 0.5), Prune(3, "cdpruner", 0.2)],
     "four-stages": FOUR_STAGES,
     "uniform": [Prune(1, "uniform", 0.5)],
     "own-method": [Prune(2, "test-probe", 0.5)],
@@ -33,6 +34,7 @@ TOLD = [(plan, "labels") for plan in PLANS] + [
 def far_from_the_mean(context):
     """A method that reads all that a method can see."""
     around = context.sequences
+    assert len(context.text) == sum(around.lengths) - len(around.visual)
     means = [part.mean(0) for part in around.hidden.split(around.lengths)]
     of_token = torch.repeat_interleave(
         torch.tensor(around.samples), torch.tensor(context.segments.lengths)
@@ -93,6 +95,46 @@ def test_an_answer_scored_again_has_the_probabilities_it_was_generated_with(
     assert (of(logits[:, -STEPS - 1 : -1], said) - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("how", ["labels", "prompt_length", "logits_to_keep"])
+@both_layouts
+@torch.no_grad()
+def test_generate_and_a_forward_over_the_answer_make_equal_picks_by_text(family, path, how):
+    model, inputs = family.build(), family.inputs("batch")
+    with vtfast.patch(model, PLANS["cdpruner"], path=path, record=True) as handle:
+        _, call, said = answered(family, model, inputs)
+        expected = handle.report.kept
+        model(**call, **told(how, call, said), use_cache=False)
+        got = handle.report.kept
+    assert list(got) == list(expected) == [0, 3]
+    for layer in got:
+        assert all(map(torch.equal, got[layer], expected[layer]))
+        assert any(map(len, got[layer]))
+
+
+@both_layouts
+@torch.no_grad()
+def test_text_is_the_prompts_without_its_pictures(family, path):
+    """Embeddings at layer 0, and what enters the layer deeper."""
+    model, inputs, seen = family.build(), family.inputs("batch"), {}
+
+    def look(context):
+        seen[context.layer] = context.text, context.text_segments.lengths
+        return first_rows(context)
+
+    plan = [Prune(0, "test-probe", 0.5), Prune(3, "test-probe", 0.25)]
+    with vtfast.patch(model, plan, path=path), probing(look):
+        _, call, said = answered(family, model, inputs)
+        in_generate = dict(seen)
+        model(**call, **told("labels", call, said), use_cache=False)
+    is_text = (inputs["attention_mask"] == 1) & (inputs["input_ids"] != IMAGE)
+    words = model.get_input_embeddings()(inputs["input_ids"][is_text])
+    assert torch.equal(seen[0][0], words)
+    for layer in (0, 3):
+        assert seen[layer][1] == in_generate[layer][1] == tuple(is_text.sum(1).tolist())
+        assert (seen[layer][0] - in_generate[layer][0]).abs().max() < 1e-4
+    assert not torch.equal(seen[3][0], words)
+
+
 @both_layouts
 @torch.no_grad()
 def test_right_padding_behind_the_answer_changes_nothing(family, path):
@@ -150,19 +192,22 @@ def test_what_the_caller_says_goes_before_labels(family, path):
     assert torch.equal(handle.report.kept[2][0], expected[0])
 
 
+@pytest.mark.parametrize("plan", ["fastv", "cdpruner"])
 @both_layouts
 @torch.no_grad()
-def test_labels_before_the_picture_say_nothing_of_the_prompt_and_warn_once(family, path):
+def test_labels_before_the_picture_say_nothing_of_the_prompt_and_warn_once(family, path, plan):
     model, inputs = family.build(), family.inputs("single")
     picture = inputs["input_ids"] == IMAGE
     labels = inputs["input_ids"].masked_fill(picture, -100)
     labels[:, 1:][picture[:, :-1]] = -100  # of tokens that a picture predicts
-    with vtfast.patch(model, PLANS["fastv"], path=path, record=True) as handle:
+    with vtfast.patch(model, PLANS[plan], path=path, record=True) as handle:
         model(**fed(family, inputs))
-        expected = handle.report.kept[2]
+        expected = handle.report.kept
         with pytest.warns(UserWarning, match=r"unknown where the prompt ends.*prompt_length"):
             model(**fed(family, inputs), labels=labels)
-        assert torch.equal(handle.report.kept[2][0], expected[0])
+        assert {n: k[0].tolist() for n, k in handle.report.kept.items()} == {
+            n: k[0].tolist() for n, k in expected.items()
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model(**fed(family, inputs), labels=labels)
@@ -219,7 +264,7 @@ def test_a_prompt_without_pictures_takes_its_length_too(family, path):
 
 # -- drafts ----------------------------------------------------------------------------------------
 
-LOOKED_UP = ("fastv", "dart", "four-stages", "own-method")
+LOOKED_UP = ("fastv", "dart", "cdpruner", "four-stages", "own-method")
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["a-draft", "no-draft"])

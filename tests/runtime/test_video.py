@@ -12,7 +12,8 @@ import vtfast
 from vtfast import Plan, Prune
 
 QWEN = FAMILIES["qwen"]
-METHODS = ("random", "uniform", "diversity", "topk", "dart", "drop")
+METHODS = ("random", "uniform", "diversity", "cdpruner", "scope", "visionzip", "vispruner", "topk")
+METHODS += ("dart", "drop")
 paths = pytest.mark.parametrize("path", ["padded", "packed"])
 
 

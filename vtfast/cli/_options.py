@@ -14,7 +14,7 @@ import typer
 
 from vtfast.cli._terminal import writing
 from vtfast.errors import InputError
-from vtfast.presets import PRESETS, check_name
+from vtfast.presets import IN_WORDS, check_name
 from vtfast.toy import TASKS
 
 
@@ -99,7 +99,7 @@ DType = Annotated[
 
 Plan = Annotated[
     str,
-    typer.Option(metavar="NAME", callback=_check_plan, help=f"How to prune: {', '.join(PRESETS)}."),
+    typer.Option(metavar="NAME", callback=_check_plan, help=f"How to prune: {IN_WORDS}."),
 ]
 Keep = Annotated[
     float | None,

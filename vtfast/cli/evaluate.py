@@ -7,12 +7,12 @@ from rich.console import Console
 
 from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
-from vtfast.presets import PRESETS, check_name
+from vtfast.presets import IN_WORDS, check_name
 
 if TYPE_CHECKING:
     from vtfast.evaluation import Comparison
 
-# The baselines of the papers' tables (random, uniform), the best single stage, and the default.
+# The baselines of the papers' tables (random, uniform), DivPrune alone, and the default.
 DEFAULT_PLANS = ("divprune+random", "divprune", "random", "uniform")
 
 
@@ -30,7 +30,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             callback=_check_plans,
-            help=f"How to prune: {', '.join(PRESETS)}; or a released setting, such as "
+            help=f"How to prune: {IN_WORDS}; or a released setting, such as "
             f"paper:divprune+random:192. Repeat for several. Default: {', '.join(DEFAULT_PLANS)}.",
         ),
     ] = None,

@@ -25,8 +25,8 @@ def sweep(
         str,
         typer.Option(
             metavar="LIST",
-            help="random, diversity, topk, dart, uniform, and information (keep the most "
-            "informative).",
+            help="random, uniform, diversity, cdpruner, scope, visionzip, vispruner, topk, dart, "
+            "and information (keep the most informative).",
         ),
     ] = "random,diversity,topk,information",
     keep: Annotated[

@@ -5,7 +5,7 @@ and the KV cache.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from vtfast.errors import InputError
 from vtfast.kernels.last_query_scores import last_query_scores
 from vtfast.kernels.ragged import Ragged
 
@@ -40,6 +41,13 @@ class Sequences:
     def segments(self) -> Ragged:
         """Which tokens belong to which sample; `segments.lengths` is `lengths`."""
         return Ragged.from_lengths(self.lengths, self.hidden.device)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """int64 `[m]`, which of these tokens are text, ascending: all but the visual tokens."""
+        is_text = torch.ones(sum(self.lengths), dtype=torch.bool, device=self.hidden.device)
+        is_text.index_fill_(0, self.visual, False)  # `[…] = False` would wait for a GPU
+        return torch.nonzero_static(is_text, size=sum(self.lengths) - len(self.visual))[:, 0]
 
     @property
     def cut(self) -> Ragged:
@@ -107,6 +115,8 @@ class SelectionContext:
     impl: str
     _image_hash: Callable[[], Tensor] = field(repr=False)
     _attention: Callable[[], Attention] = field(repr=False)
+    _vision_scores: Callable[[], Tensor] = field(repr=False)
+    _reads: Collection[str] = field(repr=False)  # what the method says that it reads
 
     @cached_property
     def features(self) -> Tensor:
@@ -115,6 +125,26 @@ class SelectionContext:
         They are what enters the layer, un-normed; at layer 0 the projected embeddings.
         """
         return self.sequences.hidden[self.sequences.visual]
+
+    @property
+    def text(self) -> Tensor:
+        """`[m, D]` hidden states of the prompts' text entering the layer, sample after sample.
+
+        At layer 0 they are embeddings. What follows a prompt (an answer, drafts) is left out, as
+        everywhere in `sequences`; words of the chat template and of a system prompt are text too.
+        """
+        self._check_read("text")
+        return self.sequences.hidden[self.sequences.text]
+
+    @cached_property
+    def text_segments(self) -> Ragged:
+        """Which rows of `text` belong to which sample; segment i of the visual tokens belongs to
+        sample `sequences.samples[i]`."""
+        self._check_read("text")
+        counts = list(self.sequences.lengths)
+        for sample, length in zip(self.sequences.samples, self.segments.lengths, strict=True):
+            counts[sample] -= length
+        return Ragged.from_lengths(counts, self.segments.device)
 
     @property
     def grids(self) -> tuple[tuple[int, ...], ...]:
@@ -150,6 +180,7 @@ class SelectionContext:
 
     @cached_property
     def _own_heads(self) -> Attention:
+        self._check_read("scores")
         return self._attention()
 
     @cached_property
@@ -170,6 +201,23 @@ class SelectionContext:
             own.query, own.keys, self.sequences.segments, scale=own.scale, impl=self.impl
         )[self.sequences.visual]
         return scores if own.group is None else own.sum_over_heads(scores) / own.group.size()
+
+    @cached_property
+    def vision_scores(self) -> Tensor:
+        """fp32 `[n]`: attention that each visual token's patches get in the vision tower.
+
+        It is that of the layer whose output becomes the features: in a tower with a class token
+        from this token, else from all patches of the same frame or tile, mean over them; a mean
+        over heads, and over the patches that are merged to one token. Tokens that are no patches
+        (line ends) have 0. Source: the score of VisionZip (arXiv 2412.04467).
+        """
+        self._check_read("vision_scores")
+        return self._vision_scores()
+
+    def _check_read(self, what: str) -> None:
+        if what not in self._reads:
+            fix = f"register the method with {what}=True"
+            raise InputError(f"{what} were read by a method registered without them; {fix}")
 
 
 def _gather_heads(own: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

@@ -22,7 +22,7 @@ either, the answer counts as text after the picture. Norms after rotation depend
 sample with other `position_ids` (left padding without them) may keep other tokens.
 """
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,13 +48,14 @@ def dart(ctx: SelectionContext) -> Tensor:
     distance = torch.nan_to_num(-_cosines(ctx, rows), nan=-torch.inf)
 
     taken = torch.zeros(segments.total, dtype=torch.bool, device=segments.device)
-    taken[own_pivots] = True
+    taken.index_fill_(0, own_pivots, True)  # `[…] = True` would wait for a GPU
     shares = [_shares(*counts) for counts in zip(ctx.keep, own.lengths, text.lengths, strict=True)]
     for pivot in range(rows.shape[1]):
         share = [of_segment[pivot] for of_segment in shares]
         if any(share):
             scores = distance[:, pivot].masked_fill(taken, torch.nan)  # NaN ranks below everything
-            taken[topk_select(scores, segments, share, impl=ctx.impl).long()] = True
+            most = topk_select(scores, segments, share, impl=ctx.impl).long()
+            taken.index_fill_(0, most, True)
     return torch.nonzero_static(taken, size=sum(ctx.keep))[:, 0]
 
 
@@ -87,16 +88,10 @@ def _shares(keep: int, own: int, text: int) -> list[int]:
 def _text_pivots(ctx: SelectionContext, norms: Tensor) -> tuple[Ragged, Tensor]:
     """How many text pivots each segment has, and their rows in the sequences, ascending."""
     segments, sequences = ctx.segments, ctx.sequences
-    counts = list(sequences.lengths)  # of text, in each sample
-    for sample, length in zip(sequences.samples, segments.lengths, strict=True):
-        counts[sample] -= length
-    is_text = torch.ones(sum(sequences.lengths), dtype=torch.bool, device=segments.device)
-    is_text[sequences.visual] = False
-    text = torch.nonzero_static(is_text, size=sum(counts))[:, 0]
-
-    ends = list(accumulate(counts))
-    candidates = torch.cat([text[ends[b] - counts[b] : ends[b]] for b in sequences.samples])
-    of_segment = Ragged.from_lengths([counts[b] for b in sequences.samples], segments.device)
+    of_samples = sequences.text.split(ctx.text_segments.lengths)
+    candidates = torch.cat([of_samples[b] for b in sequences.samples])
+    counts = [len(of_samples[b]) for b in sequences.samples]
+    of_segment = Ragged.from_lengths(counts, segments.device)
     first = segments.cu_seqlens[:-1].clamp(max=segments.total - 1).long()  # if empty: any
     before = candidates < sequences.visual[first][of_segment.cells[0]]
     chosen = Ragged.from_lengths([min(_PIVOTS, n) for n in of_segment.lengths], segments.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from vtfast.methods.segments import Segment
+from vtfast.methods.segments import Segment, lengths_after
 from vtfast.methods.stage import Stage
 
 
@@ -15,12 +15,11 @@ def padding(
     batch until a stage drops a token.
     """
     held = padded = 0
-    lengths, dropped = list(lengths), False
+    dropped = False
     for stage in stages:
         dropped = dropped or stage.drops(segments)
         after = stage.shorten(segments)
-        for had, has in zip(stage.budgeted(segments), after, strict=True):
-            lengths[had.sample] -= had.left - has.left
+        lengths = lengths_after(lengths, stage.budgeted(segments), after)
         segments, layers = after, stage.until - stage.layer
         held += layers * sum(lengths)
         padded += layers * len(lengths) * (max(lengths) if dropped else longest)

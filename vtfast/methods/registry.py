@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 from vtfast.errors import InputError, PlanError
-from vtfast.kernels import last_query_scores
+from vtfast.kernels import coverage_select, dpp_select, last_query_scores
 from vtfast.kernels._checks import why_unsupported_dtype
 from vtfast.kernels._threshold import MAX_LENGTH
+from vtfast.methods.cdpruner import cdpruner
 from vtfast.methods.context import SelectionContext
 from vtfast.methods.dart import dart
 from vtfast.methods.diversity import diversity
 from vtfast.methods.drop import drop
 from vtfast.methods.random import random
+from vtfast.methods.scope import scope
 from vtfast.methods.topk import topk
 from vtfast.methods.uniform import uniform
+from vtfast.methods.visionzip import visionzip
+from vtfast.methods.vispruner import vispruner
 
 Select = Callable[[SelectionContext], Tensor]
 
@@ -37,7 +41,7 @@ class Method:
     Attributes:
         name: what `Prune` calls it.
         select: the method itself, from a `SelectionContext` to the row numbers that stay.
-        needs: which of "scores" and "image_hash" have to be prepared for it.
+        needs: what it reads, of "scores", "text", "vision_scores" and "image_hash".
         kernel_limit: most tokens of an image (or frame) that its Triton kernel takes; None if it
             has no kernel in vtfast.
         why_unsupported: why its kernels cannot run in a model of this dtype and head size; "" if
@@ -62,8 +66,18 @@ _BUILT_IN = (
     ),
     Method("diversity", diversity, frozenset(), MAX_LENGTH, _supports_all_heads),
     Method("drop", drop, frozenset()),
-    Method("dart", dart, frozenset({"scores"}), MAX_LENGTH),
+    Method("dart", dart, frozenset({"scores", "text"}), MAX_LENGTH),
     Method("uniform", uniform, frozenset()),
+    Method("cdpruner", cdpruner, frozenset({"text"}), dpp_select.MAX_LENGTH, _supports_all_heads),
+    Method(
+        "scope",
+        scope,
+        frozenset({"vision_scores"}),
+        coverage_select.MAX_LENGTH,
+        _supports_all_heads,
+    ),
+    Method("visionzip", visionzip, frozenset({"vision_scores"}), MAX_LENGTH),
+    Method("vispruner", vispruner, frozenset({"vision_scores"})),
 )
 _METHODS = {method.name: method for method in _BUILT_IN}
 
@@ -79,14 +93,23 @@ def method(name: str) -> Method:
 
 
 def register_method(
-    name: str, *, scores: bool = True, replace: bool = False
+    name: str,
+    *,
+    scores: bool = True,
+    text: bool | None = None,
+    vision_scores: bool = False,
+    replace: bool = False,
 ) -> Callable[[Select], Select]:
     """Register a function as a method that `Prune` can use by name. A decorator.
 
     Args:
         name: a name that no built-in method has.
         scores: whether the function reads `ctx.scores` or `ctx.attention`. A method with False also
-            works with text models whose attention vtfast does not know, and with assisted decoding.
+            works with text models whose attention vtfast does not know.
+        text: whether it reads `ctx.text` or other text; as `scores` unless given. A call in which
+            it is unknown where the prompt ends then warns.
+        vision_scores: whether it reads `ctx.vision_scores`. Only models whose vision tower vtfast
+            knows, and pictures given as pixels, can then be pruned by it.
         replace: replace a method registered before under this name (a notebook cell run again).
 
     The function takes a `SelectionContext` and returns `index`: int32|int64 `[sum(ctx.keep)]`, row
@@ -109,7 +132,9 @@ def register_method(
         raise PlanError(f"the method name {name!r} is taken; {fix}")
 
     def register(select: Select) -> Select:
-        needs = frozenset({"image_hash", "scores"} if scores else {"image_hash"})
+        read = {"scores": scores, "text": scores if text is None else text}
+        read |= {"vision_scores": vision_scores, "image_hash": True}
+        needs = frozenset(name for name, reads in read.items() if reads)
         why = last_query_scores.why_unsupported_heads if scores else _supports_all
         _METHODS[name] = Method(name, _Checked(name, select), needs, why_unsupported=why)
         return select

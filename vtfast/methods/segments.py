@@ -59,6 +59,16 @@ def join(segments: Sequence[Segment]) -> list[Segment]:
     return out
 
 
+def lengths_after(
+    lengths: Sequence[int], before: Sequence[Segment], after: Sequence[Segment]
+) -> list[int]:
+    """Tokens of each sample when its segments have become shorter."""
+    out = list(lengths)
+    for had, has in zip(before, after, strict=True):
+        out[had.sample] -= had.left - has.left
+    return out
+
+
 def _pieces(parts: Sequence[Grid], per: str) -> list[tuple[Grid, ...]]:
     """The grids of every frame or tile. A single token goes with the piece before it."""
     if per == "frame" and all(steps == 1 for steps, *_ in parts):

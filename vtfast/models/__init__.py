@@ -3,7 +3,7 @@
 A new family is an entry in the `FAMILIES` of a file, and a line here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import nn
 from vtfast.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from vtfast.methods.stage import Stage
     from vtfast.models.base import Family
 
 
@@ -101,6 +102,27 @@ def family_of_class(name: str) -> "Family":
     module = import_module(f"vtfast.models.{SUPPORTED[name].module}")
     family: Family = module.FAMILIES[name]
     return family
+
+
+def check_stages(model: Any, family: "Family", stages: Iterable["Stage"]) -> None:
+    """Raise UnsupportedModelError, or PlanError, where a method of these stages needs attention
+    scores that vtfast cannot compute: of the language model or of the vision tower."""
+    stages, name = list(stages), supported_class(model).__name__
+    scored = [stage.score_layer for stage in stages if stage.score_layer is not None]
+    family.check_scores(model, scored)
+    needed = [s.method.name for s in stages if "vision_scores" in s.method.needs]
+    if needed and not knows_tower(name):
+        raise UnsupportedModelError(
+            f"method {needed[0]!r} needs scores of the vision tower, not known for {name}; "
+            "use a method that needs none (diversity, cdpruner, random), or one of "
+            f"{', '.join(filter(knows_tower, SUPPORTED))}"
+        )
+
+
+def knows_tower(name: str) -> bool:
+    """Whether vtfast knows how the vision tower of a class in `SUPPORTED` attends."""
+    family, generic = family_of_class(name), import_module("vtfast.models.generic")
+    return type(family).tower_attention is not generic.PictureReader.tower_attention
 
 
 def reader_of(config: Any) -> tuple["Family", Any]:

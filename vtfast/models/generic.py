@@ -6,17 +6,30 @@ says what the pictures were made from; in a plain forward the call does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vtfast.errors import InputError
 from vtfast.kernels._mix64 import mix64
 from vtfast.kernels.image_hash import image_hash
+from vtfast.models.vision_scores import (
+    HOW,
+    Attended,
+    VisionScores,
+    check_layer,
+    encoding,
+    expect,
+    expected,
+    is_encoding,
+    watch,
+)
 from vtfast.runtime.call import PROMPT_IDS, Pictures, Source
 from vtfast.runtime.host_read import to_device
 
@@ -59,29 +72,54 @@ class PictureReader(ABC):
         """The hashes of pictures given as pixels."""
         return LazyImageHash(call[self.kinds[kind].pixels])
 
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        """The attention module of the vision tower that scores visual tokens, with copies of it
+        that may run in its place, and whether the tower has a class token. A family without one
+        refuses methods that need vision scores."""
+        raise NotImplementedError
+
+    def watch_tower(self, multimodal: Any) -> list[RemovableHandle]:
+        """See from now on what vision scores are made from, while pictures are encoded."""
+        modules, class_token = self.tower_attention(multimodal)
+        return [watch(module, class_token) for module in modules]
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        """fp32 [visual tokens]: attention that the visual tokens of pictures got in that module.
+
+        call: the arguments of `get_image_features` or `get_video_features`, pixels without data.
+        """
+        raise NotImplementedError
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """Arguments of the multimodal model that `sources` reads."""
         return ("input_ids", *(n for k in self.kinds.values() for n in (k.pixels, *k.more)))
 
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+    def sources(
+        self, multimodal: Any, kwargs: Mapping[str, Any], needs: Collection[str] = ()
+    ) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding.
 
-        `kwargs` holds `input_ids` too.
+        `kwargs` holds `input_ids` too. needs: as `Method.needs`.
         """
-        found = []
+        found, awaited = [], []
         merged = kwargs.get("inputs_embeds") is not None and prompt_ids(kwargs) is not None
         brings = [kind for kind in self.kinds if self._is_given(kwargs, kind)]
         for kind in brings or (self._kinds_apart() if merged else ()):
             features, call, copies, sizes = _encoded(kwargs, kind), kwargs, 1, None
-            hashes = None
+            hashes = scores = None
             if kwargs.get(self.kinds[kind].pixels) is not None:
                 hashes = self.hashes(multimodal, kind, kwargs)
+                if features is None and "vision_scores" in needs:
+                    scores = self._scores(multimodal, kind, kwargs)
+                    awaited.append(scores)
             note = getattr(features, _NOTE, None)
             if features is None:
                 pass
             elif note is not None and (times := _copies(features.pooler_output, note.made)):
-                call, hashes, copies = note.call, note.hashes, times
+                call, hashes, scores, copies = note.call, note.hashes, note.scores, times
             else:
                 sizes = [f.numel() // f.shape[-1] for f in features.pooler_output]
             ids = prompt_ids(kwargs)
@@ -89,21 +127,43 @@ class PictureReader(ABC):
             measured = self.measured(multimodal, kind, call, sizes)
             if measured is not None:
                 where = placeholders(multimodal, kwargs, self._token(multimodal, kind))
-                found.append(Source(where, *measured, hashes, copies))
+                found.append(Source(where, *measured, hashes, scores, copies))
+        if "vision_scores" in needs:
+            expect(awaited)
         return found
 
-    def note(
-        self, multimodal: Any, kind: str, call: Mapping[str, Any], features: Any, hashed: bool
-    ) -> None:
-        """Leave on the features of pictures what they were made from: the arguments of
-        `get_{kind}_features`, but their pixels only for the image hashes, and those if `hashed`."""
-        name, hashes = self.kinds[kind].pixels, None
+    def encode(
+        self,
+        multimodal: Any,
+        kind: str,
+        call: Mapping[str, Any],
+        make: Callable[[], Any],
+        needs: Collection[str],
+    ) -> Any:
+        """The features that `make` makes of pictures, and on them what they were made from: the
+        arguments of `get_{kind}_features`, but their pixels only for image hashes. `generate` makes
+        them before the forward."""
+        scores = None
+        if "vision_scores" in needs and not is_encoding():  # to some families clips are pictures
+            scores = expected(kind) or self._scores(multimodal, kind, call)
+            with encoding(scores):
+                features = make()
+        else:
+            features = make()
+        name = self.kinds[kind].pixels
         if isinstance(features, tuple) or name not in call:  # 5.17 has other names, and no need
-            return
-        if hashed:
-            hashes = self.hashes(multimodal, kind, call)
-        shape = torch.empty_like(call[name], device="meta")
-        setattr(features, _NOTE, _Note({**call, name: shape}, hashes, features.pooler_output))
+            return features
+        hashes = self.hashes(multimodal, kind, call) if "image_hash" in needs else None
+        note = _Note(_without_data(call, name), hashes, scores, features.pooler_output)
+        setattr(features, _NOTE, note)
+        return features
+
+    def _scores(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> VisionScores:
+        check_layer(multimodal, call)
+        # Not the whole call: it may hold a cache.
+        wanted = {name: call[name] for name in (self.kinds[kind].pixels, *HOW) if name in call}
+        given = _without_data(wanted, self.kinds[kind].pixels)
+        return VisionScores(kind, partial(self.vision_scores, multimodal, given))
 
     def _is_given(self, kwargs: Mapping[str, Any], kind: str) -> bool:
         return _encoded(kwargs, kind) is not None or kwargs.get(self.kinds[kind].pixels) is not None
@@ -120,11 +180,12 @@ class PictureReader(ABC):
 
 @dataclass(frozen=True)
 class _Note:
-    """What features were made from: the arguments, but pixels without data; the image hashes; and
-    the features as they were then. It is not copied or saved with them."""
+    """What features were made from: the arguments, but pixels without data; the image hashes and
+    vision scores; and the features as they were then. It is not copied or saved with them."""
 
     call: Mapping[str, Any]
     hashes: "LazyImageHash | None"
+    scores: VisionScores | None
     made: Any
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -205,6 +266,13 @@ def prompt_ids(kwargs: Mapping[str, Any]) -> Tensor | None:
     """int64 [B, S]: the ids of a call, also of one that runs by its embeddings, where known."""
     ids = kwargs.get("input_ids")
     return kwargs.get(PROMPT_IDS) if ids is None else ids
+
+
+def _without_data(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The arguments of a call, the tensor of this name with its shape alone."""
+    given = call.get(name)
+    shape = torch.empty_like(given, device="meta") if isinstance(given, Tensor) else given
+    return {**call, name: shape}
 
 
 def _copies(now: Any, made: Any) -> int:

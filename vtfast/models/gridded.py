@@ -3,17 +3,19 @@
 Their text model has M-RoPE: positions along time, height and width. Pruning counts merged tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vtfast.models.base import TINY_TEXT, Family
 from vtfast.models.generic import Kind, LazyImageHash, Measured, runs
+from vtfast.models.vision_scores import Attended, copies_of
 from vtfast.runtime.call import Pictures
+from vtfast.runtime.host_read import to_device
 
 TINY_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 
@@ -73,6 +75,38 @@ class Gridded(Family):
         grid = call.get(self.kinds[kind].more[0])
         return measure, () if grid is None else (grid,)
 
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        blocks, tower = multimodal.visual.blocks, multimodal.config.vision_config
+        # In Qwen2.5-VL's other blocks patches see a window of their frame.
+        last = (getattr(tower, "fullatt_block_indexes", None) or [-1])[-1]
+        return copies_of(blocks[last].attn), False
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        tower = multimodal.config.vision_config
+        side, frames = tower.spatial_merge_size, []
+        for (steps, rows, columns), *_ in pictures.parts:
+            frames += [rows * columns * side**2] * steps
+        merged = attended.received(frames).view(-1, side**2).mean(1)
+        window = getattr(tower, "window_size", 0) // side // tower.patch_size
+        if not window:
+            return merged
+        order = np.argsort(_window_order([parts[0] for parts in pictures.parts], window))
+        return merged[to_device(order, merged.device)]
+
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         pixels, (grid,) = self.kinds[kind].pixels, self.kinds[kind].more
         return LazyImageHash(call[pixels], call.get(grid))
+
+
+def _window_order(grids: Sequence[tuple[int, ...]], window: int) -> np.ndarray:
+    """Numbers of visual tokens in the order in which Qwen2.5-VL's tower has them: frame by frame,
+    in squares of `window` tokens, each in reading order."""
+    order, done = [], 0
+    for grid in grids:
+        frame, row, column = np.indices(grid).reshape(3, -1)
+        keys = column % window, row % window, column // window, row // window, frame
+        order.append(np.lexsort(keys) + done)
+        done += len(frame)
+    return np.concatenate(order)

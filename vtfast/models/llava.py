@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Measured
+from vtfast.models.vision_scores import Attended, attention_of_features, has_class_token
 from vtfast.runtime.call import Parts, Pictures
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -47,6 +48,15 @@ class Llava(Family):
         pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         return [16] * count, {"pixel_values": pixels[:count]}
 
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        return attention_of_features(multimodal), has_class_token(multimodal)
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        left_out = self._strategy(multimodal, call) == "default"
+        return attended.of_tiles(has_class_token(multimodal), left_out).flatten()
+
     def measured(
         self, multimodal: Any, kind: str, call: Mapping[str, Any], sizes: list[int] | None
     ) -> Measured:
@@ -63,15 +73,16 @@ class Llava(Family):
 
         return measure, ()
 
-    @staticmethod
-    def _tokens(multimodal: Any, call: Mapping[str, Any], sides: Sequence[int]) -> int:
+    def _tokens(self, multimodal: Any, call: Mapping[str, Any], sides: Sequence[int]) -> int:
         """Features of a picture of these sides; the config's `image_seq_length` may be stale."""
-        vision = multimodal.config.vision_config
-        height, width = (side // vision.patch_size for side in sides)
-        strategy = call.get("vision_feature_select_strategy")
-        strategy = strategy or multimodal.config.vision_feature_select_strategy
-        with_class_token = vision.model_type == "clip_vision_model"
-        return height * width + int(with_class_token) - int(strategy == "default")
+        height, width = (side // multimodal.config.vision_config.patch_size for side in sides)
+        left_out = self._strategy(multimodal, call) == "default"
+        return height * width + int(has_class_token(multimodal)) - int(left_out)
+
+    @staticmethod
+    def _strategy(multimodal: Any, call: Mapping[str, Any]) -> str:
+        given = call.get("vision_feature_select_strategy")
+        return str(given or multimodal.config.vision_feature_select_strategy)
 
 
 def _parts(size: int, high: int, wide: int) -> Parts:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaOnevisionConfig, PreTrainedConfig
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Kind, LazyImageHash, Measured, TileHash
+from vtfast.models.vision_scores import Attended, attention_of_features, has_class_token
 from vtfast.runtime.call import Parts, Pictures
 
 _PINPOINTS = [[16, 32], [32, 16], [32, 32]]
@@ -65,13 +66,39 @@ class LlavaNext(Family):
                 self._one(multimodal, call, (int(high), int(wide)), tiled)
                 for (high, wide), tiled in zip(sides, cut, strict=False)  # transformers tells
             ]
-            found = [parts for parts, _ in each]
-            return Pictures(list(map(_tokens, found)), found, [tiles for _, tiles in each])
+            found, tiles = [parts for parts, _ in each], [number for _, number in each]
+            cut_to = [(int(high), int(wide)) for high, wide in sides]
+            return Pictures(list(map(_tokens, found)), found, tiles, cut_to)
 
         return measure, asked
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         return TileHash(call["pixel_values"])
+
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        return attention_of_features(multimodal), has_class_token(multimodal)
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        """The model's own code puts the scores of tiles where it puts their features."""
+        assert pictures.tiles is not None
+        assert pictures.sides is not None
+        scores = self._of_tiles(multimodal, call, attended)
+        packed, _ = multimodal.pack_image_features(
+            scores.split(list(pictures.tiles)),
+            pictures.sides,
+            image_newline=scores.new_zeros(1),
+            **self._packed(multimodal.config, call),
+        )
+        return torch.cat(list(packed))[:, 0]
+
+    @staticmethod
+    def _of_tiles(multimodal: Any, call: Mapping[str, Any], attended: Attended) -> Tensor:
+        """fp32 [tiles, patches, 1]."""
+        name = "vision_feature_select_strategy"
+        left_out = (call.get(name) or getattr(multimodal.config, name)) == "default"
+        return attended.of_tiles(has_class_token(multimodal), left_out)[..., None]
 
     def _one(
         self, multimodal: Any, call: Mapping[str, Any], sides: tuple[int, int], tiled: bool
@@ -126,6 +153,15 @@ class LlavaOnevision(LlavaNext):
         if kind == "video":
             return LazyImageHash(call["pixel_values_videos"])
         return super().hashes(multimodal, kind, call)
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        if pictures.tiles is not None:
+            return super().vision_scores(multimodal, call, attended, pictures)
+        pooled = multimodal.apply_pooling(self._of_tiles(multimodal, call, attended))
+        clips = pooled.reshape(len(pictures.sizes), -1)
+        return torch.nn.functional.pad(clips, (0, 1)).flatten()
 
     def _packed(self, config: Any, call: Mapping[str, Any]) -> dict[str, Any]:
         name = "vision_aspect_ratio"

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Mistral3Config, PreTrainedConfig
 
 from vtfast.errors import UnsupportedModelError
 from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import Kind, LazyImageHash, Measured
+from vtfast.models.vision_scores import Attended, attention_of_features
 from vtfast.runtime.call import Pictures
 
 
@@ -66,6 +67,23 @@ class Mistral3(Family):
             return Pictures(grids.prod(1).tolist(), [((1, *grid),) for grid in grids.tolist()])
 
         return measure, (torch.as_tensor(given),)
+
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        return attention_of_features(multimodal), False
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        """The patches of all pictures are one sequence, in which each sees those of its own."""
+        side, grids = multimodal.config.spatial_merge_size, [parts[0] for parts in pictures.parts]
+        lengths = [rows * columns * side**2 for _, rows, columns in grids]
+        of_pictures = attended.received(lengths).split(lengths)
+        return torch.cat(
+            [
+                scores.view(rows, side, columns, side).mean((1, 3)).flatten()
+                for scores, (_, rows, columns) in zip(of_pictures, grids, strict=True)
+            ]
+        )
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         return CropHash(call["pixel_values"], _side(multimodal))

@@ -2,15 +2,17 @@
 and 3.5, SmolVLM 1 and 2, Idefics3. All tiles between two texts are one picture."""
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Idefics3Config, InternVLConfig, PreTrainedConfig, SmolVLMConfig
 
 from vtfast.models.base import TINY_TOWER, Family, tiny_text
 from vtfast.models.generic import IDS, LazyImageHash, Measured, TileHash, runs
+from vtfast.models.vision_scores import Attended, attention_of_features, has_class_token
 from vtfast.runtime.call import Pictures
 
 
@@ -43,6 +45,19 @@ class InternVL(Family):
             return _of_tiles(runs(placed)[1] // side**2, side)
 
         return measure, ()
+
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        return attention_of_features(multimodal), has_class_token(multimodal)
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        scores = attended.of_tiles(has_class_token(multimodal), left_out=True)
+        side = isqrt(scores.shape[1])
+        tiles = scores.reshape(-1, side, side, 1)
+        merged = multimodal.pixel_shuffle(tiles, scale_factor=multimodal.config.downsample_ratio)
+        averages: Tensor = merged.mean(-1).flatten()
+        return averages
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         return TileHash(call["pixel_values"])
@@ -102,6 +117,17 @@ class Idefics3(Family):
             return _of_tiles(np.diff(last, prepend=-1), side)
 
         return measure, () if call[IDS] is None else (call[IDS],)
+
+    def tower_attention(self, multimodal: Any) -> tuple[list[nn.Module], bool]:
+        return attention_of_features(multimodal), False
+
+    def vision_scores(
+        self, multimodal: Any, call: Mapping[str, Any], attended: Attended, pictures: Pictures
+    ) -> Tensor:
+        scores = attended.of_tiles(class_token=False, left_out=False)[..., None]
+        connector, factor = multimodal.connector, multimodal.config.scale_factor
+        averages: Tensor = connector.pixel_shuffle(scores, factor).mean(-1).flatten()
+        return averages
 
     def hashes(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> LazyImageHash:
         return TileHash(call["pixel_values"], by_sample=True)

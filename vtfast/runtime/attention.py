@@ -70,10 +70,10 @@ def attend(
         vtfast_state.handed.attended += 1
         attention_mask = span.mask
         if span.attention is not None:
-            if (
-                not query.dtype == key.dtype == value.dtype
-            ):  # autocast is on, as SDPA does itself, or
-                kind = query.device.type  # was on when the cache was filled
+            # They differ where autocast is on (SDPA does the same itself), or was on when the cache
+            # was filled.
+            if not query.dtype == key.dtype == value.dtype:
+                kind = query.device.type
                 on = torch.is_autocast_enabled(kind)
                 dtype = torch.get_autocast_dtype(kind) if on else query.dtype
                 query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -34,11 +34,13 @@ class Pictures:
         sizes: visual tokens of each.
         parts: the grids of each.
         tiles: tiles of each, where the tower is given several; None: one each.
+        sides: pixels down and across of each, where a raster of its tiles is cut to them.
     """
 
     sizes: Sequence[int]
     parts: Sequence[Parts]
     tiles: Sequence[int] | None = None
+    sides: Sequence[tuple[int, int]] | None = None
 
 
 @dataclass
@@ -52,14 +54,16 @@ class Source:
         asked: tensors that `measure` needs.
         image_hash: makes int64 [images] when asked for, by the `impl` it is given; it is told what
             `measure` said. None without pixels.
-        copies: neighbouring rows that hold the same pictures, as those of beams do. `measure` and
-            `image_hash` know of the first of them.
+        vision_scores: makes fp32 [visual tokens], likewise; None where they are not needed, too.
+        copies: neighbouring rows that hold the same pictures, as those of beams do. `measure`,
+            `image_hash` and `vision_scores` know of the first of them.
     """
 
     placeholder: Tensor
     measure: Callable[..., Pictures]
     asked: tuple[Tensor, ...] = ()
     image_hash: Callable[[str, Pictures], Tensor] | None = None
+    vision_scores: Callable[[Pictures], Tensor] | None = None
     copies: int = 1
 
 

@@ -40,5 +40,5 @@ class PatchConfig:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """What has to be prepared for the methods: "scores", "image_hash"."""
+        """What has to be prepared for the methods, as `Method.needs`."""
         return frozenset().union(*(stage.method.needs for stage in self.stages.values()))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtfast.errors import InputError, UnsupportedVersionError
+from vtfast.errors import InputError
 from vtfast.runtime import names
 
 
@@ -35,12 +35,16 @@ class Handed:
         self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], samples: int, length: int
     ) -> None:
         """The layer must get hidden states [samples, length, D] and as many rotary rows."""
-        rotary = names.rotary_of_layer(kwargs, layer)
+        rotary, kind = kwargs.get("position_embeddings"), type(layer).__name__
+        if rotary is None:
+            raise names.unsupported(f"{kind} is handed no argument 'position_embeddings'")
         if self.shares and not isinstance(rotary, RotaryRows):
-            raise _not_one_list(layer)
+            raise names.unsupported(
+                f"{kind} is not handed the one list of rotary rows that all layers share"
+            )
         if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
             raise InputError(
-                f"{type(layer).__name__} got {tuple(hidden.shape[:2])} hidden states and "
+                f"{kind} got {tuple(hidden.shape[:2])} hidden states and "
                 f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; pass the "
                 "position_ids of just the tokens in this call, or none"
             )
@@ -61,9 +65,3 @@ class Handed:
             raise names.unsupported(
                 f"the layers of {model} do not pass keywords on to attention, which pruning needs"
             )
-
-
-def _not_one_list(layer: nn.Module) -> UnsupportedVersionError:
-    return names.unsupported(
-        f"{type(layer).__name__} is not handed the one list of rotary rows that all layers share"
-    )

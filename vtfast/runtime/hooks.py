@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vtfast.errors import InputError, UnsupportedModelError
+from vtfast.errors import InputError, StateError, UnsupportedModelError
 from vtfast.methods import kernel_limits
 from vtfast.report import Report
 from vtfast.runtime import attention, choose_layout, names, validation
@@ -113,6 +113,8 @@ class PatchHooks:
             self._add(text.register_forward_pre_hook, self._text_pre)
             self._add(text.register_forward_hook, self._text_post)
             self._handles.append(self.parts.rotary.register_forward_hook(_as_list))
+            if "vision_scores" in self.config.needs:
+                self._handles += self.parts.family.watch_tower(self.parts.multimodal)
             for i in self._due:
                 self._add(self.parts.layers[i].register_forward_pre_hook, self._layer_pre, i)
             if self._hooks_all:
@@ -164,7 +166,7 @@ class PatchHooks:
             return None
         call = _by_name(module, args, kwargs)
         prompt_length = call.pop("prompt_length", None)
-        sources = self.parts.family.sources(self.parts.multimodal, call)
+        sources = self.parts.family.sources(self.parts.multimodal, call, self.config.needs)
         merged = call.pop(PROMPT_IDS, None) is not None
         cache = names.given_cache(call)
         if not sources:
@@ -182,6 +184,7 @@ class PatchHooks:
             return (), call  # transformers raises, if it counts them as we do
         visual = locate(read, sources, mask)
         if any(stage.drops(visual.segments) for stage in self.config.stages.values()):
+            validation.check_vision_scores(visual, self.config)
             validation.check_packed_samples(read, call, cache, self.parts.text)
             call = self._settle(read, call, visual)
         return (), {**call, VISUAL: visual}
@@ -191,7 +194,7 @@ class PatchHooks:
         keep = call.get("logits_to_keep")
         validation.check_last_tokens(read, keep, self.config)
         visual.after_prompt, unknown = tokens_after_prompt(read, keep)
-        if unknown and "scores" in self.config.needs:
+        if unknown and self.config.needs & {"scores", "text"}:
             self._warn_once(_UNKNOWN_PROMPT)
         call, ignored = ignore_unpredictable(call, read)
         if ignored:
@@ -217,20 +220,20 @@ class PatchHooks:
             )
 
     def _encode(self, kind: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """The features of pictures, and with them what they were made from: `generate` makes them
-        before the forward."""
+        """The features of pictures, and with them what they were made from."""
         kwargs.pop(VISUAL, None)  # some families hand all their keyword arguments to the tower
-        out = original(*args, **kwargs)
-        call, hashed = _by_name(original, args, kwargs), "image_hash" in self.config.needs
-        self.parts.family.note(self.parts.multimodal, kind, call, out, hashed)
-        return out
+        call, make = _by_name(original, args, kwargs), partial(original, *args, **kwargs)
+        return self.parts.family.encode(self.parts.multimodal, kind, call, make, self.config.needs)
 
     def _text_pre(
         self, module: Any, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[()], Kwargs] | None:
         if (now := module.config._attn_implementation) != self._expected:
             if not (self._expected == attention.NAME and now == "sdpa"):
-                raise validation.another_attention(now)
+                raise StateError(
+                    f"the attention implementation was changed to {now!r} while the model is "
+                    "patched; call vtfast.unpatch(model), set it, and patch again"
+                )
             module.set_attn_implementation(attention.NAME)  # a model on its config was unpatched
         gather: Any = getattr(self.parts.norm, "unshard", None)
         if gather is not None:  # FSDP2 shards the norm apart: all processes gather it now, since a

@@ -3,14 +3,18 @@
 `vtfast.models` fills this in; nothing here depends on a class of transformers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vtfast.methods import Attention
 from vtfast.runtime.visual_tokens import Source
+
+Arguments: TypeAlias = Mapping[str, Any]
+Needs: TypeAlias = Collection[str]  # as `Method.needs`
 
 
 class Family(Protocol):
@@ -26,13 +30,14 @@ class Family(Protocol):
     def inputs(self) -> tuple[str, ...]:
         """Arguments of the multimodal model that `sources` reads."""
 
-    def sources(self, multimodal: Any, kwargs: Mapping[str, Any]) -> list[Source]:
+    def sources(self, multimodal: Any, call: Arguments, needs: Needs) -> list[Source]:
         """The features a call of the multimodal model brings; empty in decoding."""
 
-    def note(
-        self, multimodal: Any, kind: str, call: Mapping[str, Any], features: Any, hashed: bool
-    ) -> None:
-        """Leave on the features of pictures what they were made from."""
+    def encode(self, multimodal: Any, kind: str, call: Arguments, make: Any, needs: Needs) -> Any:
+        """The features that `make` makes of pictures, and on them what they were made from."""
+
+    def watch_tower(self, multimodal: Any) -> list[RemovableHandle]:
+        """See from now on what vision scores are made from, while pictures are encoded."""
 
     def attention(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, last: Tensor

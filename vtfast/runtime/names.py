@@ -63,13 +63,6 @@ def returned_cache(output: Any) -> Any:
     )
 
 
-def rotary_of_layer(kwargs: Mapping[str, Any], layer: nn.Module) -> Any:
-    """The rotary phases a decoder layer is handed."""
-    if "position_embeddings" not in kwargs:
-        raise unsupported(f"{type(layer).__name__} is handed no argument 'position_embeddings'")
-    return kwargs["position_embeddings"]
-
-
 def cache_argument() -> str:
     """What this release calls the cache in a call, as its mask function shows."""
     taken = signature(masking_utils.create_causal_mask).parameters

@@ -1,6 +1,5 @@
 """Run the methods of a forward and drop what they do not select."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,13 +8,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vtfast.errors import InputError
 from vtfast.kernels._mix64 import mix64
 from vtfast.kernels.compact import compact
 from vtfast.kernels.ragged import Ragged
 from vtfast.methods import Attention, SelectionContext, Sequences
-from vtfast.methods.segments import Segment
+from vtfast.methods.segments import Segment, lengths_after
 from vtfast.methods.stage import Stage
+from vtfast.report import timed
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.host_read import to_device
 from vtfast.runtime.model import Parts
@@ -90,13 +89,11 @@ class Selector:
         hidden: packed hidden states. tokens: int64 [n], which of them are visual. samples: which
         form which sample. segments: what the stage has budgets for. images: int64 [samples],
         pictures that the cache has seen before, or None. places: where each token is, int64
-        [tokens], in one or more ways; None for 0, 1, ….
+        [tokens], in one or more ways, in the chunk by the last; None for 0, 1, ….
         """
-        device, options = hidden.device, stage.prune.options
+        device = hidden.device
         keep = tuple(stage.prune.count(s.original, s.left) for s in segments)
-        assert self._visual is not None
-        apart, impl = stage.per != "image", self._config.impl
-        hashes = partial(image_hashes, self._visual, segments, images, apart, device, impl)
+        apart = stage.per != "image"
         with torch.no_grad():
             seen, of_prompts = self._prompts(samples.lengths, device)
             visual = tokens if seen is None else torch.searchsorted(seen, tokens)
@@ -112,15 +109,17 @@ class Selector:
                 parts=tuple(s.parts for s in segments),
                 sequences=around,
                 seed=self._config.seed,
-                options=options,
-                impl=impl,
-                _image_hash=hashes,
+                options=stage.prune.options,
+                impl=self._config.impl,
+                _image_hash=partial(self._image_hash, segments, images, apart, device),
                 _attention=self._scored,
+                _vision_scores=partial(self._vision_scores, tokens, places[-1]),
+                _reads=stage.method.needs,
             )
             chosen = self._timed(stage, device, lambda: stage.method.select(context))
             self._attention = None
             left = [replace(s, left=n) for s, n in zip(segments, keep, strict=True)]
-            lengths = _lengths_after(samples, segments, left)
+            lengths = lengths_after(samples.lengths, segments, left)
             found = compact(chosen, tokens, samples, lengths, places, impl=context.impl)
             _, kept, now, after, there = found
             return Shortened(kept, now, after, left, there)
@@ -138,66 +137,49 @@ class Selector:
         return row_numbers(starts, shorter, device), shorter
 
     def _scored(self) -> Attention:
-        if self._attention is None:
-            raise InputError(
-                "attention scores were read by a method registered without them; "
-                "register the method with scores=True"
-            )
+        assert self._attention is not None
         return self._attention
+
+    def _vision_scores(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
+        """fp32 [n], of the visual tokens still there. origin: int64 [tokens], flat positions."""
+        visual = self._visual
+        assert visual is not None
+        assert visual.tokens is not None
+        assert visual.vision_scores is not None
+        scores = visual.vision_scores().to(tokens.device)
+        first = tokens if origin is None else origin[tokens]
+        return scores[torch.searchsorted(visual.tokens, first)]
+
+    def _image_hash(
+        self, segments: Sequence[Segment], seen: Tensor | None, apart: bool, device: torch.device
+    ) -> Tensor:
+        """int64, one for each image or clip, or with `apart` for each of `segments`.
+
+        Made from the pixels. Without pixels it is the number of the picture in its sample, plus the
+        number of pictures that the cache has `seen` before, int64 [samples].
+        """
+        visual = self._visual
+        assert visual is not None
+        if visual.image_hash is not None:
+            hashes = visual.image_hash(self._config.impl).to(device)
+        else:
+            hashes = to_device([i for n in visual.images for i in range(n)], device)
+            if seen is not None:
+                samples = [b for b, n in enumerate(visual.images) for _ in range(n)]
+                hashes = hashes + seen[to_device(samples, device)]
+        if not apart:
+            return hashes
+        hashes = hashes[to_device([s.image for s in segments], device)]
+        return mix64(hashes, to_device([s.number for s in segments], device))
 
     def _timed(self, stage: Stage, device: torch.device, call: Callable[[], Result]) -> Result:
         """The result of a call; with `record`, its time is added to that of the stage, which waits
         for the device."""
         if not self._config.record:
             return call()
-
-        def wait() -> None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        wait()
-        start = time.perf_counter()
-        result = call()
-        wait()
-        spent = (time.perf_counter() - start) * 1e3
+        result, spent = timed(call, device)
         self.select_ms[stage.layer] = self.select_ms.get(stage.layer, 0.0) + spent
         return result
-
-
-def image_hashes(
-    visual: VisualTokens,
-    segments: Sequence[Segment],
-    seen: Tensor | None,
-    apart: bool,
-    device: torch.device,
-    impl: str,
-) -> Tensor:
-    """int64, one for each image or clip, or with `apart` for each of `segments`.
-
-    Made from the pixels, by this `impl` of the op. Without pixels it is the number of the picture
-    in its sample, plus the number of pictures that the cache has `seen` before, int64 [samples].
-    """
-    if visual.image_hash is not None:
-        hashes = visual.image_hash(impl).to(device)
-    else:
-        hashes = to_device([i for n in visual.images for i in range(n)], device)
-        if seen is not None:
-            samples = [b for b, n in enumerate(visual.images) for _ in range(n)]
-            hashes = hashes + seen[to_device(samples, device)]
-    if not apart:
-        return hashes
-    hashes = hashes[to_device([s.image for s in segments], device)]
-    return mix64(hashes, to_device([s.number for s in segments], device))
-
-
-def _lengths_after(
-    samples: Ragged, segments: Sequence[Segment], left: Sequence[Segment]
-) -> list[int]:
-    """Tokens of each sample when no more is there of its segments than what is `left`."""
-    lengths = list(samples.lengths)
-    for before, after in zip(segments, left, strict=True):
-        lengths[before.sample] -= before.left - after.left
-    return lengths
 
 
 def _rows(t: Tensor, index: Tensor | None) -> Tensor:

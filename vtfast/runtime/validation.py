@@ -47,6 +47,16 @@ def check_last_tokens(call: Call, logits_to_keep: Any, config: PatchConfig) -> N
         )
 
 
+def check_vision_scores(visual: VisualTokens, config: PatchConfig) -> None:
+    """Refuse pictures of which the vision tower's attention is not known."""
+    if "vision_scores" in config.needs and visual.vision_scores is None:
+        raise InputError(
+            f"the plan {config.plan.name!r} needs scores of the vision tower, and pictures came as "
+            "features; pass them as pixels, or patch with a method that needs none (diversity, "
+            "cdpruner)"
+        )
+
+
 def check_packed_samples(call: Call, given: dict[str, Any], cache: Cache | None, text: Any) -> None:
     """Refuse a KV cache for rows that hold several samples."""
     if not call.is_joined:
@@ -119,14 +129,6 @@ def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradie
             "this KV cache is packed, and attention over it has no backward; go on under "
             'torch.no_grad(), or start a new cache under path="padded"'
         )
-
-
-def another_attention(now: str) -> StateError:
-    """The error for an attention implementation that was set after patching."""
-    return StateError(
-        f"the attention implementation was changed to {now!r} while the model is patched; "
-        "call vtfast.unpatch(model), set it, and patch again"
-    )
 
 
 def check_cache(cache: Cache | None) -> None:

@@ -25,8 +25,8 @@ class VisualTokens:
     `tokens`: int64 [n], flat positions `b * S + s`, ascending. `lengths`, `past`: valid (not
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
     `image_hash`: makes int64 [images] in reading order by the `impl` it is given, None without
-    pixels. `mask`: bool [B, P + S] or None. `after_prompt`: tokens of each sample behind its
-    prompt.
+    pixels. `vision_scores`: makes fp32 [n], None without pixels or need. `mask`: bool [B, P + S] or
+    None. `after_prompt`: tokens of each sample behind its prompt.
     """
 
     tokens: Tensor | None
@@ -34,6 +34,7 @@ class VisualTokens:
     lengths: list[int]
     past: list[int] | None = None
     image_hash: Callable[[str], Tensor] | None = None
+    vision_scores: Callable[[], Tensor] | None = None
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
     after_prompt: list[int] = field(default_factory=list)
@@ -50,15 +51,15 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
     if call.mask is not None:
         lengths, past = call.valid.sum(1), call.mask[:, :-columns].sum(1).tolist()
 
-    # (first token, last token, size, grids, row of the image hashes of all sources joined)
+    # (first token, last token, size, grids, number among the pictures of all sources joined)
     found: list[tuple[int, int, int, Parts, int]] = []
     hashed = 0
     for i, (placeholder, sizes) in enumerate(zip(call.placeholders, call.sizes, strict=True)):
         flat, ends = np.flatnonzero(placeholder), sizes.cumsum()
         first, last = flat[ends - sizes].tolist(), flat[ends - 1].tolist()
         parts, order = call.pictures[i].parts, call.order[i]
-        numbers, hashed = (order + hashed).tolist(), hashed + len(parts)
-        pictures = zip(first, last, sizes.tolist(), [parts[n] for n in order], numbers, strict=True)
+        number, hashed = (order + hashed).tolist(), hashed + len(parts)
+        pictures = zip(first, last, sizes.tolist(), [parts[n] for n in order], number, strict=True)
         seen = np.split(call.valid.flatten()[flat], ends[:-1])
         found += [p for p, tokens in zip(pictures, seen, strict=False) if _is_seen(tokens)]
     found.sort()
@@ -74,18 +75,28 @@ def locate(call: Call, sources: Sequence[Source], mask: Tensor | None) -> Visual
         for i, ((b, _), (_, _, n, parts, _)) in enumerate(zip(samples, found, strict=True))
     ]
     images = [sum(s.sample == b for s in segments) for b in range(len(call.starts))]
-    hashes = [s.image_hash for s in sources if s.image_hash is not None]
+    numbers = [number for *_, number in found]
+    hashes, scores = ([getattr(s, x) for s in sources] for x in ("image_hash", "vision_scores"))
 
-    def joined_hash(impl: str) -> Tensor:
+    def image_hash(impl: str) -> Tensor:
         made = [make(impl, told) for make, told in zip(hashes, call.pictures, strict=True)]
-        rows = [row for *_, row in found]
-        joined = made[0] if len(made) == 1 else torch.cat(made)
-        in_order = rows == list(range(len(joined)))
-        return joined if in_order else joined[to_device(rows, joined.device)]
+        return _in_order(made, [[1] * len(x) for x in made], numbers)
+
+    def vision_scores() -> Tensor:
+        made = [make(told) for make, told in zip(scores, call.pictures, strict=True)]
+        return _in_order(made, [told.sizes for told in call.pictures], numbers)
 
     tokens = to_device(np.flatnonzero(call.visual), device)
-    known = joined_hash if len(hashes) == len(sources) else None
-    return VisualTokens(tokens, segments, lengths.tolist(), past, known, images, mask)
+    known = None if None in hashes else image_hash, None if None in scores else vision_scores
+    return VisualTokens(tokens, segments, lengths.tolist(), past, *known, images, mask)
+
+
+def _in_order(made: list[Tensor], rows: list[Sequence[int]], numbers: list[int]) -> Tensor:
+    """What was made of pictures, so many rows of each, in the order of their numbers."""
+    if numbers == list(range(sum(map(len, rows)))):
+        return made[0] if len(made) == 1 else torch.cat(made)
+    each = [x for part, n in zip(made, rows, strict=True) for x in part.split(list(n))]
+    return torch.cat([each[number] for number in numbers])
 
 
 def _is_seen(tokens: np.ndarray) -> bool:
