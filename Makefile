@@ -28,8 +28,8 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 # The tests that launch kernels of every op: interpreted in `make test`, then compiled and executed
 # as PTX. Left out there are tests of PyTorch alone.
 PTX_ARCHS := sm_80 sm_90
-PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition compact default_dtype \
-    diversity_select gather greedy_rounds image_hash last_query_scores launch \
+PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition compact coverage_select \
+    default_dtype diversity_select dpp_select gather greedy_rounds image_hash last_query_scores launch \
     ragged_attention_kernel ragged_decode_kernel random_select repeat topk_select unchecked \
     compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
     ptx_instructions)

@@ -51,7 +51,7 @@ class Case:
 
     make: number → inputs on the device for a variant; small ones are others in every plain call.
     gate: inputs → the check that an answer to them must pass.
-    nbytes, flops: the fewest that the case needs, for its place on the roofline.
+    nbytes, flops: the fewest that the case needs, for the ceilings.
     """
 
     name: str

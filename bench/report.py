@@ -427,10 +427,7 @@ def plots(name: str, model: bool) -> dict[str, tuple[str, Callable]]:
             "Time to first token against the tokens kept": (f"ttft_{name}.png", _draw_ttft),
             "Packed against unpatched, by visual tokens": (f"break_even_{name}.png", _draw_search),
         }
-    return {
-        "How many times faster, case by case": (f"speedup_{name}.png", _draw_speedup),
-        "Share of the roofline, case by case": (f"roofline_{name}.png", _draw_roofline),
-    }
+    return {"How many times faster, case by case": (f"speedup_{name}.png", _draw_speedup)}
 
 
 def draw(name: str, record: dict, model: bool, folder: Path) -> None:
@@ -452,29 +449,14 @@ def _draw_speedup(figure, record: dict) -> None:
     ratios = {f"{r['op']}: {r['case']}": times_faster(r, BASELINES, metric_of(r))
               for r in record["rows"] if metric_of(r)}  # fmt: skip
     figure.set_size_inches(8, 0.17 * len(ratios) + 1.2)
-    axes, colours = (
-        figure.subplots(),
-        ["tab:red" if x < 1 else "tab:green" for x in ratios.values()],
-    )
-    axes.barh(list(ratios), [ratio - 1 for ratio in ratios.values()], left=1, color=colours)
+    axes, shares = figure.subplots(), ratios.values()
+    colours = ["tab:red" if x < 1 else "tab:green" for x in shares]
+    axes.barh(list(ratios), [x - 1 for x in shares], left=1, color=colours)
     axes.set(xscale="log", title="times faster than the best baseline (red: slower)")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.margins(y=0.005)
     axes.tick_params(labelsize=6)
-
-
-def _draw_roofline(figure, record: dict) -> None:
-    axes = figure.subplots()
-    for op, rows in by_op([row for row in record["rows"] if metric_of(row)]).items():
-        intensity = [max(0.01, row["flops"] / row["nbytes"]) for row in rows]  # on the axis
-        shares = [of_ceiling(row, record["runs"])[1] for row in rows]
-        axes.scatter(intensity, shares, s=14, label=op)
-    axes.set(xscale="log", yscale="log", ylabel="share of the roofline",
-             title="floor / time: 1 is the roofline measured in the same run",
-             xlabel="operations per byte at least")  # fmt: skip
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.legend(fontsize=7)
 
 
 def _draw_ttft(figure, record: dict) -> None:

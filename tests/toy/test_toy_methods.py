@@ -1,4 +1,4 @@
-"""Right answers under many plans, by a single forward each, and what docs/choosing.md says of them."""
+"""Right answers under many plans, from a forward each, and what docs/choosing.md says of them."""
 
 import json
 
