@@ -229,11 +229,12 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("plan", ["fastv", "cdpruner"])
 @pytest.mark.parametrize(("length", "match"), WRONG.values(), ids=WRONG)
 @both_layouts
-def test_a_prompt_that_cannot_end_there_is_refused(family, path, length, match):
+def test_a_prompt_that_cannot_end_there_is_refused(family, path, length, match, plan):
     model, inputs = family.build(), family.inputs("single")
-    with vtfast.patch(model, PLANS["fastv"], path=path), torch.no_grad():
+    with vtfast.patch(model, PLANS[plan], path=path), torch.no_grad():
         with pytest.raises(InputError, match=match):
             model(**fed(family, inputs), prompt_length=length)
         model(**fed(family, inputs))

@@ -54,6 +54,23 @@ def test_a_log_is_continued_under_new_plans_and_with_more_questions(tmp_path, mo
     assert ran == []
 
 
+@pytest.mark.parametrize("method", ["diversity", "cdpruner", "scope", "visionzip", "vispruner"])
+@pytest.mark.parametrize("name", ["llava", "qwen", "qwen3"])
+def test_both_layouts_keep_the_same_tokens_and_answer_the_same(name, method):
+    model, processor = bundled(name)
+    sizes = family_of(model).SIZES
+    batch = dataset(processor, "digit", 5, 7, sizes).batch(range(5), model.device)
+    seen = []
+    for path in ("padded", "packed"):
+        plan = [Prune(0, method, 0.5), Prune(4, method, 0.2)]
+        with vtfast.patch(model, plan, path=path, record=True) as handle:
+            out = model.generate(**batch.inputs, max_new_tokens=4, do_sample=False)
+        kept = {layer: [k.tolist() for k in rows] for layer, rows in handle.report.kept.items()}
+        seen.append((kept, out.tolist()))
+        assert handle.report.path == path
+    assert seen[0] == seen[1]
+
+
 def share(model, task, plan):
     found = MEASURED[model]
     return 100 * found["right"][task][plan] / found["scenes_per_task"]
