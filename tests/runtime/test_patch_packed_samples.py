@@ -53,10 +53,10 @@ def test_a_packed_sample_has_the_logits_it_has_alone(family, path, plan):
 @pytest.mark.parametrize("path", ["padded", "packed"])
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_a_trained_models_packed_samples_have_the_logits_they_have_alone(name, path, plan):
-    """Where weights are not random, rounding stays below 1e-5."""
+    """Where weights are not random, rounding stays below 2e-5."""
     model, parts = toy_scenes(name, 2)
     with vtfast.patch(model, plan, path=path):
-        assert worst(model, parts, in_one_row(parts)) <= 1e-5
+        assert worst(model, parts, in_one_row(parts)) <= 2e-5
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])

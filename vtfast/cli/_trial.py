@@ -43,8 +43,13 @@ def op_calls() -> dict[str, Callable[[str], Any]]:
     device, generator = device_named("auto"), torch.Generator().manual_seed(0)
     x, q, k = (torch.randn(9, n, 16, generator=generator).to(device) for n in (1, 4, 2))
     segments, index = ops.Ragged.from_lengths([6, 3], device), torch.tensor([7, 0], device=device)
+    weights = x[:, 0, 0].abs()
     return {
+        "coverage_select": lambda i: ops.coverage_select(
+            x[:, 0], weights, segments, [3, 1], impl=i
+        ),
         "diversity_select": lambda i: ops.diversity_select(x[:, 0], segments, [3, 1], impl=i),
+        "dpp_select": lambda i: ops.dpp_select(x[:, 0], weights, segments, [3, 1], impl=i),
         "gather_rows": lambda i: ops.gather_rows(index, x, q, impl=i),
         "image_hash": lambda i: ops.image_hash(x, impl=i),
         "last_query_scores": lambda i: ops.last_query_scores(q[:2], k, segments, scale=1, impl=i),

@@ -29,8 +29,10 @@ from vtfast.methods.context import SelectionContext
 
 def diversity(ctx: SelectionContext) -> Tensor:
     """Row numbers of the kept tokens, int32 ascending."""
-    features, weights = ctx.features, _distinctness(ctx)
-    if ctx.options.get("centre"):
+    features, weights, options = ctx.features, None, ctx.options
+    if options.get("distinct", "none") != "none":
+        weights = _distinctness(ctx)
+    if options.get("centre"):
         features = torch.cat([x - x.mean(0) for x in _pictures(ctx)])
     index = diversity_select(features, ctx.segments, ctx.keep, weights=weights, impl=ctx.impl)
     assert isinstance(index, Tensor)  # a pair only with return_order=True
@@ -42,18 +44,15 @@ def _pictures(ctx: SelectionContext) -> list[Tensor]:
     return [ctx.features[a:b].float() for a, b in pairwise(ctx.segments.offsets)]
 
 
-def _distinctness(ctx: SelectionContext) -> Tensor | None:
-    """fp32 `[n]`, what the distances of each token count; None where all count alike."""
-    kind = ctx.options.get("distinct", "none")
-    if kind == "none":
-        return None
+def _distinctness(ctx: SelectionContext) -> Tensor:
+    """fp32 `[n]`, what the distances of each token count."""
     unlike = []
     for x in _pictures(ctx):
         x = normalize(x, dim=-1)
         # The sum of all cosines of a token is its product with the sum of all directions.
         to_others = (x * x.sum(0)).sum(-1) - (x * x).sum(-1)
         unlike.append(-to_others / max(1, len(x) - 1))
-    if kind == "minmax":
+    if ctx.options["distinct"] == "minmax":
         return unit_range(torch.cat(unlike), ctx.segments)
     return torch.cat([torch.sigmoid(_standardised(g)) for g in unlike])
 
