@@ -167,7 +167,8 @@ def test_beams_see_those_of_their_picture(family, path):
     model, inputs = family.build(), family.inputs("single")
     (expected, _), _ = seen_by_methods(family, model, inputs, path=path)
     (got, _), _ = seen_by_methods(family, model, inputs, with_beams, path=path)
-    assert all(torch.equal(beam, expected[0]) for beam in got)
+    # To rounding: transformers 5.17 encodes the pictures of every beam again.
+    assert all((beam - expected[0]).abs().max() <= 1e-6 for beam in got)
     assert len(got) == 3
 
 
