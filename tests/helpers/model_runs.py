@@ -34,7 +34,7 @@ FOUR_STAGES = [
 # float32 rounding of six layers: up to 4e-4 was seen, on logits of size 8; a token too many or too
 # few makes 0.1 and more.
 BY_TEXT_AND_TOWER = [
-    Prune(0, "scope", 0.6),
+    Prune(0, "scope", 0.5),
     Prune(2, "cdpruner", 0.4),
     Prune(3, "vispruner", 0.25),
     Prune(4, "visionzip", 0.1),
