@@ -29,9 +29,9 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 # as PTX. Left out there are tests of PyTorch alone.
 PTX_ARCHS := sm_80 sm_90
 PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition compact coverage_select \
-    default_dtype diversity_select dpp_select gather greedy_rounds image_hash last_query_scores launch \
-    ragged_attention_kernel ragged_decode_kernel random_select repeat topk_select unchecked \
-    compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
+    default_dtype diversity_select dpp_select gain_select gather greedy_rounds image_hash \
+    last_query_scores launch ragged_attention_kernel ragged_decode_kernel random_select repeat \
+    topk_select unchecked compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
     ptx_instructions)
 PTX_LEFT_OUT := eager or refuses or test_agrees_with_a_plain_sort or test_agrees_with_python \
     or test_agrees_with_the_plain_greedy or the_memory_there_is

@@ -36,7 +36,8 @@ OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection"
 _KERNELS = (
     *("device", "random_select", "topk_select", "gather", "compact"),
     *("diversity_select", "image_hash", "last_query_scores", "ragged_attention"),
-    *("ragged_attention_kernel", "repeat", "unchecked", "dpp_select", "coverage_select"),
+    *("ragged_attention_kernel", "repeat", "unchecked"),
+    *("dpp_select", "coverage_select", "gain_select"),
     *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),
 )
 TESTS = [*(f"kernels/test_{name}" for name in _KERNELS),

@@ -60,7 +60,9 @@ INPUTS, READ = "vtfast/inputs/", "tests/inputs/test_reading_pictures.py::"
 ROUNDS = "kernels/_greedy_rounds.py"
 ROUNDS_TEST = "tests/kernels/test_greedy_rounds.py::"
 COMPILED = "tests/kernels/test_compiled_"  # run compiled for sm_90 and executed as PTX
-DPP, COVERAGE = (f"tests/kernels/test_{op}_select.py::test_" for op in ("dpp", "coverage"))
+DPP, COVERAGE, GAINS = (
+    f"tests/kernels/test_{op}_select.py::test_" for op in ("dpp", "coverage", "gain")
+)
 COMPACT = "tests/kernels/test_compact.py::test_"
 HASH = "tests/kernels/test_image_hash.py::"
 TILES = "tests/models/test_tiles.py::"
@@ -1175,7 +1177,8 @@ MUTATIONS = [
         "kernels/dpp_select.py",
         "there = begin + i < step",
         "there = begin + i + 1 < step",
-        DPP + "every_pick_has_the_largest_gain_given_the_picks_before_it[triton-63-16-30-dtype0]",
+        GAINS + "every_pick_has_the_largest_gain_given_the_picks_before_it"
+        "[triton-dpp-63-16-30-dtype0]",
     ),
     Mutation(
         "Of the rows whose bound reaches the largest gain only the first few are evaluated.",
@@ -1189,8 +1192,8 @@ MUTATIONS = [
         "kernels/coverage_select.py",
         "2 * position + (bound < 0).to(tl.int32)",
         "2 * position + (value >= least).to(tl.int32)",
-        COVERAGE + "every_pick_has_the_largest_gain_given_the_picks_before_it"
-        "[triton-63-16-30-dtype0]",
+        GAINS + "every_pick_has_the_largest_gain_given_the_picks_before_it"
+        "[triton-coverage-63-16-30-dtype0]",
     ),
     Mutation(
         "Segments of all sizes share a group, whose longest decides on the order of sums.",

@@ -1,25 +1,17 @@
 """`dpp_select`: greedy picks by the determinant of quality and cosines, k distinct rows always."""
 
-import re
 import sys
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from devices import DEVICE
 from diversity_cases import INF, NAN, clusters
-from gain_cases import DTYPES, MANY, cases, check_against, order_of, weights_of
-from hypothesis import given
-from hypothesis import strategies as st
+from gain_cases import order_of, weights_of
 from parity import largest_determinant_each_time
 from peak_memory import extra_bytes
-from ragged_cases import BATCHES, KERNEL, check_selection, ragged, refusal
+from ragged_cases import ragged
 
-from vtfast.kernels import _determinant as determinant
 from vtfast.kernels import _distances as distances
-from vtfast.kernels import reference
-from vtfast.kernels._checks import KERNEL_DTYPES
 from vtfast.kernels.dpp_select import dpp_select
 
 pytestmark = [
@@ -32,57 +24,6 @@ module = sys.modules[dpp_select.__module__]
 
 def order(features, quality, k, impl="auto"):
     return order_of(dpp_select, features, quality, k, impl).tolist()
-
-
-@pytest.fixture
-def general_loop(monkeypatch):
-    """What other devices than CPUs run."""
-
-    def loop(*tensors):
-        *tensors, steps = tensors
-        batch = [torch.from_numpy(x)[None] for x in tensors]
-        return determinant._greedy_loop(*batch, steps)[0].numpy()
-
-    monkeypatch.setattr(determinant, "_greedy_loop_numpy", loop)
-
-
-@MANY
-@given(cases())
-def test_agrees_with_the_plain_greedy(case):
-    check_against(dpp_select, oracles.dpp_select, case)
-
-
-@KERNEL
-@given(cases(st.sampled_from(KERNEL_DTYPES)))
-def test_the_kernel_agrees_with_the_plain_greedy_and_with_the_reference(case):
-    index, _ = check_against(dpp_select, oracles.dpp_select, case, DEVICE, "triton")
-    features, quality, lengths, keep = case
-    where = ragged(lengths, DEVICE), keep
-    expected = reference.dpp_select(features.to(DEVICE), quality.to(DEVICE), *where)
-    assert torch.equal(index, expected)
-
-
-@pytest.mark.usefixtures("general_loop")
-@KERNEL
-@given(cases(DTYPES))
-def test_the_loop_of_other_devices_agrees_with_the_plain_greedy_in_eager_mode(case):
-    check_against(dpp_select, oracles.dpp_select, case)
-
-
-@pytest.mark.parametrize(
-    ("n", "dim", "k", "dtype"),
-    [
-        (63, 16, 30, torch.float32),
-        (577, 64, 58, torch.bfloat16),
-        (64, 1024, 64, torch.float32),
-        (64, 1024, 64, torch.float16),
-    ],
-)
-def test_every_pick_has_the_largest_gain_given_the_picks_before_it(impl, n, dim, k, dtype):
-    """Replayed in fp64: rounding may choose between rows with residuals 2e-5 apart, no more."""
-    features, quality = clusters(n, dim, dtype=dtype), weights_of(n, dtype=dtype)
-    picks = order_of(dpp_select, features, quality, k, impl)
-    assert not largest_determinant_each_time(features, quality, [n], [k])(picks)
 
 
 def test_the_replay_finds_a_pick_that_is_not_the_largest():
@@ -165,35 +106,6 @@ def test_rows_and_qualities_that_are_not_finite_come_last_and_change_nothing(imp
     assert picks[12:] == [3, 13]
 
 
-@pytest.mark.parametrize(("lengths", "keep"), BATCHES[:-1])  # 577 rows are among those above
-def test_picks_are_exact_distinct_ascending_rows(impl, lengths, keep):
-    features, quality = clusters(sum(lengths)), weights_of(sum(lengths))
-    index = dpp_select(features, quality, ragged(lengths), keep, impl=impl)
-    check_selection(index, lengths, keep)
-
-
-def test_a_segment_is_picked_from_alike_alone_and_in_a_batch_of_other_sizes_in_eager_mode():
-    lengths, keep = [70, 9, 1100, 0, 33], [32, 4, 9, 0, 33]
-    features, quality = clusters(sum(lengths), 80), weights_of(sum(lengths))
-    together = dpp_select(features, quality, ragged(lengths), keep, return_order=True)[1]
-    start = 0
-    for n, k, picks in zip(lengths, keep, together.split(keep), strict=True):
-        rows = slice(start, start + n)
-        assert order(features[rows], quality[rows], k) == (picks - start).tolist()
-        start += n
-
-
-@pytest.mark.parametrize("lengths", [[30, 20, 50], [0, 50, 0, 50, 0]])
-def test_segments_too_large_for_one_group_are_picked_in_several(impl, monkeypatch, lengths):
-    features, quality = clusters(100), weights_of(100)
-    given = features, quality, ragged(lengths), [n // 3 for n in lengths]
-    in_one_group = dpp_select(*given, return_order=True, impl=impl)
-    monkeypatch.setattr(distances, "MAX_MATRIX_BYTES", 2 * 4 * 50**2)
-    monkeypatch.setattr(reference, "_MAX_BYTES", 4 * 50**2)
-    in_several = dpp_select(*given, return_order=True, impl=impl)
-    assert all(map(torch.equal, in_one_group, in_several))
-
-
 def test_matrix_and_vectors_of_a_group_keep_to_the_limit(monkeypatch, device):
     """10 x 16 distances and 5 x 16 numbers of vectors are 960 bytes a segment."""
     sizes, make = [], module.distance_matrices
@@ -211,118 +123,3 @@ def test_keeps_to_the_limit_that_it_names():
     features, quality = clusters(n, width), weights_of(n)
     taken = extra_bytes(lambda: dpp_select(features, quality, ragged([n]), [k]))
     assert taken < 6 * n**2 + 4 * n * k + 5 * n * width + 2**20
-
-
-def test_reads_strided_features_and_qualities(impl):
-    wide, quality = clusters(40, 48), weights_of(80)[::2]
-    for view in (wide[:, 5:37], wide.T[:40, :40]):
-        expected = order(view.clone(), quality.clone(), 9, impl)
-        assert order(view, quality, 9, impl) == expected
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_is_compared_in_fp32(impl, dtype):
-    features, quality = clusters(80, 64, dtype=dtype), weights_of(80, dtype=dtype)
-    expected = order(features.float(), quality.float(), 40, impl)
-    assert order(features, quality, 40, impl) == expected
-
-
-def test_autocast_does_not_lower_the_precision():
-    features, quality = clusters(100, 64), weights_of(100)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        lowered = order(features, quality, 50)
-    assert lowered == order(features, quality, 50)
-
-
-def test_inputs_in_training_are_accepted(impl):
-    given = clusters(20).requires_grad_(), weights_of(20).requires_grad_()
-    assert not dpp_select(*given, ragged([20]), [5], impl=impl).requires_grad
-
-
-def test_needs_no_value_from_the_device():
-    """Meta tensors have no values: whatever would read one back raises."""
-    for lengths in ([9, 4], [5, 5]):
-        n = sum(lengths)
-        given = torch.empty(n, 3, device="meta"), torch.empty(n, device="meta")
-        picks = dpp_select(*given, ragged(lengths, "meta"), [3, 2], return_order=True)
-        assert [x.shape for x in picks] == [(5,), (5,)]
-
-
-def select(features=None, quality=None, keep=(1,), **options):
-    features = torch.ones(3, 2) if features is None else features
-    quality = torch.ones(3) if quality is None else quality
-    return dpp_select(features, quality, ragged([3]), keep, **options)
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "call"),
-    [
-        refusal("impl", ValueError, "impl='cuda' is unknown", lambda: select(impl="cuda")),
-        refusal(
-            "kernel dtype",
-            ValueError,
-            'the kernel does not take torch.float64; pass impl="auto"',
-            lambda: dpp_select(
-                torch.ones(3, 2, dtype=torch.float64, device=DEVICE),
-                torch.ones(3, device=DEVICE),
-                ragged([3], DEVICE),
-                [1],
-                impl="triton",
-            ),
-        ),
-        refusal(
-            "too long",
-            ValueError,
-            "a segment has 4097 rows and the kernel takes 4096; pass impl=",
-            lambda: dpp_select(
-                torch.ones(4097, 1, device=DEVICE),
-                torch.ones(4097, device=DEVICE),
-                ragged([4097], DEVICE),
-                [1],
-                impl="triton",
-            ),
-        ),
-        refusal(
-            "segments",
-            TypeError,
-            "segments must be a Ragged, got list",
-            lambda: dpp_select(torch.ones(3, 2), torch.ones(3), [3], [1]),
-        ),
-        refusal(
-            "rank",
-            ValueError,
-            "quality must have 1 dimensions, got shape (3, 1)",
-            lambda: select(quality=torch.ones(3, 1)),
-        ),
-        refusal(
-            "dtype",
-            TypeError,
-            "quality must be floating point, got torch.int64",
-            lambda: select(quality=torch.ones(3, dtype=torch.int64)),
-        ),
-        refusal(
-            "rows",
-            ValueError,
-            "the lengths of segments sum to 3 but quality has 4 rows",
-            lambda: select(quality=torch.ones(4)),
-        ),
-        refusal(
-            "features",
-            ValueError,
-            "the lengths of segments sum to 3 but features has 4 rows",
-            lambda: select(torch.ones(4, 2)),
-        ),
-        refusal(
-            "too many", ValueError, "keep=4 for segment 0, which has 3", lambda: select(keep=[4])
-        ),
-        refusal(
-            "device",
-            ValueError,
-            "quality is on meta but the other arguments are on cpu",
-            lambda: select(quality=torch.ones(3, device="meta")),
-        ),
-    ],
-)
-def test_refuses(error, message, call):
-    with pytest.raises(error, match=re.escape(message)):
-        call()
