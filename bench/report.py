@@ -456,7 +456,8 @@ def _draw_speedup(figure, record: dict) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.margins(y=0.005)
-    axes.tick_params(labelsize=6)
+    axes.tick_params(labelsize=6, which="both")
+    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
 
 
 def _draw_ttft(figure, record: dict) -> None:
