@@ -29,7 +29,7 @@ TRITON_TESTS := $(patsubst %,tests/runtime/test_patch_%.py,parity turns generate
 # as PTX. Left out there are tests of PyTorch alone.
 PTX_ARCHS := sm_80 sm_90
 PTX_TESTS := $(patsubst %,tests/kernels/test_%.py,batch_composition compact coverage_select \
-    default_dtype diversity_select dpp_select gain_select gather greedy_rounds image_hash \
+    default_dtype diversity_select diversity_weights dpp_select gain_select gather greedy_rounds image_hash \
     last_query_scores launch ragged_attention_kernel ragged_decode_kernel random_select repeat \
     topk_select unchecked compiled_cases compiled_fuzz ptx_counting ptx_counts ptx_faults ptx_faults_of_kernels \
     ptx_instructions)

@@ -35,8 +35,8 @@ OPS = {"diversity": "diversity", "attention": "attention", "gather": "selection"
        "hash": "hash", "dpp": "diversity", "coverage": "diversity"}  # fmt: skip
 _KERNELS = (
     *("device", "random_select", "topk_select", "gather", "compact"),
-    *("diversity_select", "image_hash", "last_query_scores", "ragged_attention"),
-    *("ragged_attention_kernel", "repeat", "unchecked"),
+    *("diversity_select", "diversity_weights", "image_hash", "last_query_scores"),
+    *("ragged_attention", "ragged_attention_kernel", "repeat", "unchecked"),
     *("dpp_select", "coverage_select", "gain_select"),
     *("ragged_decode", "ragged_decode_kernel", "launch", "batch_composition"),
 )

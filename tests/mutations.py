@@ -47,6 +47,7 @@ class Mutation(NamedTuple):
 
 RUNTIME, MODELS, METHODS = "vtfast/runtime/", "vtfast/models/", "vtfast/methods/"
 VISION = "tests/models/test_vision_scores.py::test_"
+TOWER = "tests/models/test_watched_tower.py::test_"
 CHOOSING = "tests/methods/test_choosing_methods.py::test_"
 PATCH = "tests/runtime/test_patch_"
 REFERENCE = "kernels/reference.py"
@@ -102,28 +103,28 @@ MUTATIONS = [
         RUNTIME + "selection.py",
         "return scores[torch.searchsorted(visual.tokens, first)]",
         "return scores[: len(first)]",
-        VISION + "a_later_stage_sees_the_scores_of_the_tokens_that_are_left[llava-padded]",
+        TOWER + "a_later_stage_sees_the_scores_of_the_tokens_that_are_left[llava-padded]",
     ),
     Mutation(
         "The vision tower of every patched model is watched.",
         RUNTIME + "hooks.py",
         'if "vision_scores" in self.config.needs:',
         "if True:",
-        VISION + "the_tower_is_watched_only_where_a_plan_needs_it[logits_of]",
+        TOWER + "the_tower_is_watched_only_where_a_plan_needs_it[logits_of]",
     ),
     Mutation(
         "Watching the tower draws random numbers from its dropout.",
         MODELS + "vision_scores.py",
         "torch.random.fork_rng(devices, enabled=module.training)",
         "torch.random.fork_rng(devices, enabled=False)",
-        VISION + "random_numbers_of_the_tower_are_left_alone",
+        TOWER + "random_numbers_of_the_tower_are_left_alone",
     ),
     Mutation(
         "Pictures that came as features fail in the middle of a forward.",
         RUNTIME + "validation.py",
         'if "vision_scores" in config.needs and visual.vision_scores is None:',
         "if False:",
-        VISION + "pictures_that_came_as_features_alone_are_refused[llava-padded]",
+        TOWER + "pictures_that_came_as_features_alone_are_refused[llava-padded]",
     ),
     Mutation(
         "A method that reads words is not told that the end of the prompt is unknown.",
@@ -1134,14 +1135,14 @@ MUTATIONS = [
         "kernels/_max_min.py",
         "_BELOW_DISTANCES = -3e38",
         "_BELOW_DISTANCES = -1e30",
-        "tests/kernels/test_diversity_select.py::test_no_weight_is_too_large[eager]",
+        "tests/kernels/test_diversity_weights.py::test_no_weight_is_too_large[eager]",
     ),
     Mutation(
         "Of rows of weight 0 the kernel picks those first that are apart from others.",
         "kernels/_distances.py",
         "distance * weight + 0.0",
         "distance * weight",
-        "tests/kernels/test_diversity_select.py::"
+        "tests/kernels/test_diversity_weights.py::"
         "test_rows_of_weight_0_are_picked_by_position[triton]",
     ),
     Mutation(
@@ -1149,7 +1150,7 @@ MUTATIONS = [
         "kernels/_distances.py",
         "        smallest = weighted(smallest, i_weight)",
         "        smallest = weighted(smallest, 1.0)",
-        "tests/kernels/test_diversity_select.py::test_a_weight_brings_a_row_to_the_front[triton]",
+        "tests/kernels/test_diversity_weights.py::test_a_weight_brings_a_row_to_the_front[triton]",
     ),
     Mutation(
         "What the rounds leave is picked without weights.",
