@@ -71,7 +71,7 @@ def method_tables(result: dict) -> str:
     n, right, shown = result["scenes_per_task"], result["right"], []
     for share in SHARES:
         names = {name: f"{name} {share:g}" for name in METHODS}
-        rows = [["right, %", *(task.replace("_", " ") for task in TASKS)]]
+        rows = [["right, %", *(task.replace("_", " ") for task in TASKS), "mean"]]
         for name, plan in {"unpruned": "unpruned", **names, "none": "none"}.items():
             rows.append([name])
             for found in (right[task] for task in TASKS):
@@ -80,7 +80,8 @@ def method_tables(result: dict) -> str:
                 worse = high < 100 * wilson(found[names["random"]] / n, n)[0] and name in names
                 best = found[plan] == max(map(found.get, names.values())) and name in names
                 rows[-1].append(f"**{cell}**" if best else cell + " ↓" * worse)
-        table = markdown(rows, ["---", *["---:"] * len(TASKS)])
+            rows[-1].append(f"{mean(100 * right[task][plan] / n for task in TASKS):.0f}")
+        table = markdown(rows, ["---", *["---:"] * (len(TASKS) + 1)])
         shown.append(f"{100 * share:g} % kept:\n\n{table}")
     return "\n\n".join(shown)
 

@@ -137,6 +137,20 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(name):
     assert all(preset in str(refused.value) for preset in PRESETS)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cdprunner", "cdpruner"),
+        ("Divprune", "divprune"),
+        ("topk", "fastv"),
+        ("diversity", "divprune"),
+    ],
+)
+def test_the_preset_that_may_have_been_meant_is_named(name, meant):
+    with pytest.raises(PlanError, match=rf"unknown preset '{name}' \(did you mean '{meant}'\?\);"):
+        Plan.preset(name, num_layers=32)
+
+
 def test_vtw_that_would_drop_nothing_is_refused():
     with pytest.raises(PlanError, match=r"would drop nothing.*pass a keep below 0.9821"):
         Plan.preset("vtw", num_layers=28, keep=1.0)

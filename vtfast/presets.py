@@ -16,6 +16,7 @@ where f2/f1 is about 1/8 (DivPrune 284, then 38 random tokens), and with Pyramid
 2410.17247 (layers 8, 16 and 24 of 32).
 """
 
+import difflib
 import itertools
 import math
 import numbers
@@ -76,7 +77,14 @@ def check_name(name: object) -> str:
     """`name` if it is a preset of this version, else PlanError."""
     if isinstance(name, str) and name in PRESETS:
         return name
-    raise PlanError(f"unknown preset {name!r}; pass {_either(PRESETS)}")
+    raise PlanError(f"unknown preset {name!r}{_hint(str(name))}; pass {_either(PRESETS)}")
+
+
+def _hint(name: str) -> str:
+    """The preset that may have been meant: that of a method, or one of nearly this name."""
+    of_method = [preset for preset, prune in FIRST_STAGES.items() if prune(1.0).method == name]
+    near = of_method[:1] or difflib.get_close_matches(name.lower(), PRESETS, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def needs_horizon(name: str) -> bool:

@@ -186,7 +186,8 @@ def accelerate_error(family: Any) -> float:
 
 def work(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, family in FAMILIES.items():
+    for name in ("llava", "qwen"):
+        family = FAMILIES[name]
         for i, plan in enumerate(PLANS):
             found[f"step {name} {plan}"] = step_error(family, PLANS[plan], by_layers, i % 2 == 0)
         for path in ("padded", "packed"):

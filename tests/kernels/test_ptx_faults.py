@@ -51,11 +51,12 @@ def run(body: str, *, threads: int = 64, shared: int = 256, x=None, grid=(1, 1, 
     ptx = HEAD.format(threads=threads, body="\n".join(lines))
     x = torch.arange(threads, dtype=torch.int32) if x is None else x
     program = Program(ptx, ptx_machine.ops())
-    ptx_machine.run(program, grid, [("*i32", x)], shared, seed=seed)
+    ptx_machine.run(program, grid, [("*i32", x)], shared, seed=seed, most=10_000)
     return x
 
 
 FAULTS = {
+    "a loop without an end": ("$again: mov.u32 %r4, 0;\nbra $again;", "a warp goes on"),
     "a load one beyond the tensor": ("ld.global.b32 %r4, [ %rd3 + 4 ];", "global memory outside"),
     "a store one before the tensor": ("st.global.b32 [ %rd3 + -4 ], %r1;", "global memory outside"),
     "an address that is no multiple": ("ld.global.b32 %r4, [ %rd1 + 2 ];", "unaligned global"),

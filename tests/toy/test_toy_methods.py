@@ -98,7 +98,13 @@ def test_the_page_on_methods_says_what_was_measured():
         others = [m for m in methods.METHODS if m not in ("random", "uniform")]
         best = max(share(model, "count", f"{method} 0.5") for method in others)
         assert share(model, "count", "random 0.5") > best
+    better = ("dart (layer 2) 0.5", "topk (layer 2) 0.5", "vispruner 0.5", "cdpruner 0.5")
+    least = min(share("qwen", "count", plan) for plan in better)
+    assert least > share("qwen", "count", "random 0.5") + spare
     for model in MEASURED:
+        assert (
+            share(model, "digit", "diversity 0.25") - share(model, "digit", "random 0.25") > spare
+        )
         named = share(model, "background", "… distinct, minmax 0.125")
         assert share(model, "background", "random 0.125") - named > 4 * spare
     assert share("qwen", "shape", "cdpruner 0.25") > share("qwen", "shape", "diversity 0.25")

@@ -24,9 +24,7 @@ DEFAULT_SCENE = 2
 ANSWERED_KEEPS, TIMED_KEEPS = (0.75, 0.5), (0.5, 0.25)
 ROUNDS = 5
 
-_ONE_SCENE = (
-    "One scene shows how it works, not how well: the README has accuracies over 1,000 scenes."
-)
+_ONE_SCENE = "One scene shows how it works, not how well: docs/accuracy.md has 1,000."
 _NO_SPEED = (
     "A model with 64 visual tokens shows meaning, not speed: nothing here gets faster by pruning."
 )

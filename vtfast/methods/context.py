@@ -216,8 +216,10 @@ class SelectionContext:
 
     def _check_read(self, what: str) -> None:
         if what not in self._reads:
-            fix = f"register the method with {what}=True"
-            raise InputError(f"{what} were read by a method registered without them; {fix}")
+            raise InputError(
+                f"the method reads ctx.{what} and does not say so; register the method with "
+                f"{what}=True"
+            )
 
 
 def _gather_heads(own: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

@@ -1,5 +1,6 @@
 """The methods by their names, and `register_method` to add your own."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,8 +87,10 @@ def method(name: str) -> Method:
     """The method registered under this name; PlanError with all names if there is none."""
     if name in _METHODS:
         return _METHODS[name]
+    near = difflib.get_close_matches(str(name), _METHODS, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise PlanError(
-        f"method {name!r} is unknown; methods: {', '.join(sorted(_METHODS))}; "
+        f"method {name!r} is unknown{hint}; methods: {', '.join(sorted(_METHODS))}; "
         "register your own with vtfast.register_method"
     )
 

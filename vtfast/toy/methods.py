@@ -5,9 +5,9 @@ at. Exact match of greedy answers to pinned drawn scenes of the sizes that a mod
 
     python -m vtfast.toy.methods --out bench/results/choosing.json
 
-A run that was stopped goes on with every question in its logs, and asks under new plans alone what
-has been asked under others. It takes about a quarter of an hour a model on one core of a CPU;
-models can run side by side.
+A run that was stopped goes on with every question in its logs; where the logs lack a plan, their
+questions are asked again under this one alone. It takes about a quarter of an hour a model on one
+core of a CPU; models can run side by side.
 """
 
 import argparse
@@ -39,7 +39,8 @@ METHODS: Mapping[str, tuple[int, str, Mapping[str, object]]] = {  # layer, metho
     "… centre": (0, "diversity", {"centre": True}),
     "… distinct, minmax": (0, "diversity", {"distinct": "minmax"}),
     "… distinct, sigmoid": (0, "diversity", {"distinct": "sigmoid"}),
-    "… both (Cen-Prune)": (0, "diversity", {"centre": True, "distinct": "minmax"}),
+    "… both, minmax": (0, "diversity", {"centre": True, "distinct": "minmax"}),
+    "… both, sigmoid": (0, "diversity", {"centre": True, "distinct": "sigmoid"}),
     "cdpruner": (0, "cdpruner", {}),
     "… relevance=opposite": (0, "cdpruner", {"relevance": "opposite"}),
     "scope": (0, "scope", {}),
@@ -154,12 +155,17 @@ def main() -> None:
         "--logs", type=Path, default=Path("build/choosing"), help="default build/choosing"
     )
     given = parser.parse_args()
+    if given.scenes < 1:
+        parser.error(f"--scenes {given.scenes}: expected 1 or more")
+    if not given.out.parent.is_dir():
+        parser.error(f"--out {given.out}: there is no folder {given.out.parent}; make it first")
     given.logs.mkdir(parents=True, exist_ok=True)
     for name in [given.model] if given.model else names:
         found = measure(name, given.scenes, given.seed, given.logs)
         # Read late: another model may have been measured meanwhile.
         known = json.loads(given.out.read_text()) if given.out.exists() else {}
         given.out.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
+        print(f"{name}: {len(PLANS)} plans on {given.scenes} scenes a task, in {given.out}")
 
 
 if __name__ == "__main__":

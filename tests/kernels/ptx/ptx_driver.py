@@ -17,7 +17,6 @@ from triton.runtime import driver
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
-
 # orders: of programs and warps to run each launch in, which must all give the same bits; the first
 # is their natural order. check, count: see `ptx_machine.run`. launches: a list to keep what ran in.
 settings = SimpleNamespace(orders=3, check=True, count=False, launches=None)

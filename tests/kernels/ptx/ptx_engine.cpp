@@ -35,11 +35,11 @@ struct Launch {
   u64 length, slots, literals, warps, tracked;  // tracked: registers of wgmma are watched
   const u8* params; Range* ranges; Fault* faults;
   u64 *counts, *reached;  // reached: how often each instruction was executed
-  u64 grid[3], num_ranges, shared, seed, check, count, max_faults, num_faults;
+  u64 grid[3], num_ranges, shared, seed, check, count, most, max_faults, num_faults;  // most: instructions of a warp
 };
 enum Kind { OUTSIDE_GLOBAL, ODD_GLOBAL, RACE_OF_PROGRAMS, RACE_OF_WARPS, OUTSIDE_SHARED, ODD_SHARED, READ_AFTER_WRITE,
             WRITE_AFTER_READ, WRITE_AFTER_WRITE, UNWRITTEN, COPY_UNDER_WAY, LANES_MISSING, BARRIER_LEFT, NO_PROXY_FENCE,
-            NO_REGISTER_FENCE, NOT_WAITED_FOR, OPERAND_OVERWRITTEN, UNKNOWN_LAYOUT };
+            NO_REGISTER_FENCE, NOT_WAITED_FOR, OPERAND_OVERWRITTEN, UNKNOWN_LAYOUT, NO_END };
 
 // -- the machine -----------------------------------------------------------------------------------------------------
 enum { UP, BUTTERFLY, INDEX, BF16 = 0, F16, TF32 };
@@ -438,6 +438,7 @@ static State run(Warp& w) {
     const bool together = all(here);
     while (at < next) {
       const Ins& i = call->code[at];
+      if (w.time >= call->most) return fault(w, NO_END, at, 0, 0, 0), DONE;
       w.o = call->operands + i.at, w.time++, call->reached[at]++;
       w.m = i.guard > 0 ? here & w.r[i.guard] : i.guard ? here & ~w.r[~i.guard] : here;
       w.all = i.guard ? all(w.m) : together;
@@ -466,8 +467,7 @@ template <class T> static void shuffle_order(std::vector<T>& v, u64& random, u64
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
 }
 static void run_block(Block& b, std::vector<Warp>& warps, u64& random) {
-  Launch* call = b.call;
-  const u64* grid = call->grid;
+  Launch* call = b.call; const u64* grid = call->grid;
   memset(b.shared, 0xff, call->shared);
   for (SharedByte& s : b.bytes) s.copying = 0;
   b.first_epoch = ++b.epoch;

@@ -45,7 +45,8 @@ wgmma reads shared memory that warp {other} wrote; fence.proxy.async after the w
 wgmma uses a register that was used since the last wgmma.fence; one in between
 a register of a wgmma under way; wgmma.wait_group before
 an operand of a wgmma under way was overwritten by warp {other}; wgmma.wait_group before
-wgmma reads a transposed operand without swizzle; a layout known here""".splitlines()]  # fmt: skip
+wgmma reads a transposed operand without swizzle; a layout known here
+a warp goes on and on; an end""".splitlines()]  # fmt: skip
 
 
 class PtxFault(AssertionError):
@@ -103,14 +104,14 @@ def decoded(ptx: str) -> Program:
 
 def run(
     program: Program, grid: Sequence[int], values: Sequence[tuple[str, Any]], shared: int,
-    *, seed: int = 0, check: bool = True, count: bool = False,
+    *, seed: int = 0, check: bool = True, count: bool = False, most: int = 2**31,
 ) -> Ran:  # fmt: skip
     """Run a grid of programs; raises PtxFault if any does what it must not.
 
     values: Triton's type and the value of each parameter; a pointer's value is its tensor. shared:
     bytes of shared memory. seed: 0 runs programs and warps in order, others shuffle them. check:
     also look for races, and for reads of what was not written; else only bounds and alignment are
-    checked. count: sectors and wavefronts too.
+    checked. count: sectors and wavefronts too. most: instructions of a warp.
     """
     params = bytearray(max(program.params_size, 8))
     for (kind, value), (declared, at) in zip(values, program.params, strict=False):
@@ -127,7 +128,7 @@ def run(
     arrays = (program.code, program.operands, program.constants, memory, ranges, faults)
     code, operands, constants, *others = (array.ctypes.data for array in (*arrays, counts, reached))
     sizes = len(program.code), program.slots, len(program.constants), program.warps, program.tracked
-    how = len(ranges), shared, seed, check, count, MOST_FAULTS
+    how = len(ranges), shared, seed, check, count, most, MOST_FAULTS
     call = np.array([code, operands, constants, *sizes, *others, *grid, *how, 0], np.uint64)
     engine().launch(ctypes.c_void_p(call.ctypes.data))
     if num_faults := int(call[-1]):
