@@ -141,6 +141,7 @@ LATE, LAST = Prune(6, "random", 0.5), Prune(5, "random", 0.5)
 BAD_PLANS = [
     pytest.param([LATE], {}, "6 decoder layers", id="layer-out-of-range"),
     pytest.param([Prune(0, "magic", 0.5)], {}, "magic.*unknown.*random", id="unknown-method"),
+    pytest.param([Prune(0, "visonzip", 0.5)], {}, "did you mean .visionzip", id="misspelt-method"),
     pytest.param("fastest", {}, "fastest.*divprune", id="unknown-preset"),
     pytest.param(Plan([LAST]), {"keep": 0.25}, "keep", id="keep-with-a-plan"),
     pytest.param([LAST], {"keep": 0.5}, "keep", id="the-default-keep-with-a-list"),
