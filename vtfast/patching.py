@@ -1,7 +1,7 @@
 """Put a pruning plan into a stock Hugging Face model, and take it out again."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from vtfast.models import check_stages, family_of, family_of_class, inner_model,
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
 from vtfast.plan import Plan
+from vtfast.plan_file import check_seed, is_plan_file
 from vtfast.prune import Prune
 from vtfast.report import Report
 from vtfast.runtime import attention
@@ -60,11 +61,11 @@ class Handle:
 
 def patch(
     model: nn.Module,
-    plan: str | Plan | Sequence[Prune] = "divprune+random",
+    plan: str | PathLike[str] | Plan | Sequence[Prune] = "divprune+random",
     *,
     keep: float = _DEFAULT_KEEP,
     horizon: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
     positions: str = "keep",
     impl: str = "auto",
     path: str = "auto",
@@ -83,14 +84,15 @@ def patch(
     Args:
         model: a model of a class in `vtfast.supported()`. Of any other module that holds exactly
             one such model (PEFT, `torch.compile`, DDP, FSDP), the model inside is patched.
-        plan: a preset's name, a `Plan`, or a list of `Prune`. See `Plan.preset` for the names.
+        plan: a preset's name, a `Plan`, a list of `Prune`, or a file that `Plan.save` or
+            `vtfast tune` wrote, "plan.json". See `Plan.preset` for the names.
         keep: float in (0, 1], with a preset only: visual tokens per image averaged over all decoder
             layers, as the papers count.
         horizon: int layer (or a measured horizon), with a preset only. Default: the checkpoint's
             `config.vtfast_horizon`, else 0.625 of the layers for LLaVA and 0.75 for the others (of
             LLaVA-1.5 and Qwen2.5-VL, arXiv 2512.07580), labelled "default, not measured".
         seed: int, of the random stages; the same picture, seed, layer and budget give the same
-            picks on every device.
+            picks on every device. Default: the plan's own, else 0.
         positions: "keep": rotary positions of the original sequence. "renumber": after a stage that
             drops, the tokens of a sample count 0, 1, … again on all rotary axes, new ones continue
             from each layer's own length, and keys cached in earlier layers keep theirs; as in the
@@ -130,8 +132,7 @@ def patch(
     for name, value, allowed in choices:
         if value not in allowed:
             raise InputError(f"{name}={value!r}; pass one of {', '.join(map(repr, allowed))}")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise InputError(f"seed={seed!r}; pass an int that fits 64 bits")
+    seed = check_seed(seed)
     model = inner_model(model)
     active = _hooks_of(model)
     if active is not None:
@@ -142,9 +143,8 @@ def patch(
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
     check_transformers(model, family, path)
-    return _attach(
-        model, family, plan, int(seed), positions, impl, path, bool(record), bool(strict_labels)
-    )
+    how = seed, positions, impl, path, bool(record), bool(strict_labels)
+    return _attach(model, family, plan, *how)
 
 
 def check_transformers(model: Any, family: Family, path: str) -> None:
@@ -197,7 +197,8 @@ def is_patched(model: nn.Module) -> bool:
 def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -> Plan:
     """The plan for this model, with the default horizon where a preset needs one."""
     source, num_layers = "given", len(family.parts(model).layers)
-    if horizon is None and isinstance(plan, str) and plan.partition("+")[2]:
+    is_preset = isinstance(plan, str) and not is_plan_file(plan)
+    if horizon is None and is_preset and plan.partition("+")[2]:
         horizon = getattr(model.config, "vtfast_horizon", None)
         source = "from the checkpoint"
         if horizon is None:

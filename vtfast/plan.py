@@ -7,16 +7,20 @@ layer is a pure function of the plan and of the number an image starts with.
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
+from vtfast import plan_file
 from vtfast.errors import PlanError
+from vtfast.flops import multiply_adds, text_config
+from vtfast.plan_file import Measured
 from vtfast.presets import check_name, paper_stages, preset_stages
 from vtfast.prune import Prune, whole_number
 
-__all__ = ["MeasuredHorizon", "Plan", "Prune"]
+__all__ = ["Measured", "MeasuredHorizon", "Plan", "Prune"]
 
 
 @runtime_checkable
@@ -45,6 +49,9 @@ class Plan:
             increase: fractions are compared with fractions, numbers of tokens with numbers of
             tokens, and 0 with both.
         name: what to call the plan in print.
+        seed: int, of the random stages; `vtfast.patch(seed=)` wins over it. None: 0 there.
+        measured: what the plan was measured on, as `vtfast.tune` notes it; another model type or
+            number of layers then refuses the plan.
 
     A plan made by `preset`, `paper` or `from_horizon` also carries the average `keep` it was solved
     for, its `horizon`, and in `horizon_source` where that came from; None where there is none.
@@ -54,6 +61,8 @@ class Plan:
 
     stages: tuple[Prune, ...]
     name: str = "custom"
+    seed: int | None = None
+    measured: Measured | None = None
     keep: float | None = field(default=None, init=False)
     horizon: int | None = field(default=None, init=False)
     horizon_source: str | None = field(default=None, init=False)
@@ -69,6 +78,7 @@ class Plan:
                 raise PlanError(f"{stage!r} in a plan: expected Prune(layer, method, keep)")
         if not isinstance(self.name, str):
             raise PlanError(f"name={self.name!r}: expected a string")
+        object.__setattr__(self, "seed", plan_file.check_seed(self.seed))
         for before, after in itertools.pairwise(stages):
             if after.layer <= before.layer:
                 raise PlanError(
@@ -182,10 +192,28 @@ class Plan:
         plan = cls.preset(first, num_layers=num_layers, keep=keep)
         return plan._label(plan.keep, None, f"none measured on {task}{doubted}")
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file (JSON) that `load` reads, and that goes wherever a plan does:
+        `vtfast.patch(model, "plan.json")`, `vtfast run --plan plan.json`.
+
+        Raises PlanError where the file cannot be written, or holds no option of a stage.
+        """
+        plan_file.write(path, {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """The plan that `save` wrote. Raises PlanError, which names the file and what is wrong."""
+        found = plan_file.read(path)
+        keep, horizon, source = (found.pop(n) for n in ("keep", "horizon", "horizon_source"))
+        try:
+            return cls(**found)._label(keep, horizon, source)
+        except PlanError as error:
+            raise PlanError(f"plan {path}: {error}") from None
+
     @classmethod
     def resolve(
         cls,
-        plan: str | Plan | Sequence[Prune],
+        plan: str | os.PathLike[str] | Plan | Sequence[Prune],
         *,
         num_layers: int,
         keep: float | None = None,
@@ -193,12 +221,13 @@ class Plan:
         horizon_source: str = "given",
         model_type: str | None = None,
     ) -> Plan:
-        """A plan that fits the model, from a preset name, a `Plan` or a list of `Prune`.
+        """A plan that fits the model, from a preset name, a file, a `Plan` or a list of `Prune`.
 
         `keep` and `horizon` are those of `preset` and go with a name only. A measured horizon must
         come from a model of this `num_layers` and `model_type` (None: any); it is never rescaled.
         """
-        if isinstance(plan, str):
+        is_file = plan_file.is_plan_file(plan)
+        if isinstance(plan, str) and not is_file:
             if isinstance(horizon, MeasuredHorizon):
                 _check_origin(horizon, num_layers, model_type)
                 return cls.from_horizon(horizon, keep, plan)
@@ -213,20 +242,26 @@ class Plan:
             if value is not None:
                 raise PlanError(
                     f"{name}={value!r} goes with a preset name only, and the plan is a "
-                    f"{type(plan).__name__}; leave it out, or pass a preset name"
+                    f"{'file' if is_file else type(plan).__name__}; leave it out, or pass a preset "
+                    "name"
                 )
+        if is_file:
+            plan = cls.load(plan)  # type: ignore[arg-type]
         resolved = plan if isinstance(plan, Plan) else cls(plan)  # type: ignore[arg-type]
-        resolved.check(num_layers)
+        resolved.check(num_layers, model_type)
         return resolved
 
-    def check(self, num_layers: int) -> None:
-        """Raise PlanError if a stage comes after the last of `num_layers` decoder layers."""
+    def check(self, num_layers: int, model_type: str | None = None) -> None:
+        """Raise PlanError if a stage comes after the last of `num_layers` decoder layers, or the
+        plan was measured on a model of another type (None: any) or of other layers."""
         num_layers, last = whole_number("num_layers", num_layers, least=1), self.stages[-1]
         if last.layer >= num_layers:
             raise PlanError(
                 f"{last!r} but the model has {num_layers} decoder layers; "
                 f"pass layers 0 to {num_layers - 1}"
             )
+        if self.measured is not None:
+            self.measured.check(num_layers, model_type)
 
     def counts(self, n: int) -> tuple[int, ...]:
         """Tokens of an image of `n` visual tokens after each stage."""
@@ -259,7 +294,7 @@ class Plan:
             n_visual: visual tokens of one image, or a sequence with one number per image.
             n_text: int ≥ 0, all other tokens; at least one token in all.
         """
-        num_layers = _text_config(config).num_hidden_layers
+        num_layers = text_config(config).num_hidden_layers
         images = n_visual if isinstance(n_visual, Sequence) else [n_visual]
         images = [whole_number("n_visual", n) for n in images]
         n_text = whole_number("n_text", n_text, least=0 if sum(images) else 1)
@@ -290,51 +325,6 @@ class Plan:
         return self
 
 
-def multiply_adds(config: Any, tokens: Sequence[int]) -> int:
-    """Multiply-adds of decoder layers in a prefill, with `tokens[i]` tokens in layer i.
-
-    For one layer with T tokens, hidden size h, H query heads and G key/value heads of d channels,
-    and a gated MLP of width m:
-
-        T·(2·h·H·d + 2·h·G·d + 3·h·m)     q, o; k, v; gate, up, down
-        + T·(T+1)/2 · 2·H·d               causal scores, and the sum over values
-
-    Of experts, m is the width of all that a token goes to. A layer of linear attention with K key
-    and V value channels in all, c key channels a head, has T·(2·h·K + 3·h·V + 2·c·V) in place of
-    what attention has: q, k; v, gate, o; reading and writing the state.
-
-    Not counted: embeddings, vision tower, norms, output head, and the selection itself.
-    """
-    text = _text_config(config)
-    hidden, heads = text.hidden_size, text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or hidden // heads
-    mlp = 3 * hidden * _mlp_width(text)
-    attends = 2 * hidden * (heads + kv_heads) * head_dim
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * len(tokens)
-    total = 0
-    for t, kind in zip(tokens, kinds, strict=False):
-        if kind == "linear_attention":
-            keys = text.linear_num_key_heads * text.linear_key_head_dim
-            values = text.linear_num_value_heads * text.linear_value_head_dim
-            state = 2 * text.linear_key_head_dim * values
-            total += t * (2 * hidden * keys + 3 * hidden * values + state + mlp)
-        else:
-            total += t * (attends + mlp) + t * (t + 1) * heads * head_dim
-    return total
-
-
-def _mlp_width(text: Any) -> int:
-    """Width of the MLP that a token runs through: of all experts it goes to together."""
-    if hasattr(text, "moe_topk"):  # Aria's experts, chosen and shared ones, are equally wide
-        return int((text.moe_topk + text.moe_num_shared_experts) * text.intermediate_size)
-    experts = getattr(text, "num_experts_per_tok", None)
-    if not experts:
-        return int(text.intermediate_size)
-    shared = getattr(text, "shared_expert_intermediate_size", 0)
-    return int(experts * text.moe_intermediate_size + shared)
-
-
 def _check_origin(horizon: MeasuredHorizon, num_layers: int, model_type: str | None) -> None:
     for name, measured, here in (
         ("num_layers", horizon.num_layers, num_layers),
@@ -345,9 +335,3 @@ def _check_origin(horizon: MeasuredHorizon, num_layers: int, model_type: str | N
                 f"the horizon was measured on a model with {name}={measured!r} and this one has "
                 f"{here!r}; measure it on this model, or pass a layer"
             )
-
-
-def _text_config(config: Any) -> Any:
-    if callable(getattr(config, "get_text_config", None)):
-        return config.get_text_config()
-    return getattr(config, "text_config", config)

@@ -109,20 +109,21 @@ class Prune:
 
     def __repr__(self) -> str:
         parts = [str(self.layer), f'"{self.method}"', repr(self.keep)]
-        parts += [f"{name}={value!r}" for name, value in self._chosen()]
+        parts += [f"{name}={value!r}" for name, value in self.chosen.items()]
         return f"Prune({', '.join(parts)})"
 
-    def _chosen(self) -> list[tuple[str, object]]:
+    @property
+    def chosen(self) -> dict[str, object]:
         """The options that have no default, or not theirs."""
         defaults = {name: values[0] for name, values in _known_options(self.method).items()}
-        return [(k, v) for k, v in self._options if k not in defaults or v != defaults[k]]
+        return {k: v for k, v in self._options if k not in defaults or v != defaults[k]}
 
     def __str__(self) -> str:
         kept = f"{self.keep:.2%}" if isinstance(self.keep, float) else str(self.keep)
         kept = f"{kept} of each {self.options['per']}'s tokens" if self.keep else "nothing"
         if self._has_official_budget and self.keep:
             kept += ", k of them rounded to 4 + 8·floor(k/8)"
-        told = ", ".join(f"{k}={v!r}" for k, v in self._chosen() if k not in _IN_WORDS)
+        told = ", ".join(f"{k}={v!r}" for k, v in self.chosen.items() if k not in _IN_WORDS)
         return f"layer {self.layer}: {self.method}{f' ({told})' * bool(told)} keeps {kept}"
 
     @property

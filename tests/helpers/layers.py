@@ -17,7 +17,7 @@ LAYERS = {
     "kernels": ("vtfast.kernels",),
     "errors": ("vtfast.errors",),
     "ops": ("vtfast.ops",),
-    "plan": ("vtfast.plan", "vtfast.prune", "vtfast.presets"),
+    "plan": ("vtfast.plan", "vtfast.plan_file", "vtfast.flops", "vtfast.prune", "vtfast.presets"),
     "report": ("vtfast.report",),
     "methods": ("vtfast.methods",),
     "runtime": ("vtfast.runtime",),

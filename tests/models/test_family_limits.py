@@ -7,7 +7,7 @@ import vtfast
 from vtfast import Prune
 from vtfast.errors import UnsupportedModelError
 from vtfast.evaluation.compare import cache_bytes
-from vtfast.plan import multiply_adds
+from vtfast.flops import multiply_adds
 
 PLAN = [Prune(0, "random", 0.5)]
 

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from vtfast import plan_file
 from vtfast.cli._terminal import writing
 from vtfast.errors import InputError
+from vtfast.plan_file import is_plan_file
 from vtfast.presets import IN_WORDS, check_name
 from vtfast.toy import TASKS
 
@@ -29,9 +31,12 @@ def one_of(option: str, help: str, *known: str) -> Any:
     return typer.Option(metavar="NAME", help=help, callback=check)
 
 
-def _check_plan(plan: str) -> str:
-    check_name(plan)
-    return plan
+def check_plan(plan: str) -> str:
+    """Refuse what is neither a preset nor a plan file that can be read."""
+    if is_plan_file(plan):
+        plan_file.read(plan)
+        return plan
+    return check_name(plan)
 
 
 def _check_keep(keep: float | None) -> float | None:
@@ -99,7 +104,15 @@ DType = Annotated[
 
 Plan = Annotated[
     str,
-    typer.Option(metavar="NAME", callback=_check_plan, help=f"How to prune: {IN_WORDS}."),
+    typer.Option(
+        metavar="NAME",
+        callback=check_plan,
+        help=f"How to prune: {IN_WORDS}; or a plan file, such as plan.json.",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option("--plan", metavar="NAME", callback=check_name, help=f"How to prune: {IN_WORDS}."),
 ]
 Keep = Annotated[
     float | None,
@@ -118,7 +131,12 @@ HorizonLayer = Annotated[
         "share of the layers.",
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="INT", help="Seed of the random stages.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INT", help="Seed of the random stages. Default: the plan file's own, else 0."
+    ),
+]
 Layout = Annotated[
     str,
     one_of(

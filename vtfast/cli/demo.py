@@ -35,13 +35,13 @@ _NATIVE = (
 
 
 def demo(
-    plan: options.Plan = "divprune+random",
+    plan: options.Preset = "divprune+random",
     keep: options.Keep = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="Who is asked: llava, llava-small, qwen, qwen3.")
     ] = "llava",
     scene_seed: options.SceneSeed = DEFAULT_SCENE,
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the random stages.")] = 0,
     out: options.Out = Path("vtfast-demo.png"),
     as_json: options.AsJson = False,
     no_timing: Annotated[

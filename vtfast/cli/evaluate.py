@@ -7,7 +7,7 @@ from rich.console import Console
 
 from vtfast.cli import _options as options
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
-from vtfast.presets import IN_WORDS, check_name
+from vtfast.presets import IN_WORDS
 
 if TYPE_CHECKING:
     from vtfast.evaluation import Comparison
@@ -19,7 +19,7 @@ DEFAULT_PLANS = ("divprune+random", "divprune", "random", "uniform")
 def _check_plans(plans: list[str] | None) -> list[str] | None:
     for name in plans or ():
         if not name.startswith("paper:"):
-            check_name(name)
+            options.check_plan(name)
     return plans
 
 
@@ -30,8 +30,9 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             callback=_check_plans,
-            help=f"How to prune: {IN_WORDS}; or a released setting, such as "
-            f"paper:divprune+random:192. Repeat for several. Default: {', '.join(DEFAULT_PLANS)}.",
+            help=f"How to prune: {IN_WORDS}; a plan file, such as plan.json; or a released "
+            "setting, such as paper:divprune+random:192. Repeat for several. Default: "
+            f"{', '.join(DEFAULT_PLANS)}.",
         ),
     ] = None,
     keep: Annotated[
@@ -49,7 +50,7 @@ def evaluate(
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     scene_seed: options.SceneSeed = 0,
-    seed: options.Seed = 0,
+    seed: options.Seed = None,
     match: Annotated[
         str,
         options.one_of(

@@ -68,7 +68,7 @@ def run(
     ] = None,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
-    seed: options.Seed = 0,
+    seed: options.Seed = None,
     path: options.Layout = "auto",
     impl: Annotated[
         str,
@@ -174,9 +174,10 @@ def run(
         "text_tokens": asked.text_tokens,
         "plan": {
             **{name: getattr(handle.plan, name) for name in fields},
-            "seed": seed,
+            "seed": next((s for s in (seed, handle.plan.seed) if s is not None), 0),
             "stages": [
-                {"layer": s.layer, "method": s.method, "keep": s.keep} for s in handle.plan.stages
+                {"layer": s.layer, "method": s.method, "keep": s.keep, **s.chosen}
+                for s in handle.plan.stages
             ],
         },
         "runs": [

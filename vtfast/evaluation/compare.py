@@ -8,6 +8,7 @@ and a run that was stopped continues from there.
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,18 +18,20 @@ import torch
 from vtfast.distributed import Shards
 from vtfast.errors import InputError, StateError
 from vtfast.evaluation.results import Comparison, tabulate
+from vtfast.flops import multiply_adds
 from vtfast.information.bad_samples import finished
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
 from vtfast.models import inner_model
 from vtfast.patching import is_patched, patch
-from vtfast.plan import Plan, multiply_adds
+from vtfast.plan import Plan
+from vtfast.plan_file import is_plan_file
 from vtfast.presets import needs_horizon
 from vtfast.prune import Prune
 from vtfast.runtime.names import returned_cache
 
 UNPRUNED = "unpruned"
-Asked = str | Plan | Sequence[Prune]
+Asked = str | PathLike[str] | Plan | Sequence[Prune]
 Match = Callable[[str, str], bool]
 
 
@@ -53,7 +56,7 @@ def evaluate(
     *,
     keep: float | Sequence[float] | None = None,
     horizon: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
     positions: str = "keep",
     path: str = "auto",
     impl: str = "auto",
@@ -73,7 +76,8 @@ def evaluate(
     Args:
         model: an unpatched one in eval mode.
         dataset: a `vtfast.information.Dataset`.
-        plans: presets, `Plan`s and lists of `Prune`; in a mapping, under names of your own.
+        plans: presets, `Plan`s, lists of `Prune` and plan files ("plan.json"); in a mapping, under
+            names of your own.
         keep: of the presets; several make a row each. Default: each preset's own.
         horizon: of the presets that have one, and of "vtw" without a keep; see `vtfast.patch`.
         seed, positions, path, impl: as in `vtfast.patch`.
@@ -114,8 +118,9 @@ def evaluate(
     longest = 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
     most = longest if max_new_tokens is None else max_new_tokens
     settings = {
-        "plans": {name: [repr(stage) for stage in plan.stages] for name, plan in resolved.items()},
+        "plans": {name: _written(plan, seed) for name, plan in resolved.items()},
         **how,
+        "seed": seed or 0,
         "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
         "max_new_tokens": most,
         "batch": batch,
@@ -157,7 +162,7 @@ def resolve(
     named: list[tuple[str | None, Any]]
     if isinstance(plans, Mapping):
         named = list(plans.items())
-    elif isinstance(plans, str | Plan):
+    elif isinstance(plans, str | PathLike | Plan):
         named = [(None, plans)]
     elif not isinstance(plans, Sequence):
         raise InputError(
@@ -170,9 +175,11 @@ def resolve(
     budgets: list[Any] = list(keep) if several else [keep]  # type: ignore[arg-type]
     if not named or not budgets:
         raise InputError("there is nothing to compare; pass at least one plan and one keep")
+    presets = [isinstance(asked, str) and not is_plan_file(asked) for _, asked in named]
+    if not any(presets) and (keep is not None or horizon is not None):
+        raise InputError("keep and horizon go with presets, and no plan is one; leave them out")
     found: dict[str, Plan] = {}
-    for own, asked in named:
-        preset = isinstance(asked, str)
+    for (own, asked), preset in zip(named, presets, strict=True):
         for share in budgets if preset else [None]:
             given: dict[str, Any] = {} if share is None else {"keep": share}
             if preset and horizon is not None and _takes_horizon(asked, share):
@@ -190,12 +197,19 @@ def resolve(
     return found
 
 
+def _written(plan: Plan, seed: int | None) -> list[str]:
+    """The stages of a plan as a log tells them, and its own seed where that counts."""
+    own = [f"seed {plan.seed}"] if plan.seed and seed is None else []
+    return [*map(repr, plan.stages), *own]
+
+
 def _takes_horizon(preset: str, keep: float | None) -> bool:
     return needs_horizon(preset) or (preset == "vtw" and keep is None)
 
 
 def named_plan(name: str) -> str | Plan:
-    """The plan of a command-line name: a preset, or a released setting `paper:NAME:TOKENS`."""
+    """The plan of a command-line name: a preset, a plan file, or a released setting
+    `paper:NAME:TOKENS`."""
     kind, _, setting = name.partition(":")
     if kind != "paper":
         return name

@@ -11,14 +11,16 @@ from vtfast.distributed import this_process
 from vtfast.evaluation.compare import named_plan
 from vtfast.evaluation.lmms import MODELS
 from vtfast.patching import patch
+from vtfast.plan import Plan
+from vtfast.plan_file import is_plan_file
 from vtfast.presets import check_name
 
 
 class _Pruned:
     """A mixin that patches the model with the arguments in `--model_args`; others go to lmms-eval.
 
-    plan: a preset, or a released setting such as paper:divprune+random:192. keep, horizon, seed,
-    positions: as in `vtfast.patch`.
+    plan: a preset, a plan file (`plan.json`), or a released setting such as
+    paper:divprune+random:192. keep, horizon, seed, positions: as in `vtfast.patch`.
     """
 
     def __init__(
@@ -27,17 +29,18 @@ class _Pruned:
         plan: str = "divprune+random",
         keep: float | None = None,
         horizon: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         positions: str = "keep",
         **kwargs: Any,
     ) -> None:
-        asked = named_plan(plan)
+        asked = Plan.load(plan) if is_plan_file(plan) else named_plan(plan)
         if isinstance(asked, str):
             check_name(asked)  # before the weights are read
         super().__init__(*args, **kwargs)
         given = {"keep": None if keep is None else float(keep), "horizon": horizon}
         given = {name: value for name, value in given.items() if value is not None}
-        how: dict[str, Any] = {"seed": int(seed), "positions": positions, **given}
+        how: dict[str, Any] = {"positions": positions, **given}
+        how["seed"] = None if seed is None else int(seed)
         self.vtfast = patch(self.model, asked, **how)  # type: ignore[attr-defined]
 
 

@@ -108,7 +108,7 @@ class Selector:
                 keep=keep,
                 parts=tuple(s.parts for s in segments),
                 sequences=around,
-                seed=self._config.seed,
+                seed=self._config.picks_seed,
                 options=stage.prune.options,
                 impl=self._config.impl,
                 _image_hash=partial(self._image_hash, segments, images, apart, device),
