@@ -79,7 +79,10 @@ HARMLESS = {
         "scores += tl.sum(tl.exp2(logits - base[:, None]) / l_i[:, None], axis=0) #1",
     ],
     "the search before it ends in barriers; this one does not rely on how that is compiled": [
-        f"{BOTH}_greedy_kernel, once, bar.sync: tl.debug_barrier() #1",
+        f"{BOTH}_greedy_kernel, once, bar.sync: tl.debug_barrier()  "
+        "# the marks are read back in the layout that `store_picks` needs #1",
+        f"{BOTH}_determinant_kernel, in a loop, bar.sync: tl.debug_barrier()  "
+        "# the picked row's numbers were stored by another thread #1",
     ],
     # Not shown: the same code on the first words of rows is tried.
     "reached only where the words of two rows tie, once in billions of draws": [
@@ -113,7 +116,7 @@ class Noted:
 
 def longer_calls(dtype: torch.dtype) -> None:
     """What `op_calls` is too short for: every loop runs several times, in both attention tiles."""
-    from vtfast.ops import Ragged, diversity_select, ragged_attention, ragged_decode
+    from vtfast.ops import Ragged, diversity_select, dpp_select, ragged_attention, ragged_decode
 
     sizes = (4, 2, [101, 64], [338, 101]), (28, 4, [330, 270], [367, 411])
     for heads, key_heads, queries, keys in sizes:
@@ -124,6 +127,9 @@ def longer_calls(dtype: torch.dtype) -> None:
             ragged_attention(*given, of_q, of_k, k_index=index, impl="triton")
     segments = Ragged.from_lengths([70, 90], "cpu")
     diversity_select(torch.randn(160, 300).to(dtype), segments, [9, 30], impl="triton")
+    of = Ragged.from_lengths([90, 500], "cpu")
+    x = torch.randn(of.total, 60).to(dtype)  # of rank 60: after as many picks no row has a gain
+    dpp_select(x, torch.rand(of.total), of, [40, 120], impl="triton")
     q, k = torch.randn(1, 4, 64).to(dtype), torch.randn(2500, 2, 64).to(dtype)
     ragged_decode(q, k, k, [2500], impl="triton")
 
