@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vtfast.models import supported
     from vtfast.patching import Handle, is_patched, patch, unpatch
     from vtfast.plan import Plan, Prune
+    from vtfast.tuning import tune
 
 __version__ = "0.2.0"
 
@@ -42,6 +43,7 @@ _HOME = {
     "Prune": "vtfast.plan",
     "register_method": "vtfast.methods",
     "evaluate": "vtfast.evaluation",
+    "tune": "vtfast.tuning",
     "VTFastError": "vtfast.errors",
     "PlanError": "vtfast.errors",
     "AlreadyPatchedError": "vtfast.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "register_method",
     "supported",
     "toy",
+    "tune",
     "unpatch",
 ]
 

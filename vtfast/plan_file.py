@@ -68,7 +68,7 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> None:
     """Write the fields of a plan as a file, whole or not at all. Raises PlanError."""
     written: dict[str, Any] = {"vtfast_plan": VERSION, "name": plan["name"]}
     written |= {name: plan[name] for name in ("seed", *_LABELS) if plan[name] is not None}
-    written["stages"] = [_stage_record(stage) for stage in plan["stages"]]
+    written["stages"] = [stage_record(stage) for stage in plan["stages"]]
     if plan["measured"] is not None:
         written["measured"] = asdict(plan["measured"])
     target = Path(path)
@@ -112,7 +112,7 @@ def _fields(found: Any) -> dict[str, Any]:
             raise PlanError(f"{name}={value!r}: expected {kind.__name__}")
     return {
         "name": found.get("name", "custom"),
-        "stages": [_stage_of(stage) for stage in stages],
+        "stages": [stage_of(stage) for stage in stages],
         "seed": found.get("seed"),
         "measured": None if measured is None else _measured_of(measured),
         **{name: found.get(name) for name in _LABELS},
@@ -129,7 +129,8 @@ def check_seed(seed: object) -> int | None:
     return int(seed)  # type: ignore[call-overload]
 
 
-def _stage_record(stage: Prune) -> dict[str, Any]:
+def stage_record(stage: Prune) -> dict[str, Any]:
+    """A stage as a file holds it. Raises PlanError for options that JSON cannot hold."""
     for name, value in stage.chosen.items():
         if not isinstance(value, bool | int | float | str | None):
             raise PlanError(
@@ -144,7 +145,8 @@ def _stage_record(stage: Prune) -> dict[str, Any]:
     }
 
 
-def _stage_of(record: Any) -> Prune:
+def stage_of(record: Any) -> Prune:
+    """The stage that `stage_record` wrote. Raises PlanError for anything else."""
     known = {"layer", "method", "keep", "options"}
     if not isinstance(record, dict) or not known - {"options"} <= record.keys() <= known:
         raise PlanError(f"stage {record!r}: expected layer, method, keep and options")

@@ -1,9 +1,9 @@
 """Who may import what: the layers of the repository and the check that reads a file's imports.
 
     bench -> vtfast
-    vtfast.cli -> evaluation -> information -> inputs -> patching -> models -> runtime -> methods
-               -> kernels -> torch, triton
-    vtfast.toy -> information
+    vtfast.cli -> tuning -> evaluation -> information -> inputs -> patching -> models -> runtime
+               -> methods -> kernels -> torch, triton
+    vtfast.toy -> tuning
 
 A new module needs a place in `LAYERS`; that is the moment to think about where it belongs.
 """
@@ -27,6 +27,7 @@ LAYERS = {
     "inputs": ("vtfast.inputs", "vtfast.distributed"),
     "information": ("vtfast.information",),
     "evaluation": ("vtfast.evaluation",),
+    "tuning": ("vtfast.tuning",),
     "toy": ("vtfast.toy",),
     "cli": ("vtfast.cli", "vtfast.__main__"),
     "front": ("vtfast",),
@@ -56,8 +57,9 @@ ARROWS = {
     "inputs": _INPUTS,
     "information": _INFORMATION,
     "evaluation": _INFORMATION | {"information"},
-    "toy": _INFORMATION | {"information"},
-    "cli": _INFORMATION | {"information", "evaluation", "toy"},
+    "tuning": _INFORMATION | {"information", "evaluation"},
+    "toy": _INFORMATION | {"information", "evaluation", "tuning"},
+    "cli": _INFORMATION | {"information", "evaluation", "tuning", "toy"},
     "front": _EVERYTHING,  # lazily: that importing vtfast is light has its own test
     "oracles": set(),
     "tests": _EVERYTHING | {"oracles", "bench"},
@@ -88,7 +90,7 @@ GENERIC_TRANSFORMERS = (
     "transformers.modeling_outputs",
     "transformers.modeling_utils",
 )
-GENERIC_ONLY = {"runtime", "patching", "information", "evaluation"}
+GENERIC_ONLY = {"runtime", "patching", "information", "evaluation", "tuning"}
 # Where model classes are at home: the families, and what builds models of its own to show or time.
 ANY_TRANSFORMERS = {"models", "processors", "inputs", "toy", "cli", "tests", "bench"}
 

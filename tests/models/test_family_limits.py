@@ -6,7 +6,7 @@ from tiny_models import FAMILIES
 import vtfast
 from vtfast import Prune
 from vtfast.errors import UnsupportedModelError
-from vtfast.evaluation.compare import cache_bytes
+from vtfast.evaluation.asking import cache_bytes
 from vtfast.flops import multiply_adds
 
 PLAN = [Prune(0, "random", 0.5)]

@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:  # here and not in main(): the decorators
 from typer.core import TyperGroup
 
 import vtfast
-from vtfast.cli import demo, doctor, evaluate, horizon, run, score, sweep
+from vtfast.cli import demo, doctor, evaluate, horizon, run, score, sweep, tune
 from vtfast.errors import VTFastError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only its child
@@ -83,6 +83,7 @@ app.command()(score.score)
 app.command()(horizon.horizon)
 app.command()(sweep.sweep)
 app.command()(evaluate.evaluate)
+app.command()(tune.tune)
 app.command()(doctor.doctor)
 
 

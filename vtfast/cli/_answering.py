@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import TextStreamer
 
 from vtfast.cli._terminal import working
-from vtfast.evaluation.compare import cache_bytes
+from vtfast.evaluation.asking import cache_bytes
 from vtfast.inputs.prompts import Prompt
 from vtfast.runtime.names import returned_cache
 

@@ -57,25 +57,35 @@ def _check_folder(folder: Path | None) -> Path | None:
     return folder
 
 
-def _check_out(out: Path | None) -> Path | None:
-    """Refuse now what would fail after the work is done."""
-    if out is None:
-        return None
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: the picture is a PNG; pass a name that ends in .png")
+def _picture(option: str) -> Any:
+    """An option for a PNG file, which refuses at once what would fail after the work is done."""
+
+    def check(out: Path | None) -> Path | None:
+        if out is None:
+            return None
+        if out.suffix.lower() != ".png":
+            raise InputError(f"{option} {out}: the picture is a PNG; pass a name that ends in .png")
+        check_writable(option, out)
+        if find_spec("matplotlib") is None:
+            raise InputError("the picture needs matplotlib; pip install 'vtfast[plot]'")
+        return out
+
+    help = "Draw the result, with its JSON beside it."
+    return typer.Option(option, metavar="FILE.png", callback=check, help=help)
+
+
+def check_writable(option: str, out: Path) -> None:
+    """Refuse a file that cannot be written."""
     with writing(out):
         if not out.parent.is_dir():
-            raise InputError(f"--out {out}: there is no folder {out.parent}; create it first")
+            raise InputError(f"{option} {out}: there is no folder {out.parent}; create it first")
         if out.is_dir():
-            raise InputError(f"--out {out} is a folder; pass the name of a file")
+            raise InputError(f"{option} {out} is a folder; pass the name of a file")
         if not out.exists():
             out.touch()
             out.resolve().unlink()
         elif out.is_file():
             out.open("ab").close()
-    if find_spec("matplotlib") is None:
-        raise InputError("the picture needs matplotlib; pip install 'vtfast[plot]'")
-    return out
 
 
 # The model
@@ -196,6 +206,31 @@ SkipBad = Annotated[
     ),
 ]
 
+# Answers
+
+Match = Annotated[
+    str,
+    one_of(
+        "--match",
+        "When an answer is right. exact: it equals the true answer but for case and "
+        "punctuation; begins: it begins with the true answer.",
+        *("exact", "begins"),
+    ),
+]
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="INT", help="Default: one more than the longest true answer has."),
+]
+Batch = Annotated[int, typer.Option(min=1, metavar="INT", help="Questions asked together.")]
+Positions = Annotated[
+    str,
+    one_of(
+        "--positions",
+        "keep the original positions, or renumber as the papers' code does.",
+        *("keep", "renumber"),
+    ),
+]
+
 # Measuring
 
 Layers = Annotated[
@@ -230,12 +265,8 @@ Log = Annotated[
         "the data file was mended, extended, cut or reordered since.",
     ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.png", callback=_check_out, help="Draw the result, with its JSON beside it."
-    ),
-]
+Out = Annotated[Path | None, _picture("--out")]
+Picture = Annotated[Path | None, _picture("--picture")]
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="One JSON object on stdout instead of tables.")
 ]
@@ -283,9 +314,9 @@ def source_of_questions(
     raise InputError("pass exactly one of --task and --data")
 
 
-def check_not_read(out: Path | None, read: Iterable[Path | None]) -> None:
+def check_not_read(out: Path | None, read: Iterable[Path | None], option: str = "--out") -> None:
     """Refuse an --out if its picture, or the JSON beside it, would overwrite a file of `read`."""
     taken = {path.resolve() for path in read if path is not None}
     for target in () if out is None else (out, out.with_suffix(".json")):
         if target.resolve() in taken:
-            raise InputError(f"--out {out} would write over {target}; pass another name")
+            raise InputError(f"{option} {out} would write over {target}; pass another name")

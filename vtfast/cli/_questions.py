@@ -84,15 +84,21 @@ def report_skipped(skipped: Sequence[Skipped], stderr: Console) -> None:
 
 @contextmanager
 def measured(
-    checkpoint: Checkpoint, asked: Dataset, device: str, dtype: str, stderr: Console
+    checkpoint: Checkpoint,
+    asked: Dataset,
+    device: str,
+    dtype: str,
+    stderr: Console,
+    steps: int | None = None,
 ) -> Iterator[tuple[Any, Callable[[], object]]]:
-    """The loaded model, and what to call after each question: it advances a progress bar."""
-    bar = working(stderr, asked.task, len(asked))
+    """The loaded model, and what to call after each step, of as many as there are questions unless
+    told: it advances a progress bar."""
+    bar = working(stderr, asked.task, len(asked) if steps is None else steps)
     with loaded(checkpoint, device, dtype, stderr) as model, bar as tick:
         yield model, tick
 
 
-def protect(asked: Dataset, out: Path | None, *read: Path | None) -> None:
+def protect(asked: Dataset, out: Path | None, *read: Path | None, option: str = "--out") -> None:
     """Refuse an --out that would overwrite a picture asked about, or a file of `read`."""
     pictures = (image for example in asked.examples for image in example.images)
-    check_not_read(out, [*read, *(image for image in pictures if isinstance(image, Path))])
+    check_not_read(out, [*read, *(image for image in pictures if isinstance(image, Path))], option)

@@ -51,30 +51,10 @@ def evaluate(
     skip_bad: options.SkipBad = False,
     scene_seed: options.SceneSeed = 0,
     seed: options.Seed = None,
-    match: Annotated[
-        str,
-        options.one_of(
-            "--match",
-            "When an answer is right. exact: it equals the true answer but for case and "
-            "punctuation; begins: it begins with the true answer.",
-            *("exact", "begins"),
-        ),
-    ] = "exact",
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="INT", help="Default: one more than the longest true answer has."
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="INT", help="Questions asked together.")] = 8,
-    positions: Annotated[
-        str,
-        options.one_of(
-            "--positions",
-            "keep the original positions, or renumber as the papers' code does.",
-            *("keep", "renumber"),
-        ),
-    ] = "keep",
+    match: options.Match = "exact",
+    max_new_tokens: options.AnswerTokens = None,
+    batch: options.Batch = 8,
+    positions: options.Positions = "keep",
     path: options.Layout = "auto",
     log: options.Log = None,
     out: options.Out = None,

@@ -6,19 +6,18 @@ and a run that was stopped continues from there.
 """
 
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from vtfast.distributed import Shards
 from vtfast.errors import InputError, StateError
+from vtfast.evaluation.asking import answers
 from vtfast.evaluation.results import Comparison, tabulate
-from vtfast.flops import multiply_adds
 from vtfast.information.bad_samples import finished
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
@@ -28,7 +27,6 @@ from vtfast.plan import Plan
 from vtfast.plan_file import is_plan_file
 from vtfast.presets import needs_horizon
 from vtfast.prune import Prune
-from vtfast.runtime.names import returned_cache
 
 UNPRUNED = "unpruned"
 Asked = str | PathLike[str] | Plan | Sequence[Prune]
@@ -97,26 +95,10 @@ def evaluate(
         >>> found = vtfast.evaluate(model, dataset, ["divprune+random", "random"], keep=0.5)
         >>> found.of("random 0.5").accuracy
     """
-    if not hasattr(model, "generate"):  # a wrapper for training, such as DDP
-        model = inner_model(model)
-    if is_patched(model):
-        raise StateError("the model is patched; call vtfast.unpatch(model) before comparing plans")
-    if model.training:
-        raise StateError("the model is in training mode; call model.eval() first")
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"the dataset is a {type(dataset).__name__}; pass a vtfast.information.Dataset"
-        )
-    for name, value in (("batch", batch), ("max_new_tokens", max_new_tokens)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name}={value!r}: expected an int >= 1")
-    if not callable(match) and (not isinstance(match, str) or match not in MATCHES):
-        raise InputError(f"match={match!r}: pass {' or '.join(map(repr, MATCHES))}, or a function")
+    model = checked(model, dataset, match, batch=batch, max_new_tokens=max_new_tokens)
     how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
     resolved = resolve(model, plans, keep, horizon, how)
-    tokenizer = dataset.processor.tokenizer
-    longest = 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
-    most = longest if max_new_tokens is None else max_new_tokens
+    most = longest_answer(dataset) if max_new_tokens is None else max_new_tokens
     settings = {
         "plans": {name: _written(plan, seed) for name, plan in resolved.items()},
         **how,
@@ -149,6 +131,33 @@ def evaluate(
         settings=settings,
         skipped=left_out,
     )
+
+
+def checked(model: Any, dataset: Any, match: Any, **counts: int | None) -> Any:
+    """The model that can be asked: the given one, or the one in a wrapper for training, such as
+    DDP. Raises StateError and InputError, also for counts that are no int >= 1 (or None)."""
+    if not hasattr(model, "generate"):
+        model = inner_model(model)
+    if is_patched(model):
+        raise StateError("the model is patched; call vtfast.unpatch(model) first")
+    if model.training:
+        raise StateError("the model is in training mode; call model.eval() first")
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"the dataset is a {type(dataset).__name__}; pass a vtfast.information.Dataset"
+        )
+    for name, value in counts.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"{name}={value!r}: expected an int >= 1")
+    if not callable(match) and (not isinstance(match, str) or match not in MATCHES):
+        raise InputError(f"match={match!r}: pass {' or '.join(map(repr, MATCHES))}, or a function")
+    return model
+
+
+def longest_answer(dataset: Dataset) -> int:
+    """One token more than the longest true answer has."""
+    tokenizer = dataset.processor.tokenizer
+    return 1 + max(len(answer_ids(tokenizer, e.answer)) for e in dataset.examples)
 
 
 def resolve(
@@ -231,9 +240,10 @@ class _Asker:
         match: Any,
         max_new_tokens: int,
     ) -> None:
-        self._model, self._dataset, self._how, self._match = model, dataset, how, match
+        self._model, self._dataset, self._match = model, dataset, match
+        self._ask = partial(answers, model, dataset.processor, how, max_new_tokens)
         self._plans: dict[str, Plan | None] = {UNPRUNED: None, **plans}
-        self._max_new_tokens, self._warm, self._backwards = max_new_tokens, False, False
+        self._warm, self._backwards = False, False
 
     @torch.no_grad()
     def __call__(self, block: list[int]) -> list[dict[str, Any]]:
@@ -241,11 +251,11 @@ class _Asker:
         inputs = self._dataset.batch(block, self._model.device).inputs
         if not self._warm:  # kernels compile and buffers are allocated
             for plan in self._plans.values():
-                self._run(inputs, plan)
+                self._ask(inputs, plan)
             self._warm = True
         order = list(self._plans.items())[:: -1 if self._backwards else 1]
         self._backwards = not self._backwards
-        runs = {name: self._run(inputs, plan) for name, plan in order}
+        runs = {name: self._ask(inputs, plan) for name, plan in order}
         records = []
         for row, question in enumerate(block):
             answer = self._dataset.examples[question].answer
@@ -256,58 +266,6 @@ class _Asker:
             records.append({"together": len(block), "runs": ordered})
         return records
 
-    def _run(self, inputs: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:
-        """Answer every question of a batch under one plan; what was said and what it cost."""
-        model = self._model
-        with nullcontext() if plan is None else patch(model, plan, **self._how) as handle:
-            self._wait()
-            start = perf_counter()
-            out = model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=self._max_new_tokens,
-                return_dict_in_generate=True,
-            )
-            self._wait()
-            seconds = perf_counter() - start
-            report = None if handle is None else handle.report
-        said = self._dataset.processor.batch_decode(
-            out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        layers = returned_cache(out).layers
-        kv_bytes = cache_bytes(layers)
-        visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        runs = []
-        for row, (length, n) in enumerate(zip(lengths, visual, strict=True)):
-            tokens = (n,) * len(layers) if report is None else report.tokens[row]
-            runs.append(
-                {
-                    "said": said[row],
-                    "tokens": sum(tokens) / len(layers),
-                    "flops": multiply_adds(model.config, [length - n + t for t in tokens]),
-                    "seconds": seconds,
-                    "kv_bytes": kv_bytes / len(lengths),
-                }
-            )
-        return runs
-
-    def _wait(self) -> None:
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(string.punctuation + " ")
-
-
-def cache_bytes(layers: Iterable[Any]) -> int:
-    """Bytes that the layers of a cache hold: keys and values, or the states of recurrent layers."""
-    held: list[Any] = []
-    for layer in layers:
-        if hasattr(layer, "keys"):
-            held += [layer.keys, layer.values]
-        else:
-            held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
-    return sum(t.nbytes for t in held if t is not None)

@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 @contextmanager
 def steps(
-    progress: bool | Callable[[], object], what: str, total: int, unit: str
+    progress: bool | Callable[[], object], what: str, total: int | None, unit: str
 ) -> Iterator[Callable[[], object]]:
-    """Yield what to call after each of `total` steps: a bar's update, or `progress` itself."""
+    """Yield what to call after each step, of `total` ones if their number is known: a bar's update,
+    or `progress` itself."""
     if callable(progress):
         yield progress
         return

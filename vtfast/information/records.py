@@ -42,9 +42,10 @@ class Records:
         data: the samples.
         before: settings that a log of vtfast 0.1 has instead.
         process: number of this one of several processes.
+        adds: whether records of one sample are parts that add up; else the last one counts.
 
     Attributes:
-        done: sample → its record. The last record of a sample counts.
+        done: sample → its record.
         skipped: sample → why it cannot be measured.
 
     Raises InputError where a file is the log of another run, or no log.
@@ -58,7 +59,9 @@ class Records:
         *,
         before: Mapping[str, Any] | None = None,
         process: int | None = None,
+        adds: bool = False,
     ) -> None:
+        self._adds = adds
         self.path = None if path is None else Path(path if process is None else f"{path}.{process}")
         self.done: dict[int, Record] = {}
         self.skipped: dict[int, Skipped] = {}
@@ -72,7 +75,9 @@ class Records:
         begun = False
         for file in _files(Path(path), self.path):
             records, kept = self._read(file)
-            self.done |= {numbers[key]: record for key, record in records if key in numbers}
+            for key, record in records:
+                if key in numbers:
+                    self._note(numbers[key], record)
             if file == self.path:
                 begun = bool(kept)
                 self._trim(records, kept)
@@ -83,7 +88,11 @@ class Records:
         """Append finished samples."""
         if self.path is not None:
             self._append([{"sample": self._keys[n], **records[n]} for n in records])
-        self.done.update(records)
+        for n, record in records.items():
+            self._note(n, record)
+
+    def _note(self, sample: int, record: Record) -> None:
+        self.done[sample] = {**self.done.get(sample, {}), **record} if self._adds else record
 
     def fill(
         self,

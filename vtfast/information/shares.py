@@ -5,6 +5,7 @@ interval has no width. Yet a share of about 3/n of all samples may be lost witho
 """
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -14,6 +15,7 @@ _GAINED = 0.01
 _MOST = 10**6  # samples that `samples_to_show` considers
 
 
+@lru_cache(maxsize=2**14)  # a search over plans asks for the same counts again and again
 def upper_share(count: int, n: int, confidence: float) -> float:
     """The largest share of all samples that `count` of n allow (Clopper and Pearson, one-sided)."""
     if count >= n:

@@ -85,7 +85,20 @@ def right_answers(
     log: Path | None = None,
     progress: bool = True,
 ) -> dict[str, int]:
-    """How many answers are right under each plan (None: unpruned), to one data set.
+    """How many answers are right under each plan (None: unpruned), to one data set; see
+    `answered`."""
+    found = answered(model, asked, plans, log, progress)
+    return {name: sum(right) for name, right in found.items()}
+
+
+def answered(
+    model: Any,
+    asked: Dataset,
+    plans: Mapping[str, Sequence[Prune] | None],
+    log: Path | None = None,
+    progress: bool = True,
+) -> dict[str, list[bool]]:
+    """Whether each question of a data set is answered right, under each plan (None: unpruned).
 
     Greedy decoding gives an answer where each of its tokens, the end included, is the best one
     after those before it. So a single forward over prompt and answer tells, in which methods see
@@ -93,7 +106,7 @@ def right_answers(
     also under more or other plans.
     """
     settings = {"measures": "right answers", "model": fingerprint(model)}
-    records, n = Records(log, settings, asked), len(asked)
+    records, n = Records(log, settings, asked, adds=True), len(asked)
 
     def left(numbers: list[int]) -> dict[str, Sequence[Prune] | None]:
         """The plans under which some of these questions have not been asked."""
@@ -101,16 +114,14 @@ def right_answers(
         told = {str(plan): plan for plan in plans.values()}
         return {key: plan for key, plan in told.items() if any(key not in d for d in done)}
 
-    def measure(block: list[int]) -> list[dict[str, Any]]:
-        right = _right(model, asked, left(block), block)
-        known = (records.done.get(number, {}) for number in block)
-        return [{**old, **new} for old, new in zip(known, right, strict=True)]
+    def measure(block: list[int]) -> list[dict[str, bool]]:
+        return _right(model, asked, left(block), block)
 
     blocks = [list(range(first, min(first + _TOGETHER, n))) for first in range(0, n, _TOGETHER)]
     keys = {str(plan) for plan in plans.values()}
     records.fill(blocks, measure, progress, "question", lambda record: keys <= record.keys())
     done, _ = records.finished()
-    return {name: sum(record[str(plan)] for record in done) for name, plan in plans.items()}
+    return {name: [record[str(plan)] for record in done] for name, plan in plans.items()}
 
 
 @torch.no_grad()

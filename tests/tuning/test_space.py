@@ -1,0 +1,54 @@
+"""The plans that `vtfast.tune` looks among, and their costs."""
+
+from itertools import pairwise
+
+import pytest
+from tiny_models import FAMILIES
+
+from vtfast.plan import Plan, Prune
+from vtfast.tuning.space import KEEPS, Costs, space
+
+
+def test_plans_have_one_to_three_stages_before_and_behind_the_horizon():
+    plans = space(12, 7, ("diversity", "topk"))
+    assert {len(plan.stages) for plan in plans} == {1, 2, 3}
+    assert len({plan.stages for plan in plans}) == len(plans) == len({plan.name for plan in plans})
+    assert {plan.stages[0].layer for plan in plans} >= {0, 2, 3, 6, 7, 8}
+    lasts = {(s[-1].layer, s[-1].method) for s in (plan.stages for plan in plans) if len(s) > 1}
+    assert lasts >= {(layer, how) for layer in (6, 7, 8) for how in ("drop", "random")}
+
+
+def test_methods_that_read_scores_begin_where_there_are_some():
+    firsts = {p.stages[0].layer for p in space(12, None, ("topk",))}
+    assert firsts == {2, 3}
+    assert {p.stages[0].layer for p in space(12, None, ("diversity",))} == {0, 3}
+
+
+def test_without_a_horizon_there_is_one_stage():
+    assert {len(plan.stages) for plan in space(12, None, ("random",))} == {1}
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 6, 80])
+@pytest.mark.parametrize("horizon", [None, 1, 3, 79])
+def test_every_plan_fits_the_model(layers, horizon):
+    if horizon is not None and horizon >= layers:
+        return
+    for plan in space(layers, horizon, ("uniform", "topk", "dart")):
+        plan.check(layers)
+
+
+def test_keeps_are_steps_of_a_third_at_most():
+    assert all(0.6 <= after / before < 1 for before, after in pairwise(KEEPS))
+
+
+def test_costs_are_those_of_the_plan_on_questions_of_these_sizes():
+    config = FAMILIES["llava"].build().config
+    plan = Plan((Prune(0, "random", 0.5), Prune(2, "drop", 0)))
+    one = Costs(config, {(64, 10): 3})
+    assert one.flops(plan) == pytest.approx(plan.flops_ratio(config, 64, 10))
+    layers = config.text_config.num_hidden_layers
+    tokens = plan.tokens_per_layer(64, layers)
+    assert one.cache(plan) == pytest.approx((10 * layers + sum(tokens)) / (74 * layers))
+    assert one.tokens(plan) == pytest.approx(plan.average_tokens(64, layers))
+    two = Costs(config, {(64, 10): 1, (16, 40): 1})
+    assert one.flops(plan) < two.flops(plan) < Costs(config, {(16, 40): 9}).flops(plan)

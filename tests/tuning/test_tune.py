@@ -1,0 +1,148 @@
+"""`vtfast.tune` on a bundled model, from end to end: the plan, its file, the log, and refusals."""
+
+import json
+
+import pytest
+from toy_scores import bundled
+
+import vtfast
+from vtfast import InputError, PlanError, Prune, StateError
+from vtfast.information.shares import loss_bounds
+from vtfast.plan import Plan
+from vtfast.toy.evaluate import dataset
+from vtfast.tuning import Tuned
+
+HOW = {"max_loss": 0.05, "methods": ["topk"], "batch": 20, "progress": False}
+ASKED = 128
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bundled("llava-small")[0]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return dataset(bundled("llava-small")[1], "background", ASKED, 5)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("tuning") / "run.jsonl"
+
+
+@pytest.fixture(scope="module")
+def found(model, asked, log):
+    return vtfast.tune(model, asked, log=log, **HOW)
+
+
+def test_the_plan_keeps_its_promise_on_new_questions(model, found):
+    fresh = dataset(bundled("llava-small")[1], "background", 500, 6)
+    row = vtfast.evaluate(model, fresh, found.plan, batch=50, progress=False).rows[1]
+    assert (row.lost - row.gained) / 500 <= 0.05
+    assert row.flops_ratio == pytest.approx(found.finalists[found.chosen].flops, rel=1e-9)
+    assert row.average_tokens == pytest.approx(found.finalists[found.chosen].tokens)
+
+
+def test_what_was_found_follows_from_the_answers_held_out(found):
+    assert found.samples + found.held_out == ASKED
+    for tried in found.finalists:
+        assert tried.samples == found.held_out
+        counts = tried.lost, tried.right, tried.gained, tried.wrong
+        assert tried.bounds(0.95) == loss_bounds(*counts, 0.95)
+    passed = [tried for tried in found.finalists if tried.bounds(0.95)[1] <= 0.05]
+    assert found.finalists[found.chosen].flops == min(tried.flops for tried in passed)
+    assert found.answers < found.plans * ASKED / 4
+
+
+def test_the_plan_says_what_it_was_measured_on_and_goes_through_a_file(model, found, tmp_path):
+    found.plan.save(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan == found.plan
+    about = plan.measured
+    assert (about.model_type, about.num_layers, about.task) == ("llava", 8, "background")
+    assert about.samples == found.held_out
+    assert about.low <= about.loss <= about.high <= 0.05
+    with vtfast.patch(model, tmp_path / "plan.json") as handle:
+        assert handle.plan.stages == found.plan.stages
+
+
+def test_the_result_is_read_back_drawn_and_printed(found, tmp_path):
+    found.draw(tmp_path / "tuned.png")
+    assert Tuned.of_record(json.loads((tmp_path / "tuned.json").read_text())) == found
+    lines = str(found).splitlines()
+    assert lines[0].startswith(found.finalists[found.chosen].name)
+    assert sum(line.startswith("→ ") for line in lines) == 1
+    assert found.finalists[found.chosen] in found.frontier
+
+
+def test_a_log_answers_what_was_asked_before_whatever_is_asked_now(model, asked, found, log):
+    again = vtfast.tune(model, asked, log=log, **HOW)
+    assert again.answers == 0
+    assert (again.plan, again.searched) == (found.plan, found.searched)
+    stricter = vtfast.tune(model, asked, log=log, **{**HOW, "max_loss": 0.047})
+    assert stricter.answers < found.answers / 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(model, asked, found, log, tmp_path):
+    lines = log.read_bytes().splitlines(keepends=True)
+    half = tmp_path / "half.jsonl"
+    half.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:9])
+    again = vtfast.tune(model, asked, log=half, **HOW)
+    assert 0 < again.answers < found.answers
+    assert (again.plan, again.searched) == (found.plan, found.searched)
+
+
+def test_none_within_the_tolerance_is_an_answer_with_the_nearest(model):
+    """Counting takes every cell: nothing that this space has for one method is good enough."""
+    hard = dataset(bundled("llava-small")[1], "count", 60, 5)
+    how = {**HOW, "methods": ["uniform"], "max_loss": 0.12, "horizon": 2}
+    found = vtfast.tune(model, hard, **how)
+    assert found.plan is None
+    assert found.finalists == ()
+    assert found.verdict.startswith("No plan is shown to lose at most 12 %")
+    assert found.nearest.name in str(found)
+
+
+def test_the_objective_says_what_is_cheapest(model, asked, found, log):
+    cache = vtfast.tune(model, asked, log=log, objective="cache", **HOW)
+    costs = [tried.cache for tried in cache.searched]
+    assert costs == sorted(costs)
+    timed = vtfast.tune(model, asked, log=log, objective="time", **HOW)
+    best = timed.finalists[timed.chosen]
+    passed = [t for t in timed.finalists if t.bounds(0.95)[1] <= 0.05]
+    assert best.time == min(t.time for t in passed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"max_loss": 0.01}, InputError, "of 128 questions 64 are held out.*takes 300.*pass 600"),
+        ({"max_loss": 0.0}, InputError, r"max_loss=0.0: expected a number in \(0, 1\)"),
+        ({"confidence": 0.4}, InputError, r"confidence=0.4: expected a number in \(0.5, 1\)"),
+        ({"objective": "speed"}, InputError, "objective='speed': pass one of flops, time, cache"),
+        ({"methods": "topk"}, InputError, "methods='topk': pass a list"),
+        ({"methods": []}, InputError, "pass a list of at least one name"),
+        ({"methods": ["drop"]}, InputError, '"drop" keeps nothing and is always tried'),
+        ({"methods": ["best"]}, PlanError, "method 'best' is unknown"),
+        ({"horizon": 8}, PlanError, "horizon"),
+        ({"match": "close"}, InputError, "match='close'"),
+        ({"batch": 0}, InputError, "batch=0: expected an int >= 1"),
+        ({"positions": "odd"}, InputError, "positions='odd'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(
+    model, asked, changes, error, message, monkeypatch
+):
+    monkeypatch.setattr(type(model), "generate", None)
+    with pytest.raises(error, match=message):
+        vtfast.tune(model, asked, **{**HOW, **changes})
+    assert not vtfast.is_patched(model)
+
+
+def test_a_patched_model_is_refused(model, asked):
+    with (
+        vtfast.patch(model, [Prune(0, "random", 0.5)]),
+        pytest.raises(StateError, match="the model is patched; call"),
+    ):
+        vtfast.tune(model, asked, **HOW)

@@ -1,0 +1,208 @@
+"""`vtfast.tune`: find the cheapest plan that loses little enough on given questions."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vtfast.distributed import Shards
+from vtfast.errors import InputError, PlanError, UnsupportedModelError, VTFastError
+from vtfast.evaluation.compare import MATCHES, Match, checked, longest_answer
+from vtfast.flops import text_config
+from vtfast.information.checks import check_share
+from vtfast.information.horizons import Horizon
+from vtfast.information.progress import steps
+from vtfast.information.shares import loss_bounds, samples_to_rule_out
+from vtfast.inputs.data import Dataset
+from vtfast.patching import patch
+from vtfast.plan import Plan
+from vtfast.plan_file import stage_record
+from vtfast.prune import Prune
+from vtfast.tuning.answers import Answers
+from vtfast.tuning.results import Tried, Tuned
+from vtfast.tuning.search import Counts, horizon_of, search
+from vtfast.tuning.space import OBJECTIVES, Costs, check_methods, space
+
+# What a search begins with; those that a model cannot run are left out.
+METHODS = ("diversity", "scope", "uniform", "random", "topk", "dart")
+_FOR_HORIZON = 64  # questions that the horizon is looked for with
+_ROUNDS = 5  # in which finalists are timed
+
+
+def tune(
+    model: Any,
+    dataset: Dataset,
+    max_loss: float = 0.01,
+    *,
+    confidence: float = 0.95,
+    methods: Sequence[str] | None = None,
+    objective: str = "flops",
+    horizon: int | Horizon | None = None,
+    seed: int = 0,
+    positions: str = "keep",
+    path: str = "auto",
+    impl: str = "auto",
+    match: str | Match = "exact",
+    max_new_tokens: int | None = None,
+    batch: int = 8,
+    log: Path | str | None = None,
+    progress: bool | Callable[[], object] = True,
+) -> Tuned:
+    """Find the cheapest plan that loses at most `max_loss` of the answers to these questions.
+
+    Half of the questions, drawn at random, are for the search and half for the final word:
+    `vtfast.tuning.search` has the rule, and what is guaranteed. What is found holds for questions
+    like these, and only if the final word was asked for once: who tunes again on the same questions
+    until a plan pleases has no confidence left. Decoding is greedy.
+
+    Args:
+        model: an unpatched one in eval mode.
+        dataset: a `vtfast.information.Dataset`; all its questions are used.
+        max_loss: in (0, 1), of the answers, against the unpruned model's: 0.01 is one in a hundred.
+        confidence: in (0.5, 1).
+        methods: of the stages; default: `METHODS`, as far as the model can run them. Dropping all
+            tokens at the horizon is always tried.
+        objective: what "cheapest" means: "flops" (of the prefill), "cache" (tokens that the KV
+            cache holds), or "time" (of `generate`, measured for the finalists alone; the search
+            goes by flops).
+        horizon: a layer, or a measured horizon, around which last stages are tried; default: it is
+            looked for with up to 64 questions.
+        seed: of the split, and of the random stages; the plan keeps it.
+        positions, path, impl: as in `vtfast.patch`.
+        match, max_new_tokens, batch: as in `vtfast.evaluate`.
+        log: a file for answers (JSON lines); a run that finds one asks only for what it lacks, also
+            under another tolerance, confidence, other methods or more questions. Processes started
+            by torchrun or `accelerate launch` share the questions, as in `vtfast.evaluate`.
+        progress: True for a bar after two seconds, or a function to call after every answer.
+
+    Raises InputError and PlanError for what cannot be tuned, before anything runs; so it does where
+    too few questions are held out to rule out `max_loss` even if none were lost.
+
+    Example:
+        >>> found = vtfast.tune(model, dataset, max_loss=0.01)
+        >>> found.plan.save("plan.json")
+    """
+    counts = {"batch": batch, "max_new_tokens": max_new_tokens}
+    model = checked(model, dataset, match, **counts)
+    check_share("max_loss", max_loss, 0.0)
+    check_share("confidence", confidence, 0.5)
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective={objective!r}: pass one of {', '.join(OBJECTIVES)}")
+    _check_number(len(dataset), max_loss, confidence)
+    how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
+    names = _methods(model, methods, how)
+    num_layers, model_type = text_config(model.config).num_hidden_layers, model.config.model_type
+    layer = None
+    if horizon is not None:
+        of = {"num_layers": num_layers, "model_type": model_type}
+        layer = Plan.resolve("divprune+random", horizon=horizon, **of).horizon
+    settings = {
+        **how,
+        "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
+        "max_new_tokens": max_new_tokens,
+    }
+    most = longest_answer(dataset) if max_new_tokens is None else max_new_tokens
+    matches: Any = MATCHES.get(str(match), match)
+    with Shards() as shards, steps(progress, "tuning", None, "answer") as tick:
+        asked = most, batch, settings, log, shards, tick
+        answers = Answers(model, dataset, how, matches, *asked)
+        questions = answers.full(range(len(dataset)))
+        _check_number(len(questions), max_loss, confidence)
+        random.Random(seed).shuffle(questions)
+        half = len(questions) // 2
+        for_search, held_out = questions[:half], questions[half:]
+        if horizon is None:
+            layer = _horizon(answers, num_layers, for_search[:_FOR_HORIZON], max_loss)
+        costs = Costs(model.config, Counter(answers.sizes(questions)))
+        cost = costs.cache if objective == "cache" else costs.flops
+        plans = [p for p in space(num_layers, layer, names) if _why_not(model, p, how) is None]
+        plans.sort(key=lambda plan: (cost(plan), plan.name))
+
+        def ask(number: int, some: Sequence[int]) -> Counts:
+            return answers.counts(plans[number], some)
+
+        found = search(len(plans), ask, for_search, held_out, max_loss, confidence)
+        tested = [plans[number] for number in found.tested]
+        times = _times(answers, tested, held_out)
+
+    def tried(number: int, counts: Counts, time: float | None = None) -> Tried:
+        plan = plans[number]
+        costing = costs.flops(plan), costs.cache(plan), time, costs.tokens(plan)
+        return Tried(plan.name, tuple(map(stage_record, plan.stages)), *costing, *counts)
+
+    finalists = [tried(*one, time) for one, time in zip(found.tested.items(), times, strict=True)]
+    by_time = objective == "time"
+    passed = range(len(found.passed))
+    best = min(passed, key=lambda i: (times[i] if by_time else 0, found.passed[i]), default=None)
+    others = found.tried.keys() - found.tested.keys()
+    return Tuned(
+        chosen=best,
+        finalists=tuple(finalists),
+        searched=tuple(tried(number, found.tried[number]) for number in sorted(others)),
+        task=dataset.task,
+        model_type=model_type,
+        num_layers=num_layers,
+        max_loss=max_loss,
+        confidence=confidence,
+        objective=objective,
+        seed=seed,
+        horizon=layer,
+        samples=len(for_search),
+        held_out=len(held_out),
+        plans=len(plans),
+        answers=answers.asked,
+        skipped=answers.skipped,
+    )
+
+
+def _check_number(questions: int, max_loss: float, confidence: float) -> None:
+    """Refuse so few questions that no plan could pass."""
+    needed, held_out = samples_to_rule_out(max_loss, confidence), questions - questions // 2
+    if held_out < needed:
+        least = loss_bounds(0, max(1, held_out), 0, 0, confidence)[1]
+        raise InputError(
+            f"of {questions} questions {held_out} are held out, and to show with confidence "
+            f"{confidence:g} that a plan loses at most {max_loss:g} takes {needed}, none of them "
+            f"lost; pass {2 * needed} questions or more, or a tolerance above {least:.3g}"
+        )
+
+
+def _methods(model: Any, methods: Sequence[str] | None, how: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods to try: those given, each of which the model has to take, or the default ones
+    that it takes."""
+    names, good = check_methods(METHODS if methods is None else methods), []
+    num_layers = text_config(model.config).num_hidden_layers
+    for name in names:
+        whys = [_why_not(model, plan, how) for plan in space(num_layers, None, [name])]
+        if None in whys:
+            good.append(name)
+        elif methods is not None and whys[0] is not None:
+            raise whys[0]
+    return tuple(good)
+
+
+def _why_not(model: Any, plan: Plan, how: Mapping[str, Any]) -> VTFastError | None:
+    """The error with which `patch` refuses a plan; None if it takes it."""
+    try:
+        patch(model, plan, **how).remove()
+    except (PlanError, InputError, UnsupportedModelError) as error:
+        return error
+    return None
+
+
+def _horizon(
+    answers: Answers, num_layers: int, questions: Sequence[int], max_loss: float
+) -> int | None:
+    layers = range(1, num_layers)
+    plans = [Plan((Prune(layer, "drop", 0),)) for layer in layers]
+    return horizon_of(layers, lambda i, some: answers.counts(plans[i], some), questions, max_loss)
+
+
+def _times(answers: Answers, plans: Sequence[Plan], questions: Sequence[int]) -> list[float]:
+    """Time of `generate` under each plan, as a share of the unpruned model's."""
+    if not plans:
+        return []
+    rounds = answers.time([None, *plans], questions, _ROUNDS)
+    return [median(taken[1 + i] / taken[0] for taken in rounds) for i in range(len(plans))]

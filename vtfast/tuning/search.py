@@ -1,0 +1,118 @@
+"""The rule by which `vtfast.tune` finds a plan. It knows questions and answers by number alone.
+
+The questions are split at random into two parts.
+
+1. *Search.* Plans are tried from the cheapest on. A plan is asked 8 questions of the search part,
+   then 16, 32 and so on, and is out as soon as a lower bound of its loss, at 90 %, is above the
+   tolerance. A plan that has been asked all is a finalist if it would pass step 2 with as many
+   losses per question. The search ends with `FINALISTS` of these.
+2. *The final word.* Finalists are asked the questions held out, those with the smallest upper
+   bound of the loss first, up to the first whose bound at the wanted confidence is above the
+   tolerance. The answer is the cheapest of those before it.
+
+However many plans the search has tried, the probability of naming a plan that loses more than the
+tolerance is at most 1 - confidence: none was asked a question of the held-out part before, and
+testing in an order that is fixed beforehand, up to the first failure, needs no correction (fixed
+sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see
+`vtfast.information.shares.loss_bounds`. The search alone guarantees nothing, so peeking and its
+90 % cost no confidence; they decide how good the plan is, not how sure.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vtfast.information.shares import loss_bounds
+
+FINALISTS = 5
+_FIRST = 8  # questions, of a plan's first look
+_SURE_ENOUGH = 0.9  # that a plan is beyond the tolerance, for the search
+
+Counts = tuple[int, int, int, int]  # of answers: lost, right, gained, wrong; see `loss_bounds`
+Ask = Callable[[int, Sequence[int]], Counts]  # a plan's number, questions → its answers to them
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, plans by number, cheapest first.
+
+    Attributes:
+        tried: plan → its answers to the questions that it was asked in the search.
+        tested: plan → its answers to the questions held out, in the order they were tested.
+        passed: those of them that passed: all, or all but the last.
+    """
+
+    tried: dict[int, Counts]
+    tested: dict[int, Counts]
+    passed: list[int]
+
+
+def search(
+    plans: int,
+    ask: Ask,
+    questions: Sequence[int],
+    held_out: Sequence[int],
+    max_loss: float,
+    confidence: float,
+    exhaustive: bool = False,
+) -> Found:
+    """Find the cheapest of so many plans, numbered from the cheapest on, that loses little enough.
+
+    ask: is called with questions of one part, those asked before included. exhaustive: ask every
+    plan every question of the search, to compare with.
+    """
+
+    def passes(counts: Counts) -> bool:
+        return loss_bounds(*counts, confidence)[1] <= max_loss
+
+    tried: dict[int, Counts] = {}
+    good: list[int] = []
+    for plan in range(plans):
+        for size in [len(questions)] if exhaustive else _sizes(len(questions)):
+            tried[plan] = counts = ask(plan, questions[:size])
+            if not exhaustive and loss_bounds(*counts, _SURE_ENOUGH)[0] > max_loss:
+                break
+        else:
+            if passes(_scaled(counts, len(held_out) / len(questions))):
+                good.append(plan)
+                if len(good) == FINALISTS:
+                    break
+    # Of equally safe plans the more expensive first, as it is more likely to pass.
+    order = sorted(good, key=lambda plan: (loss_bounds(*tried[plan], confidence)[1], -plan))
+    found = Found(tried, {}, [])
+    for plan in order:
+        found.tested[plan] = ask(plan, held_out)
+        if not passes(found.tested[plan]):
+            break
+        found.passed.append(plan)
+    return found
+
+
+def horizon_of(
+    layers: Sequence[int], ask: Ask, questions: Sequence[int], max_loss: float
+) -> int | None:
+    """The first of these layers at which dropping all visual tokens is not shown to lose more than
+    the tolerance, by bisection, as a loss shrinks with depth; None if there is none.
+
+    ask: takes the number of a layer.
+    """
+    low, high = 0, len(layers)
+    while low < high:
+        middle = (low + high) // 2
+        if loss_bounds(*ask(middle, questions), _SURE_ENOUGH)[0] > max_loss:
+            low = middle + 1
+        else:
+            high = middle
+    return layers[low] if low < len(layers) else None
+
+
+def _sizes(total: int) -> list[int]:
+    """8, 16, 32, … and all."""
+    doublings = max(0, math.ceil(math.log2(total / _FIRST)))
+    return [*(_FIRST * 2**i for i in range(doublings)), total]
+
+
+def _scaled(counts: Counts, factor: float) -> Counts:
+    """Answers as they would be to more or fewer questions."""
+    lost, right, gained, wrong = (round(count * factor) for count in counts)
+    return min(lost, right), right, min(gained, wrong), wrong

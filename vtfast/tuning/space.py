@@ -1,0 +1,124 @@
+"""The plans among which `vtfast.tune` looks: one to three stages, and what each would cost."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from vtfast.errors import InputError
+from vtfast.flops import multiply_adds, text_config
+from vtfast.methods.registry import method
+from vtfast.plan import Plan
+from vtfast.prune import Prune
+
+# Shares of a picture's tokens that the first stage keeps: about three quarters of the one before.
+KEEPS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
+OBJECTIVES = ("flops", "time", "cache")
+_FEWER = 0.125  # what a random stage at the horizon keeps of that: the proportion of the papers
+
+
+def space(
+    num_layers: int,
+    horizon: int | None,
+    methods: Sequence[str],
+    keeps: Sequence[float] = KEEPS,
+) -> list[Plan]:
+    """All plans of these methods for a model of so many layers.
+
+    - One stage, at layer 0 and at a quarter of the layers; at layer 2 in place of 0 for methods
+      that read the attention scores of the language model.
+    - The same, and at the horizon, or a sixteenth of the layers before or after it, either nothing
+      stays or an eighth at random.
+    - Three stages: half of what the first one kept stays at a quarter of the layers (at random, or
+      by the same method), and nothing from the horizon on.
+
+    horizon: from which layer on nothing is needed; None: there is none, and no second stage.
+    """
+    middle = min(max(1, num_layers // 4), num_layers - 1)
+    found: dict[tuple[Prune, ...], None] = {}
+    for name, keep in product(methods, keeps):
+        first = min(2, num_layers - 1) if "scores" in method(name).needs else 0
+        for layer in dict.fromkeys((first, max(first, middle))):
+            stage = Prune(layer, name, keep)
+            found[(stage,)] = None
+            for end in _ends(horizon, num_layers, layer):
+                found[stage, Prune(end, "drop", 0)] = None
+                found[stage, Prune(end, "random", keep * _FEWER)] = None
+            if horizon is not None and layer < middle < horizon:
+                for second in dict.fromkeys(("random", name)):
+                    between = Prune(middle, second, keep / 2)
+                    found[stage, between, Prune(horizon, "drop", 0)] = None
+    for end in _ends(horizon, num_layers, 0):
+        found[(Prune(end, "drop", 0),)] = None
+    return [Plan(stages, _name(stages)) for stages in found]
+
+
+def _ends(horizon: int | None, num_layers: int, after: int) -> Iterator[int]:
+    if horizon is not None:
+        step = max(1, num_layers // 16)
+        for layer in (horizon - step, horizon, horizon + step):
+            if after < layer < num_layers:
+                yield layer
+
+
+def _name(stages: Sequence[Prune]) -> str:
+    """A plan in a line: `diversity 0.5, random 0.0625 at 8`."""
+    parts = []
+    for stage in stages:
+        at = f" at {stage.layer}" if stage.layer else ""
+        parts.append(
+            (stage.method if stage.method == "drop" else f"{stage.method} {stage.keep:g}") + at
+        )
+    return ", ".join(parts)
+
+
+def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    """Each name once. Raises InputError and PlanError."""
+    if isinstance(methods, str) or not methods:
+        raise InputError(f"methods={methods!r}: pass a list of at least one name")
+    for name in methods:
+        if method(name).name == "drop":
+            raise InputError('methods: "drop" keeps nothing and is always tried; leave it out')
+    return tuple(dict.fromkeys(methods))
+
+
+class Costs:
+    """What plans cost on some questions, as shares of the unpruned model's; no model is run.
+
+    Args:
+        config: of the model.
+        sizes: visual tokens and other tokens of a question → how many questions are of this size.
+    """
+
+    def __init__(self, config: Any, sizes: Mapping[tuple[int, int], int]) -> None:
+        self._config, self._sizes = config, sizes
+        self._layers = text_config(config).num_hidden_layers
+        self._full = self._summed(None)
+
+    def flops(self, plan: Plan) -> float:
+        """Multiply-adds of the decoder layers in prefill; see `vtfast.flops`."""
+        return float(self._summed(plan)[0] / self._full[0])
+
+    def cache(self, plan: Plan) -> float:
+        """Tokens that the layers' KV cache holds after the prefill."""
+        return float(self._summed(plan)[1] / self._full[1])
+
+    def tokens(self, plan: Plan) -> float:
+        """Visual tokens of a question, averaged over layers and questions."""
+        total = sum(
+            plan.average_tokens(visual, self._layers) * number
+            for (visual, _), number in self._sizes.items()
+        )
+        return total / sum(self._sizes.values())
+
+    def _summed(self, plan: Plan | None) -> np.ndarray:
+        """Multiply-adds and cached tokens of all questions."""
+        total = np.zeros(2)
+        for (visual, text), number in self._sizes.items():
+            kept = [visual] * self._layers
+            if plan is not None:
+                kept = list(plan.tokens_per_layer(visual, self._layers))
+            tokens = [text + n for n in kept]
+            total += number * np.array([multiply_adds(self._config, tokens), sum(tokens)])
+        return total
