@@ -50,6 +50,7 @@ VISION = "tests/models/test_vision_scores.py::test_"
 TOWER = "tests/models/test_watched_tower.py::test_"
 CHOOSING = "tests/methods/test_choosing_methods.py::test_"
 PATCH = "tests/runtime/test_patch_"
+SET, MIDWAY = (f"tests/runtime/test_handle_set{part}.py::test_" for part in ("", "_midway"))
 REFERENCE = "kernels/reference.py"
 SELECT_NUMPY = "kernels/_select_numpy.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
@@ -108,8 +109,8 @@ MUTATIONS = [
     Mutation(
         "The vision tower of every patched model is watched.",
         RUNTIME + "hooks.py",
-        'if "vision_scores" in self.config.needs:',
-        "if True:",
+        'tower = config.needs & {"vision_scores"}',
+        'tower = {"vision_scores"}',
         TOWER + "the_tower_is_watched_only_where_a_plan_needs_it[logits_of]",
     ),
     Mutation(
@@ -129,8 +130,8 @@ MUTATIONS = [
     Mutation(
         "A method that reads words is not told that the end of the prompt is unknown.",
         RUNTIME + "hooks.py",
-        'self.config.needs & {"scores", "text"}',
-        'self.config.needs & {"scores"}',
+        'config.needs & {"scores", "text"}',
+        'config.needs & {"scores"}',
         PATCH
         + "prompt_end.py::test_labels_before_the_picture_say_nothing_of_the_prompt_and_warn_once"
         "[llava-padded-cdpruner]",
@@ -182,8 +183,8 @@ MUTATIONS = [
     Mutation(
         "Where FSDP leaves no parameters inside, a patch looks for one.",
         RUNTIME + "hooks.py",
-        "self._decide(parts.text.get_input_embeddings().weight)",
-        "self._decide(next(parts.text.parameters()))",
+        "self._decide(config, parts.text.get_input_embeddings().weight)",
+        "self._decide(config, next(parts.text.parameters()))",
         PATCH + "wrappers.py::test_fsdp_that_leaves_no_parameters_inside_is_patched[padded]",
     ),
     Mutation(
@@ -722,9 +723,84 @@ MUTATIONS = [
     Mutation(
         "Another plan goes on with a pruned cache.",
         RUNTIME + "validation.py",
-        "same = state.plan == now.plan and state.positions == now.positions",
-        "same = state.positions == now.positions",
+        "same = made.plan == now.plan and made.positions == now.positions",
+        "same = made.positions == now.positions",
         PATCH + "saving.py::test_a_written_cache_remembers_the_plan_that_pruned_it[llava-padded]",
+    ),
+    Mutation(
+        "A cache of another patch goes on by its plan, which this model was never set to.",
+        RUNTIME + "hooks.py",
+        "if config is not None and config.patch == now.patch:",
+        "if config is not None:",
+        SET + "a_cache_of_another_patch_goes_on_by_an_equal_plan_alone[llava-padded]",
+    ),
+    Mutation(
+        "A cache that an equal plan has pruned is not this patch's when another plan is set.",
+        RUNTIME + "validation.py",
+        "    state.config = now\n",
+        "",
+        SET + "a_cache_of_another_patch_goes_on_by_an_equal_plan_alone[llava-padded]",
+    ),
+    Mutation(
+        "A cache whose pictures lost nothing takes the plan that is set later.",
+        RUNTIME + "state.py",
+        "if visual.tokens is not None and self.cache is not None:",
+        "if visual.tokens is not None and self.cache is not None and self.changed:",
+        SET + "later_pictures_of_a_cache_are_pruned_by_its_plan[llava-padded-all]",
+    ),
+    Mutation(
+        "What `generate` encodes for a cache is what the plan set last needs.",
+        RUNTIME + "hooks.py",
+        "_GENERATING.set(self._config_for(state_of(names.given_cache(kwargs))))",
+        "_GENERATING.set(self.config)",
+        SET + "later_pictures_of_a_cache_are_pruned_by_its_plan[llava-padded-tower]",
+    ),
+    Mutation(
+        "The layers of a plan that is set get no hooks.",
+        RUNTIME + "hooks.py",
+        "        self._hook(config)\n        self.config = config",
+        "        self.config = config",
+        SET + "the_next_prefill_is_that_of_a_fresh_patch[llava-padded]",
+    ),
+    Mutation(
+        "A plan is set before it is refused.",
+        RUNTIME + "hooks.py",
+        "        where = self.parts.text.get_input_embeddings().weight, self.parts.head_size\n",
+        "        self.config = config\n"
+        "        where = self.parts.text.get_input_embeddings().weight, self.parts.head_size\n",
+        SET + "what_a_patch_refuses_is_refused_alike_and_nothing_has_changed[kernels]",
+    ),
+    Mutation(
+        "A plan set between encoding and prefill takes pictures that were not made for it.",
+        RUNTIME + "hooks.py",
+        "begun = None if torch.compiler.is_compiling() else _GENERATING.get()",
+        "begun = None",
+        MIDWAY + "a_call_that_has_begun_goes_on_by_its_plan"
+        "[llava-packed-generate-tower-plain-tower]",
+    ),
+    Mutation(
+        "A forward looks up twice which plan is set.",
+        RUNTIME + "hooks.py",
+        "config = (visual and visual.config) or self._config_for(state)",
+        "config = self._config_for(state)",
+        MIDWAY + "a_call_that_has_begun_goes_on_by_its_plan"
+        "[llava-packed-forward-model-four-scored]",
+    ),
+    Mutation(
+        "A plan that is set has the tower not looked at for a forward that waits for its scores.",
+        MODELS + "generic.py",
+        "scores = None if is_encoding() else expected(kind)",
+        'scores = None if "vision_scores" not in needs else expected(kind)',
+        MIDWAY + "a_call_that_has_begun_goes_on_by_its_plan"
+        "[llava-packed-forward-model-tower-plain]",
+    ),
+    Mutation(
+        "Features without image hashes are pruned as if they had no pixels, by a plan set later.",
+        MODELS + "generic.py",
+        'if hashes is None and "image_hash" in needs:',
+        "if False:",
+        SET
+        + "features_follow_the_plan_that_is_set_where_they_were_made_for_its_needs[llava-padded]",
     ),
     Mutation(
         "A reset cache remembers how many tokens it has seen.",
@@ -1446,8 +1522,8 @@ MUTATIONS = [
     Mutation(
         "Layers without a stage keep their hooks.",
         RUNTIME + "hooks.py",
-        "            if self._hooks_all:\n                self._hook_all_layers()",
-        "            self._hook_all_layers()\n            if not self:\n                pass",
+        "self._hook(self.config, self._hooks_all)",
+        "self._hook(self.config, True)",
         PATCH + "host_cost.py::test_calls_of_python_functions_that_a_step_adds[auto]",
     ),
     Mutation(

@@ -9,9 +9,11 @@ from command import answered
 from repository import ROOT
 from tiny_models import FAMILIES
 from tiny_parts import TEXT
+from toy_scores import bundled
 from transformers import LlamaConfig
 
 import vtfast
+from vtfast.toy.evaluate import dataset as easy
 
 README = (ROOT / "README.md").read_text()
 
@@ -37,10 +39,23 @@ def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
     assert without_times(shown) == without_times(expected)
 
 
+def test_the_example_of_tuning_ends_in_a_plan_that_runs(tmp_path, monkeypatch):
+    """With a larger tolerance, so that fewer questions do."""
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "tune" in b)
+    model, processor = bundled("llava-small")
+    dataset, fewer = easy(processor, "background", 128, 5), block.replace("0.01", "0.05")
+    monkeypatch.chdir(tmp_path)
+    exec(fewer, {"vtfast": vtfast, "model": model, "dataset": dataset})
+    assert fewer != block
+    assert vtfast.is_patched(model)
+    vtfast.unpatch(model)
+
+
 def test_the_examples_run_as_they_stand():
     family = FAMILIES["llava"]
     first, *blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    blocks = [block for block in blocks if "vtfast.tune" not in block]
+    assert len(blocks) == 4
     blocks.append(re.sub(r"model = .*from_pretrained.*", "", first))  # nothing can be downloaded
     assert blocks[-1] != first
     deep = LlamaConfig(**{**TEXT, "num_hidden_layers": 24})  # layer 20 is in an example

@@ -1,14 +1,14 @@
 """Put a pruning plan into a stock Hugging Face model, and take it out again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from torch import nn
 
-from vtfast.errors import AlreadyPatchedError, InputError
+from vtfast.errors import AlreadyPatchedError, InputError, StateError
 from vtfast.kernels._checks import IMPLS
-from vtfast.methods.stage import stages_of
 from vtfast.models import check_stages, family_of, family_of_class, inner_model, supported_class
 from vtfast.models.base import Family
 from vtfast.models.self_check import check_release, self_check
@@ -23,10 +23,12 @@ from vtfast.runtime.hooks import PatchHooks
 _DEFAULT_KEEP = float("0.5")  # an object of its own: tells a given 0.5 from none
 _PATHS = ("auto", "packed", "padded")
 _POSITIONS = ("keep", "renumber")
+AnyPlan = str | PathLike[str] | Plan | Sequence[Prune]
 
 
 class Handle:
-    """A patched model: its plan, the report of its last prefill, and `remove` to undo the patch.
+    """A patched model: its plan, the report of its last prefill, `set` to give it another plan, and
+    `remove` to undo the patch.
 
     A context manager; leaving it removes the patch, also after an exception.
     """
@@ -43,6 +45,35 @@ class Handle:
     def report(self) -> Report | None:
         """The last finished prefill with pictures; None before the first."""
         return self._hooks.report
+
+    def set(
+        self, plan: AnyPlan = "divprune+random", *, keep: float = _DEFAULT_KEEP, horizon: Any = None
+    ) -> None:
+        """Give the model another plan, from the next prefill on, as a server does that has several
+        budgets. Every other setting of the patch stays.
+
+        A generation keeps the plan that it began with: what goes on from its KV cache, later
+        pictures included, and the rest of a call of `generate` that has begun in another thread.
+
+        Args:
+            plan, keep, horizon: as `vtfast.patch` takes them, with the same defaults.
+
+        Raises what `vtfast.patch` raises for such a plan, and StateError once the patch has been
+        removed; the model then runs on by the plan it had.
+
+        Example:
+            >>> handle.set("divprune", keep=0.25)
+            >>> model.generate(**inputs)
+        """
+        hooks = self._hooks
+        with attention.LOCK:
+            if not hooks.installed:
+                raise StateError("the patch was removed; call vtfast.patch(model, …) again")
+            model: Any = hooks.parts.model
+            family = family_of(model)
+            config = replace(hooks.config, plan=_resolve(model, family, plan, keep, horizon))
+            check_stages(model, family, config.stages.values())
+            hooks.set(config)
 
     def remove(self) -> None:
         """Undo the patch; the model is then exactly what it was. Idempotent."""
@@ -165,9 +196,8 @@ def check_class(cls: type) -> None:
 
 
 def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
-    handle = _attach(
-        model, family_of(model), Plan(tuple(stages)), 0, "keep", "eager", path, True, False
-    )
+    how = 0, "keep", "eager", path, True, False
+    handle = _attach(model, family_of(model), Plan(tuple(stages)), *how)
     handle._hooks.packed.always = True  # its own cache is tried with single samples too
     return handle
 
@@ -175,9 +205,9 @@ def _patch_tiny(model: nn.Module, stages: Sequence[Prune], path: str) -> Handle:
 def _attach(model: nn.Module, family: Family, plan: Plan, *how: Any) -> Handle:
     """Patch without checking the release of transformers."""
     parts = family.parts(model)
-    stages = stages_of(plan.stages, len(parts.layers))
-    check_stages(model, family, stages.values())
-    hooks = PatchHooks(PatchConfig(plan, stages, *how), parts)
+    config = PatchConfig(plan, len(parts.layers), parts.added, *how)
+    check_stages(model, family, config.stages.values())
+    hooks = PatchHooks(config, parts)
     hooks.install()
     return Handle(hooks)
 

@@ -91,7 +91,7 @@ _SMOL = {**_IN_TILES, UNPATCHED: ("test_a_default_dtype_changes_nothing",)}
 _NEXT = {**_JOINED, UNPATCHED: ("offloaded",), ROUNDING: ("test_autocast_works",)}
 _OFFLOADED = ("offloaded", "partly_on_disk")
 _ARIA = {
-    TOWER: ("by-text-and-tower",),
+    TOWER: ("by-text-and-tower", "test_handle_set"),
     ROUTES: _EXPERTS[ROUTES],
     **_IN_TILES,
     UNPATCHED: (

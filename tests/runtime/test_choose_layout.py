@@ -5,11 +5,12 @@ import torch
 from model_runs import FOUR_STAGES, both_layouts, continuation, logits_of
 from packed_samples import alone, in_one_row
 from tiny_models import FAMILIES
+from tiny_parts import Picture
+from turns import Turns
 
 import vtfast
 from vtfast import Prune
-from vtfast.methods import kernel_limits
-from vtfast.runtime import choose_layout
+from vtfast.methods import kernel_limits, padding
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -55,7 +56,7 @@ def test_the_share_is_that_of_all_layers(monkeypatch, least, path):
     family = FAMILIES["llava"]
     inputs = ids(family, 10, 2)  # and one before the picture
     share = 1 - (47 + 39 + 15 + 7) / (2 * (47 + 15))
-    monkeypatch.setattr(choose_layout, "_LEAST_PADDING", share + (least - 0.2))
+    monkeypatch.setattr(padding, "_LEAST_PADDING", share + (least - 0.2))
     plan = [Prune(3, "random", 4)]
     assert taken(family, inputs, plan) == (path, f"{share:.0%} of a padded batch would be padding")
 
@@ -123,3 +124,17 @@ def test_auto_says_what_both_layouts_say(family, path):
         real = inputs["attention_mask"].bool()
         torch.testing.assert_close(said[0][0][real], said[1][0][real], rtol=0, atol=3e-4)
         assert torch.equal(said[0][1], said[1][1])
+
+
+def test_a_cache_that_has_lost_nothing_is_decided_for_when_it_first_does():
+    """The first pictures are too small to lose a token."""
+    family, small, large = FAMILIES["qwen"], Picture((1, 4, 4)), Picture((1, 12, 12), seed=1)
+    model = family.build()
+    with vtfast.patch(model, [Prune(0, "uniform", 6)], record=True) as handle:
+        turns = Turns(family, model, handle, rows=2)
+        turns.say([2, small, 3], [2, small, 3])
+        assert handle.report.path_reason == "no stage drops a token"
+        turns.say([2, large, 3], [2, large, 40])
+        assert handle.report.path == "packed"
+        turns.step(3)
+        turns.check()

@@ -28,7 +28,8 @@ class Answers:
 
 def found_in(answers, n, max_loss=0.01, confidence=0.95, **how):
     parts = range(n // 2), range(n // 2, n)
-    return search(len(answers.right), answers, *parts, max_loss, confidence, **how)
+    costs = how.pop("costs", [1.2**number for number in range(len(answers.right))])
+    return search(costs, answers, *parts, max_loss, confidence, **how)
 
 
 def test_the_cheapest_plan_that_loses_nothing_is_found():
@@ -85,6 +86,13 @@ def test_the_search_ends_with_a_few_finalists():
     assert set(found.tried) == set(range(FINALISTS))
 
 
+def test_the_next_finalist_costs_a_tenth_more():
+    answers = Answers([0.5, 0.0, 0.0, 0.0, 0.0], 800)
+    found = found_in(answers, 800, costs=[0.1, 0.2, 0.21, 0.225, 0.24])
+    assert set(found.tested) == {1, 3}
+    assert {plan for plan, _ in answers.asked} == {0, 1, 3}  # the others are not even asked
+
+
 def test_an_exhaustive_search_asks_every_plan_everything_and_finds_the_same():
     losses = [0.6, 0.3, 0.1, 0.05, 0.0, 0.02, 0.0]
     answers = Answers(losses, 1000)
@@ -110,7 +118,7 @@ def test_trying_plans_on_the_questions_of_the_final_word_would_fake_confidence(m
     n, wrong = 200, 0
     for seed in range(60):
         answers = Answers([0.055] * 120, n, seed)
-        found = search(120, answers, range(n), range(n), 0.05, 0.95)
+        found = search([1.2**i for i in range(120)], answers, range(n), range(n), 0.05, 0.95)
         wrong += bool(found.passed)
     assert wrong > 30
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from toy_scores import bundled
+from two_processes import found_by_two
 
 import vtfast
 from vtfast import InputError, PlanError, Prune, StateError
@@ -146,3 +147,16 @@ def test_a_patched_model_is_refused(model, asked):
         pytest.raises(StateError, match="the model is patched; call"),
     ):
         vtfast.tune(model, asked, **HOW)
+
+
+def test_two_processes_share_the_questions_and_find_the_same(tmp_path, found):
+    first, second = found_by_two("tuned_by_two", tmp_path)
+    for name in ("chosen", "searched", "answers", "plans", "horizon"):
+        assert first["found"][name] == second["found"][name]
+    assert (first["again"], second["again"]) == (0, 0)
+    own = found.record()
+    tried = [(t["name"], t["lost"], t["gained"]) for t in first["found"]["finalists"]]
+    assert tried == [(t["name"], t["lost"], t["gained"]) for t in own["finalists"]]
+    asked = [file.read_text().count("\n") - 1 for file in tmp_path.glob("run.jsonl.*")]
+    assert len(asked) == 2
+    assert min(asked) > 0.4 * sum(asked)

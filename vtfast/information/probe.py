@@ -162,9 +162,7 @@ class Probe:
             if number in self._added:
                 hidden = hidden + self._added[number][packing.rows].to(hidden.dtype)
         if handed.attended != attending:
-            raise names.unsupported(
-                f"{type(block).__name__} does not pass keywords on to attention"
-            )
+            raise names.unsupported("does not pass keywords on to attention", block)
         last = self._parts.text.norm(hidden[0, packing.ends])
         read = [
             _read(self._head(rows), targets)

@@ -32,7 +32,13 @@ def why_unsupported(
     return in_attention
 
 
-def check(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> None:
+def check(
+    stages: Iterable[Stage],
+    segments: list[Segment],
+    gradients: bool,
+    dtype: torch.dtype,
+    head_size: int,
+) -> None:
     """Refuse what impl="triton" cannot do with a chunk of these images."""
     if gradients:
         raise InputError(
@@ -40,6 +46,8 @@ def check(stages: Iterable[Stage], segments: list[Segment], gradients: bool) -> 
             'torch.no_grad(), or patch with impl="auto"'
         )
     for stage in stages:
+        if why := stage.method.why_unsupported(dtype, head_size):
+            raise InputError(f'impl="triton": {why}; patch with impl="auto"')
         longest = max((s.left for s in stage.budgeted(segments)), default=0)
         limit = stage.method.kernel_limit
         if limit is not None and longest > limit:

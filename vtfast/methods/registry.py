@@ -55,6 +55,11 @@ class Method:
     kernel_limit: int | None = None
     why_unsupported: Callable[[torch.dtype, int], str] = _supports_all
 
+    def __reduce__(self) -> tuple[Callable[[str], "Method"], tuple[str]]:
+        """A KV cache that is written down names the methods of its plan; they need not be
+        picklable, but registered where it is read."""
+        return method, (self.name,)
+
 
 _BUILT_IN = (
     Method("random", random, frozenset({"image_hash"}), MAX_LENGTH),

@@ -54,6 +54,8 @@ class Stage:
 
 
 def stages_of(stages: Sequence[Prune], num_layers: int) -> dict[int, Stage]:
-    """The stages of a plan for a model of so many layers, by layer."""
+    """The stages of a plan for a model of so many layers, by layer. There is one at layer 0, which
+    keeps all if the plan has none."""
     ends = [stage.layer for stage in stages[1:]] + [num_layers]
-    return {s.layer: Stage(s, method(s.method), end) for s, end in zip(stages, ends, strict=True)}
+    found = {s.layer: Stage(s, method(s.method), end) for s, end in zip(stages, ends, strict=True)}
+    return {0: Stage.that_keeps_all(stages[0].layer), **found}

@@ -7,6 +7,7 @@ says what the pictures were made from; in a plain forward the call does.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -120,15 +121,22 @@ class PictureReader(ABC):
                 pass
             elif note is not None and (times := _copies(features.pooler_output, note.made)):
                 call, hashes, scores, copies = note.call, note.hashes, note.scores, times
+                if hashes is None and "image_hash" in needs:
+                    raise InputError(
+                        "the plan needs hashes of pixels, and the features of these pictures were "
+                        "made for one that does not; encode them again, or pass them as pixels"
+                    )
             else:
                 sizes = [f.numel() // f.shape[-1] for f in features.pooler_output]
+            if "vision_scores" in needs:
+                check_layer(multimodal, call)
             ids = prompt_ids(kwargs)
             call = {**call, IDS: None if ids is None else ids[::copies]}
             measured = self.measured(multimodal, kind, call, sizes)
             if measured is not None:
                 where = placeholders(multimodal, kwargs, self._token(multimodal, kind))
                 found.append(Source(where, *measured, hashes, scores, copies))
-        if "vision_scores" in needs:
+        if brings:
             expect(awaited)
         return found
 
@@ -143,12 +151,10 @@ class PictureReader(ABC):
         """The features that `make` makes of pictures, and on them what they were made from: the
         arguments of `get_{kind}_features`, but their pixels only for image hashes. `generate` makes
         them before the forward."""
-        scores = None
-        if "vision_scores" in needs and not is_encoding():  # to some families clips are pictures
-            scores = expected(kind) or self._scores(multimodal, kind, call)
-            with encoding(scores):
-                features = make()
-        else:
+        scores = None if is_encoding() else expected(kind)  # to some families clips are pictures
+        if scores is None and "vision_scores" in needs and not is_encoding():
+            scores = self._scores(multimodal, kind, call)
+        with nullcontext() if scores is None else encoding(scores):
             features = make()
         name = self.kinds[kind].pixels
         if isinstance(features, tuple) or name not in call:  # 5.17 has other names, and no need
@@ -159,7 +165,6 @@ class PictureReader(ABC):
         return features
 
     def _scores(self, multimodal: Any, kind: str, call: Mapping[str, Any]) -> VisionScores:
-        check_layer(multimodal, call)
         # Not the whole call: it may hold a cache.
         wanted = {name: call[name] for name in (self.kinds[kind].pixels, *HOW) if name in call}
         given = _without_data(wanted, self.kinds[kind].pixels)

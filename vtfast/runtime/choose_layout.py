@@ -13,8 +13,7 @@ from transformers.cache_utils import StaticCache
 
 from vtfast.errors import InputError
 from vtfast.methods import kernel_limits
-from vtfast.methods.padding import padding
-from vtfast.methods.stage import Stage
+from vtfast.methods.padding import packing_pays
 from vtfast.runtime import validation
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.kv_cache import state_of
@@ -23,9 +22,6 @@ from vtfast.runtime.names import given_cache
 from vtfast.runtime.visual_tokens import VisualTokens
 
 _STATIC = "a static cache keeps its full size, so no memory is saved"
-# Packing costs some 5 to 10 % of a decoding step that waits for the host (bench_host.py), and saves
-# about the share of a prefill that would be padding.
-_LEAST_PADDING = 1 / 16
 
 
 def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsupported: str) -> str:
@@ -53,24 +49,25 @@ def why_always_padded(config: PatchConfig, parts: Parts, original: str, unsuppor
 
 def is_packed(
     config: PatchConfig,
-    text: Any,
+    parts: Parts,
     always_padded: str,
     embeds: Tensor,
     visual: VisualTokens | None,
     call: Mapping[str, Any],
 ) -> tuple[bool, str]:
-    """Whether a forward of the `text` model is packed, and why; an explicit choice is kept or
+    """Whether a forward of the text model is packed, and why; an explicit choice is kept or
     refused."""
-    cache = given_cache(call)
+    cache, text = given_cache(call), parts.text
     state, static = state_of(cache), isinstance(cache, StaticCache)
     tensors = chain([embeds], text.parameters())
     gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if config.impl == "triton" and visual is not None:
-        kernel_limits.check(config.stages.values(), visual.segments, gradients)
-    if state is not None:
-        ours = state.plan is config.plan and state.positions == config.positions
+        like = embeds.dtype, parts.head_size
+        kernel_limits.check(config.stages.values(), visual.segments, gradients, *like)
+    if state is not None and state.stages:
         unusual = state.packed and (gradients or always_padded)
-        if unusual or not ours:  # so a step that goes on as its prefill began checks nothing
+        # A step that goes on as its prefill began checks nothing.
+        if unusual or state.config is not config:
             validation.check_state(state, config, bool(always_padded), gradients)
         return state.packed, "decided at this cache's first prefill"
     if always_padded:
@@ -86,29 +83,10 @@ def is_packed(
     reason = next((why for holds, why in reasons if holds), None)
     if config.path == "packed" and reason:
         raise InputError(
-            f'path="packed" cannot run this forward: {reason}; call it in eval mode under '
-            "torch.no_grad(), without attention maps, with a dynamic cache on the device, or patch "
-            'with path="padded"'
+            f'path="packed" cannot run this forward: {reason}; use eval mode, torch.no_grad(), no '
+            'attention maps, and a dynamic cache on the device, or patch with path="padded"'
         )
     if config.path == "packed" or reason or visual is None:
         return not reason, reason or "asked for"
-    return _packing_pays(visual, config.stages, embeds.shape[:2])
-
-
-def _packing_pays(
-    visual: VisualTokens, stages: Mapping[int, Stage], shape: torch.Size
-) -> tuple[bool, str]:
-    """Whether a batch [B, S] is faster without padding, and why.
-
-    Samples that are all alike need no padding: then packing has nothing to give, and transformers'
-    own cache and attention cost the host less. Where they differ, the padded batch computes, reads
-    and caches as many tokens for every sample as for the longest; packing pays from the share of
-    these on that outweighs what it costs.
-    """
-    if not any(stage.drops(visual.segments) for stage in stages.values()):
-        return False, "no stage drops a token"
-    if len(visual.lengths) > shape[0]:
-        return True, "rows hold several samples"
-    share = padding(stages.values(), visual.lengths, visual.segments, shape[1])
-    said = f"{share:.0%} of a padded batch would be padding" if share else "samples are all alike"
-    return share >= _LEAST_PADDING, said
+    given = config.stages.values(), visual.lengths, visual.segments
+    return packing_pays(*given, *embeds.shape[:2])

@@ -1,46 +1,49 @@
 """What a patch was asked for, resolved for one model; never changed afterwards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from uuid import uuid4
 
-from vtfast.methods.stage import Stage
+from vtfast.methods.stage import Stage, stages_of
 from vtfast.plan import Plan
 
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """The arguments of `vtfast.patch`, which documents them, and the stages of its plan.
+    """The arguments of `vtfast.patch`, which documents them; `Handle.set` replaces the plan.
 
-    stages: by layer, ascending. seed: as it was given; `picks_seed` is the one in force.
+    num_layers, added: of the model, as in `Parts`. seed: as it was given; `picks_seed` is the one
+    in force. patch: names the patch, the same for all plans that it is set to.
     """
 
     plan: Plan
-    stages: Mapping[int, Stage]
+    num_layers: int
+    added: int
     seed: int | None
     positions: str
     impl: str
     path: str
     record: bool
     strict_labels: bool
+    patch: str = field(default_factory=lambda: uuid4().hex)
 
-    def starting_at_layer_0(self) -> "PatchConfig":
-        """The same with a stage at layer 0, which keeps all if the plan has none there.
+    @cached_property
+    def stages(self) -> Mapping[int, Stage]:
+        """By layer, ascending. There is always one at layer 0: there padding goes in the packed
+        layout, and packed samples get rows of their own."""
+        return stages_of(self.plan.stages, self.num_layers)
 
-        There padding goes in the packed layout, and packed samples get rows of their own.
-        """
-        first = next(iter(self.stages))
-        return replace(self, stages={0: Stage.that_keeps_all(first), **self.stages})
-
-    @property
+    @cached_property
     def picks_seed(self) -> int:
         """Of random picks: the one given to the patch, else the plan's own, else 0."""
         return next((int(s) for s in (self.seed, self.plan.seed) if s is not None), 0)
 
     @cached_property
-    def scored_layers(self) -> frozenset[int]:
-        """Layers whose input is kept until the next stage computes attention scores from it."""
-        layers = {s.score_layer for s in self.stages.values() if s.score_layer != s.layer}
+    def due(self) -> frozenset[int]:
+        """Layers at which a forward has something to do."""
+        scored = (stage.score_layer for stage in self.stages.values())
+        layers = {*range(1, self.added + 1), *scored, *self.stages}
         return frozenset(layer for layer in layers if layer is not None)
 
     @cached_property

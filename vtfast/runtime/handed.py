@@ -35,16 +35,15 @@ class Handed:
         self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], samples: int, length: int
     ) -> None:
         """The layer must get hidden states [samples, length, D] and as many rotary rows."""
-        rotary, kind = kwargs.get("position_embeddings"), type(layer).__name__
+        rotary = kwargs.get("position_embeddings")
         if rotary is None:
-            raise names.unsupported(f"{kind} is handed no argument 'position_embeddings'")
+            raise names.unsupported("is handed no argument 'position_embeddings'", layer)
         if self.shares and not isinstance(rotary, RotaryRows):
-            raise names.unsupported(
-                f"{kind} is not handed the one list of rotary rows that all layers share"
-            )
+            problem = "is not handed the one list of rotary rows that all layers share"
+            raise names.unsupported(problem, layer)
         if hidden.shape[:2] != (samples, length) or rotary[0].shape[1] != length:
             raise InputError(
-                f"{kind} got {tuple(hidden.shape[:2])} hidden states and "
+                f"{type(layer).__name__} got {tuple(hidden.shape[:2])} hidden states and "
                 f"rotary rows of {rotary[0].shape[1]}, expected {(samples, length)}; pass the "
                 "position_ids of just the tokens in this call, or none"
             )
@@ -58,10 +57,8 @@ class Handed:
 
     def check_all(self, text: nn.Module, stages: Iterable[int]) -> None:
         """At the end: every stage's layer was entered, and attention found what it needs."""
-        model = type(text).__name__
         if self.stages != list(stages):
-            raise names.unsupported(f"{model} does not pass keywords on to its layers")
+            raise names.unsupported("does not pass keywords on to its layers", text)
         if self.attended < self._to_attend:
-            raise names.unsupported(
-                f"the layers of {model} do not pass keywords on to attention, which pruning needs"
-            )
+            problem = "has layers that do not pass keywords on to attention, which pruning needs"
+            raise names.unsupported(problem, text)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from vtfast.errors import StateError
-from vtfast.plan import Plan
+from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.packed_kv_cache import PackedKVLayout
 
 
@@ -52,11 +52,10 @@ class PaddedKVMask:
 
 @dataclass
 class CacheState:
-    """Everything vtfast keeps for one generation."""
+    """Everything vtfast keeps for one generation. Without stages nothing has been dropped yet."""
 
     packed: bool
-    plan: Plan  # what pruned it; another plan cannot continue
-    positions: str  # "keep" or "renumber"; the other cannot continue
+    config: PatchConfig  # goes on by this plan, whichever the model has been set to since
     batch: int
     stages: dict[int, PackedKVLayout | PaddedKVMask] = field(default_factory=dict)  # by layer
     moved: dict[int, Tensor] = field(default_factory=dict)  # bool [batch]: renumbered samples
@@ -173,11 +172,13 @@ def state_of(cache: Cache | None) -> CacheState | None:
     return cache.vtfast if isinstance(cache, PrunedCacheMixin) else None
 
 
-def adopt(cache: Cache, packed: bool, plan: Plan, positions: str, batch: int) -> CacheState:
+def adopt(cache: Cache, packed: bool, config: PatchConfig, batch: int) -> CacheState:
     """Make this cache a pruned one, if it is not yet; every attribute it has stays."""
     state = state_of(cache)
     if state is None:
-        state = CacheState(packed, plan, positions, batch)
+        state = CacheState(packed, config, batch)
         cache.vtfast = state  # type: ignore[attr-defined]
         cache.__class__ = _PRUNED[type(cache)]
+    elif not state.stages:
+        state.packed, state.config = packed, config
     return state

@@ -27,9 +27,13 @@ DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 _EITHER = " or ".join(map(repr, CACHE))
 
 
-def unsupported(problem: str) -> UnsupportedVersionError:
-    """The error for something that is not as vtfast needs it; `problem` is a whole clause."""
+def unsupported(problem: str, module: nn.Module | None = None) -> UnsupportedVersionError:
+    """The error for something that is not as vtfast needs it.
+
+    problem: a whole clause, or what follows the class of the module that it is about.
+    """
     version = transformers.__version__
+    problem = problem if module is None else f"{type(module).__name__} {problem}"
     advice = f"install a tested release ({', '.join(TESTED)})"
     if version in TESTED:
         advice = "this release is tested, so a module of this model must have been changed"
@@ -45,7 +49,7 @@ def handed_cache(kwargs: Mapping[str, Any], layer: nn.Module) -> Cache | None:
     """The cache a decoder layer will write to, from what it is handed."""
     name = next((name for name in CACHE if name in kwargs), None)
     if name is None:
-        raise unsupported(f"{type(layer).__name__} is handed no argument {_EITHER}")
+        raise unsupported(f"is handed no argument {_EITHER}", layer)
     checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
     # Checkpointing takes the cache away; since 5.24 only where there will be a backward.
     taken_away = checkpointed and (torch.is_grad_enabled() or name == "past_key_values")

@@ -173,9 +173,8 @@ class PackedKVLayer(CacheLayerMixin):
         """
         if self._turn == self.layout.turn:
             raise StateError(
-                "this KV cache was packed by vtfast.patch, but the model called with it is not "
-                "patched with the packed layout; patch it with the same plan and path, or start a "
-                "new cache"
+                "this KV cache was packed by vtfast.patch, and the model called with it runs no "
+                "packed layout; patch it with the same plan and path, or start a new cache"
             )
         self._turn = self.layout.turn
         if not self.is_initialized:

@@ -68,8 +68,7 @@ def _check_given(
         raise InputError(f"{begin}expected 1 to {last - end + length}, the tokens of the sample")
     if end <= behind:
         raise InputError(
-            f"{begin}a picture ends at token {behind - end + length}; the prompt goes on behind it "
-            "with text"
+            f"{begin}a picture ends at token {behind - end + length}; count text behind it too"
         )
     if not valid[end - 1]:
         raise InputError(

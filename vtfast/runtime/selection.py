@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -142,11 +142,8 @@ class Selector:
 
     def _vision_scores(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
         """fp32 [n], of the visual tokens still there. origin: int64 [tokens], flat positions."""
-        visual = self._visual
-        assert visual is not None
-        assert visual.tokens is not None
-        assert visual.vision_scores is not None
-        scores = visual.vision_scores().to(tokens.device)
+        visual: Any = self._visual  # with scores: `validation.check_vision_scores`
+        scores: Tensor = visual.vision_scores().to(tokens.device)
         first = tokens if origin is None else origin[tokens]
         return scores[torch.searchsorted(visual.tokens, first)]
 

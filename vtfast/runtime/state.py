@@ -23,7 +23,7 @@ from vtfast.runtime.call import FLASH_ARGUMENTS
 from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.handed import Handed
 from vtfast.runtime.host_read import to_device
-from vtfast.runtime.kv_cache import CacheState, adopt, state_of
+from vtfast.runtime.kv_cache import adopt, state_of
 from vtfast.runtime.layout import Chunk, Entry
 from vtfast.runtime.model import Parts
 from vtfast.runtime.packed import Packed
@@ -31,6 +31,7 @@ from vtfast.runtime.padded import Padded
 from vtfast.runtime.selection import Selector
 from vtfast.runtime.visual_tokens import VisualTokens
 
+Kwargs = dict[str, Any]
 Layout = Padded | Packed
 
 
@@ -41,7 +42,7 @@ class ForwardState:
         rows, chunk: shape of `inputs_embeds`, B and S.
         batch: samples; more than rows where several were packed into one.
         visual: what the multimodal hook found (without tokens for a chunk of text on a pruned
-            cache), None in a decoding step.
+            cache), None in a decoding step: one new token per sample and no picture.
         mask: [B, P + S] attention mask over past and chunk, or None.
         cache: this forward's, once a stage has been reached; None without one.
         every_layer: whether every layer is handed what changes by its hook, in keyword arguments.
@@ -67,7 +68,7 @@ class ForwardState:
         kernels: bool,
     ) -> None:
         self.rows, self.chunk = shape
-        self.batch = self.rows
+        self.batch, self.is_step = self.rows, visual is None
         self.visual, self.mask, self.layout, self.reason = visual, mask, layout, reason
         self.config, self.parts, self.kernels = config, parts, kernels
         self.every_layer = every_layer and not layout.is_packed
@@ -107,11 +108,6 @@ class ForwardState:
         self.rearranges = arranged and any(drops)
         self.origin = self.slots
 
-    @property
-    def is_step(self) -> bool:
-        """A decoding step: one new token per sample and no picture."""
-        return self.visual is None
-
     def packed(self, t: Tensor) -> Tensor:
         """[b, s, D] as the layers have it → [tokens, D]; b may be 1 for all samples alike."""
         if not self.changed and t.shape[0] != self.rows:
@@ -146,8 +142,8 @@ class ForwardState:
             if stage is not None:
                 self.handed.stages.append(number)
                 hidden, index = self._prune(stage, module, hidden, kwargs)
-            if number in self.config.scored_layers:
-                after = self.config.stages[number + 1]
+            after = self.config.stages.get(number + 1)
+            if after is not None and after.score_layer == number:
                 self._score(after, module, hidden, kwargs["position_embeddings"])
         given = self.given
         if given and self.parts.attends[number] != number:
@@ -209,7 +205,7 @@ class ForwardState:
             hidden, *rotary = self._take(None, hidden, *rotary)
         entry = self.layout.enter(self._seen(stage), stage, hidden, self.cache)
         if self.cache is not None and entry.cached is not None:
-            state = self._adopt(self.cache)
+            state = adopt(self.cache, self.layout.is_packed, self.config, self.batch)
             state.stages[stage.layer] = entry.cached
             state.gap = state.gap if entry.gap is None else entry.gap
         self._hand_out(stage, hidden, rotary, entry, kwargs)
@@ -222,11 +218,6 @@ class ForwardState:
         tokens = self.lengths, self.samples, self.slots
         return Chunk(self.batch, self.chunk, *tokens, self.mask, past, cached)
 
-    def _adopt(self, cache: Cache) -> CacheState:
-        """The state on the cache, made if there is none yet."""
-        how = self.layout.is_packed, self.config.plan, self.config.positions
-        return adopt(cache, *how, self.batch)
-
     def _take(self, index: Tensor | None, *tensors: Tensor) -> list[Tensor]:
         """Places `index` of running tensors [b, s, D] in one launch, in the shape of the layout."""
         flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
@@ -236,12 +227,7 @@ class ForwardState:
         return [t.view(samples, -1, t.shape[-1]) for t in flat]
 
     def _hand_out(
-        self,
-        stage: Stage,
-        hidden: Tensor,
-        rotary: list[Tensor],
-        entry: Entry,
-        kwargs: dict[str, Any],
+        self, stage: Stage, hidden: Tensor, rotary: list[Tensor], entry: Entry, kwargs: Kwargs
     ) -> None:
         """Rotary rows and mask or metadata, for the layers from this stage on."""
         if self.config.positions == "renumber":
@@ -334,13 +320,13 @@ class ForwardState:
         )
 
     def _remember(self, device: torch.device) -> None:
-        """Note on the cache which pictures it has seen, and how far back it can be cropped."""
+        """Note on the cache which plan it goes on by, although that may have dropped nothing, which
+        pictures it has seen, and how far back it can be cropped."""
         visual, state, free = self.visual, state_of(self.cache), []
         assert visual is not None
-        counted = visual.tokens is not None and "image_hash" in self.config.needs
-        if counted and self.cache is not None:
-            state = self._adopt(self.cache)
-        if state is None:
+        if visual.tokens is not None and self.cache is not None:
+            state = adopt(self.cache, self.layout.is_packed, self.config, self.batch)
+        if state is None or not (state.stages or "image_hash" in self.config.needs):
             return
         if visual.tokens is not None and visual.segments:
             images = to_device(visual.images, device)

@@ -52,8 +52,7 @@ def check_vision_scores(visual: VisualTokens, config: PatchConfig) -> None:
     if "vision_scores" in config.needs and visual.vision_scores is None:
         raise InputError(
             f"the plan {config.plan.name!r} needs scores of the vision tower, and pictures came as "
-            "features; pass them as pixels, or patch with a method that needs none (diversity, "
-            "cdpruner)"
+            "features; pass them as pixels, or use a plan that needs none (diversity, cdpruner)"
         )
 
 
@@ -115,27 +114,28 @@ def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions:
 
 
 def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradients: bool) -> None:
-    """Refuse a cache that another patch has pruned, and gradients through a packed one."""
-    same = state.plan == now.plan and state.positions == now.positions
+    """Refuse a cache that another patch has pruned, and gradients through a packed one; one that
+    was pruned alike is this patch's from now on."""
+    made = state.config
+    same = made.plan == now.plan and made.positions == now.positions
     if not same or (state.packed and always_padded):
         raise StateError(
-            f"this KV cache was pruned by the plan {state.plan.name!r} "
-            f"(positions={state.positions!r}) in the "
-            f"{'packed' if state.packed else 'padded'} layout, which the model is not patched "
-            "with any more; patch it that way again, or start a new cache"
+            f"this KV cache was pruned by the plan {made.plan.name!r} (positions="
+            f"{made.positions!r}) in the {'packed' if state.packed else 'padded'} layout, which "
+            "the model is not patched with any more; patch it that way again, or start a new cache"
         )
     if state.packed and gradients:
         raise InputError(
             "this KV cache is packed, and attention over it has no backward; go on under "
             'torch.no_grad(), or start a new cache under path="padded"'
         )
+    state.config = now
 
 
 def check_cache(cache: Cache | None) -> None:
     """Refuse caches whose layers vtfast does not know."""
     if cache is not None and type(cache) not in CACHES:
         raise InputError(
-            f"a pruned generation needs a DynamicCache or a StaticCache, got "
-            f"{type(cache).__name__}; leave cache_implementation and the cache at their "
-            "defaults"
+            f"a pruned generation needs a DynamicCache or a StaticCache, got {type(cache).__name__}"
+            "; leave cache_implementation and the cache at their defaults"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from vtfast.errors import InputError
 from vtfast.methods.segments import Segment
 from vtfast.runtime.call import Call, Parts, Source
+from vtfast.runtime.config import PatchConfig
 from vtfast.runtime.host_read import to_device, to_host
 
 
@@ -26,7 +27,8 @@ class VisualTokens:
     padded) tokens of each sample in this chunk and before it; `past` is None when there is no mask.
     `image_hash`: makes int64 [images] in reading order by the `impl` it is given, None without
     pixels. `vision_scores`: makes fp32 [n], None without pixels or need. `mask`: bool [B, P + S] or
-    None. `after_prompt`: tokens of each sample behind its prompt.
+    None. `after_prompt`: tokens of each sample behind its prompt. `config`: what the forward runs
+    by; None for text alone.
     """
 
     tokens: Tensor | None
@@ -38,6 +40,7 @@ class VisualTokens:
     images: list[int] = field(default_factory=list)  # images of each sample
     mask: Tensor | None = None
     after_prompt: list[int] = field(default_factory=list)
+    config: PatchConfig | None = None
     arrived: bool = False  # at the text model
 
 

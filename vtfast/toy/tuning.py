@@ -110,7 +110,7 @@ def once(answers: Recorded, drawn: Sequence[int], exhaustive: bool = False) -> t
         return answers.counts(plan, questions)
 
     given = drawn[:half], drawn[half:], MAX_LOSS, CONFIDENCE
-    found = search(len(answers.plans), ask, *given, exhaustive=exhaustive)
+    found = search(answers.flops.tolist(), ask, *given, exhaustive=exhaustive)
     return found, len(drawn) + sum(most.values())
 
 

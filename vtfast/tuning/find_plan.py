@@ -92,7 +92,8 @@ def tune(
         raise InputError(f"objective={objective!r}: pass one of {', '.join(OBJECTIVES)}")
     _check_number(len(dataset), max_loss, confidence)
     how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
-    names = _methods(model, methods, how)
+    refused = _Refused(model, how)
+    names = _methods(model, methods, refused)
     num_layers, model_type = text_config(model.config).num_hidden_layers, model.config.model_type
     layer = None
     if horizon is not None:
@@ -117,13 +118,13 @@ def tune(
             layer = _horizon(answers, num_layers, for_search[:_FOR_HORIZON], max_loss)
         costs = Costs(model.config, Counter(answers.sizes(questions)))
         cost = costs.cache if objective == "cache" else costs.flops
-        plans = [p for p in space(num_layers, layer, names) if _why_not(model, p, how) is None]
+        plans = [p for p in space(num_layers, layer, names) if refused.why(p) is None]
         plans.sort(key=lambda plan: (cost(plan), plan.name))
 
         def ask(number: int, some: Sequence[int]) -> Counts:
             return answers.counts(plans[number], some)
 
-        found = search(len(plans), ask, for_search, held_out, max_loss, confidence)
+        found = search(list(map(cost, plans)), ask, for_search, held_out, max_loss, confidence)
         tested = [plans[number] for number in found.tested]
         times = _times(answers, tested, held_out)
 
@@ -169,13 +170,13 @@ def _check_number(questions: int, max_loss: float, confidence: float) -> None:
         )
 
 
-def _methods(model: Any, methods: Sequence[str] | None, how: Mapping[str, Any]) -> tuple[str, ...]:
+def _methods(model: Any, methods: Sequence[str] | None, refused: "_Refused") -> tuple[str, ...]:
     """The methods to try: those given, each of which the model has to take, or the default ones
     that it takes."""
     names, good = check_methods(METHODS if methods is None else methods), []
     num_layers = text_config(model.config).num_hidden_layers
     for name in names:
-        whys = [_why_not(model, plan, how) for plan in space(num_layers, None, [name])]
+        whys = [refused.why(plan) for plan in space(num_layers, None, [name])]
         if None in whys:
             good.append(name)
         elif methods is not None and whys[0] is not None:
@@ -183,13 +184,26 @@ def _methods(model: Any, methods: Sequence[str] | None, how: Mapping[str, Any]) 
     return tuple(good)
 
 
-def _why_not(model: Any, plan: Plan, how: Mapping[str, Any]) -> VTFastError | None:
-    """The error with which `patch` refuses a plan; None if it takes it."""
-    try:
-        patch(model, plan, **how).remove()
-    except (PlanError, InputError, UnsupportedModelError) as error:
-        return error
-    return None
+class _Refused:
+    """Which plans `patch` refuses for a model; each method is tried once at each layer."""
+
+    def __init__(self, model: Any, how: Mapping[str, Any]) -> None:
+        self._model, self._how = model, how
+        self._known: dict[tuple[int, str], VTFastError | None] = {}
+
+    def why(self, plan: Plan) -> VTFastError | None:
+        """The error for the first stage that cannot run; None if all can."""
+        return next(filter(None, map(self._of_stage, plan.stages)), None)
+
+    def _of_stage(self, stage: Prune) -> VTFastError | None:
+        key = stage.layer, stage.method
+        if key not in self._known:
+            self._known[key] = None
+            try:
+                patch(self._model, [stage], **self._how).remove()
+            except (PlanError, InputError, UnsupportedModelError) as error:
+                self._known[key] = error
+        return self._known[key]
 
 
 def _horizon(

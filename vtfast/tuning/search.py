@@ -5,7 +5,8 @@ The questions are split at random into two parts.
 1. *Search.* Plans are tried from the cheapest on. A plan is asked 8 questions of the search part,
    then 16, 32 and so on, and is out as soon as a lower bound of its loss, at 90 %, is above the
    tolerance. A plan that has been asked all is a finalist if it would pass step 2 with as many
-   losses per question. The search ends with `FINALISTS` of these.
+   losses per question. The next one has to cost at least a tenth more, so that where the cheapest
+   fails in step 2 one that is surely safer may pass. The search ends with `FINALISTS` of these.
 2. *The final word.* Finalists are asked the questions held out, those with the smallest upper
    bound of the loss first, up to the first whose bound at the wanted confidence is above the
    tolerance. The answer is the cheapest of those before it.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from vtfast.information.shares import loss_bounds
 
 FINALISTS = 5
+_DEARER = 1.1  # than the finalist before it
 _FIRST = 8  # questions, of a plan's first look
 _SURE_ENOUGH = 0.9  # that a plan is beyond the tolerance, for the search
 
@@ -48,7 +50,7 @@ class Found:
 
 
 def search(
-    plans: int,
+    costs: Sequence[float],
     ask: Ask,
     questions: Sequence[int],
     held_out: Sequence[int],
@@ -56,7 +58,7 @@ def search(
     confidence: float,
     exhaustive: bool = False,
 ) -> Found:
-    """Find the cheapest of so many plans, numbered from the cheapest on, that loses little enough.
+    """Find the cheapest plan that loses little enough, of plans of these costs, ascending.
 
     ask: is called with questions of one part, those asked before included. exhaustive: ask every
     plan every question of the search, to compare with.
@@ -67,18 +69,23 @@ def search(
 
     tried: dict[int, Counts] = {}
     good: list[int] = []
-    for plan in range(plans):
+    for plan, cost in enumerate(costs):
+        if good and cost < _DEARER * costs[good[-1]] and not exhaustive:
+            continue
         for size in [len(questions)] if exhaustive else _sizes(len(questions)):
             tried[plan] = counts = ask(plan, questions[:size])
             if not exhaustive and loss_bounds(*counts, _SURE_ENOUGH)[0] > max_loss:
                 break
         else:
-            if passes(_scaled(counts, len(held_out) / len(questions))):
+            dear = not good or cost >= _DEARER * costs[good[-1]]
+            if dear and passes(_scaled(counts, len(held_out) / len(questions))):
                 good.append(plan)
-                if len(good) == FINALISTS:
+                if len(good) == FINALISTS and not exhaustive:
                     break
     # Of equally safe plans the more expensive first, as it is more likely to pass.
-    order = sorted(good, key=lambda plan: (loss_bounds(*tried[plan], confidence)[1], -plan))
+    order = sorted(
+        good[:FINALISTS], key=lambda plan: (loss_bounds(*tried[plan], confidence)[1], -plan)
+    )
     found = Found(tried, {}, [])
     for plan in order:
         found.tested[plan] = ask(plan, held_out)
