@@ -46,8 +46,12 @@ class Answers:
         origin = {"measures": "tuning", "model": fingerprint(model)}
         process = shards.rank if shards.size > 1 else None
         self._records = Records(log, {**origin, **settings}, dataset, process=process, adds=True)
-        self.asked = 0  # answers made, here and by other processes, but those in the log
+        self._made = 0
         self.skipped: tuple[Skipped, ...] = ()  # questions that could not be asked
+
+    def made(self) -> int:
+        """How many answers were made, by all processes, but those in the log."""
+        return sum(self._shards.joined({self._shards.rank: self._made}).values())
 
     def full(self, questions: Sequence[int]) -> list[int]:
         """Ask the unpruned model; returns the questions that could be asked."""
@@ -80,29 +84,31 @@ class Answers:
         return taken[1:]
 
     def _ask(self, plan: Plan | None, questions: Sequence[int]) -> None:
+        """Have every question answered under a plan, in this process or in another."""
         key, done, shards = _key(plan), self._records.done, self._shards
         blocks = [
             list(questions[start : start + self._batch])
             for start in range(0, len(questions), self._batch)
         ]
-        missing = [b for b in blocks if any(key not in done.get(n, ()) for n in b)]
-        own = missing[shards.rank :: shards.size]
+        # Shared out before those in the log are left out: what a process finds there may differ.
+        own = blocks[shards.rank :: shards.size]
         ask = partial(self._measure, plan, key)
-        self._records.fill(own, ask, self._progress, "answer", lambda record: key in record)
+        self._records.fill(own, ask, lambda: None, "answer", lambda record: key in record)
         if shards.size > 1:
-            found = {n: done[n][key] for block in own for n in block if n in done}
+            found = {n: done[n][key] for block in own for n in block if key in done.get(n, ())}
             for n, answer in shards.joined(found).items():
                 done[n] = {**done.get(n, {}), key: answer}
-        self.asked += sum(map(len, missing))
 
     @torch.no_grad()
     def _measure(self, plan: Plan | None, key: str, block: list[int]) -> list[dict[str, Any]]:
         inputs = self._dataset.batch(block, self._device).inputs
         found = []
+        self._made += len(block)
         for n, run in zip(block, self._answers(inputs, plan), strict=True):
             right = bool(self._match(run["said"], self._dataset.examples[n].answer))
             own = [right, run["seconds"] / len(block)]
             found.append({key: own if plan else [*own, run["visual"], run["text"]]})
+            self._progress()
         return found
 
 

@@ -127,6 +127,7 @@ def tune(
         found = search(list(map(cost, plans)), ask, for_search, held_out, max_loss, confidence)
         tested = [plans[number] for number in found.tested]
         times = _times(answers, tested, held_out)
+        made = answers.made()
 
     def tried(number: int, counts: Counts, time: float | None = None) -> Tried:
         plan = plans[number]
@@ -153,7 +154,7 @@ def tune(
         samples=len(for_search),
         held_out=len(held_out),
         plans=len(plans),
-        answers=answers.asked,
+        answers=made,
         skipped=answers.skipped,
     )
 
