@@ -51,6 +51,9 @@ TOWER = "tests/models/test_watched_tower.py::test_"
 CHOOSING = "tests/methods/test_choosing_methods.py::test_"
 PATCH = "tests/runtime/test_patch_"
 SET, MIDWAY = (f"tests/runtime/test_handle_set{part}.py::test_" for part in ("", "_midway"))
+TUNING, SEARCHED = "vtfast/tuning/", "tests/tuning/test_search.py::test_"
+TUNED = "tests/tuning/test_tune.py::test_"
+FILES = "tests/test_plan_files.py::test_"
 REFERENCE = "kernels/reference.py"
 SELECT_NUMPY = "kernels/_select_numpy.py"
 CONTINUED = "tests/information/test_continued_runs.py::test_"
@@ -1556,6 +1559,70 @@ MUTATIONS = [
         "return torch.cat(parts, 1)",
         "return torch.cat([own] * len(parts), 1)",
         PATCH + "tensor_parallel.py::test_a_method_that_reads_attention_sees_all_heads[llava]",
+    ),
+    Mutation(
+        "Plans are searched with questions held out.",
+        TUNING + "search.py",
+        "tried[plan] = counts = ask(plan, questions[:size])",
+        "tried[plan] = counts = ask(plan, held_out[:size])",
+        SEARCHED + "no_question_held_out_is_asked_before_the_search_has_ended",
+    ),
+    Mutation(
+        "The final word goes on after a plan has failed.",
+        TUNING + "search.py",
+        "        if not passes(found.tested[plan]):\n            break",
+        "        if not passes(found.tested[plan]):\n            continue",
+        SEARCHED + "the_final_word_ends_at_the_first_plan_that_fails",
+    ),
+    Mutation(
+        "A plan passes by its observed loss, not by the bound.",
+        TUNING + "search.py",
+        "return loss_bounds(*counts, confidence)[1] <= max_loss",
+        "return counts[0] - counts[2] <= max_loss * (counts[1] + counts[3])",
+        SEARCHED + "plans_that_lose_too_much_are_seldom_named[0.95]",
+    ),
+    Mutation(
+        "Finalists are tested from the cheapest on.",
+        TUNING + "search.py",
+        "order = sorted(bounds, key=lambda plan: (bounds[plan], -plan))",
+        "order = sorted(bounds)",
+        SEARCHED + "the_safest_finalist_is_tested_first",
+    ),
+    Mutation(
+        "Finalists may cost as much as one another.",
+        TUNING + "search.py",
+        "_DEARER = 1.1",
+        "_DEARER = 1.0",
+        SEARCHED + "the_next_finalist_costs_a_tenth_more",
+    ),
+    Mutation(
+        "What a log has counts as asked again.",
+        "vtfast/information/records.py",
+        "{**self.done.get(sample, {}), **record} if self._adds else record",
+        "record",
+        TUNED + "a_log_answers_what_was_asked_before_whatever_is_asked_now",
+    ),
+    Mutation(
+        "A plan measured on a model of other layers is taken.",
+        "vtfast/plan.py",
+        "self.measured.check(num_layers, model_type)",
+        "self.measured.check(self.measured.num_layers, model_type)",
+        FILES + "another_model_is_refused",
+    ),
+    Mutation(
+        "A plan file cannot tell one token from all of them.",
+        "vtfast/plan_file.py",
+        '"keep": stage.keep,',
+        '"keep": float(stage.keep),',
+        FILES + "what_was_saved_is_loaded",
+    ),
+    Mutation(
+        "The seed of a plan file wins over the caller's.",
+        RUNTIME + "config.py",
+        "for s in (self.seed, self.plan.seed) if s",
+        "for s in (self.plan.seed, self.seed) if s",
+        "tests/evaluation/test_plan_files_taken.py::"
+        "test_the_seed_is_the_callers_then_the_files_then_0",
     ),
     Mutation(
         "FSDP: weights of an attention module that is sharded apart are not gathered for scores.",

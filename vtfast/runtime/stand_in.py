@@ -16,13 +16,15 @@ class StandIn:
 
     def __init__(self, model: Any, name: str, call: Callable[..., Any]) -> None:
         self.model, self.name, self.call = model, name, call
-        self.before = vars(model).get(name)
+        self.before = {k: v for k, v in vars(model).items() if k == name}
 
     @property
     def original(self) -> Any:
         """The method."""
         # Not a bound method: torch.compile would look that up again by its name.
-        return self.before or partial(getattr(type(self.model), self.name), self.model)
+        return self.before.get(self.name) or partial(
+            getattr(type(self.model), self.name), self.model
+        )
 
     @property
     def __signature__(self) -> Signature:
@@ -40,8 +42,7 @@ class StandIn:
         """Put back what was there, unless someone else has replaced this since."""
         if vars(self.model).get(self.name) is self:
             delattr(self.model, self.name)
-            if self.before is not None:
-                setattr(self.model, self.name, self.before)
+            vars(self.model).update(self.before)
 
 
 def prepare_with_ids(original: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -83,9 +83,8 @@ def search(
                 if len(good) == FINALISTS and not exhaustive:
                     break
     # Of equally safe plans the more expensive first, as it is more likely to pass.
-    order = sorted(
-        good[:FINALISTS], key=lambda plan: (loss_bounds(*tried[plan], confidence)[1], -plan)
-    )
+    bounds = {plan: loss_bounds(*tried[plan], confidence)[1] for plan in good[:FINALISTS]}
+    order = sorted(bounds, key=lambda plan: (bounds[plan], -plan))
     found = Found(tried, {}, [])
     for plan in order:
         found.tested[plan] = ask(plan, held_out)
