@@ -74,6 +74,29 @@ def test_evaluate_takes_files_beside_presets(path, tmp_path):
         vtfast.evaluate(model, asked, {"mine": STAGES}, log=log, **how)
 
 
+def test_a_sweep_takes_the_method_and_options_of_the_first_stage(tmp_path):
+    model, processor = bundled("llava-small")
+    asked = dataset(processor, "background", 12, 0)
+    stage, path = Prune(2, "diversity", 0.9, distinct="minmax"), str(tmp_path / "mine.json")
+    Plan([stage, Prune(5, "random", 0.5)]).save(path)
+    how = {"layers": [0], "keep": 0.25, "retained": False, "progress": False}
+    found = vtfast.information.sweep(model, asked, [path, "diversity"], **how)
+    moved = {"mine": [Prune(0, "diversity", 0.25, distinct="minmax")]}
+    moved["plain"] = [Prune(0, "diversity", 0.25)]
+    expected = vtfast.evaluate(model, asked, moved, progress=False)
+    assert found.of(path, 0.25)[0].accuracy == expected.of("mine").accuracy
+    assert found.of("diversity", 0.25)[0].accuracy == expected.of("plain").accuracy
+    assert expected.of("mine").accuracy != expected.of("plain").accuracy
+    log = tmp_path / "sweep.jsonl"
+    vtfast.information.sweep(model, asked, [path], log=log, **how)
+    Plan([Prune(0, "diversity", 0.9)]).save(path)
+    with pytest.raises(InputError, match="methods"):  # other options under the same name
+        vtfast.information.sweep(model, asked, [path], log=log, **how)
+    Plan([stage], measured=Measured("llava", 12, "digit", 9, 0.0, 0.0, 0.3, 0.95)).save(path)
+    with pytest.raises(PlanError, match="num_layers=12 and this one has 8"):
+        vtfast.information.sweep(model, asked, [path], **how)
+
+
 def test_run_and_evaluate_take_files_as_commands(path, tmp_path):
     vtfast.toy.scenes(1, seed=0, task="digit")[0][0].save(tmp_path / "scene.png")
     asked = ("--model", "toy-llava-small", "--device", "cpu", "--plan", str(path))

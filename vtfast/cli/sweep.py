@@ -26,7 +26,8 @@ def sweep(
         typer.Option(
             metavar="LIST",
             help="random, uniform, diversity, cdpruner, scope, visionzip, vispruner, topk, dart, "
-            "and information (keep the most informative).",
+            "information (keep the most informative), and plan files, such as plan.json, for the "
+            "method of their first stage with its options.",
         ),
     ] = "random,diversity,topk,information",
     keep: Annotated[

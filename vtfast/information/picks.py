@@ -13,6 +13,8 @@ from vtfast.information.probe import Probe
 from vtfast.inputs.data import Batch
 from vtfast.methods import method as registered
 from vtfast.patching import patch
+from vtfast.plan import Plan
+from vtfast.plan_file import is_plan_file
 from vtfast.prune import Prune
 
 ORACLE = "information"
@@ -20,12 +22,24 @@ ORACLE = "information"
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant of a sweep: a method with a seed, at a layer, keeping a share of the tokens."""
+    """One variant of a sweep: a method with a seed, at a layer, keeping a share of the tokens.
+
+    method: its name, or that of a plan file; `like` is then the stage whose method and options are
+    meant.
+    """
 
     method: str
     layer: int
     keep: float
     seed: int
+    like: Prune | None = None
+
+    @property
+    def stage(self) -> Prune:
+        """The stage that is tried."""
+        if self.like is None:
+            return Prune(self.layer, self.method, self.keep)
+        return Prune(self.layer, self.like.method, self.keep, **self.like.chosen)
 
 
 def choices(
@@ -40,7 +54,7 @@ def choices(
         if not isinstance(share, float) or not 0 <= share <= 1:
             raise InputError(f"keep={share!r}: expected shares of the visual tokens, in [0.0, 1.0]")
     for name in names:
-        if name != ORACLE:
+        if name != ORACLE and not is_plan_file(name):
             try:
                 registered(name)
             except PlanError as error:
@@ -50,14 +64,28 @@ def choices(
     return names, budgets
 
 
+def first_stages(methods: Sequence[str], keep: Sequence[float], model: Any) -> dict[str, Prune]:
+    """The first stage of each of the methods that is a plan file. Raises PlanError."""
+    config, found = model.config, {}
+    for name in filter(is_plan_file, methods):
+        plan = Plan.load(name)
+        plan.check(config.get_text_config().num_hidden_layers, config.model_type)
+        found[name] = plan.stages[0]
+        for share in keep:
+            Prune(0, plan.stages[0].method, share)  # raises if the method refuses the share
+    return found
+
+
 def picks(
     model: Any, batch: Batch, probe: Probe, found: InformationMap, cell: Cell, impl: str
 ) -> list[np.ndarray]:
     """Columns of `batch.inputs` of the visual tokens that a variant keeps, int64 per sample."""
     if cell.method == ORACLE:
         return _most_informative(found, cell, probe.samples)
-    stage = Prune(cell.layer, cell.method, cell.keep)
-    with torch.no_grad(), patch(model, [stage], seed=cell.seed, impl=impl, record=True) as handle:
+    with (
+        torch.no_grad(),
+        patch(model, [cell.stage], seed=cell.seed, impl=impl, record=True) as handle,
+    ):
         model(**batch.inputs, use_cache=False, logits_to_keep=1)
         assert handle.report is not None
         kept = handle.report.kept.get(cell.layer)

@@ -17,13 +17,14 @@ import numpy as np
 from vtfast.information.checks import check_layers, check_options, check_share, measured_model
 from vtfast.information.maps import InformationMap
 from vtfast.information.packing import Kept
-from vtfast.information.picks import ORACLE, Cell, choices, picks, token_scores
+from vtfast.information.picks import ORACLE, Cell, choices, first_stages, picks, token_scores
 from vtfast.information.pictures import Window, check_window
 from vtfast.information.probe import Probe
 from vtfast.information.records import Records, fingerprint
 from vtfast.information.score_units import score_probe
 from vtfast.information.sweeps import Sweep, tabulate
 from vtfast.inputs.data import Batch, Dataset
+from vtfast.prune import Prune
 
 SEEDED = ("random",)
 
@@ -53,7 +54,8 @@ def sweep(
     Args:
         model, layers, window, per, chunk, impl: as in `score`.
         dataset, batch, log, progress: as in `horizon`.
-        methods: names of registered methods, and "information".
+        methods: names of registered methods, and "information"; or a plan file ("plan.json"), for
+            the method of its first stage with its options.
         keep: shares of an image's visual tokens in [0, 1].
         seeds: how many seeds "random" is run with, int ≥ 1; they are 0, 1, ….
         retained: score all units, to measure the information in the tokens that methods keep. This
@@ -67,18 +69,20 @@ def sweep(
     model = measured_model(model)
     wanted, size = check_layers(layers, model), check_window(window)
     names, budgets = choices(methods, keep)
+    likes = first_stages(names, budgets, model)
+    called = {name: likes[name].method if name in likes else name for name in names}
     retained = retained or ORACLE in names
     cells = [
-        Cell(method, layer, share, seed)
+        Cell(method, layer, share, seed, likes.get(method))
         for method in names
         for layer in wanted
         for share in budgets
-        for seed in range(seeds if method in SEEDED else 1)
+        for seed in range(seeds if called[method] in SEEDED else 1)
     ]
     settings = {
         "measures": "sweep",
         "model": fingerprint(model),
-        "methods": names,
+        "methods": [_written(likes[name]) if name in likes else name for name in names],
         "layers": wanted,
         "keep": budgets,
         "seeds": seeds,
@@ -107,6 +111,11 @@ def sweep(
         "skipped": skipped,
     }
     return tabulate(done, cells, wanted, confidence, about)
+
+
+def _written(stage: Prune) -> str:
+    """A method with its options, as a log tells it."""
+    return f"{stage.method} {stage.chosen}"
 
 
 def _measure(
