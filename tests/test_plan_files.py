@@ -94,10 +94,16 @@ STAGE = {"layer": 0, "method": "random", "keep": 0.5}
         ({"stages": ["random"]}, "stage 'random': expected layer, method, keep and options"),
         ({"stages": [{"layer": 0, "keep": 0.5}]}, "expected layer, method, keep and options"),
         ({"stages": [{**STAGE, "depth": 1}]}, "expected layer, method, keep and options"),
-        ({"stages": [{**STAGE, "options": 3}]}, "options=3: expected an object"),
+        ({"stages": [{**STAGE, "options": 3}]}, "options=3: expected an object of"),
         ({"stages": [{**STAGE, "keep": 1.5}]}, "keep=1.5: a float is a fraction"),
         ({"stages": [{**STAGE, "options": {"size": 3}}]}, "'random' has no option 'size'"),
         ({"stages": [STAGE, STAGE]}, "layers must strictly increase"),
+        (
+            {"stages": [{**STAGE, "options": {"layer": 3}}]},
+            "expected an object of a method's option",
+        ),
+        ({"vtfast_plan": True}, "it is of version True"),
+        ({"measured": {**vars(MEASURED), "confidence": 7.0}}, "confidence in (0.5, 1)"),
         ({"name": 3}, "name=3: expected a string"),
         ({"seed": 1.5}, "seed=1.5: expected an int that fits 64 bits"),
         ({"seed": 2**63}, "expected an int that fits 64 bits"),
@@ -124,6 +130,29 @@ def test_what_is_no_file_or_no_json_is_refused(tmp_path):
     (tmp_path / "text.json").write_text("keep = 0.5")
     with pytest.raises(PlanError, match=r"text.json is no JSON.*pass what Plan.save wrote"):
         Plan.load(tmp_path / "text.json")
+
+
+def test_numbers_that_json_has_not_are_neither_read_nor_written(tmp_path):
+    (tmp_path / "nan.json").write_text('{"vtfast_plan": 1, "keep": NaN, "stages": []}')
+    with pytest.raises(PlanError, match=r"nan.json is no JSON: NaN is no number"):
+        Plan.load(tmp_path / "nan.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(PlanError, match=r"deep.json is no JSON"):
+        Plan.load(tmp_path / "deep.json")
+    plan = Plan([Prune(0, "my-method", 0.5, strength=float("nan"))])
+    with pytest.raises(PlanError, match="cannot be written: Out of range float"):
+        plan.save(tmp_path / "plan.json")
+
+
+def test_only_a_json_file_is_written(tmp_path):
+    """Another name would be taken for a preset."""
+    for name in ("", ".", "plan"):
+        with pytest.raises(PlanError, match=r"pass a name that ends in .json"):
+            Plan(STAGES).save(name)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(PlanError, match=r"folder.json is a folder"):
+        Plan(STAGES).save(tmp_path / "folder.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.json"]
 
 
 def test_another_model_is_refused(tmp_path):

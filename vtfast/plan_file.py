@@ -72,10 +72,17 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> None:
     if plan["measured"] is not None:
         written["measured"] = asdict(plan["measured"])
     target = Path(path)
+    if target.suffix != ".json":
+        raise PlanError(f"{path}: a plan is a JSON file; pass a name that ends in .json")
+    if target.is_dir():
+        raise PlanError(f"{path} is a folder; pass the name of a file")
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(written, indent=2, allow_nan=False)
+        beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(target)
+    except ValueError as error:
+        raise PlanError(f"{target} cannot be written: {error}") from None
     except OSError as error:
         raise PlanError(f"{target} cannot be written: {error.strerror or error}") from None
 
@@ -83,10 +90,10 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a plan from its file. Raises PlanError, which names the file."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"plan {path} is no JSON: {error}; pass what Plan.save wrote") from None
     try:
         return _fields(found)
@@ -94,10 +101,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise PlanError(f"plan {path}: {error}") from None
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
 def _fields(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or "vtfast_plan" not in found:
         raise PlanError("it is no plan of vtfast; pass what Plan.save wrote")
-    if found["vtfast_plan"] != VERSION:
+    if found["vtfast_plan"] is True or found["vtfast_plan"] != VERSION:
         raise PlanError(
             f"it is of version {found['vtfast_plan']!r}, and this vtfast reads {VERSION}; install "
             "the vtfast that wrote it, or a newer one"
@@ -151,8 +162,8 @@ def stage_of(record: Any) -> Prune:
     if not isinstance(record, dict) or not known - {"options"} <= record.keys() <= known:
         raise PlanError(f"stage {record!r}: expected layer, method, keep and options")
     options = record.get("options", {})
-    if not isinstance(options, dict):
-        raise PlanError(f"options={options!r}: expected an object, such as {{}}")
+    if not isinstance(options, dict) or options.keys() & {*known, "self"}:
+        raise PlanError(f"options={options!r}: expected an object of a method's options")
     return Prune(record["layer"], record["method"], record["keep"], **options)
 
 
@@ -165,4 +176,6 @@ def _measured_of(record: Any) -> Measured:
         good = isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
         if not good or isinstance(value, bool):
             raise PlanError(f"{name}={value!r} in measured: expected {kind.__name__}")  # type: ignore[union-attr]
+    if record["samples"] < 1 or not 0.5 < record["confidence"] < 1:
+        raise PlanError(f"measured={record!r}: expected samples >= 1, confidence in (0.5, 1)")
     return Measured(**record)

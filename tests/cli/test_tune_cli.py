@@ -38,7 +38,7 @@ def test_none_is_said_and_no_file_is_written(tmp_path):
     out = tmp_path / "plan.json"
     shown = answered(*hard, *how, "--out", str(out)).stdout
     assert "No plan is shown to lose at most 12 %" in shown
-    assert "There is no plan to save" in shown
+    assert "There is no plan to save as" in shown
     assert not out.exists()
 
 

@@ -5,9 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from vtfast.information.shares import loss_bounds
 from vtfast.tuning import search as rule
-from vtfast.tuning.search import FINALISTS, horizon_of, search
+from vtfast.tuning.search import FINALISTS, bounds_of, horizon_of, search
 
 
 class Answers:
@@ -150,4 +149,16 @@ def test_the_first_look_is_short_and_all_questions_are_the_last():
 
 def test_the_bounds_of_the_search_are_those_of_the_horizon():
     """300 answers of which none is lost rule out that one in a hundred is."""
-    assert loss_bounds(0, 300, 0, 0, 0.95)[1] <= 0.01 < loss_bounds(0, 299, 0, 0, 0.95)[1]
+    assert bounds_of((0, 300, 0, 0), 0.95)[1] <= 0.01 < bounds_of((0, 299, 0, 0), 0.95)[1]
+
+
+@pytest.mark.parametrize(("right", "lost"), [(0.06, 1.0), (0.3, 0.3), (0.9, 0.05), (1.0, 0.02)])
+def test_the_bounds_hold_for_the_loss_of_all_questions(right, lost):
+    """Also where few are right; a bound given how many are was once broken half the time."""
+    random, n, true = np.random.default_rng(0), 300, right * lost
+    rights = random.binomial(n, right, 2000)
+    counts = [(int(random.binomial(r, lost)), int(r), 0, int(n - r)) for r in rights]
+    bounds = np.array([bounds_of(count, 0.95) for count in counts])
+    spare = 4 * (0.05 * 0.95 / 2000) ** 0.5
+    assert (bounds[:, 1] < true).mean() <= 0.05 + spare
+    assert (bounds[:, 0] > true).mean() <= 0.05 + spare

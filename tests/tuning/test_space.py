@@ -44,11 +44,28 @@ def test_keeps_are_steps_of_a_third_at_most():
 def test_costs_are_those_of_the_plan_on_questions_of_these_sizes():
     config = FAMILIES["llava"].build().config
     plan = Plan((Prune(0, "random", 0.5), Prune(2, "drop", 0)))
-    one = Costs(config, {(64, 10): 3})
+    one = Costs(config, {(64, 1, 10): 3})
     assert one.flops(plan) == pytest.approx(plan.flops_ratio(config, 64, 10))
     layers = config.text_config.num_hidden_layers
     tokens = plan.tokens_per_layer(64, layers)
     assert one.cache(plan) == pytest.approx((10 * layers + sum(tokens)) / (74 * layers))
     assert one.tokens(plan) == pytest.approx(plan.average_tokens(64, layers))
-    two = Costs(config, {(64, 10): 1, (16, 40): 1})
-    assert one.flops(plan) < two.flops(plan) < Costs(config, {(16, 40): 9}).flops(plan)
+    two = Costs(config, {(64, 1, 10): 1, (16, 1, 40): 1})
+    assert one.flops(plan) < two.flops(plan) < Costs(config, {(16, 1, 40): 9}).flops(plan)
+
+
+def test_every_picture_of_a_question_keeps_a_token():
+    """Eight pictures of nine tokens, of which a sixteenth is none."""
+    config = FAMILIES["llava"].build().config
+    few = Plan((Prune(0, "uniform", 0.0625),))
+    assert Costs(config, {(72, 8, 10): 1}).tokens(few) == 8
+    assert Costs(config, {(72, 1, 10): 1}).tokens(few) == 5
+
+
+def test_layers_without_a_cache_do_not_count_in_it():
+    config = FAMILIES["qwen3.5"].build().config
+    kinds = config.text_config.layer_types
+    last = len(kinds) - 1 - kinds[::-1].index("full_attention")
+    plan = Plan((Prune(last, "drop", 0),))
+    expected = 1 - 40 / 50 / kinds.count("full_attention")
+    assert Costs(config, {(40, 1, 10): 1}).cache(plan) == pytest.approx(expected)

@@ -8,10 +8,10 @@ from two_processes import found_by_two
 
 import vtfast
 from vtfast import InputError, PlanError, Prune, StateError
-from vtfast.information.shares import loss_bounds
 from vtfast.plan import Plan
 from vtfast.toy.evaluate import dataset
 from vtfast.tuning import Tuned
+from vtfast.tuning.search import bounds_of
 
 HOW = {"max_loss": 0.05, "methods": ["topk"], "batch": 20, "progress": False}
 ASKED = 128
@@ -50,7 +50,7 @@ def test_what_was_found_follows_from_the_answers_held_out(found):
     for tried in found.finalists:
         assert tried.samples == found.held_out
         counts = tried.lost, tried.right, tried.gained, tried.wrong
-        assert tried.bounds(0.95) == loss_bounds(*counts, 0.95)
+        assert tried.bounds(0.95) == bounds_of(counts, 0.95)
     passed = [tried for tried in found.finalists if tried.bounds(0.95)[1] <= 0.05]
     assert found.finalists[found.chosen].flops == min(tried.flops for tried in passed)
     assert found.answers < found.plans * ASKED / 4
@@ -118,7 +118,11 @@ def test_the_objective_says_what_is_cheapest(model, asked, found, log):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"max_loss": 0.01}, InputError, "of 128 questions 64 are held out.*takes 300.*pass 600"),
+        (
+            {"max_loss": 0.01},
+            InputError,
+            "of 128 questions 64 are held out.*pass 600 different",
+        ),
         ({"max_loss": 0.0}, InputError, r"max_loss=0.0: expected a number in \(0, 1\)"),
         ({"confidence": 0.4}, InputError, r"confidence=0.4: expected a number in \(0.5, 1\)"),
         ({"objective": "speed"}, InputError, "objective='speed': pass one of flops, time, cache"),
@@ -126,10 +130,12 @@ def test_the_objective_says_what_is_cheapest(model, asked, found, log):
         ({"methods": []}, InputError, "pass a list of at least one name"),
         ({"methods": ["drop"]}, InputError, '"drop" keeps nothing and is always tried'),
         ({"methods": ["best"]}, PlanError, "method 'best' is unknown"),
-        ({"horizon": 8}, PlanError, "horizon"),
+        ({"horizon": 8}, PlanError, "horizon=8: pass a layer, 1 to 7"),
         ({"match": "close"}, InputError, "match='close'"),
         ({"batch": 0}, InputError, "batch=0: expected an int >= 1"),
-        ({"positions": "odd"}, InputError, "positions='odd'"),
+        ({"max_loss": 1e-310}, InputError, "expected 1e-06 or more"),
+        ({"methods": (m for m in ["topk"])}, InputError, "pass a list of at least one name"),
+        ({"seed": 0.5}, PlanError, "seed=0.5: expected an int"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -139,6 +145,18 @@ def test_bad_arguments_are_refused_before_anything_runs(
     with pytest.raises(error, match=message):
         vtfast.tune(model, asked, **{**HOW, **changes})
     assert not vtfast.is_patched(model)
+
+
+def test_questions_that_are_there_twice_count_once(model):
+    few = dataset(bundled("llava-small")[1], "background", 30, 5)
+    twice = vtfast.information.Dataset(few.processor, few.examples * 5, "background", ends=True)
+    with pytest.raises(InputError, match="of 30 questions 15 are held out"):
+        vtfast.tune(model, twice, **HOW)
+
+
+def test_a_model_that_answers_nothing_right_is_refused(model, asked):
+    with pytest.raises(InputError, match="answers none of the 128 questions right"):
+        vtfast.tune(model, asked, match=lambda said, answer: False, **HOW)
 
 
 def test_a_patched_model_is_refused(model, asked):

@@ -87,7 +87,6 @@ def tune(
     match: options.Match = "exact",
     max_new_tokens: options.AnswerTokens = None,
     batch: options.Batch = 8,
-    positions: options.Positions = "keep",
     path: options.Layout = "auto",
     log: options.Log = None,
     out: Annotated[
@@ -110,9 +109,10 @@ def tune(
     other half has the final word on the few that are left, so that trying many
     plans fakes no confidence. At least 600 questions are needed for the default
     tolerance; the fewer there are, the larger it has to be. "None" is an answer,
-    with the nearest plan. With --log a run goes on where it was stopped, and with
-    another tolerance or other methods uses the answers it has. Processes started
-    by torchrun or accelerate launch share the questions.
+    with the nearest plan. With --log a run goes on where it was stopped. Tune once
+    on the same questions: who tries tolerances and methods until a plan pleases
+    has no confidence left. Processes started by torchrun or accelerate launch
+    share the questions.
 
     \b
     Examples:
@@ -156,7 +156,6 @@ def tune(
             objective=objective,
             horizon=horizon,
             seed=seed,
-            positions=positions,
             path=path,
             match=match,
             max_new_tokens=max_new_tokens,
@@ -187,6 +186,8 @@ def _show(stdout: Console, model: str, found: "Tuned", out: Path | None) -> None
         )
     remark(stdout, found.verdict)
     if out is not None:
-        saved = f"Saved as {out}." if found.plan else f"There is no plan to save, so no {out}."
+        saved = f"Saved as {out}." if found.plan else f"There is no plan to save as {out}."
+        if not found.plan and out.exists():
+            saved += " What it holds is from before."
         remark(stdout, saved)
     remark(stdout, f"{found.answers} answers, {found.plans} plans to choose from.")

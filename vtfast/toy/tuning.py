@@ -45,10 +45,10 @@ def record(logs: Path) -> dict[str, Any]:
     plans = space(layers, horizon, METHODS, KEEPS)
     named = {_FULL: None, **{plan.name: plan.stages for plan in plans}}
     right: dict[str, list[bool]] = {name: [] for name in named}
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes: Counter[tuple[int, int, int]] = Counter()
     for task in toy.TASKS:
         asked = dataset(processor, task, SCENES, SEED, family_of(model).SIZES)
-        sizes.update(sizes_of(model, asked))
+        sizes.update((visual, 1, text) for visual, text in sizes_of(model, asked))
         for name, one in answered(model, asked, named, logs / f"{MODEL}-{task}.jsonl").items():
             right[name] += one
     costs = Costs(model.config, sizes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -60,9 +61,16 @@ class Answers:
         self.skipped = (*self._dataset.skipped, *(skipped[n] for n in sorted(skipped)))
         return [n for n in questions if n not in skipped]
 
-    def sizes(self, questions: Sequence[int]) -> list[tuple[int, int]]:
-        """Visual and other tokens of each question, once the unpruned model was asked."""
-        return [tuple(self._records.done[n][_FULL][2:]) for n in questions]
+    def sizes(self, questions: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Visual tokens, pictures and other tokens of each question that the unpruned model was
+        asked."""
+        examples, done = self._dataset.examples, self._records.done
+        found = ((done[n][_FULL], len(examples[n].images)) for n in questions)
+        return [(answer[2], pictures, answer[3]) for answer, pictures in found]
+
+    def right(self, questions: Sequence[int]) -> int:
+        """How many of these the unpruned model answers right."""
+        return sum(self._records.done[n][_FULL][0] for n in questions)
 
     def counts(self, plan: Plan, questions: Sequence[int]) -> Counts:
         """Answers under a plan against those of the unpruned model."""
@@ -75,13 +83,25 @@ class Answers:
         return lost, right, gained, len(questions) - right
 
     @torch.no_grad()
-    def time(
-        self, plans: Sequence[Plan | None], questions: Sequence[int], rounds: int
-    ) -> list[list[float]]:
-        """Seconds of `generate` for a batch, of each plan in every round; in turn."""
-        inputs = self._dataset.batch(questions[: self._batch], self._device).inputs
-        taken = [[self._answers(inputs, p)[0]["seconds"] for p in plans] for _ in range(rounds + 1)]
-        return taken[1:]
+    def times(
+        self, plans: Sequence[Plan], questions: Sequence[int], rounds: int
+    ) -> list[float | None]:
+        """Time of `generate` for a batch under each plan, as a share of the unpruned model's: the
+        median of some rounds, in turn; None where the batch cannot be run. Measured by the first
+        process alone."""
+        found: list[float | None] = [None] * len(plans)
+        if self._shards.rank == 0 and plans:
+            taken: list[list[float]] = []
+            try:
+                inputs = self._dataset.batch(questions[: self._batch], self._device).inputs
+                for _ in range(1 + rounds):  # the first one warms up
+                    runs = (self._answers(inputs, plan)[0] for plan in (None, *plans))
+                    taken.append([run["seconds"] for run in runs])
+            except (RuntimeError, ValueError):  # such as a batch that is too large
+                taken = []
+            for number in range(len(plans) if taken else 0):
+                found[number] = median(row[1 + number] / row[0] for row in taken[1:])
+        return self._shards.joined({0: found} if self._shards.rank == 0 else {})[0]
 
     def _ask(self, plan: Plan | None, questions: Sequence[int]) -> None:
         """Have every question answered under a plan, in this process or in another."""
@@ -102,9 +122,9 @@ class Answers:
     @torch.no_grad()
     def _measure(self, plan: Plan | None, key: str, block: list[int]) -> list[dict[str, Any]]:
         inputs = self._dataset.batch(block, self._device).inputs
-        found = []
+        found, runs = [], self._answers(inputs, plan)
         self._made += len(block)
-        for n, run in zip(block, self._answers(inputs, plan), strict=True):
+        for n, run in zip(block, runs, strict=True):
             right = bool(self._match(run["said"], self._dataset.examples[n].answer))
             own = [right, run["seconds"] / len(block)]
             found.append({key: own if plan else [*own, run["visual"], run["text"]]})

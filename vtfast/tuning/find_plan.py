@@ -1,10 +1,9 @@
 """`vtfast.tune`: find the cheapest plan that loses little enough on given questions."""
 
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from vtfast.distributed import Shards
@@ -14,21 +13,22 @@ from vtfast.flops import text_config
 from vtfast.information.checks import check_share
 from vtfast.information.horizons import Horizon
 from vtfast.information.progress import steps
-from vtfast.information.shares import loss_bounds, samples_to_rule_out
+from vtfast.information.shares import samples_to_rule_out
 from vtfast.inputs.data import Dataset
 from vtfast.patching import patch
 from vtfast.plan import Plan
-from vtfast.plan_file import stage_record
+from vtfast.plan_file import check_seed, stage_record
 from vtfast.prune import Prune
 from vtfast.tuning.answers import Answers
 from vtfast.tuning.results import Tried, Tuned
-from vtfast.tuning.search import Counts, horizon_of, search
+from vtfast.tuning.search import Counts, bounds_of, horizon_of, search
 from vtfast.tuning.space import OBJECTIVES, Costs, check_methods, space
 
 # What a search begins with; those that a model cannot run are left out.
 METHODS = ("diversity", "scope", "uniform", "random", "topk", "dart")
 _FOR_HORIZON = 64  # questions that the horizon is looked for with
 _ROUNDS = 5  # in which finalists are timed
+_LEAST_LOSS = 1e-6
 
 
 def tune(
@@ -41,7 +41,6 @@ def tune(
     objective: str = "flops",
     horizon: int | Horizon | None = None,
     seed: int = 0,
-    positions: str = "keep",
     path: str = "auto",
     impl: str = "auto",
     match: str | Match = "exact",
@@ -52,7 +51,8 @@ def tune(
 ) -> Tuned:
     """Find the cheapest plan that loses at most `max_loss` of the answers to these questions.
 
-    Half of the questions, drawn at random, are for the search and half for the final word:
+    Half of the questions, drawn at random, are for the search and half for the final word (those
+    that are there twice count once):
     `vtfast.tuning.search` has the rule, and what is guaranteed. What is found holds for questions
     like these, and only if the final word was asked for once: who tunes again on the same questions
     until a plan pleases has no confidence left. Decoding is greedy.
@@ -70,10 +70,11 @@ def tune(
         horizon: a layer, or a measured horizon, around which last stages are tried; default: it is
             looked for with up to 64 questions.
         seed: of the split, and of the random stages; the plan keeps it.
-        positions, path, impl: as in `vtfast.patch`.
+        path, impl: as in `vtfast.patch`.
         match, max_new_tokens, batch: as in `vtfast.evaluate`.
         log: a file for answers (JSON lines); a run that finds one asks only for what it lacks, also
-            under another tolerance, confidence, other methods or more questions. Processes started
+            under another tolerance or other methods (but see above: the first answer counts) and
+            with more questions. Processes started
             by torchrun or `accelerate launch` share the questions, as in `vtfast.evaluate`.
         progress: True for a bar after two seconds, or a function to call after every answer.
 
@@ -90,15 +91,14 @@ def tune(
     check_share("confidence", confidence, 0.5)
     if objective not in OBJECTIVES:
         raise InputError(f"objective={objective!r}: pass one of {', '.join(OBJECTIVES)}")
-    _check_number(len(dataset), max_loss, confidence)
-    how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
+    seed, keys = check_seed(seed) or 0, dataset.keys()
+    single = [n for n, key in enumerate(keys) if "." not in key]  # a repetition has one in its key
+    _check_number(len(single), max_loss, confidence)
+    how = {"seed": seed, "path": path, "impl": impl}
     refused = _Refused(model, how)
     names = _methods(model, methods, refused)
     num_layers, model_type = text_config(model.config).num_hidden_layers, model.config.model_type
-    layer = None
-    if horizon is not None:
-        of = {"num_layers": num_layers, "model_type": model_type}
-        layer = Plan.resolve("divprune+random", horizon=horizon, **of).horizon
+    layer = _given_horizon(horizon, num_layers, model_type)
     settings = {
         **how,
         "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
@@ -109,9 +109,15 @@ def tune(
     with Shards() as shards, steps(progress, "tuning", None, "answer") as tick:
         asked = most, batch, settings, log, shards, tick
         answers = Answers(model, dataset, how, matches, *asked)
-        questions = answers.full(range(len(dataset)))
+        questions = answers.full(single)
         _check_number(len(questions), max_loss, confidence)
-        random.Random(seed).shuffle(questions)
+        if not answers.right(questions):
+            raise InputError(
+                f"the unpruned model answers none of the {len(questions)} questions right, so "
+                'nothing can be lost; see what it says with vtfast.evaluate, or pass match="begins"'
+            )
+        # At random, and mostly the same if questions are added.
+        questions.sort(key=lambda n: sha256(f"{seed} {keys[n]}".encode()).digest())
         half = len(questions) // 2
         for_search, held_out = questions[:half], questions[half:]
         if horizon is None:
@@ -126,7 +132,7 @@ def tune(
 
         found = search(list(map(cost, plans)), ask, for_search, held_out, max_loss, confidence)
         tested = [plans[number] for number in found.tested]
-        times = _times(answers, tested, held_out)
+        times = answers.times(tested, held_out, _ROUNDS)
         made = answers.made()
 
     def tried(number: int, counts: Counts, time: float | None = None) -> Tried:
@@ -137,7 +143,9 @@ def tune(
     finalists = [tried(*one, time) for one, time in zip(found.tested.items(), times, strict=True)]
     by_time = objective == "time"
     passed = range(len(found.passed))
-    best = min(passed, key=lambda i: (times[i] if by_time else 0, found.passed[i]), default=None)
+    best = min(
+        passed, key=lambda i: ((times[i] or 1) if by_time else 0, found.passed[i]), default=None
+    )
     others = found.tried.keys() - found.tested.keys()
     return Tuned(
         chosen=best,
@@ -159,15 +167,28 @@ def tune(
     )
 
 
+def _given_horizon(horizon: Any, num_layers: int, model_type: str) -> int | None:
+    """The layer of a horizon as it was given; None without one, or where there is none."""
+    if horizon is None or getattr(horizon, "layer", 1) is None:
+        return None
+    if isinstance(horizon, int) and not 0 < horizon < num_layers:
+        raise PlanError(f"horizon={horizon}: pass a layer, 1 to {num_layers - 1}")
+    return Plan.resolve(
+        "vtw", num_layers=num_layers, horizon=horizon, model_type=model_type
+    ).horizon
+
+
 def _check_number(questions: int, max_loss: float, confidence: float) -> None:
     """Refuse so few questions that no plan could pass."""
+    if max_loss < _LEAST_LOSS:
+        raise InputError(f"max_loss={max_loss:g}: expected {_LEAST_LOSS:g} or more")
     needed, held_out = samples_to_rule_out(max_loss, confidence), questions - questions // 2
-    if held_out < needed:
-        least = loss_bounds(0, max(1, held_out), 0, 0, confidence)[1]
+    if held_out < needed or questions < 2:
+        least = bounds_of((0, max(1, held_out), 0, 0), confidence)[1]
         raise InputError(
             f"of {questions} questions {held_out} are held out, and to show with confidence "
             f"{confidence:g} that a plan loses at most {max_loss:g} takes {needed}, none of them "
-            f"lost; pass {2 * needed} questions or more, or a tolerance above {least:.3g}"
+            f"lost; pass {2 * needed} different questions or more, or a tolerance above {least:.3g}"
         )
 
 
@@ -213,11 +234,3 @@ def _horizon(
     layers = range(1, num_layers)
     plans = [Plan((Prune(layer, "drop", 0),)) for layer in layers]
     return horizon_of(layers, lambda i, some: answers.counts(plans[i], some), questions, max_loss)
-
-
-def _times(answers: Answers, plans: Sequence[Plan], questions: Sequence[int]) -> list[float]:
-    """Time of `generate` under each plan, as a share of the unpruned model's."""
-    if not plans:
-        return []
-    rounds = answers.time([None, *plans], questions, _ROUNDS)
-    return [median(taken[1 + i] / taken[0] for taken in rounds) for i in range(len(plans))]

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vtfast.information.results import Result
-from vtfast.information.shares import loss_bounds, wilson
+from vtfast.information.shares import wilson
 from vtfast.inputs.data import Skipped
 from vtfast.plan import Measured, Plan
 from vtfast.plan_file import stage_of
+from vtfast.tuning.search import bounds_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ class Tried:
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """Lower and upper bound of the true loss, each at one-sided `confidence`."""
-        return loss_bounds(self.lost, self.right, self.gained, self.wrong, confidence)
+        return bounds_of((self.lost, self.right, self.gained, self.wrong), confidence)
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,21 @@ class Tuned(Result):
     @property
     def rules_out(self) -> float:
         """The smallest loss that the questions held out could rule out, were no answer lost."""
-        return loss_bounds(0, self.held_out, 0, 0, self.confidence)[1]
+        return bounds_of((0, self.held_out, 0, 0), self.confidence)[1]
+
+    def cost(self, tried: Tried) -> float:
+        """What the objective counts of a plan, a share of the unpruned model's."""
+        value = getattr(tried, self.objective)
+        return float(tried.flops if value is None else value)
 
     @property
     def frontier(self) -> tuple[Tried, ...]:
         """Finalists, and of the others that were asked all questions of the search those than which
         none is cheaper and loses less; cheapest first."""
         asked = [t for t in self.searched if t.samples == self.samples]
-        best = [t for t in asked if not any(o.flops < t.flops and o.loss <= t.loss for o in asked)]
-        return tuple(sorted((*self.finalists, *best), key=lambda t: t.flops))
+        cost = self.cost
+        best = [t for t in asked if not any(cost(o) < cost(t) and o.loss <= t.loss for o in asked)]
+        return tuple(sorted((*self.finalists, *best), key=cost))
 
     def plan_of(self, tried: Tried) -> Plan:
         """The plan of an entry, with what it was measured on."""
@@ -154,7 +161,7 @@ class Tuned(Result):
     def rows(self) -> Sequence[tuple[str, ...]]:
         """The cells of the finalists that were tested, cheapest first, the chosen one marked."""
         best = None if self.chosen is None else self.finalists[self.chosen]
-        ordered = sorted(self.finalists, key=lambda t: t.flops)
+        ordered = sorted(self.finalists, key=self.cost)
         return [
             (("→ " if tried is best else "") + cells[0], *cells[1:])
             for tried, cells in ((t, self.cells(t)) for t in ordered)
@@ -169,7 +176,7 @@ class Tuned(Result):
             best = self.finalists[self.chosen]
             most = 100 * best.bounds(self.confidence)[1]
             return (
-                f"{best.name}: {100 * best.flops:.0f} % of the arithmetic. It loses at most "
+                f"{best.name}: {self._share(best)}. It loses at most "
                 f"{most:.2f} % of the answers with {sure} confidence, on {asked}."
             )
         said = f"No plan is shown to lose at most {limit} of the answers with {sure} confidence."
@@ -178,9 +185,13 @@ class Tuned(Result):
             return said
         least, most = (100 * end for end in near.bounds(self.confidence))
         return (
-            f"{said} The nearest, {near.name} ({100 * near.flops:.0f} % of the arithmetic), lost "
+            f"{said} The nearest, {near.name} ({self._share(near)}), lost "
             f"{near.lost} and gained {near.gained} of {near.samples}: {least:.1f} to {most:.1f} %."
         )
+
+    def _share(self, tried: Tried) -> str:
+        words = {"flops": "arithmetic", "cache": "KV cache", "time": "time"}
+        return f"{100 * self.cost(tried):.0f} % of the {words[self.objective]}"
 
     def __str__(self) -> str:
         table = [self.HEAD, *self.rows()]

@@ -14,8 +14,8 @@ The questions are split at random into two parts.
 However many plans the search has tried, the probability of naming a plan that loses more than the
 tolerance is at most 1 - confidence: none was asked a question of the held-out part before, and
 testing in an order that is fixed beforehand, up to the first failure, needs no correction (fixed
-sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see
-`vtfast.information.shares.loss_bounds`. The search alone guarantees nothing, so peeking and its
+sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see `bounds_of`.
+The search alone guarantees nothing, so peeking and its
 90 % cost no confidence; they decide how good the plan is, not how sure.
 """
 
@@ -23,15 +23,32 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vtfast.information.shares import loss_bounds
+from vtfast.information.shares import lower_share, upper_share
 
 FINALISTS = 5
 _DEARER = 1.1  # than the finalist before it
 _FIRST = 8  # questions, of a plan's first look
 _SURE_ENOUGH = 0.9  # that a plan is beyond the tolerance, for the search
 
-Counts = tuple[int, int, int, int]  # of answers: lost, right, gained, wrong; see `loss_bounds`
+# Of answers: lost and gained against the unpruned model, which has so many right and wrong.
+Counts = tuple[int, int, int, int]  # lost, right, gained, wrong
 Ask = Callable[[int, Sequence[int]], Counts]  # a plan's number, questions → its answers to them
+
+
+_GAINED = 0.01  # of the error allowed to a bound, the part that goes to the answers gained
+
+
+def bounds_of(counts: Counts, confidence: float) -> tuple[float, float]:
+    """One-sided lower and upper bound of the true loss, a share of all questions like these.
+
+    Clopper and Pearson's bounds of the share that is lost and of the share that is gained, the
+    error divided between them: 1 % is ruled out by 300 answers of which none is lost.
+    """
+    lost, right, gained, wrong = counts
+    n, error = right + wrong, 1 - confidence
+    sure, surer = 1 - (1 - _GAINED) * error, 1 - _GAINED * error
+    most = upper_share(lost, n, sure) - lower_share(gained, n, surer)
+    return lower_share(lost, n, sure) - upper_share(gained, n, surer), most
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ def search(
     """
 
     def passes(counts: Counts) -> bool:
-        return loss_bounds(*counts, confidence)[1] <= max_loss
+        return bounds_of(counts, confidence)[1] <= max_loss
 
     tried: dict[int, Counts] = {}
     good: list[int] = []
@@ -74,7 +91,7 @@ def search(
             continue
         for size in [len(questions)] if exhaustive else _sizes(len(questions)):
             tried[plan] = counts = ask(plan, questions[:size])
-            if not exhaustive and loss_bounds(*counts, _SURE_ENOUGH)[0] > max_loss:
+            if not exhaustive and bounds_of(counts, _SURE_ENOUGH)[0] > max_loss:
                 break
         else:
             dear = not good or cost >= _DEARER * costs[good[-1]]
@@ -83,7 +100,7 @@ def search(
                 if len(good) == FINALISTS and not exhaustive:
                     break
     # Of equally safe plans the more expensive first, as it is more likely to pass.
-    bounds = {plan: loss_bounds(*tried[plan], confidence)[1] for plan in good[:FINALISTS]}
+    bounds = {plan: bounds_of(tried[plan], confidence)[1] for plan in good[:FINALISTS]}
     order = sorted(bounds, key=lambda plan: (bounds[plan], -plan))
     found = Found(tried, {}, [])
     for plan in order:
@@ -105,7 +122,7 @@ def horizon_of(
     low, high = 0, len(layers)
     while low < high:
         middle = (low + high) // 2
-        if loss_bounds(*ask(middle, questions), _SURE_ENOUGH)[0] > max_loss:
+        if bounds_of(ask(middle, questions), _SURE_ENOUGH)[0] > max_loss:
             low = middle + 1
         else:
             high = middle

@@ -75,7 +75,8 @@ def _name(stages: Sequence[Prune]) -> str:
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     """Each name once. Raises InputError and PlanError."""
-    if isinstance(methods, str) or not methods:
+    good = isinstance(methods, Sequence) and all(isinstance(name, str) for name in methods)
+    if isinstance(methods, str) or not good or not methods:
         raise InputError(f"methods={methods!r}: pass a list of at least one name")
     for name in methods:
         if method(name).name == "drop":
@@ -88,12 +89,16 @@ class Costs:
 
     Args:
         config: of the model.
-        sizes: visual tokens and other tokens of a question → how many questions are of this size.
+        sizes: visual tokens, pictures (taken to be of one size) and other tokens of a question →
+            how many questions are of this size.
     """
 
-    def __init__(self, config: Any, sizes: Mapping[tuple[int, int], int]) -> None:
+    def __init__(self, config: Any, sizes: Mapping[tuple[int, int, int], int]) -> None:
         self._config, self._sizes = config, sizes
-        self._layers = text_config(config).num_hidden_layers
+        text = text_config(config)
+        self._layers = text.num_hidden_layers
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * self._layers
+        self._caches = np.array([kind != "linear_attention" for kind in kinds])
         self._full = self._summed(None)
 
     def flops(self, plan: Plan) -> float:
@@ -107,18 +112,23 @@ class Costs:
     def tokens(self, plan: Plan) -> float:
         """Visual tokens of a question, averaged over layers and questions."""
         total = sum(
-            plan.average_tokens(visual, self._layers) * number
-            for (visual, _), number in self._sizes.items()
+            number * float(np.mean(self._kept(plan, visual, pictures)))
+            for (visual, pictures, _), number in self._sizes.items()
         )
         return total / sum(self._sizes.values())
 
     def _summed(self, plan: Plan | None) -> np.ndarray:
         """Multiply-adds and cached tokens of all questions."""
         total = np.zeros(2)
-        for (visual, text), number in self._sizes.items():
-            kept = [visual] * self._layers
-            if plan is not None:
-                kept = list(plan.tokens_per_layer(visual, self._layers))
-            tokens = [text + n for n in kept]
-            total += number * np.array([multiply_adds(self._config, tokens), sum(tokens)])
+        for (visual, pictures, text), number in self._sizes.items():
+            tokens = text + self._kept(plan, visual, pictures)
+            held = tokens[self._caches].sum()
+            total += number * np.array([multiply_adds(self._config, tokens.tolist()), held])
         return total
+
+    def _kept(self, plan: Plan | None, visual: int, pictures: int) -> np.ndarray:
+        """Visual tokens of a question in each layer, int64."""
+        if plan is None:
+            return np.full(self._layers, visual)
+        sizes = [visual // pictures + (i < visual % pictures) for i in range(pictures)]
+        return np.sum([plan.tokens_per_layer(n, self._layers) for n in sizes], 0)
