@@ -1577,7 +1577,7 @@ MUTATIONS = [
     Mutation(
         "A plan passes by its observed loss, not by the bound.",
         TUNING + "search.py",
-        "return loss_bounds(*counts, confidence)[1] <= max_loss",
+        "return bounds_of(counts, confidence)[1] <= max_loss",
         "return counts[0] - counts[2] <= max_loss * (counts[1] + counts[3])",
         SEARCHED + "plans_that_lose_too_much_are_seldom_named[0.95]",
     ),

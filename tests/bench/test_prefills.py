@@ -104,7 +104,7 @@ def test_other_picks_in_one_layout_are_red(prompted, monkeypatch):
 
     def other(run, stage, hidden):
         if run.layout.is_packed and stage.prune.method == "random":
-            run.selector._config = replace(run.config, seed=run.config.seed + 1)
+            run.selector._config = replace(run.config, seed=run.config.picks_seed + 1)
         return select(run, stage, hidden)
 
     monkeypatch.setattr(ForwardState, "_select", other)
