@@ -19,6 +19,7 @@ setup(
         "vtfast.models",
         "vtfast.runtime",
         "vtfast.toy",
+        "vtfast.tuning",
     ],
     package_data={"vtfast": ["py.typed"], "vtfast.toy": ["checkpoints/**"]},
     include_package_data=False,
