@@ -81,10 +81,9 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> None:
         text = json.dumps(written, indent=2, allow_nan=False)
         beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(target)
-    except ValueError as error:
-        raise PlanError(f"{target} cannot be written: {error}") from None
-    except OSError as error:
-        raise PlanError(f"{target} cannot be written: {error.strerror or error}") from None
+    except (ValueError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise PlanError(f"{target} cannot be written: {why}") from None
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

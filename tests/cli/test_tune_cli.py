@@ -5,7 +5,7 @@ import json
 import pytest
 from command import answered, call, refused
 
-from vtfast.plan import Plan
+from vtfast.plan import Plan, Prune
 
 MODEL = ("--model", "toy-llava-small", "--device", "cpu")
 ASKED = ("tune", *MODEL, "--task", "background", "--samples", "128", "--max-loss", "0.05")
@@ -32,14 +32,16 @@ def test_the_command_prints_draws_and_saves_a_plan_that_others_take(tmp_path, mo
     assert plan.name in answered(*asked).stdout
 
 
-def test_none_is_said_and_no_file_is_written(tmp_path):
-    hard = ("tune", *MODEL, "--task", "count", "--samples", "60", "--max-loss", "0.12")
-    how = ("--methods", "uniform", "--horizon", "2", "--batch", "32")
+def test_none_is_said_and_no_file_is_written(tmp_path, monkeypatch):
+    blind = Plan((Prune(0, "drop", 0),), "blind")
+    monkeypatch.setattr("vtfast.tuning.find_plan.space", lambda *_: [blind])
     out = tmp_path / "plan.json"
-    shown = answered(*hard, *how, "--out", str(out)).stdout
-    assert "No plan is shown to lose at most 12 %" in shown
+    shown = answered(*ASKED, *QUICK, "--horizon", "2", "--out", str(out)).stdout
+    assert "No plan is shown to lose at most 5 %" in shown
     assert "There is no plan to save as" in shown
     assert not out.exists()
+    blind.save(out)
+    assert "from before" in answered(*ASKED, *QUICK, "--horizon", "2", "--out", str(out)).stdout
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from repository import ROOT
 
 import vtfast
 from vtfast import InputError, Plan, PlanError, Prune, StateError
-from vtfast.distributed import Shards, this_process
 from vtfast.evaluation import Comparison
 from vtfast.evaluation.compare import resolve
 from vtfast.information import Dataset
+from vtfast.inputs.distributed import Shards, this_process
 from vtfast.toy.evaluate import dataset
 
 PLANS = {
@@ -258,7 +258,7 @@ import json, sys, torch
 torch.set_num_threads(1)
 import vtfast
 from vtfast.toy.evaluate import dataset
-from vtfast.distributed import this_process
+from vtfast.inputs.distributed import this_process
 from test_evaluate import PLANS, HOW, without_times
 model, processor = vtfast.toy.load("llava-small")
 questions = dataset(processor, "background", 7, 0)

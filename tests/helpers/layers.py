@@ -24,7 +24,7 @@ LAYERS = {
     "models": ("vtfast.models",),
     "processors": ("vtfast.processors",),
     "patching": ("vtfast.patching",),
-    "inputs": ("vtfast.inputs", "vtfast.distributed"),
+    "inputs": ("vtfast.inputs",),
     "information": ("vtfast.information",),
     "evaluation": ("vtfast.evaluation",),
     "tuning": ("vtfast.tuning",),

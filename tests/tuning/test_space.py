@@ -18,14 +18,25 @@ def test_plans_have_one_to_three_stages_before_and_behind_the_horizon():
     assert lasts >= {(layer, how) for layer in (6, 7, 8) for how in ("drop", "random")}
 
 
+def firsts(method, horizon=None):
+    """Layers at which plans begin with this method."""
+    stages = (plan.stages[0] for plan in space(12, horizon, (method,)))
+    return {stage.layer for stage in stages if stage.method == method}
+
+
 def test_methods_that_read_scores_begin_where_there_are_some():
-    firsts = {p.stages[0].layer for p in space(12, None, ("topk",))}
-    assert firsts == {2, 3}
-    assert {p.stages[0].layer for p in space(12, None, ("diversity",))} == {0, 3}
+    assert firsts("topk") == {2, 3, 6, 9}
+    assert firsts("diversity") == {0, 3, 6, 9}
 
 
 def test_without_a_horizon_there_is_one_stage():
     assert {len(plan.stages) for plan in space(12, None, ("random",))} == {1}
+
+
+def test_everything_may_be_dropped_at_any_layer():
+    """The gentlest plans, where no other is good enough."""
+    drops = {p.stages[0].layer for p in space(12, 7, ("random",)) if p.stages[0].method == "drop"}
+    assert drops == set(range(1, 12))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 6, 80])

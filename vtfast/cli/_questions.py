@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from vtfast.cli._checkpoints import loaded
-from vtfast.cli._options import check_not_read
 from vtfast.cli._terminal import remark, working
+from vtfast.cli._values import check_not_read
 from vtfast.errors import InputError
 from vtfast.inputs.checkpoints import Checkpoint, quiet
 from vtfast.inputs.data import Dataset, Example, Skipped

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.presets import IN_WORDS
 
@@ -83,25 +84,22 @@ def evaluate(
     lost, gained, average_tokens, flops_ratio, time_ratio, kv_bytes and pareto;
     and skipped, with the name of each question left out and the reason.
     """
-    source = options.source_of_questions(task, data, image_folder)
-    budgets = None if keep is None else options.shares(keep)
+    source = values.source_of_questions(task, data, image_folder)
+    budgets = None if keep is None else values.shares(keep)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
-        import torch
-
         from vtfast import evaluation
         from vtfast.cli._checkpoints import find
         from vtfast.cli._questions import measured, protect, questions, report_skipped
-        from vtfast.distributed import this_process
+        from vtfast.inputs.devices import own_gpu
+        from vtfast.inputs.distributed import this_process
 
     plans = [evaluation.named_plan(name) for name in plan or DEFAULT_PLANS]
     here = this_process()
-    if here.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{here.local}"
     checkpoint = find(model, stderr)
     asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
     protect(asked, out, data, log)
-    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
+    with measured(checkpoint, asked, own_gpu(device, here), dtype, stderr) as (network, tick):
         found = evaluation.evaluate(
             network,
             asked,

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def horizon(
     absolute, p_loss, accuracy_loss), each with mean, low and high by layer; and
     skipped, with the name of each sample left out and the reason.
     """
-    source = options.source_of_questions(task, data, image_folder)
-    chosen = options.layer_numbers(layers)
+    source = values.source_of_questions(task, data, image_folder)
+    chosen = values.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information

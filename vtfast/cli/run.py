@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vtfast import __version__
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import (
     consoles,
     in_bytes,
@@ -109,7 +110,7 @@ def run(
     if fps is not None and not 0 < fps < 1000:
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     read = [*(image or ()), *(video or ())]
-    options.check_not_read(
+    values.check_not_read(
         out, [*read, *(file for path in read if os.path.isdir(path) for file in path.iterdir())]
     )
     stdout, stderr = consoles()

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.errors import InputError
 
@@ -68,8 +69,8 @@ def score(
         raise InputError("--image, --prompt and --answer go together; pass all three")
     if any(own) and (task or data or image_folder):
         raise InputError("pass exactly one of --task, --data, and --image")
-    source = None if any(own) else options.source_of_questions(task, data, image_folder)
-    chosen = options.layer_numbers(layers)
+    source = None if any(own) else values.source_of_questions(task, data, image_folder)
+    chosen = values.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information
@@ -79,7 +80,7 @@ def score(
         from vtfast.inputs.pictures import open_picture
 
     checkpoint = find(model, stderr)
-    numbers = None if sample == "all" else options.numbers("--sample", sample, 9)
+    numbers = None if sample == "all" else values.numbers("--sample", sample, 9)
     if source is not None:
         most = None if task or numbers is None else max(numbers) + 1
         known = questions(checkpoint, source, most, seed, skip_bad, stderr, image_folder)

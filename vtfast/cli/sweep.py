@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table
 from vtfast.errors import InputError
 
@@ -72,14 +73,14 @@ def sweep(
     each with method, layer, keep, accuracy, low, high, seeds, p and retained;
     and skipped, with the name of each sample left out and the reason.
     """
-    source = options.source_of_questions(task, data, image_folder)
+    source = values.source_of_questions(task, data, image_folder)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if no_scores and "information" in names:
         raise InputError(
             "--no-scores excludes the method information, which keeps tokens by their scores; "
             "leave one of them out"
         )
-    budgets, chosen = options.shares(keep), options.layer_numbers(layers)
+    budgets, chosen = values.shares(keep), values.layer_numbers(layers)
     stdout, stderr = consoles()
     with loading_libraries(stderr):
         from vtfast import information

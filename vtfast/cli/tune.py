@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from vtfast.cli import _options as options
+from vtfast.cli import _values as values
 from vtfast.cli._terminal import consoles, deliver, loading_libraries, print_table, remark
 from vtfast.errors import InputError
 
@@ -19,7 +20,7 @@ def _check_out(out: Path | None) -> Path | None:
     if out is not None and out.suffix != ".json":
         raise InputError(f"--out {out}: a plan is a JSON file; pass a name that ends in .json")
     if out is not None:
-        options.check_writable("--out", out)
+        values.check_writable("--out", out)
     return out
 
 
@@ -127,26 +128,23 @@ def tune(
     searched, each with name, stages, flops, cache, time, tokens, lost, right,
     gained, wrong, loss, low and high; horizon, samples, held_out, plans, answers.
     """
-    source = options.source_of_questions(task, data, image_folder)
+    source = values.source_of_questions(task, data, image_folder)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     stdout, stderr = consoles()
     with loading_libraries(stderr):
-        import torch
-
         from vtfast import tuning
         from vtfast.cli._checkpoints import find
         from vtfast.cli._questions import measured, protect, questions, report_skipped
-        from vtfast.distributed import this_process
+        from vtfast.inputs.devices import own_gpu
+        from vtfast.inputs.distributed import this_process
 
     here = this_process()
-    if here.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{here.local}"
     checkpoint = find(model, stderr)
     samples = _SCENES if samples is None and task is not None else samples
     asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
     protect(asked, picture, data, log, out, option="--picture")
     protect(asked, out, data, log)
-    with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
+    with measured(checkpoint, asked, own_gpu(device, here), dtype, stderr) as (network, tick):
         found = tuning.tune(
             network,
             asked,

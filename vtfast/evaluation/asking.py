@@ -1,6 +1,6 @@
 """Answers of a model under one plan, and what they cost."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from vtfast.flops import multiply_adds
-from vtfast.inputs.data import Dataset
 from vtfast.patching import patch
 from vtfast.plan import Plan
 from vtfast.runtime.names import returned_cache
@@ -63,14 +62,6 @@ def answers(
             }
         )
     return runs
-
-
-def sizes_of(model: Any, dataset: Dataset) -> Iterator[tuple[int, int]]:
-    """Visual and other tokens of every question."""
-    for number in range(len(dataset)):
-        ids = dataset.batch([number]).inputs["input_ids"]
-        visual = int((ids == model.config.image_token_id).sum())
-        yield visual, ids.numel() - visual
 
 
 def cache_bytes(layers: Iterable[Any]) -> int:

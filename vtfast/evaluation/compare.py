@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from vtfast.distributed import Shards
 from vtfast.errors import InputError, StateError
 from vtfast.evaluation.asking import answers
 from vtfast.evaluation.results import Comparison, tabulate
 from vtfast.information.bad_samples import finished
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
+from vtfast.inputs.distributed import Shards
 from vtfast.models import inner_model
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan
@@ -97,19 +97,20 @@ def evaluate(
     """
     model = checked(model, dataset, match, batch=batch, max_new_tokens=max_new_tokens)
     how = {"seed": seed, "positions": positions, "path": path, "impl": impl}
+    matching, is_right = match_of(match)
     resolved = resolve(model, plans, keep, horizon, how)
     most = longest_answer(dataset) if max_new_tokens is None else max_new_tokens
     settings = {
         "plans": {name: _written(plan, seed) for name, plan in resolved.items()},
         **how,
         "seed": seed or 0,
-        "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
+        "match": matching,
         "max_new_tokens": most,
         "batch": batch,
     }
     # The longest answer may be another once the data set is mended: what counts is what was asked.
     logged = {**settings, "max_new_tokens": max_new_tokens}
-    ask = _Asker(model, dataset, resolved, how, MATCHES.get(str(match), match), most)
+    ask = _Asker(model, dataset, resolved, how, is_right, most)
     n = len(dataset)
     blocks = [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
     with Shards() as shards:
@@ -131,6 +132,13 @@ def evaluate(
         settings=settings,
         skipped=left_out,
     )
+
+
+def match_of(match: str | Match) -> tuple[str, Match]:
+    """What a log calls a way to compare answers, and the function."""
+    if isinstance(match, str):
+        return match, MATCHES[match]
+    return getattr(match, "__name__", "a function"), match
 
 
 def checked(model: Any, dataset: Any, match: Any, **counts: int | None) -> Any:

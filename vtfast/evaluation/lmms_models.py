@@ -7,9 +7,9 @@ messages; so are those of every model in `lmms.MODELS`.
 from importlib import import_module
 from typing import Any
 
-from vtfast.distributed import this_process
 from vtfast.evaluation.compare import named_plan
 from vtfast.evaluation.lmms import MODELS
+from vtfast.inputs.distributed import this_process
 from vtfast.patching import patch
 from vtfast.plan import Plan
 from vtfast.plan_file import is_plan_file

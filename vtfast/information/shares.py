@@ -64,11 +64,27 @@ def loss_bounds(
     one bound is then as sharp as that of a single share (1 % is ruled out by 300 answers, none of
     them lost, instead of 299).
     """
-    n, error = right + wrong, 1 - confidence
-    sure, surer = 1 - (1 - _GAINED) * error, 1 - _GAINED * error
+    n, (sure, surer) = right + wrong, _divided(confidence)
     most = upper_share(lost, right, sure) * right - lower_share(gained, wrong, surer) * wrong
     least = lower_share(lost, right, sure) * right - upper_share(gained, wrong, surer) * wrong
     return least / n, most / n
+
+
+def bounds_of_true_loss(lost: int, gained: int, n: int, confidence: float) -> tuple[float, float]:
+    """One-sided lower and upper bounds of the accuracy that is lost on all samples like these n.
+
+    As `loss_bounds`, but it is not given which answers the full model has right: it also holds
+    where few are, and is as sharp where all are.
+    """
+    sure, surer = _divided(confidence)
+    most = upper_share(lost, n, sure) - lower_share(gained, n, surer)
+    return lower_share(lost, n, sure) - upper_share(gained, n, surer), most
+
+
+def _divided(confidence: float) -> tuple[float, float]:
+    """The confidences of what is lost and of what is gained, whose errors add up."""
+    error = 1 - confidence
+    return 1 - (1 - _GAINED) * error, 1 - _GAINED * error
 
 
 def samples_to_rule_out(loss: float, confidence: float) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vtfast.errors import InputError
+from vtfast.inputs.distributed import Process
 
 
 def device_named(name: str) -> torch.device:
@@ -26,6 +27,13 @@ def device_named(name: str) -> torch.device:
         reason = why_no_gpu() or textwrap.shorten(str(error), 300, placeholder=" …")
         raise InputError(f"--device {name}: {reason}; pass auto or cpu") from None
     return device
+
+
+def own_gpu(name: str, process: Process) -> str:
+    """The name of the device for one of several processes: a GPU of its own, unless the user has
+    named another device than "auto" or "cuda"."""
+    several = process.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
+    return f"cuda:{process.local}" if several else name
 
 
 def torch_build() -> str:

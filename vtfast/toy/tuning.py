@@ -3,18 +3,21 @@
     python -m vtfast.toy.tuning record bench/results/tuning_answers.json.gz
     python -m vtfast.toy.tuning check bench/results/tuning_answers.json.gz
 
-`record` asks a bundled model every question under every plan of a small space: an hour or more on
-one core. `check` draws questions from these a thousand times, tunes on them, and counts how often
-the plan found loses more than the tolerance of the questions that were not drawn, what it costs
-beside an exhaustive search of the same space, and how many answers both take; minutes.
+`record` asks a bundled model every question under every plan of a small space: an hour on one core.
+`check` draws questions from these a thousand times, tunes on them, and counts how often the plan
+found loses more than the tolerance of the questions that were not drawn, what it costs beside that
+of an exhaustive search of the same space, and how many answers both take. It prints the table of
+docs/tuning.md; a minute.
 """
 
 import argparse
 import base64
 import gzip
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,19 +25,20 @@ from typing import Any
 import numpy as np
 
 from vtfast import toy
-from vtfast.evaluation.asking import sizes_of
 from vtfast.information.progress import steps
+from vtfast.inputs.data import Dataset
 from vtfast.plan import Plan
 from vtfast.plan_file import stage_of, stage_record
 from vtfast.toy.evaluate import dataset
 from vtfast.toy.methods import answered
 from vtfast.toy.model import family_of
-from vtfast.tuning.search import Counts, Found, search
+from vtfast.tuning.search import Counts, search
 from vtfast.tuning.space import Costs, space
 
 MODEL, SCENES, SEED = "qwen3", 834, 31  # scenes of each task
 METHODS, KEEPS = ("diversity", "random", "topk"), (0.5, 0.25, 0.125, 0.0625)
-MAX_LOSS, CONFIDENCE, DRAWN, ROUNDS = 0.01, 0.95, 2000, 1000
+CONFIDENCE, ROUNDS = 0.95, 1000
+SETTINGS = ((0.01, 2000), (0.05, 2000), (0.1, 1000))  # tolerance, questions drawn
 _FULL = "unpruned"
 
 
@@ -48,7 +52,7 @@ def record(logs: Path) -> dict[str, Any]:
     sizes: Counter[tuple[int, int, int]] = Counter()
     for task in toy.TASKS:
         asked = dataset(processor, task, SCENES, SEED, family_of(model).SIZES)
-        sizes.update((visual, 1, text) for visual, text in sizes_of(model, asked))
+        sizes.update(_sizes(model, asked))
         for name, one in answered(model, asked, named, logs / f"{MODEL}-{task}.jsonl").items():
             right[name] += one
     costs = Costs(model.config, sizes)
@@ -63,6 +67,14 @@ def record(logs: Path) -> dict[str, Any]:
         "flops": [costs.flops(plan) for plan in plans],
         "right": {name: _packed(one) for name, one in right.items()},
     }
+
+
+def _sizes(model: Any, asked: Dataset) -> Iterator[tuple[int, int, int]]:
+    """Of every question what `Costs` takes: visual tokens, pictures, other tokens."""
+    for number in range(len(asked)):
+        ids = asked.batch([number]).inputs["input_ids"]
+        visual = int((ids == model.config.image_token_id).sum())
+        yield visual, 1, ids.numel() - visual
 
 
 def _packed(right: Sequence[bool]) -> str:
@@ -99,50 +111,103 @@ class Recorded:
         return (lost - gained) / len(questions)
 
 
-def once(answers: Recorded, drawn: Sequence[int], exhaustive: bool = False) -> tuple[Found, int]:
-    """Tune on the drawn questions; also how many answers that takes."""
+@dataclass(frozen=True)
+class Checked:
+    """What many searches found, each on questions of its own, and how well it held.
+
+    Attributes:
+        broken: share of the searches whose plan loses more than `max_loss` of the other questions.
+        none: share of the searches that found no plan.
+        cost, most_cost: FLOPs of the plan, as a share of those that an exhaustive search finds; the
+            mean and the most.
+        answers, most_answers: that a search takes, as a share of an exhaustive one; mean, most.
+    """
+
+    max_loss: float
+    drawn: int
+    searches: int
+    broken: float
+    none: float
+    cost: float
+    most_cost: float
+    answers: float
+    most_answers: float
+
+
+def once(
+    recorded: Recorded, drawn: Sequence[int], max_loss: float, exhaustive: bool = False
+) -> tuple[int | None, int]:
+    """The plan found on the drawn questions, and how many answers that takes."""
     most: dict[tuple[int, bool], int] = {}
     half = len(drawn) // 2
 
     def ask(plan: int, questions: Sequence[int]) -> Counts:
         part = plan, questions[0] == drawn[half]
         most[part] = max(most.get(part, 0), len(questions))
-        return answers.counts(plan, questions)
+        return recorded.counts(plan, questions)
 
-    given = drawn[:half], drawn[half:], MAX_LOSS, CONFIDENCE
-    found = search(answers.flops.tolist(), ask, *given, exhaustive=exhaustive)
-    return found, len(drawn) + sum(most.values())
+    given = drawn[:half], drawn[half:], max_loss, CONFIDENCE
+    found = search(recorded.flops.tolist(), ask, *given, exhaustive=exhaustive)
+    return min(found.passed, default=None), len(drawn) + sum(most.values())
 
 
-def check(answers: Recorded, rounds: int = ROUNDS, progress: bool = True) -> dict[str, Any]:
-    """What so many searches found, and how well it held."""
-    n, broken, none, costs, asked = len(answers.full), 0, 0, [], []
-    whole = len(answers.plans) * DRAWN
-    with steps(progress, "searches", rounds, "search") as tick:
+def check(
+    recorded: Recorded, max_loss: float, drawn: int, rounds: int, progress: bool = True
+) -> Checked:
+    """Tune that often, each time on so many questions."""
+    n, whole = len(recorded.full), (1 + len(recorded.plans)) * drawn
+    broken = none = 0
+    costs, answers = [], []
+    with steps(progress, f"tolerance {max_loss:g}", rounds, "search") as tick:
         for number in range(rounds):
-            order = np.random.default_rng(number).permutation(n)
-            drawn, unseen = order[:DRAWN].tolist(), order[DRAWN:].tolist()
-            found, took = once(answers, drawn)
-            best, _ = once(answers, drawn, exhaustive=True)
-            asked.append(took / (whole + DRAWN))
-            if found.passed:
-                plan = min(found.passed)
-                broken += answers.loss(plan, unseen) > MAX_LOSS
-                if best.passed:
-                    costs.append(answers.flops[plan] / answers.flops[min(best.passed)])
-            none += not found.passed
+            order = np.random.default_rng(number).permutation(n).tolist()
+            plan, took = once(recorded, order[:drawn], max_loss)
+            best, _ = once(recorded, order[:drawn], max_loss, exhaustive=True)
+            answers.append(took / whole)
+            if plan is None or best is None:
+                none += plan is None
+            else:
+                costs.append(float(recorded.flops[plan] / recorded.flops[best]))
+            broken += plan is not None and recorded.loss(plan, order[drawn:]) > max_loss
             tick()
-    return {
-        "searches": rounds,
-        "questions": DRAWN,
-        "plans": len(answers.plans),
-        "promise_broken": broken / rounds,
-        "none_found": none / rounds,
-        "flops_against_exhaustive": mean(costs),
-        "worst_flops_against_exhaustive": max(costs),
-        "answers_against_exhaustive": mean(asked),
-        "most_answers_against_exhaustive": max(asked),
-    }
+    return Checked(
+        max_loss,
+        drawn,
+        rounds,
+        broken / rounds,
+        none / rounds,
+        mean(costs or [math.nan]),
+        max(costs, default=math.nan),
+        mean(answers),
+        max(answers),
+    )
+
+
+def table(found: Sequence[Checked]) -> str:
+    """What was checked, as the Markdown table of docs/tuning.md."""
+    head = (
+        *("tolerance", "questions", "searches", "promise broken", "none found"),
+        *("FLOPs, of exhaustive", "answers, of exhaustive"),
+    )
+    rows = [
+        (
+            f"{100 * one.max_loss:g} %",
+            str(one.drawn),
+            str(one.searches),
+            f"{100 * one.broken:.1f} %",
+            f"{100 * one.none:.1f} %",
+            f"{one.cost:.3f} (at most {one.most_cost:.3f})",
+            f"{100 * one.answers:.1f} % (at most {100 * one.most_answers:.1f} %)",
+        )
+        for one in found
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def read(path: Path) -> Recorded:
+    """The answers that `record` wrote."""
+    with gzip.open(path) as file:
+        return Recorded(json.load(file))
 
 
 def main() -> None:
@@ -159,12 +224,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.do == "record":
         given.logs.mkdir(parents=True, exist_ok=True)
+        found = record(given.logs)
         with gzip.GzipFile(given.file, "wb", mtime=0) as file:
-            file.write(json.dumps(record(given.logs)).encode())
-        return
-    with gzip.open(given.file) as file:
-        found = check(Recorded(json.load(file)), given.rounds)
-    print(json.dumps(found, indent=1))
+            file.write(json.dumps(found).encode())
+    else:
+        recorded = read(given.file)
+        print(table([check(recorded, *setting, given.rounds) for setting in SETTINGS]))
 
 
 if __name__ == "__main__":

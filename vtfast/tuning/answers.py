@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from vtfast.distributed import Shards
 from vtfast.evaluation.asking import answers
+from vtfast.evaluation.compare import Match, longest_answer, match_of
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, Skipped
+from vtfast.inputs.distributed import Shards
 from vtfast.plan import Plan
 from vtfast.tuning.search import Counts
 
@@ -23,8 +24,8 @@ class Answers:
 
     Args:
         how: further arguments of `vtfast.patch`.
-        match: whether what was said is the true answer.
-        settings: what else an answer depends on, for the log.
+        match: as in `vtfast.evaluate`.
+        max_new_tokens: of an answer; None: one more than the longest true answer has.
         progress: is called after every answer.
     """
 
@@ -33,20 +34,27 @@ class Answers:
         model: Any,
         dataset: Dataset,
         how: dict[str, Any],
-        match: Callable[[str, str], bool],
-        max_new_tokens: int,
+        match: str | Match,
+        max_new_tokens: int | None,
         batch: int,
-        settings: dict[str, Any],
         log: Path | str | None,
         shards: Shards,
         progress: Callable[[], object],
     ) -> None:
-        self._dataset, self._match, self._batch = dataset, match, batch
-        self._shards, self._progress, self._device = shards, progress, model.device
-        self._answers = partial(answers, model, dataset.processor, how, max_new_tokens)
-        origin = {"measures": "tuning", "model": fingerprint(model)}
+        matching, self._match = match_of(match)
+        self._dataset, self._batch, self._shards = dataset, batch, shards
+        self._progress, self._device = progress, model.device
+        most = longest_answer(dataset) if max_new_tokens is None else max_new_tokens
+        self._answers = partial(answers, model, dataset.processor, how, most)
+        settings = {
+            "measures": "tuning",
+            "model": fingerprint(model),
+            **how,
+            "match": matching,
+            "max_new_tokens": max_new_tokens,
+        }
         process = shards.rank if shards.size > 1 else None
-        self._records = Records(log, {**origin, **settings}, dataset, process=process, adds=True)
+        self._records = Records(log, settings, dataset, process=process, adds=True)
         self._made = 0
         self.skipped: tuple[Skipped, ...] = ()  # questions that could not be asked
 

@@ -6,15 +6,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vtfast.distributed import Shards
 from vtfast.errors import InputError, PlanError, UnsupportedModelError, VTFastError
-from vtfast.evaluation.compare import MATCHES, Match, checked, longest_answer
+from vtfast.evaluation.compare import Match, checked
 from vtfast.flops import text_config
 from vtfast.information.checks import check_share
 from vtfast.information.horizons import Horizon
 from vtfast.information.progress import steps
 from vtfast.information.shares import samples_to_rule_out
 from vtfast.inputs.data import Dataset
+from vtfast.inputs.distributed import Shards
 from vtfast.patching import patch
 from vtfast.plan import Plan
 from vtfast.plan_file import check_seed, stage_record
@@ -51,11 +51,11 @@ def tune(
 ) -> Tuned:
     """Find the cheapest plan that loses at most `max_loss` of the answers to these questions.
 
-    Half of the questions, drawn at random, are for the search and half for the final word (those
-    that are there twice count once):
-    `vtfast.tuning.search` has the rule, and what is guaranteed. What is found holds for questions
-    like these, and only if the final word was asked for once: who tunes again on the same questions
-    until a plan pleases has no confidence left. Decoding is greedy.
+    Half of the questions, drawn at random, are for the search and half for the final word;
+    `vtfast.tuning.search` has the rule, and what is guaranteed. A question that is there twice
+    counts once. What is found holds for questions like these, and only if the final word was asked
+    for once: who tunes again on the same questions until a plan pleases has no confidence left.
+    Decoding is greedy.
 
     Args:
         model: an unpatched one in eval mode.
@@ -73,9 +73,9 @@ def tune(
         path, impl: as in `vtfast.patch`.
         match, max_new_tokens, batch: as in `vtfast.evaluate`.
         log: a file for answers (JSON lines); a run that finds one asks only for what it lacks, also
-            under another tolerance or other methods (but see above: the first answer counts) and
-            with more questions. Processes started
-            by torchrun or `accelerate launch` share the questions, as in `vtfast.evaluate`.
+            under another tolerance or other methods (but see above) and with more questions.
+            Processes started by torchrun or `accelerate launch` share the questions, as in
+            `vtfast.evaluate`.
         progress: True for a bar after two seconds, or a function to call after every answer.
 
     Raises InputError and PlanError for what cannot be tuned, before anything runs; so it does where
@@ -85,8 +85,7 @@ def tune(
         >>> found = vtfast.tune(model, dataset, max_loss=0.01)
         >>> found.plan.save("plan.json")
     """
-    counts = {"batch": batch, "max_new_tokens": max_new_tokens}
-    model = checked(model, dataset, match, **counts)
+    model = checked(model, dataset, match, batch=batch, max_new_tokens=max_new_tokens)
     check_share("max_loss", max_loss, 0.0)
     check_share("confidence", confidence, 0.5)
     if objective not in OBJECTIVES:
@@ -99,23 +98,10 @@ def tune(
     names = _methods(model, methods, refused)
     num_layers, model_type = text_config(model.config).num_hidden_layers, model.config.model_type
     layer = _given_horizon(horizon, num_layers, model_type)
-    settings = {
-        **how,
-        "match": match if isinstance(match, str) else getattr(match, "__name__", "a function"),
-        "max_new_tokens": max_new_tokens,
-    }
-    most = longest_answer(dataset) if max_new_tokens is None else max_new_tokens
-    matches: Any = MATCHES.get(str(match), match)
     with Shards() as shards, steps(progress, "tuning", None, "answer") as tick:
-        asked = most, batch, settings, log, shards, tick
-        answers = Answers(model, dataset, how, matches, *asked)
-        questions = answers.full(single)
-        _check_number(len(questions), max_loss, confidence)
-        if not answers.right(questions):
-            raise InputError(
-                f"the unpruned model answers none of the {len(questions)} questions right, so "
-                'nothing can be lost; see what it says with vtfast.evaluate, or pass match="begins"'
-            )
+        asked = match, max_new_tokens, batch, log, shards, tick
+        answers = Answers(model, dataset, how, *asked)
+        questions = _answered(answers, single, max_loss, confidence)
         # At random, and mostly the same if questions are added.
         questions.sort(key=lambda n: sha256(f"{seed} {keys[n]}".encode()).digest())
         half = len(questions) // 2
@@ -176,6 +162,20 @@ def _given_horizon(horizon: Any, num_layers: int, model_type: str) -> int | None
     return Plan.resolve(
         "vtw", num_layers=num_layers, horizon=horizon, model_type=model_type
     ).horizon
+
+
+def _answered(
+    answers: Answers, questions: Sequence[int], max_loss: float, confidence: float
+) -> list[int]:
+    """The questions that the unpruned model could be asked; refused if they cannot show a loss."""
+    found = answers.full(questions)
+    _check_number(len(found), max_loss, confidence)
+    if not answers.right(found):
+        raise InputError(
+            f"the unpruned model answers none of the {len(found)} questions right, so nothing can "
+            'be lost; see what it says with vtfast.evaluate, or pass match="begins"'
+        )
+    return found
 
 
 def _check_number(questions: int, max_loss: float, confidence: float) -> None:

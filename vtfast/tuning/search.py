@@ -14,16 +14,16 @@ The questions are split at random into two parts.
 However many plans the search has tried, the probability of naming a plan that loses more than the
 tolerance is at most 1 - confidence: none was asked a question of the held-out part before, and
 testing in an order that is fixed beforehand, up to the first failure, needs no correction (fixed
-sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see `bounds_of`.
-The search alone guarantees nothing, so peeking and its
-90 % cost no confidence; they decide how good the plan is, not how sure.
+sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see
+`vtfast.information.shares`. The search alone guarantees nothing, so peeking and its 90 % cost no
+confidence; they decide how good the plan is, not how sure.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vtfast.information.shares import lower_share, upper_share
+from vtfast.information.shares import bounds_of_true_loss
 
 FINALISTS = 5
 _DEARER = 1.1  # than the finalist before it
@@ -35,20 +35,10 @@ Counts = tuple[int, int, int, int]  # lost, right, gained, wrong
 Ask = Callable[[int, Sequence[int]], Counts]  # a plan's number, questions → its answers to them
 
 
-_GAINED = 0.01  # of the error allowed to a bound, the part that goes to the answers gained
-
-
 def bounds_of(counts: Counts, confidence: float) -> tuple[float, float]:
-    """One-sided lower and upper bound of the true loss, a share of all questions like these.
-
-    Clopper and Pearson's bounds of the share that is lost and of the share that is gained, the
-    error divided between them: 1 % is ruled out by 300 answers of which none is lost.
-    """
+    """One-sided lower and upper bound of the true loss, a share of all questions like these."""
     lost, right, gained, wrong = counts
-    n, error = right + wrong, 1 - confidence
-    sure, surer = 1 - (1 - _GAINED) * error, 1 - _GAINED * error
-    most = upper_share(lost, n, sure) - lower_share(gained, n, surer)
-    return lower_share(lost, n, sure) - upper_share(gained, n, surer), most
+    return bounds_of_true_loss(lost, gained, right + wrong, confidence)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vtfast.plan import Plan
 from vtfast.prune import Prune
 
 # Shares of a picture's tokens that the first stage keeps: about three quarters of the one before.
-KEEPS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
+KEEPS = (0.9, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
 OBJECTIVES = ("flops", "time", "cache")
 _FEWER = 0.125  # what a random stage at the horizon keeps of that: the proportion of the papers
 
@@ -26,16 +26,19 @@ def space(
 ) -> list[Plan]:
     """All plans of these methods for a model of so many layers.
 
-    - One stage, at layer 0 and at a quarter of the layers; at layer 2 in place of 0 for methods
-      that read the attention scores of the language model.
-    - The same, and at the horizon, or a sixteenth of the layers before or after it, either nothing
-      stays or an eighth at random.
+    - One stage, at layer 0 and at a quarter, half and three quarters of the layers; at layer 2 in
+      place of 0 for methods that read the attention scores of the language model. Or everything
+      is dropped at any one layer.
+    - A stage at the first or second of these layers, and at the horizon, or a sixteenth of the
+      layers before or after it, either nothing stays or an eighth at random.
     - Three stages: half of what the first one kept stays at a quarter of the layers (at random, or
       by the same method), and nothing from the horizon on.
 
     horizon: from which layer on nothing is needed; None: there is none, and no second stage.
     """
-    middle = min(max(1, num_layers // 4), num_layers - 1)
+    middle, half, late = (
+        min(max(1, num_layers * quarters // 4), num_layers - 1) for quarters in (1, 2, 3)
+    )
     found: dict[tuple[Prune, ...], None] = {}
     for name, keep in product(methods, keeps):
         first = min(2, num_layers - 1) if "scores" in method(name).needs else 0
@@ -49,8 +52,10 @@ def space(
                 for second in dict.fromkeys(("random", name)):
                     between = Prune(middle, second, keep / 2)
                     found[stage, between, Prune(horizon, "drop", 0)] = None
-    for end in _ends(horizon, num_layers, 0):
-        found[(Prune(end, "drop", 0),)] = None
+        for layer in (half, late):
+            found[(Prune(max(first, layer), name, keep),)] = None
+    for layer in range(1, num_layers):
+        found[(Prune(layer, "drop", 0),)] = None
     return [Plan(stages, _name(stages)) for stages in found]
 
 
