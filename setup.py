@@ -20,6 +20,7 @@ setup(
         "vtfast.runtime",
         "vtfast.toy",
         "vtfast.tuning",
+        "vtfast.vllm",
     ],
     package_data={"vtfast": ["py.typed"], "vtfast.toy": ["checkpoints/**"]},
     include_package_data=False,

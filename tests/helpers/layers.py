@@ -4,6 +4,7 @@
     vtfast.cli -> tuning -> evaluation -> information -> inputs -> patching -> models -> runtime
                -> methods -> kernels -> torch, triton
     vtfast.toy -> tuning
+    vtfast.vllm -> methods
 
 A new module needs a place in `LAYERS`; that is the moment to think about where it belongs.
 """
@@ -29,6 +30,7 @@ LAYERS = {
     "evaluation": ("vtfast.evaluation",),
     "tuning": ("vtfast.tuning",),
     "toy": ("vtfast.toy",),
+    "vllm": ("vtfast.vllm",),
     "cli": ("vtfast.cli", "vtfast.__main__"),
     "front": ("vtfast",),
     "oracles": ("tests.helpers.oracles",),
@@ -60,6 +62,7 @@ ARROWS = {
     "tuning": _INFORMATION | {"information", "evaluation"},
     "toy": _INFORMATION | {"information", "evaluation", "tuning"},
     "cli": _INFORMATION | {"information", "evaluation", "tuning", "toy"},
+    "vllm": {"errors", "kernels", "plan", "methods"},
     "front": _EVERYTHING,  # lazily: that importing vtfast is light has its own test
     "oracles": set(),
     "tests": _EVERYTHING | {"oracles", "bench"},
@@ -92,7 +95,7 @@ GENERIC_TRANSFORMERS = (
 )
 GENERIC_ONLY = {"runtime", "patching", "information", "evaluation", "tuning"}
 # Where model classes are at home: the families, and what builds models of its own to show or time.
-ANY_TRANSFORMERS = {"models", "processors", "inputs", "toy", "cli", "tests", "bench"}
+ANY_TRANSFORMERS = {"models", "processors", "inputs", "toy", "vllm", "cli", "tests", "bench"}
 
 # Triton is for kernels/, but not for the specification, which must run where Triton is not.
 NO_TRITON_KERNELS = {"vtfast.kernels.reference", "vtfast.kernels.ragged"}

@@ -5,9 +5,10 @@ and the KV cache.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed
@@ -118,6 +119,52 @@ class SelectionContext:
     _vision_scores: Callable[[], Tensor] = field(repr=False)
     _reads: Collection[str] = field(repr=False)  # what the method says that it reads
 
+    @classmethod
+    def of_features(
+        cls,
+        features: Tensor,
+        segments: Ragged,
+        keep: Sequence[int],
+        *,
+        parts: Sequence[Sequence[tuple[int, ...]]] | None = None,
+        seed: int = 0,
+        options: Mapping[str, object] | None = None,
+        impl: str = "auto",
+        image_hash: Callable[[], Tensor] | None = None,
+    ) -> "SelectionContext":
+        """What a method sees before the language model where there is nothing but pictures: to
+        choose in an engine of your own, or to try a method. Text, scores and vision scores cannot
+        be read.
+
+        Args:
+            features: `[n, D]` projected embeddings, picture after picture.
+            segments: which of them belong to which picture.
+            keep: tokens to keep of each picture.
+            parts: as the attribute; None: unknown.
+            image_hash: makes int64 `[pictures]`; without it `ctx.image_hash` is 0, 1, ….
+
+        Example:
+            >>> ctx = SelectionContext.of_features(x, Ragged.from_lengths([576], x.device), [288])
+            >>> kept = x[vtfast.methods.method("diversity").select(ctx)]
+        """
+        count, device = len(segments.lengths), features.device
+        parts = [((0, 0, 0),)] * count if parts is None else parts
+        every = torch.arange(len(features), device=device)
+        return cls(
+            layer=0,
+            segments=segments,
+            keep=tuple(keep),
+            parts=tuple(map(tuple, parts)),
+            sequences=Sequences(features, every, segments.lengths, tuple(range(count)), _as_it_is),
+            seed=seed,
+            options=dict(options or {}),
+            impl=impl,
+            _image_hash=image_hash or (lambda: torch.arange(count, device=device)),
+            _attention=_unknown,
+            _vision_scores=_unknown,
+            _reads=(),
+        )
+
     @cached_property
     def features(self) -> Tensor:
         """`[n, D]` hidden states of the visual tokens still there, image after image.
@@ -220,6 +267,14 @@ class SelectionContext:
                 f"the method reads ctx.{what} and does not say so; register the method with "
                 f"{what}=True"
             )
+
+
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _unknown() -> Any:
+    raise InputError("the context was made of features alone")
 
 
 def _gather_heads(own: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

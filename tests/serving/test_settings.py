@@ -1,0 +1,44 @@
+"""The settings of a server, which need no vLLM."""
+
+import pytest
+
+from vtfast import InputError, Plan, Prune
+from vtfast.vllm.settings import Settings, as_keep, given_to
+
+
+def test_settings_go_through_their_record():
+    given = {"method": "diversity", "keep": 0.25, "centre": True, "seed": 4}
+    found = Settings.read(given, 8, "llava")
+    assert found.stage == Prune(0, "diversity", 0.25, centre=True)
+    assert Settings.read(found.record(), 8, "llava") == found
+    assert (found.count(576), found.with_keep(100).count(576)) == (144, 100)
+    assert str(found) != str(found.with_keep(0.5))
+
+
+@pytest.mark.parametrize(("value", "keep"), [(1, 1.0), (1.0, 1.0), (0.5, 0.5), (2, 2), (64.0, 64)])
+def test_json_has_one_kind_of_number(value, keep):
+    assert as_keep(value) == keep
+    assert type(as_keep(value)) is type(keep)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("inf"), float("nan"), True, "1", None])
+def test_other_values_are_refused(value):
+    with pytest.raises(InputError, match="pass a share of a picture's tokens"):
+        as_keep(value)
+
+
+def test_a_plan_file_of_one_stage_before_the_language_model_is_taken(tmp_path):
+    Plan([Prune(0, "uniform", 64)], seed=9).save(tmp_path / "one.json")
+    found = Settings.read(str(tmp_path / "one.json"), 8, "llava")
+    assert (found.stage, found.seed) == (Prune(0, "uniform", 64), 9)
+
+
+def test_what_is_set_is_found(monkeypatch):
+    monkeypatch.delenv("VTFAST_VLLM", raising=False)
+    assert given_to({}) is None
+    assert given_to({"vtfast": {"keep": 0.5}}) == {"keep": 0.5}
+    monkeypatch.setenv("VTFAST_VLLM", "{keep: 0.5}")
+    with pytest.raises(InputError, match="is no JSON"):
+        given_to({})
+    monkeypatch.setenv("VTFAST_VLLM", "plan.json")
+    assert given_to({}) == "plan.json"
