@@ -1563,8 +1563,8 @@ MUTATIONS = [
     Mutation(
         "Plans are searched with questions held out.",
         TUNING + "search.py",
-        "tried[plan] = counts = ask(plan, questions[:size])",
-        "tried[plan] = counts = ask(plan, held_out[:size])",
+        "tried[plan] = ask(plan, questions[:size])",
+        "tried[plan] = ask(plan, held_out[:size])",
         SEARCHED + "no_question_held_out_is_asked_before_the_search_has_ended",
     ),
     Mutation(
@@ -1577,8 +1577,8 @@ MUTATIONS = [
     Mutation(
         "A plan passes by its observed loss, not by the bound.",
         TUNING + "search.py",
-        "return bounds_of(counts, confidence)[1] <= max_loss",
-        "return counts[0] - counts[2] <= max_loss * (counts[1] + counts[3])",
+        "return most <= max_loss",
+        "return lost - gained <= max_loss * len(held_out)",
         SEARCHED + "plans_that_lose_too_much_are_seldom_named[0.95]",
     ),
     Mutation(
@@ -1591,9 +1591,16 @@ MUTATIONS = [
     Mutation(
         "Finalists may cost as much as one another.",
         TUNING + "search.py",
-        "_DEARER = 1.1",
-        "_DEARER = 1.0",
-        SEARCHED + "the_next_finalist_costs_a_tenth_more",
+        "_STEP = 0.2",
+        "_STEP = 0.0",
+        SEARCHED + "the_next_finalist_costs_a_fifth_more_or_saves_a_fifth_less",
+    ),
+    Mutation(
+        "A plan that cannot pass any more is asked on.",
+        TUNING + "search.py",
+        "if not passes(tried[plan]) or (",
+        "if (size == len(questions) and not passes(tried[plan])) or (",
+        SEARCHED + "a_plan_is_out_as_soon_as_it_could_not_pass_any_more",
     ),
     Mutation(
         "What a log has counts as asked again.",

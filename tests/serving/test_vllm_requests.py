@@ -51,10 +51,24 @@ def test_a_prompt_that_ends_in_a_picture_is_refused(llava):
     assert generate(llava, "USER: read the code <image>", **given, **whole).outputs[0].token_ids
 
 
-def test_embeddings_are_refused(llava):
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_embeddings_are_refused(llava, keep):
+    given = {"multi_modal_data": {"image": torch.zeros(1, 64, 128)}}
     with pytest.raises(ValueError, match="came as embeddings"):
-        generate(llava, QUESTION, multi_modal_data={"image": torch.zeros(1, 64, 128)})
+        generate(llava, QUESTION, **given, mm_processor_kwargs={"vtfast_keep": keep})
     assert generate(llava, QUESTION, multi_modal_data={"image": PICTURE}).outputs[0].token_ids
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_a_token_that_stands_for_no_picture_is_refused(tmp_path_factory, keep):
+    """It would be taken for a place of the pictures behind it."""
+    folder = checkpoint("qwen", tmp_path_factory.getbasetemp())
+    with engine(folder, {"keep": keep}) as made:
+        asked = requests("qwen")[0]
+        stray = asked.prompt.replace("USER: ", "USER: <video> ")
+        with pytest.raises(ValueError, match="2 tokens that stand for a picture, and 1 came"):
+            ask(made, [Request(stray, asked.pictures)])
+        check_equal(ask(made, [asked]), of_patch("qwen", "diversity", keep)[:1])
 
 
 def test_a_prompt_that_reaches_beyond_the_rotary_table_is_refused(llava):

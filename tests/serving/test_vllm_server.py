@@ -14,7 +14,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from vllm_engines import NEW_TOKENS, checkpoint, of_patch, requests
+from vllm_engines import COMPARED, NEW_TOKENS, checkpoint, of_patch, requests
 
 KEEPS = (None, 0.25, 1.0)
 _START = 240  # seconds
@@ -144,6 +144,7 @@ def test_clients_at_once_get_the_answers_of_a_patched_model(family, server):
         assert status == 200
         expected = of_patch(family, "diversity", 0.5 if keep is None else keep)[number]
         assert found["choices"][0]["token_ids"] == expected.tokens
+        COMPARED.append(1)
         tokens[keep].append(found["usage"]["prompt_tokens"])
         assert code == 400
         assert "vtfast_keep=7.5" in said

@@ -5,7 +5,7 @@ import json
 import pytest
 from vllm_engines import checkpoint, configure, edit
 
-from vtfast import Plan, Prune
+from vtfast import Plan, Prune, StateError
 from vtfast.plan import Measured
 
 
@@ -61,24 +61,31 @@ def test_the_one_stage_of_a_plan_file_is_taken(folder, tmp_path, monkeypatch):
         (0.5, {}, "pass a JSON object"),
         ({"keep": 0.5}, {"video_pruning_rate": 0.5}, "--video-pruning-rate prunes too"),
         ({"keep": 0.5}, {"pipeline_parallel_size": 2}, "pipeline parallel"),
+        ({"keep": 0.5}, {"mm_processor_kwargs": {"vtfast_keep": 0.5}}, "is of a request"),
+        (
+            {"keep": 0.5},
+            {"enable_lora": True, "enable_tower_connector_lora": True},
+            "adapters of the vision tower",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start(folder, settings, more, message):
-    with pytest.raises(ValueError, match="vtfast: ") as caught:
+    with pytest.raises(StateError, match="vtfast: ") as caught:
         configure(folder, settings, **more)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_second_stage_is_refused_with_the_reason(folder, tmp_path):
     Plan([Prune(0, "diversity", 0.5), Prune(5, "drop", 0)]).save(tmp_path / "two.json")
-    with pytest.raises(ValueError, match="one number of tokens per request for all layers"):
+    with pytest.raises(StateError, match="one number of tokens per request for all layers"):
         configure(folder, {"plan": str(tmp_path / "two.json")})
 
 
 def test_a_plan_measured_on_another_model_is_refused(folder, tmp_path):
     about = Measured("llava", 8, "code", 600, 0.0, -0.01, 0.01, 0.95)
     Plan([Prune(0, "diversity", 0.5)], measured=about).save(tmp_path / "other.json")
-    with pytest.raises(ValueError, match="model_type='llava'"):
+    with pytest.raises(StateError, match="model_type='llava'"):
         configure(folder, {"plan": str(tmp_path / "other.json")})
 
 
@@ -88,7 +95,7 @@ def test_a_model_that_is_not_pruned_refuses_a_setting_and_is_left_alone_without(
     (tmp_path / "llava/config.json").write_text("{}")
     edit(tmp_path / "llava/config.json", **text | {"architectures": ["LlamaForCausalLM"]})
     configure(folder, None)
-    with pytest.raises(ValueError, match="LlamaForCausalLM is not pruned in vLLM"):
+    with pytest.raises(StateError, match="LlamaForCausalLM is not pruned in vLLM"):
         configure(folder, {"keep": 0.5})
 
 
@@ -97,6 +104,6 @@ def test_a_llava_whose_text_model_cannot_leave_gaps_can_renumber(tmp_path):
     text = json.loads((tmp_path / "llava/config.json").read_text())["text_config"]
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     edit(tmp_path / "llava/config.json", text_config={**text, "rope_parameters": rope})
-    with pytest.raises(ValueError, match='pass "positions": "renumber"'):
+    with pytest.raises(StateError, match='pass "positions": "renumber"'):
         configure(folder, {"keep": 0.5})
     assert setting_of(configure(folder, {"keep": 0.5, "positions": "renumber"}))

@@ -81,16 +81,25 @@ def test_the_safest_finalist_is_tested_first():
 
 
 def test_the_search_ends_with_a_few_finalists():
-    found = found_in(Answers([0.0] * 40, 800), 800)
-    assert len(found.tested) == FINALISTS
-    assert set(found.tried) == set(range(FINALISTS))
+    found = found_in(Answers([0.0] * 40, 800), 800, costs=[2.0**number for number in range(40)])
+    assert set(found.tried) == set(found.tested) == set(range(FINALISTS))
 
 
-def test_the_next_finalist_costs_a_tenth_more():
-    answers = Answers([0.5, 0.0, 0.0, 0.0, 0.0], 800)
-    found = found_in(answers, 800, costs=[0.1, 0.2, 0.21, 0.225, 0.24])
-    assert set(found.tested) == {1, 3}
-    assert {plan for plan, _ in answers.asked} == {0, 1, 3}  # the others are not even asked
+def test_the_next_finalist_costs_a_fifth_more_or_saves_a_fifth_less():
+    answers = Answers([0.5] + [0.0] * 6, 800)
+    found = found_in(answers, 800, costs=[0.1, 0.2, 0.23, 0.25, 0.28, 0.8, 0.845])
+    assert set(found.tested) == {1, 3, 5, 6}
+    assert {plan for plan, _ in answers.asked} == {0, 1, 3, 5, 6}  # the others are not even asked
+
+
+def test_a_plan_is_out_as_soon_as_it_could_not_pass_any_more():
+    """With three of 500 lost the bound is above a hundredth; with one it may still pass."""
+    answers = Answers([0.0] * 2, 1000)
+    answers.right[0, [3, 9, 14]] = False
+    answers.right[1, 3] = False
+    found_in(answers, 1000)
+    assert [len(q) for plan, q in answers.asked if plan == 0] == [8, 16]
+    assert 500 in [len(q) for plan, q in answers.asked if plan == 1]
 
 
 def test_an_exhaustive_search_asks_every_plan_everything_and_finds_the_same():

@@ -100,10 +100,7 @@ def answered(
 ) -> dict[str, list[bool]]:
     """Whether each question of a data set is answered right, under each plan (None: unpruned).
 
-    Greedy decoding gives an answer where each of its tokens, the end included, is the best one
-    after those before it. So a single forward over prompt and answer tells, in which methods see
-    the prompt alone; pictures are encoded once for all plans. A run goes on with what is in `log`,
-    also under more or other plans.
+    See `Encoded`. A run goes on with what is in `log`, also under more or other plans.
     """
     settings = {"measures": "right answers", "model": fingerprint(model)}
     records, n = Records(log, settings, asked, adds=True), len(asked)
@@ -124,30 +121,47 @@ def answered(
     return {name: [record[str(plan)] for record in done] for name, plan in plans.items()}
 
 
-@torch.no_grad()
 def _right(
     model: Any, asked: Dataset, plans: Mapping[str, Sequence[Prune] | None], block: list[int]
 ) -> list[dict[str, bool]]:
     """Whether each question of a block is answered right, under each of these plans."""
-    batch = asked.batch(block, model.device)
-    call, _ = with_answers(batch.inputs, batch.answers, model.device)
-    longest, columns = max(map(len, batch.answers)), call["input_ids"].shape[1]
-    ends = [columns + 1 - len(answer) for answer in batch.answers]
-    taken = signature(model.model.get_image_features).parameters
-    with patch(model, [Prune(0, "visionzip", 0.5), Prune(1, "random", 0.5)]):  # notes all it can
-        features = model.model.get_image_features(**{n: call[n] for n in call if n in taken})
-    del call["pixel_values"]
-    call |= {"mm_encoder_outputs": {"image": features}, "use_cache": False}
-    right: list[dict[str, bool]] = [{} for _ in block]
-    for name, plan in plans.items():
+    encoded = Encoded(model, asked, block)
+    found = {name: encoded.right(plan) for name, plan in plans.items()}
+    return [{name: right[i] for name, right in found.items()} for i in range(len(block))]
+
+
+class Encoded:
+    """Some questions with their true answers, whose pictures a model has encoded once.
+
+    Greedy decoding gives an answer where each of its tokens, the end included, is the best one
+    after those before it. So a single forward over prompt and answer tells, in which methods see
+    the prompt alone.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, asked: Dataset, block: Sequence[int]) -> None:
+        batch = asked.batch(block, model.device)
+        call, _ = with_answers(batch.inputs, batch.answers, model.device)
+        columns, inner = call["input_ids"].shape[1], model.model
+        names = call.keys() & signature(inner.get_image_features).parameters.keys()
+        with patch(model, [Prune(0, "visionzip", 0.5), Prune(1, "random", 0.5)]):  # notes all
+            features = inner.get_image_features(**{name: call[name] for name in names})
+        del call["pixel_values"]
+        self._model, self._answers = model, batch.answers
+        self._ends = [columns + 1 - len(answer) for answer in batch.answers]
+        self._call = call | {"mm_encoder_outputs": {"image": features}, "use_cache": False}
+
+    @torch.no_grad()
+    def right(self, plan: Sequence[Prune] | None) -> list[bool]:
+        """Whether each question is answered right under a plan (None: unpruned)."""
+        longest = max(map(len, self._answers))
         told: dict[str, Any] = {"logits_to_keep": longest}
         if plan is not None:
-            told["prompt_length"] = ends
-        with nullcontext() if plan is None else patch(model, plan):
-            best = model(**call, **told).logits.argmax(-1).tolist()
-        for found, said, answer in zip(right, best, batch.answers, strict=True):
-            found[name] = said[longest - len(answer) :] == answer
-    return right
+            told["prompt_length"] = self._ends
+        with nullcontext() if plan is None else patch(self._model, plan):
+            best = self._model(**self._call, **told).logits.argmax(-1).tolist()
+        pairs = zip(best, self._answers, strict=True)
+        return [said[longest - len(answer) :] == answer for said, answer in pairs]
 
 
 def main() -> None:

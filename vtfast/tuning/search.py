@@ -3,10 +3,11 @@
 The questions are split at random into two parts.
 
 1. *Search.* Plans are tried from the cheapest on. A plan is asked 8 questions of the search part,
-   then 16, 32 and so on, and is out as soon as a lower bound of its loss, at 90 %, is above the
-   tolerance. A plan that has been asked all is a finalist if it would pass step 2 with as many
-   losses per question. The next one has to cost at least a tenth more, so that where the cheapest
-   fails in step 2 one that is surely safer may pass. The search ends with `FINALISTS` of these.
+   then 16, 32 and so on, and is out as soon as a lower bound of its loss, at 95 %, is above the
+   tolerance, or as it could not pass step 2 even if it lost nothing more. A plan that has been
+   asked all is a finalist. The next one has to cost a fifth more, or to save a fifth less, so that
+   where the cheapest fail in step 2 one that is surely safer may pass. The search ends with
+   `FINALISTS` of these.
 2. *The final word.* Finalists are asked the questions held out, those with the smallest upper
    bound of the loss first, up to the first whose bound at the wanted confidence is above the
    tolerance. The answer is the cheapest of those before it.
@@ -15,7 +16,7 @@ However many plans the search has tried, the probability of naming a plan that l
 tolerance is at most 1 - confidence: none was asked a question of the held-out part before, and
 testing in an order that is fixed beforehand, up to the first failure, needs no correction (fixed
 sequence testing; as in Learn then Test, arXiv 2110.01052). The bounds are exact: see
-`vtfast.information.shares`. The search alone guarantees nothing, so peeking and its 90 % cost no
+`vtfast.information.shares`. The search alone guarantees nothing, so peeking and its 95 % cost no
 confidence; they decide how good the plan is, not how sure.
 """
 
@@ -26,9 +27,9 @@ from dataclasses import dataclass
 from vtfast.information.shares import bounds_of_true_loss
 
 FINALISTS = 5
-_DEARER = 1.1  # than the finalist before it
+_STEP = 0.2  # a finalist costs by so much more than the one before, or saves by so much less
 _FIRST = 8  # questions, of a plan's first look
-_SURE_ENOUGH = 0.9  # that a plan is beyond the tolerance, for the search
+_SURE_ENOUGH = 0.95  # that a plan is beyond the tolerance, to ask it no more
 
 # Of answers: lost and gained against the unpruned model, which has so many right and wrong.
 Counts = tuple[int, int, int, int]  # lost, right, gained, wrong
@@ -72,25 +73,29 @@ def search(
     """
 
     def passes(counts: Counts) -> bool:
-        return bounds_of(counts, confidence)[1] <= max_loss
+        """To the questions held out, or as part of as many, of which no more are lost or gained."""
+        lost, _, gained, _ = counts
+        most = bounds_of_true_loss(lost, gained, len(held_out), confidence)[1]
+        return most <= max_loss
 
     tried: dict[int, Counts] = {}
     good: list[int] = []
     for plan, cost in enumerate(costs):
-        if good and cost < _DEARER * costs[good[-1]] and not exhaustive:
+        far = not good or _is_far(cost, costs[good[-1]])
+        if not far and not exhaustive:
             continue
         for size in [len(questions)] if exhaustive else _sizes(len(questions)):
-            tried[plan] = counts = ask(plan, questions[:size])
-            if not exhaustive and bounds_of(counts, _SURE_ENOUGH)[0] > max_loss:
+            tried[plan] = ask(plan, questions[:size])
+            least = bounds_of(tried[plan], _SURE_ENOUGH)[0]
+            if not passes(tried[plan]) or (least > max_loss and not exhaustive):
                 break
         else:
-            dear = not good or cost >= _DEARER * costs[good[-1]]
-            if dear and passes(_scaled(counts, len(held_out) / len(questions))):
+            if far and len(good) < FINALISTS:
                 good.append(plan)
-                if len(good) == FINALISTS and not exhaustive:
-                    break
+            if len(good) == FINALISTS and not exhaustive:
+                break
     # Of equally safe plans the more expensive first, as it is more likely to pass.
-    bounds = {plan: bounds_of(tried[plan], confidence)[1] for plan in good[:FINALISTS]}
+    bounds = {plan: bounds_of(tried[plan], confidence)[1] for plan in good}
     order = sorted(bounds, key=lambda plan: (bounds[plan], -plan))
     found = Found(tried, {}, [])
     for plan in order:
@@ -119,13 +124,11 @@ def horizon_of(
     return layers[low] if low < len(layers) else None
 
 
+def _is_far(cost: float, before: float) -> bool:
+    return cost >= (1 + _STEP) * before or 1 - cost <= (1 - _STEP) * (1 - before)
+
+
 def _sizes(total: int) -> list[int]:
     """8, 16, 32, … and all."""
     doublings = max(0, math.ceil(math.log2(total / _FIRST)))
     return [*(_FIRST * 2**i for i in range(doublings)), total]
-
-
-def _scaled(counts: Counts, factor: float) -> Counts:
-    """Answers as they would be to more or fewer questions."""
-    lost, right, gained, wrong = (round(count * factor) for count in counts)
-    return min(lost, right), right, min(gained, wrong), wrong

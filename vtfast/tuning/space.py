@@ -56,7 +56,7 @@ def space(
             found[(Prune(max(first, layer), name, keep),)] = None
     for layer in range(1, num_layers):
         found[(Prune(layer, "drop", 0),)] = None
-    return [Plan(stages, _name(stages)) for stages in found]
+    return [named(stages) for stages in found]
 
 
 def _ends(horizon: int | None, num_layers: int, after: int) -> Iterator[int]:
@@ -67,15 +67,16 @@ def _ends(horizon: int | None, num_layers: int, after: int) -> Iterator[int]:
                 yield layer
 
 
-def _name(stages: Sequence[Prune]) -> str:
-    """A plan in a line: `diversity 0.5, random 0.0625 at 8`."""
+def named(stages: tuple[Prune, ...]) -> Plan:
+    """A plan by the name of what it does: `diversity 0.5, random 0.0625 at 8`."""
     parts = []
     for stage in stages:
-        at = f" at {stage.layer}" if stage.layer else ""
-        parts.append(
-            (stage.method if stage.method == "drop" else f"{stage.method} {stage.keep:g}") + at
-        )
-    return ", ".join(parts)
+        options = [f"{option}={value}" for option, value in stage.chosen.items()]
+        share = [f"{stage.keep:.4g}" if isinstance(stage.keep, float) else f"{stage.keep} tokens"]
+        at = [f"at {stage.layer}"] if stage.layer else []
+        kept = [] if stage.method == "drop" else [*share, *options]
+        parts.append(" ".join([stage.method, *kept, *at]))
+    return Plan(stages, ", ".join(parts))
 
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 from vllm.config.multimodal import VideoDummyOptions
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from vtfast.errors import InputError, VTFastError
-from vtfast.vllm.settings import Settings, given_to
+from vtfast.errors import InputError, StateError, VTFastError
+from vtfast.vllm.settings import KEEP, Settings, given_to
 
 _ENTRY = "vtfast"  # of the model's Hugging Face config, which goes to every process
 
@@ -39,7 +39,8 @@ class _Hook(VerifyAndUpdateConfig):
             if given is not None:
                 cls.configure(vllm_config, given)
         except VTFastError as error:
-            raise ValueError(f"vtfast: {error}") from None
+            # A ValueError would come out as several lines of pydantic's.
+            raise StateError(f"vtfast: {error}") from None
 
     @classmethod
     def configure(cls, vllm_config: Any, given: object) -> None:
@@ -66,6 +67,14 @@ class _Pruned(_Hook):
             )
         if vllm_config.speculative_config is not None:
             raise InputError("speculative decoding was not tested with pruning; leave one out")
+        lora = vllm_config.lora_config
+        if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
+            raise InputError(
+                "adapters of the vision tower go by vLLM's numbers of tokens, which are those that "
+                "stay; leave --enable-tower-connector-lora out"
+            )
+        if KEEP in (pictures.mm_processor_kwargs or {}):
+            raise InputError(f'{KEEP} is of a request; for the server set "keep" of vtfast')
         if pictures.video_pruning_rate:
             raise InputError("--video-pruning-rate prunes too; leave one of both out")
         cls.prepare(config, pictures, settings)

@@ -1,6 +1,6 @@
 """LLaVA in vLLM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
@@ -54,13 +54,19 @@ class PrunedLlava(
 ):
     """Tokens that stay keep their places by three equal axes of M-RoPE."""
 
-    def grids_of(self, kind: str, call: dict[str, Any], lengths: Sequence[int]) -> list[Grid]:
-        return [
-            (1, 1, n, 1.0) if isqrt(n) ** 2 != n else (1, isqrt(n), isqrt(n), 1.0) for n in lengths
-        ]
+    def grids_of(self, kind: str, call: dict[str, Any]) -> list[Grid]:
+        return [self._grid()] * len(call["pixel_values"])
+
+    def part(self, kind: str, call: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+        return {"pixel_values": call["pixel_values"][first:last]}
 
     def grid_of(self, feature: Any) -> Grid:
-        return self.grids_of(feature.modality, {}, [_tokens(self.config)])[0]
+        return self._grid()
+
+    def _grid(self) -> Grid:
+        tokens = _tokens(self.config)
+        side = isqrt(tokens)
+        return (1, side, side, 1.0) if side**2 == tokens else (1, 1, tokens, 1.0)
 
     def places(self, grid: Grid) -> Tensor:
         return torch.arange(grid[1] * grid[2])[:, None].expand(-1, 3)

@@ -6,8 +6,9 @@ pictures hold "here the picture begins" until they are filled in; text has its f
 start. Filling is idempotent: after a preemption, or a prefix found in the cache, it is done again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from vtfast.kernels.ragged import Ragged
 from vtfast.methods.context import SelectionContext
 from vtfast.methods.registry import method
 from vtfast.vllm.config import settings_of
-from vtfast.vllm.processor import KEEP, KINDS, counted, placeholders
+from vtfast.vllm.processor import KINDS, counted, placeholders
+from vtfast.vllm.settings import KEEP
 
 # frames, rows and columns of a picture's tokens, and what a frame adds to a token's place
 Grid = tuple[int, int, int, float]
@@ -33,11 +35,16 @@ class Pruned:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.settings = settings_of(self.config)  # type: ignore[attr-defined]
         self.width = self.config.get_text_config().hidden_size  # type: ignore[attr-defined]
+        self.together = vllm_config.scheduler_config.max_num_batched_tokens
         if self.settings is not None:
             self.is_multimodal_pruning_enabled = False  # the stock class must not prune as well
 
-    def grids_of(self, kind: str, call: dict[str, Any], lengths: Sequence[int]) -> list[Grid]:
+    def grids_of(self, kind: str, call: dict[str, Any]) -> list[Grid]:
         """Of each picture in a call of the vision tower."""
+        raise NotImplementedError
+
+    def part(self, kind: str, call: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+        """The call for some of its pictures, from the first up to the last, excluded."""
         raise NotImplementedError
 
     def grid_of(self, feature: Any) -> Grid:
@@ -63,33 +70,44 @@ class Pruned:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         keep = {kind: kwargs.pop(f"{KEEP}_{kind}", None) for kind in KINDS}
-        whole = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        if self.settings is None or whole is None or len(whole) == 0:
-            return whole
+        if self.settings is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         (kind,) = (kind for kind in KINDS if keep[kind] is not None)  # vLLM encodes one at a time
-        return self._choose(kind, kwargs, list(whole), keep[kind].flatten().tolist())
+        grids = self.grids_of(kind, kwargs)
+        whole: list[Tensor] = []
+        for first, last in _batches([prod(grid[:3]) for grid in grids], self.together):
+            call = self.part(kind, kwargs, first, last)
+            whole += super().embed_multimodal(**call)  # type: ignore[misc]
+        return self._choose(kind, kwargs, grids, whole, keep[kind].flatten().tolist())
 
     def _choose(
-        self, kind: str, call: dict[str, Any], whole: list[Tensor], keep: Sequence[float]
+        self,
+        kind: str,
+        call: dict[str, Any],
+        grids: Sequence[Grid],
+        whole: Sequence[Tensor],
+        keep: Sequence[float],
     ) -> tuple[Tensor, ...]:
         settings = self.settings
         assert settings is not None
         lengths = [len(one) for one in whole]
         counts = [counted(settings, *one) for one in zip(keep, lengths, strict=True)]
-        grids, rows = self.grids_of(kind, call, lengths), torch.cat(whole)
-        context = SelectionContext.of_features(
-            rows[:, : self.width],  # what more there is goes to deeper layers
-            Ragged.from_lengths(lengths, rows.device),
-            counts,
-            parts=[(grid[:3],) for grid in grids],
-            seed=settings.seed,
-            options=settings.stage.options,
-            image_hash=lambda: self.image_hash(kind, call),
-        )
-        chosen = method(settings.stage.method).select(context).long()
-        kept = rows[chosen]
+        kept = torch.cat(tuple(whole))
+        chosen = torch.arange(len(kept), device=kept.device)
+        if counts != lengths:
+            context = SelectionContext.of_features(
+                kept[:, : self.width],  # what more there is goes to deeper layers
+                Ragged.from_lengths(lengths, kept.device),
+                counts,
+                parts=[(grid[:3],) for grid in grids],
+                seed=settings.seed,
+                options=settings.stage.options,
+                image_hash=lambda: self.image_hash(kind, call),
+            )
+            chosen = method(settings.stage.method).select(context).long()
+            kept = kept[chosen]
         if settings.positions == "keep":
-            places = torch.cat([self.places(grid) for grid in grids]).to(rows.device)[chosen]
+            places = torch.cat([self.places(grid) for grid in grids]).to(kept.device)[chosen]
             digits = torch.cat((places // _DIGIT, places % _DIGIT), 1)
             kept = torch.cat((kept, digits.to(kept.dtype)), 1)
         return kept.split(counts)
@@ -124,11 +142,9 @@ class Pruned:
             return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
-        # A prompt ends in text, whose place is final.
-        beyond = int(mrope_positions[:, -1].max()) + 1 - mrope_positions.shape[1]
         total = sum(map(len, multimodal_embeddings))
         if not total:
-            return list(multimodal_embeddings), mrope_positions, beyond
+            return list(multimodal_embeddings), mrope_positions, _beyond(mrope_positions)
         device = mrope_positions.device
         ids = torch.as_tensor(input_ids, device=device)[num_computed_tokens:]
         stand_in = torch.isin(ids, torch.tensor(placeholders(self.config), device=device))  # type: ignore[attr-defined]
@@ -137,4 +153,20 @@ class Pruned:
         places = (digits[:, :3] * _DIGIT + digits[:, 3:]).T.to(mrope_positions.dtype)
         positions, old = mrope_positions.clone(), mrope_positions[:, at]
         positions[:, at] = torch.where(old[1] < 0, old[0] + places, old)
-        return [one[:, :-_COLUMNS] for one in multimodal_embeddings], positions, beyond
+        embeddings = [one[:, :-_COLUMNS] for one in multimodal_embeddings]
+        return embeddings, positions, _beyond(positions)
+
+
+def _beyond(positions: Tensor) -> int:
+    """By how much the place after a prompt goes beyond its tokens."""
+    return int(positions[:, -1].max()) + 1 - positions.shape[1]
+
+
+def _batches(tokens: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs of pictures of so many tokens together, or one picture. vLLM plans the work of the tower
+    by the tokens that stay, and has measured its memory with as many before any pruning."""
+    first = 0
+    for last in range(1, len(tokens) + 1):
+        if last == len(tokens) or sum(tokens[first : last + 1]) > most:
+            yield first, last
+            first = last

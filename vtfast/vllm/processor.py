@@ -14,9 +14,8 @@ from vllm.multimodal.processing import PromptReplacement
 
 from vtfast.errors import InputError
 from vtfast.vllm.config import settings_of
-from vtfast.vllm.settings import Settings, as_keep
+from vtfast.vllm.settings import KEEP, Settings, as_keep
 
-KEEP = "vtfast_keep"  # of a request, in `mm_processor_kwargs`; then a field of its pictures
 KINDS = ("image", "video")
 _ROPE_ROWS = 4  # vLLM's M-RoPE has rows for so many times `max_position_embeddings`
 
@@ -62,13 +61,22 @@ class PruningProcessor:
     def _check(self, inputs: Any, settings: Settings) -> None:
         items, prompt = inputs.mm_data_items, inputs.prompt
         counts = [(kind, items.get_all_counts().get(kind, 0)) for kind in KINDS]
-        if not any(number for _, number in counts) or settings.stage.keep == 1.0:
+        total = sum(number for _, number in counts)
+        if not total:
             return
         for kind, number in counts:
             if number and isinstance(items[kind], EmbeddingItems | DictEmbeddingItems):
                 raise InputError(f"{kind}s came as embeddings; with pruning pass the pictures")
         config = self.info.get_hf_config()  # type: ignore[attr-defined]
-        if prompt and prompt[-1] in placeholders(config):
+        stand_ins = sum(token in placeholders(config) for token in prompt)
+        if stand_ins != total:
+            raise InputError(
+                f"the prompt has {stand_ins} tokens that stand for a picture, and {total} came; "
+                "with pruning such a token cannot be text"
+            )
+        if settings.stage.keep == 1.0:
+            return
+        if prompt[-1] in placeholders(config):
             raise InputError(
                 "the prompt ends in a picture, whose last token may be dropped; put text after it"
             )

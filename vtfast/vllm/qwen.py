@@ -52,11 +52,22 @@ class _Pruned(Pruned):
         step = seconds * getattr(tower, "tokens_per_second", 1.0) if frames > 1 else 1.0
         return frames, rows // side, columns // side, step
 
-    def grids_of(self, kind: str, call: dict[str, Any], lengths: Sequence[int]) -> list[Grid]:
+    def grids_of(self, kind: str, call: dict[str, Any]) -> list[Grid]:
         grids = torch.as_tensor(call[f"{kind}_grid_thw"]).tolist()
         seconds = call.get("second_per_grid_ts")
         each = [1.0] * len(grids) if seconds is None else [float(one) for one in seconds]
         return [self._grid(*one) for one in zip(grids, each, strict=True)]
+
+    def part(self, kind: str, call: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+        grids = torch.as_tensor(call[f"{kind}_grid_thw"])
+        patches = [0, *grids.prod(1).cumsum(0).tolist()]
+        of_pictures = {
+            name: call[name][first:last]
+            for name in (f"{kind}_grid_thw", "second_per_grid_ts")
+            if name in call
+        }
+        pixels = call[_PIXELS[kind]][patches[first] : patches[last]]
+        return {**call, **of_pictures, _PIXELS[kind]: pixels}
 
     def grid_of(self, feature: Any) -> Grid:
         seconds = feature.data.get("second_per_grid_ts")

@@ -13,6 +13,7 @@ from vtfast.plan import Plan
 from vtfast.plan_file import check_seed, is_plan_file
 from vtfast.prune import Prune
 
+KEEP = "vtfast_keep"  # of a request, in `mm_processor_kwargs`; then a field of its pictures
 VARIABLE = "VTFAST_VLLM"  # the same JSON, or the path of a plan; --additional-config wins over it
 _POSITIONS = ("keep", "renumber")
 _KNOWN = ("plan", "method", "keep", "seed", "positions")
