@@ -59,18 +59,6 @@ def test_embeddings_are_refused(llava, keep):
     assert generate(llava, QUESTION, multi_modal_data={"image": PICTURE}).outputs[0].token_ids
 
 
-@pytest.mark.parametrize("keep", [0.5, 1.0])
-def test_a_token_that_stands_for_no_picture_is_refused(tmp_path_factory, keep):
-    """It would be taken for a place of the pictures behind it."""
-    folder = checkpoint("qwen", tmp_path_factory.getbasetemp())
-    with engine(folder, {"keep": keep}) as made:
-        asked = requests("qwen")[0]
-        stray = asked.prompt.replace("USER: ", "USER: <video> ")
-        with pytest.raises(ValueError, match="2 tokens that stand for a picture, and 1 came"):
-            ask(made, [Request(stray, asked.pictures)])
-        check_equal(ask(made, [asked]), of_patch("qwen", "diversity", keep)[:1])
-
-
 def test_a_prompt_that_reaches_beyond_the_rotary_table_is_refused(llava):
     """Its tokens keep their places, so that 40 pictures reach as far as without pruning."""
     prompt = f"USER: {'<image>' * 40}\nread the code . ASSISTANT:"
@@ -111,6 +99,21 @@ def test_a_prefix_that_covers_the_picture_is_found_again(llava):
     check_equal(ask(llava, [second]), cold)
     other = {"multi_modal_data": {"image": PICTURE}, "mm_processor_kwargs": {"vtfast_keep": 0.25}}
     assert generate(llava, second.prompt, **other).num_cached_tokens == 0
+
+
+# From here on tests have engines of their own: a process runs one at a time.
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_a_token_that_stands_for_no_picture_is_refused(tmp_path_factory, keep):
+    """It would be taken for a place of the pictures behind it."""
+    folder = checkpoint("qwen", tmp_path_factory.getbasetemp())
+    with engine(folder, {"keep": keep}) as made:
+        asked = requests("qwen")[0]
+        stray = asked.prompt.replace("USER: ", "USER: <video> ")
+        with pytest.raises(ValueError, match="2 tokens that stand for a picture, and 1 came"):
+            ask(made, [Request(stray, asked.pictures)])
+        check_equal(ask(made, [asked]), of_patch("qwen", "diversity", keep)[:1])
 
 
 def test_a_keep_is_refused_where_nothing_is_pruned(tmp_path_factory):
