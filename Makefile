@@ -193,7 +193,7 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	    $$found -m venv "$(VENV)"; \
 	fi
 	$(PIP) install -c $(CONSTRAINTS) "setuptools>=77"
-	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 # What is built for CUDA alone, and not needed, does not load beside a CPU torch.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtfast import InputError, Plan, Prune
+from vtfast import InputError, Plan, PlanError, Prune
 from vtfast.vllm.settings import Settings, as_keep, given_to
 
 
@@ -31,6 +31,12 @@ def test_a_plan_file_of_one_stage_before_the_language_model_is_taken(tmp_path):
     Plan([Prune(0, "uniform", 64)], seed=9).save(tmp_path / "one.json")
     found = Settings.read(str(tmp_path / "one.json"), 8, "llava")
     assert (found.stage, found.seed) == (Prune(0, "uniform", 64), 9)
+
+
+def test_a_plan_of_two_stages_is_refused(tmp_path):
+    Plan([Prune(0, "uniform", 64), Prune(4, "drop", 0)]).save(tmp_path / "two.json")
+    with pytest.raises(PlanError, match="one number of tokens per request for all layers"):
+        Settings.read(str(tmp_path / "two.json"), 8, "llava")
 
 
 def test_what_is_set_is_found(monkeypatch):
