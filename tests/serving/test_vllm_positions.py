@@ -11,8 +11,10 @@ from vtfast.vllm.model import _batches
 from vtfast.vllm.qwen import PrunedQwen25VL
 from vtfast.vllm.settings import Settings
 
-GRIDS = ((1, 8, 8), (1, 4, 10))  # in patches, two a side to a token
-TOKENS = (16, 10)
+# A picture and a clip, in patches, two a side to a token.
+GRIDS = {"image": (1, 8, 8), "video": (2, 4, 10)}
+TOKENS = (16, 20)
+ALL = 3 + 36 + 2
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +29,32 @@ def model(tmp_path_factory):
 
 
 def prompt(model, counts):
-    """Token ids and pictures of a prompt whose second picture follows the first one at once."""
-    image, ids, features = model.config.image_token_id, [7, 7, 7], []
-    for grid, count in zip(GRIDS, counts, strict=True):
-        data = {"image_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
+    """Token ids, pictures and clips of a prompt whose clip follows its picture at once."""
+    ids, features = [7, 7, 7], []
+    for (kind, grid), count in zip(GRIDS.items(), counts, strict=True):
+        data = {f"{kind}_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
         where = SimpleNamespace(offset=len(ids), length=count)
-        features.append(SimpleNamespace(mm_position=where, data=data, modality="image"))
-        ids += [image] * count
+        features.append(SimpleNamespace(mm_position=where, data=data, modality=kind))
+        ids += [getattr(model.config, f"{kind}_token_id")] * count
     return [*ids, 7, 7], features
 
 
-def carried(model, grid, rows):
+def carried(model, feature, rows):
     """Embeddings of width 2 that carry the places of some tokens of a picture."""
-    places = model.places((1, grid[1] // 2, grid[2] // 2, 1.0))[rows]
+    places = model.places(model.grid_of(feature))[rows]
     return torch.cat((torch.zeros(len(rows), 2), places // 256, places % 256), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-@pytest.mark.parametrize("chunks", [[(0, 31)], [(0, 10), (10, 22), (22, 31)]])
+@pytest.mark.parametrize("chunks", [[(0, ALL)], [(0, 10), (10, 22), (22, ALL)]])
 def test_places_are_those_of_stock_where_nothing_is_dropped(model, dtype, chunks):
     """Asked for once, or chunk by chunk, with ids as a tensor and as a list, and never again."""
     ids, features = prompt(model, TOKENS)
     stock, beyond = Stock.get_mrope_input_positions(model, ids, features)
     positions, found = model.get_mrope_input_positions(ids, features)
     assert found == beyond
-    places = [carried(model, grid, torch.arange(n)) for grid, n in zip(GRIDS, TOKENS, strict=True)]
+    rows = map(torch.arange, TOKENS)
+    places = [carried(model, *one) for one in zip(features, rows, strict=True)]
     for first, last in chunks:
         given = []
         for feature, own in zip(features, places, strict=True):
@@ -69,14 +72,14 @@ def test_tokens_that_stay_have_the_places_that_they_had(model):
     ids, features = prompt(model, (5, 3))
     whole, pictures = prompt(model, TOKENS)
     stock, beyond = Stock.get_mrope_input_positions(model, whole, pictures)
-    rows = torch.tensor([0, 3, 7, 9, 15]), torch.tensor([1, 4, 9])
+    rows = torch.tensor([0, 3, 7, 9, 15]), torch.tensor([1, 4, 19])
     positions, _ = model.get_mrope_input_positions(ids, features)
-    given = [carried(model, grid, own) for grid, own in zip(GRIDS, rows, strict=True)]
+    given = [carried(model, *one) for one in zip(pictures, rows, strict=True)]
     for _ in range(2):  # after a preemption it is done again
         _, positions, found = model.recompute_mrope_positions(ids, given, positions, 0)
-    kept = [*range(3), *(rows[0] + 3).tolist(), *(rows[1] + 19).tolist(), 29, 30]
+    kept = [*range(3), *(rows[0] + 3).tolist(), *(rows[1] + 19).tolist(), 39, 40]
     assert positions.equal(stock[:, kept])
-    assert found == beyond + 31 - len(kept)
+    assert found == beyond + ALL - len(kept)
 
 
 @pytest.mark.parametrize(
