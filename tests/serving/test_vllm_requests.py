@@ -178,3 +178,14 @@ def test_clips_of_qwen3_are_refused(tmp_path_factory):
         with pytest.raises(VLLMValidationError, match="At most 0 video"):
             generate(made, prompt, multi_modal_data=data)
         check_equal(ask(made, requests("qwen3")[:1]), of_patch("qwen3", "diversity", 0.5)[:1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "captured"), [({"keep": 0.5}, []), (None, ["image", "video"])]
+)
+def test_no_graph_of_the_tower_goes_past_the_choice(tmp_path_factory, settings, captured):
+    """On a GPU vLLM may capture the tower, and then does not call what prunes."""
+    folder = checkpoint("qwen", tmp_path_factory.getbasetemp())
+    with engine(folder, settings, limit_mm_per_prompt={"image": 1, "video": 1}) as made:
+        found = made.apply_model(lambda model: model.get_encoder_cudagraph_config().modalities)
+    assert found == [captured]
