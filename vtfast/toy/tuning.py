@@ -81,6 +81,12 @@ def _packed(right: Sequence[bool]) -> str:
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
+def compared(full: np.ndarray, own: np.ndarray) -> Counts:
+    """Right answers under a plan, bool [n], against those of the unpruned model."""
+    right, both = int(full.sum()), int((full & own).sum())
+    return right - both, right, int(own.sum()) - both, len(full) - right
+
+
 class Recorded:
     """The recorded answers, plans cheapest first.
 
@@ -100,10 +106,7 @@ class Recorded:
 
     def counts(self, plan: int, questions: Sequence[int]) -> Counts:
         """Answers of a plan to these questions against those of the unpruned model."""
-        full, own = self.full[questions], self.right[plan, questions]
-        right = int(full.sum())
-        lost, gained = int((full & ~own).sum()), int((own & ~full).sum())
-        return lost, right, gained, len(questions) - right
+        return compared(self.full[questions], self.right[plan, questions])
 
     def loss(self, plan: int, questions: Sequence[int]) -> float:
         """The share of the answers to these questions that the plan loses."""

@@ -115,15 +115,6 @@ class Tuned(Result):
         value = getattr(tried, self.objective)
         return float(tried.flops if value is None else value)
 
-    @property
-    def frontier(self) -> tuple[Tried, ...]:
-        """Finalists, and of the others that were asked all questions of the search those than which
-        none is cheaper and loses less; cheapest first."""
-        asked = [t for t in self.searched if t.samples == self.samples]
-        cost = self.cost
-        best = [t for t in asked if not any(cost(o) < cost(t) and o.loss <= t.loss for o in asked)]
-        return tuple(sorted((*self.finalists, *best), key=cost))
-
     def plan_of(self, tried: Tried) -> Plan:
         """The plan of an entry, with what it was measured on."""
         low, high = tried.bounds(self.confidence)

@@ -101,7 +101,10 @@ class _Llava(_Pruned):
     def prepare(cls, config: Any, pictures: Any, settings: Settings) -> None:
         text, tower = config.text_config, config.vision_config
         if not isinstance(tower, CLIPVisionConfig | SiglipVisionConfig):
-            raise InputError(f"not with a vision tower of type {tower.model_type}; leave it out")
+            raise InputError(
+                f"a LLaVA with a tower of type {tower.model_type} is not pruned in vLLM; leave the "
+                "setting out"
+            )
         if settings.positions == "renumber":
             return  # the places that vLLM gives by itself
         rope = dict(getattr(text, "rope_parameters", None) or {})

@@ -133,8 +133,7 @@ def _first_stage(path: object, num_layers: int, model_type: str) -> tuple[Prune,
         raise PlanError(
             f"plan {path}: it has a stage at layer {other.layer}, and vLLM has one number of "
             "tokens per request for all layers, so that nothing can be dropped inside the language "
-            "model; "
-            "pass a plan of one stage at layer 0, or run this one with vtfast.patch"
+            "model; pass a plan of one stage at layer 0, or run this one with vtfast.patch"
         )
     if isinstance(stage.keep, int) and stage.keep == 1:
         raise PlanError(f"plan {path}: it keeps one token of a picture; in vLLM keep two or more")
