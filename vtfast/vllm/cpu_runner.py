@@ -4,7 +4,7 @@ from typing import Any
 
 
 def mend() -> None:
-    """Note it, once in a process; 0.31 to 0.33 need it."""
+    """Note it, once in a process; 0.31 and 0.32 need it."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptReplacement
+from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from vtfast.errors import InputError
 from vtfast.vllm.config import settings_of
@@ -21,6 +22,18 @@ _ROPE_ROWS = 4  # vLLM's M-RoPE has rows for so many times `max_position_embeddi
 
 _now: ContextVar[Settings | None] = ContextVar("vtfast_vllm", default=None)  # of this request
 _made_up: ContextVar[bool] = ContextVar("vtfast_vllm_made_up", default=False)
+
+
+@dataclass
+class _Inputs(ProcessorInputs):
+    """Inputs whose pictures vLLM's caches know by names that say how they are pruned; those that a
+    client gives them too."""
+
+    settings: Settings | None = None
+
+    def get_mm_hashes(self, *args: Any) -> dict[str, list[str]]:
+        found = super().get_mm_hashes(*args)
+        return {k: [f"{one}-vtfast-{self.settings}" for one in own] for k, own in found.items()}
 
 
 class PruningProcessor:
@@ -50,11 +63,13 @@ class PruningProcessor:
             raise InputError(f"{KEEP}={keep!r}: this server does not prune; leave it out")
         if settings is not None:
             settings = settings if keep is None else _with_keep(settings, keep)
-            inputs = replace(inputs, hf_processor_mm_kwargs=asked)
+            given = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+            inputs = _Inputs(**{**given, "hf_processor_mm_kwargs": asked})
             if _made_up.get():
                 settings = settings.with_keep(1.0)  # the most that a request may ask for
             else:
                 self._check(inputs, settings)
+            inputs.settings = settings
         with _set(_now, settings):
             return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
 
@@ -140,14 +155,6 @@ class PruningProcessor:
         full = update.replacement(item)
         tokens = self.tokens_in(update.modality, out_mm_kwargs[update.modality][item], len(full))
         return [full[0]] * settings.count(tokens)
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        """What vLLM's caches know a picture by, a name that a client gives it too, says how it is
-        pruned."""
-        hashes, settings = super()._get_mm_hashes(inputs), _now.get()  # type: ignore[misc]
-        if settings is None:
-            return hashes
-        return {kind: [f"{one}-vtfast-{settings}" for one in own] for kind, own in hashes.items()}
 
 
 def placeholders(config: Any) -> tuple[int, ...]:
