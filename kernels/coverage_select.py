@@ -96,7 +96,7 @@ def _first_gains_kernel(
         source = matrix + line[:, None] + column[None, :]
         distance = tl.load(source, mask=live[:, None] & (column < width)[None, :], other=0.0)
         others = (column < n)[None, :] & (column[None, :] != row[:, None])
-        total += tl.where(others, tl.maximum(1.0 - distance, 0.0), 0.0)
+        total += tl.maximum(1.0 - tl.where(others, distance, 1.0), 0.0)
     directed = inverse > 0.0
     sums = tl.sum(total, axis=1) + tl.where(directed, 1.0, 0.0)
     weight = tl.load(weights_ptr + first_row + row, mask=live, other=0.0)

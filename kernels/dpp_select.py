@@ -107,7 +107,7 @@ def _determinant_kernel(
         if best > 0.0:  # else no row has a gain any more
             left = tl.max(tl.where(position == pick, residual, 0.0))
             line = matrix + pick.to(tl.int64) * width + position
-            new = 1.0 - tl.load(line, mask=inside, other=1.0)
+            new = 1.0 - tl.where(live, tl.load(line, mask=inside, other=1.0), 1.0)
             tl.debug_barrier()  # the picked row's numbers were stored by another thread
             vector = vectors
             for begin in range(0, step, LINES):

@@ -29,6 +29,7 @@ if ARCH:
     launch.INTERPRETED, launch.INTERPRETED_AS = True, ARCH  # so that CPU tensors are accepted
     importlib.import_module("ptx_driver").activate(ARCH)
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for one another
+SIGNALLING_NAN = 0x7FA00000
 
 
 def pytest_sessionstart() -> None:
@@ -122,7 +123,9 @@ def strict_interpreter() -> None:
 def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put a fence of poison on both sides of whatever `torch.empty` returns.
 
-    At the end all fences must be intact: no kernel wrote before or after its output.
+    At the end all fences must be intact: no kernel wrote before or after its output. Between them
+    fp32 is filled with signalling NaN, of which NumPy warns, and a warning is an error: no kernel
+    computes with what was never written, not even to throw the result away.
     """
     empty, width, poison, fenced = torch.empty, 64, 0x5A, []
 
@@ -134,7 +137,10 @@ def fenced_memory(strict_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> 
         data = inside.numel() * inside.element_size()
         whole = empty(data + 2 * margin, dtype=torch.uint8, device=inside.device).fill_(poison)
         fenced.append((whole, margin))
-        return whole[margin : margin + data].view(inside.dtype).view(inside.shape)
+        inside = whole[margin : margin + data].view(inside.dtype).view(inside.shape)
+        if inside.dtype == torch.float32:
+            inside.view(torch.int32).fill_(SIGNALLING_NAN)
+        return inside
 
     monkeypatch.setattr(torch, "empty", fenced_empty)
     yield

@@ -1660,14 +1660,14 @@ MUTATIONS = [
         PATCH + "checkpointing.py::test_scores_leave_the_random_numbers_of_a_layer_alone[llava]",
     ),
     Mutation(
-        "vLLM: a request for 1, as JSON writes 1.0, keeps one token.",
+        "With vLLM, a request for 1, as JSON writes 1.0, keeps one token.",
         "vtfast/vllm/settings.py",
         "return float(value)",
         "return value",
         "tests/serving/test_settings.py::test_json_has_one_kind_of_number[1-1.0]",
     ),
     Mutation(
-        "vLLM: a plan with a second stage is taken for its first.",
+        "With vLLM, a plan with a second stage is taken for its first.",
         "vtfast/vllm/settings.py",
         "stage, *more = plan.stages",
         "stage, more = plan.stages[0], ()",
