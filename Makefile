@@ -59,7 +59,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot lint bench gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -162,6 +162,9 @@ gpu-dry: $(READY) ## run these three at tiny sizes on the CPU, to see that they 
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py ops --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py model --dry --out $(OUT)/dry $(ARGS)
 
+session: $(READY) ## draw what `make demo` prints as docs/demo.svg
+	$(BIN)/python tests/helpers/demo_svg.py
+
 report: $(READY) ## write plots, README and docs from the figures in bench/results
 	$(BIN)/python bench/report.py $(ARGS)
 
@@ -192,8 +195,9 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	    echo "Creating $(VENV) with $$($$found --version)"; \
 	    $$found -m venv "$(VENV)"; \
 	fi
-	$(PIP) install -c $(CONSTRAINTS) "setuptools>=77"
-	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@echo "Installing torch, transformers and what else vtfast needs; this takes minutes."
+	@$(PIP) install --quiet -c $(CONSTRAINTS) "setuptools>=77"
+	@$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 # What is built for CUDA alone, and not needed, does not load beside a CPU torch.

@@ -6,12 +6,12 @@ from typing import Any
 
 import bench_information
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from report import ROOT, markdown, with_block
 
 from vtfast import information, toy
 from vtfast.information import Horizon, Sweep
+from vtfast.information import plotting as plot
 
 DOCS = ROOT / "docs"
 MODELS = {"llava": "LLaVA, 12 layers", "llava-small": "LLaVA, 8 layers",
@@ -164,12 +164,11 @@ def draw(result: dict[str, Any]) -> None:
 
 def horizons_figure(result: dict[str, Any]) -> Figure:
     """Information and lost accuracy against depth, a line for every task, a column per model."""
-    figure = Figure((13, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(MODELS), sharex=True, sharey="row")
+    figure, panels = plot.panels(len(MODELS), 2, 4.4, 3.2, sharex=True, sharey="row")
+    axes = np.array(panels).reshape(2, -1)
     cells = product(enumerate(MODELS.items()), enumerate(toy.TASKS))
     for (column, (name, title)), (number, task) in cells:
-        found, colour = Horizon.of_record(result["horizons"][name][task]), f"C{number}"
+        found, colour = Horizon.of_record(result["horizons"][name][task]), plot.COLOURS[number]
         depth = np.array(found.layers) / found.num_layers
         for ax, curve in zip(axes[:, column], ("absolute", "accuracy_loss"), strict=True):
             one = found.curves[curve]
@@ -178,9 +177,9 @@ def horizons_figure(result: dict[str, Any]) -> Figure:
             ax.fill_between(depth, low, high, color=colour, alpha=0.15, lw=0)
             if found.layer is not None:
                 ax.axvline(found.layer / found.num_layers, color=colour, lw=0.8, ls=":")
-        axes[0, column].set_title(title, size=10)
-        axes[1, column].set_xlabel("depth, layer / layers", size=9)
-    axes[0, 0].set_ylabel("mean absolute score, points", size=9)
-    axes[1, 0].set_ylabel("accuracy lost without visual tokens, points", size=9)
-    axes[0, 0].legend(fontsize=8, frameon=False)
+        plot.set_title(axes[0, column], title)
+        axes[1, column].set_xlabel("depth, layer / layers")
+    axes[0, 0].set_ylabel("mean absolute score, points")
+    axes[1, 0].set_ylabel("accuracy lost without\nvisual tokens, points")
+    plot.add_legend(axes[0, 0])
     return figure

@@ -432,64 +432,65 @@ def plots(name: str, model: bool) -> dict[str, tuple[str, Callable]]:
 
 def draw(name: str, record: dict, model: bool, folder: Path) -> None:
     """All plots of a device."""
-    import matplotlib
+    from vtfast.information import plotting as plot
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    for file, into in plots(name, model).values():
-        figure = pyplot.figure(figsize=(9, 4), layout="constrained")
-        into(figure, record)
-        figure.suptitle(record["runs"][-1]["device"], fontsize=9)
+    for file, figure_of in plots(name, model).values():
+        figure = figure_of(plot, record)
+        plot.set_heading(figure, record["runs"][-1]["device"])
         figure.savefig(folder / file, dpi=110, metadata={"Software": None})
-        pyplot.close(figure)
 
 
-def _draw_speedup(figure, record: dict) -> None:
+def _draw_speedup(plot, record: dict):
     ratios = {f"{r['op']}: {r['case']}": times_faster(r, BASELINES, metric_of(r))
               for r in record["rows"] if metric_of(r)}  # fmt: skip
-    figure.set_size_inches(8, 0.17 * len(ratios) + 1.2)
-    axes, shares = figure.subplots(), ratios.values()
-    colours = ["tab:red" if x < 1 else "tab:green" for x in shares]
-    axes.barh(list(ratios), [x - 1 for x in shares], left=1, color=colours)
-    axes.set(xscale="log", title="times faster than the best baseline (red: slower)")
-    axes.axvline(1, color="black", linewidth=0.8)
+    figure, (axes,) = plot.panels(1, 1, 9, 0.22 * len(ratios) + 0.7)
+    colours = [plot.COLOURS[0] if x >= 1 else plot.MARK for x in ratios.values()]
+    axes.barh(list(ratios), [x - 1 for x in ratios.values()], left=1, color=colours)
+    axes.set_xscale("log", base=2, subs=[])
+    plot.set_title(axes, "times faster than the best baseline (orange: slower)")
+    axes.axvline(1, color=plot.INK, linewidth=0.8)
     axes.invert_yaxis()
     axes.margins(y=0.005)
-    axes.tick_params(labelsize=6, which="both")
-    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    return figure
 
 
-def _draw_ttft(figure, record: dict) -> None:
+def _draw_ttft(plot, record: dict):
     """A panel for every model and batch: milliseconds against keep."""
     groups: dict[tuple, list[dict]] = {}
     for row in measured(record["rows"]):
         groups.setdefault((row["model"], row["batch"], row["tokens"]), []).append(row)
-    axes = figure.subplots(1, max(1, len(groups)), squeeze=False)[0]
+    figure, axes = plot.panels(max(1, len(groups)), 1, 4.5, 4)
     for panel, ((model, batch, tokens), rows) in zip(axes, groups.items(), strict=False):
         preset = rows[0]["preset"]
         rows = sorted((r for r in rows if r["preset"] == preset), key=lambda r: r["keep"])
-        for variant, style in zip(VARIANTS, (":", "-.", "--", "-", "-"), strict=True):
+        styles = zip(VARIANTS, (":", "-.", "--", "-", "-"), plot.COLOURS, strict=False)
+        for variant, style, colour in styles:
             points = [(r["keep"], ms) for r in rows if (ms := median(r, variant, "ttft_ms"))]
             if points:
-                panel.plot(*zip(*points, strict=True), style, marker=".", label=variant)
-        panel.set_title(f"{model}, batch {batch}\n{tokens} visual tokens, {preset}", fontsize=7)
+                ends = zip(*points, strict=True)
+                panel.plot(*ends, style, marker=".", color=colour, label=variant)
+        plot.set_title(panel, f"{model}, batch {batch},\n{tokens} tokens, {preset}")
         panel.set(xlabel="keep", ylim=(0, None))
-        panel.tick_params(labelsize=6)
     axes[0].set_ylabel("ms to the first token")
-    axes[0].legend(fontsize=6)
+    shown = axes[0].get_legend_handles_labels()
+    plot.add_legend(figure, *shown, loc="outside lower center", ncols=5)
+    return figure
 
 
-def _draw_search(figure, record: dict) -> None:
+def _draw_search(plot, record: dict):
     """Packed over unpatched against visual tokens, a line for every plan and model."""
-    panel = figure.subplots()
-    for row in measured(record["rows"], batched=False):
+    figure, (panel,) = plot.panels(1, 1, 9, 4)
+    for number, row in enumerate(measured(record["rows"], batched=False)):
         points = [(p["tokens"], p["of_unpatched"]["median"]) for p in row["points"]]
-        panel.plot(*zip(*points, strict=True), marker=".", label=row["case"].split(", ")[0])
-    panel.axhline(1, color="black", linewidth=0.8)
+        colour = plot.COLOURS[number % len(plot.COLOURS)]
+        label = row["case"].split(", ")[0]
+        panel.plot(*zip(*points, strict=True), marker=".", color=colour, label=label)
+    panel.axhline(1, color=plot.INK, linewidth=0.8)
     panel.set_xscale("log", base=2)
     panel.set(xlabel="visual tokens of the one picture", ylabel="packed / unpatched, first token")
-    panel.legend(fontsize=6)
+    plot.add_legend(panel)
+    return figure
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
-"""The README shows measured numbers, real output, and examples that run."""
+"""The README, and its page on commands, show measured numbers, real output, examples that run."""
 
 import re
 import shlex
 import sys
+import tomllib
 
 import toy_accuracy
 from command import answered
@@ -13,9 +14,27 @@ from toy_scores import bundled
 from transformers import LlamaConfig
 
 import vtfast
+from vtfast.runtime.names import TESTED
 from vtfast.toy.evaluate import dataset as easy
 
 README = (ROOT / "README.md").read_text()
+COMMANDS = (ROOT / "docs" / "commands.md").read_text()
+
+
+def test_it_is_short():
+    assert README.count("\n") <= 200
+
+
+def test_its_badges_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    minor = [release.rpartition(".")[0] for release in TESTED]
+    status = re.search(r"\*\*Status:\*\*.*", README)[0]
+    assert re.findall(r"!\[(.*?)\]\(https://img", README) == [
+        f"Python {project['requires-python'].removeprefix('>=')}+",
+        f"transformers {minor[0]} to {minor[-1]}",
+        "GPU: not yet timed" if "not yet timed" in status else "GPU: timed",
+        project["license"],
+    ]
 
 
 def test_the_accuracy_table_is_the_measured_one(monkeypatch, capsys):
@@ -25,7 +44,7 @@ def test_the_accuracy_table_is_the_measured_one(monkeypatch, capsys):
 
 def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
     """Line by line, except for times."""
-    (block,) = (b for b in README.split("```")[1::2] if "\n$ vtfast run" in b)
+    (block,) = (b for b in COMMANDS.split("```")[1::2] if "\n$ vtfast run" in b)
     first, second, *expected = block.strip().splitlines()
     monkeypatch.chdir(tmp_path)
     exec(shlex.split(first)[3], {})
@@ -55,7 +74,7 @@ def test_the_examples_run_as_they_stand():
     family = FAMILIES["llava"]
     first, *blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     blocks = [block for block in blocks if "vtfast.tune" not in block]
-    assert len(blocks) == 4
+    assert len(blocks) == 2
     blocks.append(re.sub(r"model = .*from_pretrained.*", "", first))  # nothing can be downloaded
     assert blocks[-1] != first
     deep = LlamaConfig(**{**TEXT, "num_hidden_layers": 24})  # layer 20 is in an example

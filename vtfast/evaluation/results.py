@@ -105,8 +105,6 @@ class Comparison(Result):
         A line joins the Pareto-optimal rows. Points are hollow and of several shapes, because those
         of plans with one budget overlap.
         """
-        from matplotlib import colormaps
-
         from vtfast.information import plotting as plot
 
         figure, (axes,) = plot.panels(1, 1, 8.2, 4.1)
@@ -119,7 +117,6 @@ class Comparison(Result):
             zorder=1,
             label="Pareto-optimal",
         )
-        colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
         for number, row in enumerate(self.rows):
             low, high = (100 * end for end in row.interval)
             accuracy = 100 * row.accuracy
@@ -131,16 +128,16 @@ class Comparison(Result):
                 markersize=8,
                 markerfacecolor="none",
                 markeredgewidth=1.4,
-                color=colours[number % len(colours)],
+                color=plot.COLOURS[number % len(plot.COLOURS)],
                 elinewidth=0.8,
                 capsize=2,
                 zorder=2,
                 label=row.name,
             )
-        axes.set_xlabel("visual tokens of a question, average over layers", color=plot.INK)
-        axes.set_ylabel("accuracy, % (95 % intervals)", color=plot.INK)
+        axes.set_xlabel("visual tokens of a question, average over layers")
+        axes.set_ylabel("accuracy, % (95 % intervals)")
         axes.set_xlim(left=0)
-        figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+        plot.add_legend(figure, loc="outside right upper")
         plot.set_title(axes, f"{self.task}, {self.samples} questions")
         return figure
 

@@ -177,9 +177,9 @@ class Horizon(Result):
             ax.axhline(limit, color=plot.PALE, lw=0.8, ls="--", label="tolerance")
             if self.layer is not None:
                 label = f"horizon, layer {self.layer}"
-                ax.axvline(self.layer, color=plot.RED, lw=1.4, label=label)
+                ax.axvline(self.layer, color=plot.MARK, lw=1.4, label=label)
             plot.set_title(ax, title)
-            ax.legend(fontsize=8, frameon=False)
+            plot.add_legend(ax)
         plot.set_heading(figure, f"{self.task}: {self.verdict}, {self.samples} samples")
         return figure
 

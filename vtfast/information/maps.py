@@ -143,12 +143,12 @@ class InformationMap(Result):
         for scores, picture in shown:
             ax, full = next(remaining), self.p_full[scores.sample]
             _show(ax, scores, picture)
-            ax.set_title(f"p = {full:.2f} in full", size=9, color=plot.INK)
+            plot.set_title(ax, f"p = {full:.2f} in full")
             for layer in wanted:
                 ax, i = next(remaining), self.layers.index(layer)
                 _show(ax, scores, picture.convert("L"), scores.raster()[i, 0], most)
                 without = self.p_without[i, scores.sample]
-                ax.set_title(f"layer {layer}\np without = {without:.2f}", size=9, color=plot.INK)
+                plot.set_title(ax, f"layer {layer}\np without = {without:.2f}")
         colours = f"red adds to p, blue takes away, full at ±{most:.2f}"
         plot.set_heading(figure, f"Information of each unit: {colours}")
         return figure

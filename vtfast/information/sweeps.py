@@ -106,7 +106,6 @@ class Sweep(Result):
                 if any(len(row.seeds) > 1 for row in rows):
                     points, spread = 100 * np.array(mean), [100 * row.spread for row in rows]
                     ax.errorbar(self.layers, points, spread, fmt="none", ecolor=colour, capsize=2)
-            ax.legend(fontsize=8, frameon=False)
             if self.total:
                 below = axes[len(budgets) + column]
                 plot.set_title(below, "information in what is kept, summed")
@@ -117,6 +116,8 @@ class Sweep(Result):
                     held = [row.retained or 0.0 for row in self.of(method, keep)]
                     below.plot(self.layers, held, "o-", ms=3, lw=1.4, color=colour, label=method)
                 plot.label_layers(below)
+        labels = axes[0].get_legend_handles_labels()
+        plot.add_legend(figure, *labels, loc="outside right upper")
         about = f"{self.task}, {self.samples} samples, {self.num_layers} layers"
         plot.set_heading(figure, about)
         return figure

@@ -213,17 +213,11 @@ def figure(rows: Sequence[dict[str, Any]]) -> "Figure":
         axes.set_yticks(range(len(own)), [row["task"] for row in own])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.03)
-        axes.set_xlabel("arithmetic of a prefill", size=8, color=plot.PALE)
+        axes.set_xlabel("arithmetic of a prefill")
         plot.set_title(axes, name)
     first = panels[0].get_lines()
-    drawn.legend(
-        [first[1], first[2]],
-        ["divprune+random, measured horizon", "tuned"],
-        loc="outside lower center",
-        ncols=2,
-        fontsize=8,
-        frameon=False,
-    )
+    labels = "divprune+random, measured horizon", "tuned"
+    plot.add_legend(drawn, first[1:3], labels, loc="outside lower center", ncols=2)
     return drawn
 
 

@@ -211,13 +211,13 @@ class Tuned(Result):
             label = ("chosen: " if chosen else "tested: ") + tried.name
             point = tried.flops, 100 * tried.loss
             axes.errorbar(*point, yerr=ends, fmt="s", ms=5, color=colour, capsize=3, label=label)
-        axes.axhline(100 * self.max_loss, color=plot.RED, lw=0.9, ls="--", label="tolerance")
-        axes.set_xlabel("arithmetic of a prefill, share of the unpruned model's", color=plot.INK)
-        axes.set_ylabel("accuracy lost, points", color=plot.INK)
+        axes.axhline(100 * self.max_loss, color=plot.MARK, lw=0.9, ls="--", label="tolerance")
+        axes.set_xlabel("arithmetic of a prefill, share of the unpruned model's")
+        axes.set_ylabel("accuracy lost, points")
         axes.set_xlim(0, 1)
         axes.set_yscale("symlog", linthresh=2)
         axes.yaxis.set_major_formatter("{x:g}")
-        figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+        plot.add_legend(figure, loc="outside right upper")
         about = f"{self.task}: {self.samples} questions searched, {self.held_out} held out"
         plot.set_title(axes, about)
         return figure
