@@ -4,10 +4,10 @@
 gain is its weight times Σ_i max(0, cover_i - d_ij).
 """
 
-import numpy as np
 import torch
 
 from ._gains import NEARLY, PICKED, and_the_rest, first_of_the_best
+from ._numpy import np, numpy_reads
 
 # Rows that would raise the mean cosine by at most this gain nothing but rounding: cosines in fp32
 # are off by 1e-6 and less.
@@ -23,7 +23,7 @@ def greedy(distance: torch.Tensor, rank: torch.Tensor, steps: int) -> torch.Tens
     """
     own = distance.diagonal(dim1=1, dim2=2)
     own.masked_fill_(own < 0.5, 0.0)  # rows with a direction are at distance 0 from themselves
-    if rank.device.type != "cpu":
+    if not numpy_reads(rank):
         return _greedy_loop(distance, rank, steps)
     parts = zip(distance.numpy(), rank.numpy(), strict=True)
     return torch.from_numpy(np.stack([_greedy_loop_numpy(*part, steps) for part in parts]))

@@ -8,10 +8,10 @@ has a residual s, which begins as 1 and sinks with every pick:
 Weights need not be in it, since the factor of diag(q) S diag(q) is q times that of S.
 """
 
-import numpy as np
 import torch
 
 from ._gains import NEARLY, PICKED, and_the_rest, first_of_the_best
+from ._numpy import np, numpy_reads
 
 # Residuals of at most this count as 0: the row is, but for rounding, a combination of picked ones.
 # Cosines in fp32 are off by 1e-6 and residuals by some times as much. A larger limit would give
@@ -28,7 +28,7 @@ def greedy(distance: torch.Tensor, rank: torch.Tensor, steps: int) -> torch.Tens
     residual = (distance.diagonal(dim1=1, dim2=2) < 0.5).float()
     cosine = torch.sub(1.0, distance, out=distance)
     cosine.masked_fill_(cosine.isinf(), 0.0)
-    if rank.device.type != "cpu":
+    if not numpy_reads(rank):
         return _greedy_loop(cosine, residual, rank, steps)
     parts = zip(cosine.numpy(), residual.numpy(), rank.numpy(), strict=True)
     return torch.from_numpy(np.stack([_greedy_loop_numpy(*part, steps) for part in parts]))

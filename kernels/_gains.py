@@ -4,8 +4,9 @@
 not picked by their gain have one below zero.
 """
 
-import numpy as np
 import torch
+
+from ._numpy import np
 
 # Gains of at least this part of the largest count as equal to it: far above the rounding of sums in
 # fp32, so that equal gains are equal on every device.

@@ -9,9 +9,9 @@ w_j where they are made; since rounding keeps the order, a minimum may be multip
 from itertools import pairwise
 from math import isqrt
 
-import numpy as np
 import torch
 
+from ._numpy import np, numpy_reads
 from .ragged import Ragged
 
 _MIN_ROWS_TO_HALVE = 256  # on a CPU: for fewer rows one product is as fast as several smaller ones
@@ -64,10 +64,10 @@ class UnitRows:
         """Make all vectors now and keep them."""
         held = self._norm.new_empty(self._features.shape)
         # Memory takes longer than the division: it is in place, and no pass is made for nothing.
-        on_cpu = held.device.type == "cpu"
+        readable = numpy_reads(held)
         for part in self.parts:
             x = torch.div(self._features[part].float(), self._norm[part], out=held[part])
-            if not (on_cpu and self._directed[part].numpy().all()):
+            if not (readable and self._directed[part].numpy().all()):
                 x.masked_fill_(~self._directed[part], 0.0)
         self._held = held
         return self
@@ -135,7 +135,7 @@ def greedy(distance: torch.Tensor, limit: torch.Tensor, steps: int) -> torch.Ten
     rows = distance.flatten(0, 1)
     first_row = torch.arange(0, batch * columns, columns, device=limit.device)
     order = first_row.new_empty(steps, batch)
-    loop = _greedy_loop_numpy if limit.device.type == "cpu" else _greedy_loop
+    loop = _greedy_loop_numpy if numpy_reads(limit) else _greedy_loop
     loop(rows, first_row, nearest, limit, order)
     return order.T
 
@@ -176,7 +176,7 @@ def greedy_by_rows(
         x.hold()
     nearest = torch.minimum(_nearest_others(x), x.limit)
     order = torch.empty(steps, dtype=torch.int64, device=features.device)
-    if features.device.type == "cpu":
+    if numpy_reads(features):
         # A quarter of the memory for the distances made ahead, a sixteenth for their unit vectors.
         rows, width = features.shape
         ahead = min(max_bytes // (16 * rows), max_bytes // max(1, 64 * width), rows)

@@ -7,20 +7,19 @@ a GPU agree bit for bit. A 32 x 32 bit product keeps all its bits in the 64 that
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
+
+from ._numpy import np
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
 
-# For NumPy. What the rounds add to the halves of the seed, which change places every round; and
-# where a uint64 that is seen as two uint32 has its halves.
-_KEY_STEPS = np.outer(range(_ROUNDS), _WEYL).astype(np.uint32).reshape(-1, 2, 2, 1)
-_KEY_STEPS[:, 0] = _KEY_STEPS[:, 0, ::-1]
+# Where a uint64 that NumPy sees as two uint32 has its halves.
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
 
 
@@ -91,5 +90,13 @@ def philox_4x32_numpy(counter: Sequence[Any], seed: int) -> np.ndarray:
 def _round_keys(seed: int) -> np.ndarray:
     """uint32 `[rounds, 2, 1]`: for (c3, c1) in even rounds, for (c1, c3) in odd ones."""
     low, high = [seed & _MASK], [seed >> 32 & _MASK]
-    keys = _KEY_STEPS + np.array([[high, low], [low, high]], np.uint32)  # modulo 2^32
+    keys = _key_steps() + np.array([[high, low], [low, high]], np.uint32)  # modulo 2^32
     return keys.reshape(_ROUNDS, 2, 1)
+
+
+@cache
+def _key_steps() -> np.ndarray:
+    """What the rounds add to the halves of the seed, which change places every round."""
+    steps = np.outer(range(_ROUNDS), _WEYL).astype(np.uint32).reshape(-1, 2, 2, 1)
+    steps[:, 0] = steps[:, 0, ::-1]
+    return steps

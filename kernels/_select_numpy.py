@@ -9,10 +9,10 @@ the threshold must be told apart is more needed: for random picks their second w
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ._numpy import HAS_NUMPY, np
 from ._philox import philox_4x32_numpy
 from .ragged import Ragged
 
@@ -28,7 +28,8 @@ def can_read(tensor: torch.Tensor, *others: torch.Tensor | int | None) -> bool:
     torch: it would not see what NumPy does.
     """
     return (
-        not torch.compiler.is_compiling()
+        HAS_NUMPY
+        and not torch.compiler.is_compiling()
         and tensor.is_cpu
         and _PLAIN.issuperset(map(type, (tensor, *others)))
         and not is_in_torch_dispatch_mode()

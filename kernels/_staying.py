@@ -4,8 +4,9 @@ On a CPU NumPy takes a third of PyTorch's time, for 64 visual tokens (where most
 starting operations) as for 16,384.
 """
 
-import numpy as np
 import torch
+
+from ._numpy import np, numpy_reads
 
 
 def staying(
@@ -14,7 +15,7 @@ def staying(
     """Which `size` of `total` tokens stay, where the picks were, and where they are then: int64."""
     # The values of a traced tensor are not there yet.
     plain = not torch.compiler.is_compiling() and type(picks) is type(visual) is torch.Tensor
-    if plain and picks.device.type == "cpu":
+    if plain and numpy_reads(picks):
         found = _staying_numpy(picks.numpy(), visual.numpy(), total)
         stay, kept, now = map(torch.from_numpy, found)
         return stay, kept, now

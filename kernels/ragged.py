@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-import numpy as np
 import torch
 
 from ._device_cache import GraphSafeCachedProperty, cached_per_stream
+from ._numpy import HAS_NUMPY, np
 
 _INT32_MAX = 2**31 - 1
 _INTS = frozenset((int,))
 _REFUSED_ITERABLES = (torch.Tensor, str)
-_NO_HOST_INTS = (bool, np.bool_, np.ndarray, torch.Tensor)
+_NO_HOST_INTS = (bool, torch.Tensor, *((np.bool_, np.ndarray) if HAS_NUMPY else ()))
 
 
 @dataclass(frozen=True, eq=False)
