@@ -59,7 +59,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao hf-kernels hub demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,10 +70,18 @@ triton: $(VENV)/$(SECOND_TRITON)/.vtfast-ready ## install a second version of Tr
 
 torchao: $(VENV)/torchao/.vtfast-ready ## install torchao beside the environment, for tests of quantized models
 
+hf-kernels: $(VENV)/hf-kernels/.vtfast-ready ## install Hugging Face's kernels beside the environment, to load what `make hub` writes
+
+hub: hf-kernels ## write the kernels for Hugging Face's `kernels` into build/hub, load and test them; ARGS=OWNER/NAME
+	rm -rf build/hub
+	$(BIN)/python tests/helpers/write_hub.py build/hub $(ARGS)
+	cd build/hub && PYTHONPATH=$(abspath $(VENV))/hf-kernels HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 \
+	    $(abspath $(BIN))/pytest -c /dev/null --rootdir . -p no:cacheprovider tests
+
 demo: $(READY) ## the bundled tiny LLaVA answers questions about a picture, full and pruned
 	@$(BIN)/vtfast demo $(ARGS)
 
-test: lint triton torchao ## ruff, mypy, and every test that needs no GPU
+test: lint triton torchao hf-kernels ## ruff, mypy, and every test that needs no GPU
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 	$(TEST_FAMILIES) $(BIN)/pytest $(FAMILY_TESTS) $(WORKERS) $(ARGS)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-ptx ARGS=
@@ -86,7 +94,7 @@ $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(READY)
 ptx-full: $(READY) ## compiled sm_90 kernels at all settings and at the sizes of 7B models; 14 minutes of CPU
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/pytest $(patsubst %,tests/kernels/test_compiled_%.py,cases 7b) -m full $(WORKERS) $(ARGS)
 
-ptx-mutants: $(READY) ## is every barrier, wait and fence of a compiled kernel missed when left out? half an hour
+ptx-mutants: $(READY) hf-kernels ## is every barrier, wait and fence of a compiled kernel missed when left out? half an hour
 	$(BIN)/python tests/helpers/ptx_mutants.py
 
 test-triton: $(READY) ## packed models through compiled kernels, executed as PTX on a CPU; 6 minutes of CPU
@@ -131,7 +139,7 @@ test-install: $(READY) ## do the README's commands install and run vtfast where 
 fuzz: $(READY) ## run the tests with random cases on ten times as many, new ones every time
 	$(BIN)/pytest -m hypothesis --hypothesis-profile fuzz $(WORKERS) $(ARGS)
 
-mutants: $(READY) ## does every test in tests/mutations.py fail when its code is broken? 10 minutes
+mutants: $(READY) hf-kernels ## does every test in tests/mutations.py fail when its code is broken? 10 minutes
 	$(BIN)/python tests/mutations.py $(ARGS)
 
 aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its summary in docs/kernels.md
@@ -211,6 +219,12 @@ $(VLLM)/.vllm-ready: pyproject.toml setup.py constraints-vllm.txt tests/serving/
 $(VENV)/torchao/.vtfast-ready: | $(READY)
 	@rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) install -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) torchao
+	@touch $@
+
+# Beside and not inside: transformers and others behave differently where they find it.
+$(VENV)/hf-kernels/.vtfast-ready: | $(READY)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	$(PIP) install -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) kernels
 	@touch $@
 
 $(VENV)/$(SECOND_TRITON)/.vtfast-ready: | $(READY)

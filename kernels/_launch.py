@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ._checks import check_impl
+from ._ops import add_op_namespace_prefix, ops
 
 
 class _Absent:
@@ -40,7 +41,7 @@ INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 INTERPRETED_AS = "sm_90"  # interpreted kernels run with the launch settings of this GPU
 INTERPRET = tl.constexpr(INTERPRETED)  # for kernels: the interpreter computes bf16 wrongly
 
-LIBRARY = torch.library.Library("vtfast", "DEF")
+LIBRARY = torch.library.Library(ops.name, "DEF")
 
 _warned: set[str] = set()
 
@@ -48,16 +49,17 @@ _warned: set[str] = set()
 def register(
     schema: str, launch: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Register the op `vtfast::<schema>`: `launch` runs it, `fake` gives only shapes and dtypes.
+    """Register the op `<schema>` in the namespace of `_ops.py`: `launch` runs it, `fake` gives only
+    shapes and dtypes.
 
-    Returns the op overload, which is cheaper to call than `torch.ops.vtfast.<name>`.
+    Returns the op overload, which is cheaper to call than `ops.<name>`.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, launch, device)
-    torch.library.register_fake(f"vtfast::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.vtfast, name).default
+    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=LIBRARY)
+    return getattr(ops, name).default
 
 
 def use_triton(

@@ -22,6 +22,7 @@ import vtfast
 
 # Not even skipped where kernels are not compiled and executed as PTX.
 collect_ignore_glob = [] if ARCH else ["kernels/test_compiled_*.py", "kernels/test_ptx_*.py"]
+collect_ignore_glob.append("hub/files/*")  # for where `make hub` writes them
 if not find_spec("vllm"):  # `make test-vllm` has an environment with it
     collect_ignore_glob.append("serving/test_vllm_*.py")
 if ARCH:

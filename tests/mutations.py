@@ -1393,6 +1393,27 @@ MUTATIONS = [
         "test_every_count_and_number_may_be_a_numpy_integer[NumPy-int64]",
     ),
     Mutation(
+        "Diversity needs NumPy on a CPU.",
+        "kernels/_max_min.py",
+        "_greedy_loop_numpy if numpy_reads(limit) else",
+        '_greedy_loop_numpy if limit.device.type == "cpu" else',
+        "tests/kernels/test_without_numpy.py::test_every_op_gives_the_same_without_numpy",
+    ),
+    Mutation(
+        "What `make hub` writes registers its ops under vtfast's name.",
+        "tests/helpers/write_hub.py",
+        'name = f"_{MODULE}_{backend}_{content[:10]}"',
+        'name = "vtfast"',
+        "tests/hub/test_hub.py::test_ops_do_not_collide_with_those_of_vtfast",
+    ),
+    Mutation(
+        "What `make hub` writes has a file that no op needs.",
+        "tests/helpers/write_hub.py",
+        "missing = [module for module, _ in public]",
+        'missing = ["compact", *(module for module, _ in public)]',
+        "tests/hub/test_hub.py::test_every_file_is_needed_to_load_the_ops",
+    ),
+    Mutation(
         "Doctor takes any package `kernels` for Hugging Face's.",
         "vtfast/cli/doctor.py",
         "return None if is_its_own else path",

@@ -82,6 +82,9 @@ def test_imports_follow_the_layers(path: str) -> None:
         ("tests/helpers/oracles.py", "from vtfast.kernels import reference"),
         ("tests/kernels/test_gather.py", "from kernels.gather import gather_rows"),
         ("bench/bench_gather.py", "import kernels.gather"),
+        ("tests/hub/test_hub.py", "import kernels"),
+        ("tests/hub/files/tests/test_ops.py", "import vtfast.ops"),
+        ("tests/hub/files/tests/test_ops.py", "import transformers"),
     ],
 )
 def test_the_check_sees_a_forbidden_import(path: str, source: str) -> None:
@@ -103,6 +106,7 @@ def test_the_check_sees_a_forbidden_import(path: str, source: str) -> None:
         ("vtfast/models/__init__.py", "from vtfast.models import llava, qwen2_5_vl"),
         ("vtfast/models/__init__.py", "if config.model_type == 'llava': pass"),
         ("vtfast/patching.py", "from vtfast.models import family_of"),
+        ("tests/hub/files/tests/test_ops.py", "import kernels\nimport torch"),
         (
             "vtfast/cli/__init__.py",
             "import vtfast.toy\nif __name__ == '__main__': vtfast.cli.main()",
