@@ -107,10 +107,13 @@ def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions:
             'patch with positions="keep"'
         )
     if min(visual.lengths) < chunk:
-        raise InputError(
-            "a later chunk on a StaticCache is padded, and such a cache cannot leave padding out; "
-            "use a DynamicCache, or go on with samples of equal length"
-        )
+        why = 'is padded, and positions="renumber" cannot count so; patch with positions="keep"'
+        if static:
+            why = (
+                "on a StaticCache is padded, and such a cache cannot leave padding out; use a "
+                "DynamicCache"
+            )
+        raise InputError(f"a later chunk {why}, or go on with samples of equal length")
 
 
 def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradients: bool) -> None:
