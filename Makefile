@@ -59,7 +59,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao hf-kernels hub demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao hf-kernels hub demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot docs lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -148,6 +148,11 @@ aot: $(READY) triton ## compile all kernels for all GPUs; write aot.json and its
 ptx-counts: $(READY) ## count what the kernels do at 7B shapes, executed as PTX on a CPU; 10 minutes of CPU; writes ptx_counts.json and docs/kernels-counts.md
 	VTFAST_TEST_DEVICE=sm_90 $(BIN)/python tests/helpers/ptx_counts_table.py
 
+docs: $(VENV)/.vtfast-docs ## build the site of these pages into build/site; a broken link fails; one minute
+	@rm -rf build/site build/doctrees
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees . build/site $(ARGS)
+	@echo "build/site/index.html"
+
 lint: $(READY) ## ruff (rules, formatting) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -206,6 +211,10 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	@echo "Installing torch, transformers and what else vtfast needs; this takes minutes."
 	@$(PIP) install --quiet -c $(CONSTRAINTS) "setuptools>=77"
 	@$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+$(VENV)/.vtfast-docs: $(READY)
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 # What is built for CUDA alone, and not needed, does not load beside a CPU torch.

@@ -38,8 +38,9 @@ class Report:
 
     @cached_property
     def kept(self) -> dict[int, tuple[Tensor, ...]]:
-        """With `record=True`: for each stage that dropped something, by layer, one int64 tensor per
-        sample, the positions of its kept visual tokens in the input (left padding counts)."""
+        """For each stage that dropped something, by layer, one int64 tensor per sample: the
+        positions of its kept visual tokens in the input (left padding counts). Only with
+        `record=True`."""
         return {
             layer: tuple(part % self._chunk for part in flat.split(counts))
             for layer, (flat, counts) in self._kept.items()

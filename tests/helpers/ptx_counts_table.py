@@ -99,11 +99,11 @@ def block(result: dict[str, Any]) -> str:
     head += ["loads x", "stores x", "shared x", *units]
     lines = []
     for op in dict.fromkeys(row["op"] for row in result["rows"]):
-        lines += [f"### {op}", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+        lines += [f"## {op}", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
         for row in (row for row in result["rows"] if row["op"] == op):
             lines.append(f"| {' | '.join(_cells(row))} |")
         lines.append("")
-    lines += ["### More than the least", ""]
+    lines += ["## More than the least", ""]
     lines += [f"- `{kernel}`, {part}: {why}" for (kernel, part), why in EXCUSED.items()]
     return "\n".join(lines) + "\n"
 
