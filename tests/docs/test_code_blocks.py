@@ -25,6 +25,7 @@ from vtfast.toy.evaluate import dataset
 
 # Pages that a test of their own runs: it also checks what they print and write.
 ELSEWHERE = {
+    "docs/hub.md": "tests/hub/test_hub.py",  # needs Hugging Face's kernels
     "docs/reproduce.md": "tests/evaluation/test_reproduce.py",  # needs lmms-lab's datasets
     "docs/write-a-method.md": "tests/methods/test_write_a_method.py",
 }

@@ -107,13 +107,12 @@ def check_turn(visual: VisualTokens, cache: Cache | None, chunk: int, positions:
             'patch with positions="keep"'
         )
     if min(visual.lengths) < chunk:
-        why = 'is padded, and positions="renumber" cannot count so; patch with positions="keep"'
+        setting, fix = 'positions="renumber" cannot count', 'patch with positions="keep"'
         if static:
-            why = (
-                "on a StaticCache is padded, and such a cache cannot leave padding out; use a "
-                "DynamicCache"
-            )
-        raise InputError(f"a later chunk {why}, or go on with samples of equal length")
+            setting, fix = "a StaticCache cannot leave out", "use a DynamicCache"
+        raise InputError(
+            f"a later chunk is padded, which {setting}; {fix}, or go on with samples equally long"
+        )
 
 
 def check_state(state: CacheState, now: PatchConfig, always_padded: bool, gradients: bool) -> None:
