@@ -38,6 +38,7 @@ LAYERS = {
     "tests": ("tests",),
     "bench": ("bench",),
     "setup": ("setup",),
+    "docs": ("docs",),
 }
 
 # Layer -> the other layers it may import.
@@ -45,7 +46,7 @@ _RUNTIME = {"errors", "kernels", "ops", "plan", "methods", "report"}
 _PATCHING = _RUNTIME | {"runtime", "models"}
 _INPUTS = _PATCHING | {"patching", "processors", "front"}
 _INFORMATION = _INPUTS | {"inputs"}
-_EVERYTHING = set(LAYERS) - {"bench", "tests", "oracles", "hub"}
+_EVERYTHING = set(LAYERS) - {"bench", "tests", "oracles", "hub", "docs"}
 ARROWS = {
     "kernels": set(),
     "errors": set(),
@@ -70,6 +71,7 @@ ARROWS = {
     "tests": _EVERYTHING | {"oracles", "bench"},
     "bench": _EVERYTHING | {"tests"},
     "setup": set(),
+    "docs": {"front"},
 }
 
 # Families share this and know nothing of each other.
