@@ -59,7 +59,7 @@ GPU = PYTHONPATH=$(CURDIR) $(or $(PYTHON),$(BIN)/python)
 GPU_READY = $(if $(PYTHON),,$(READY))
 GPU_ARGS = --out $(OUT) $(if $(RESUME),--resume $(RESUME))
 
-.PHONY: help setup triton torchao hf-kernels hub demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot docs lint bench session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
+.PHONY: help setup triton torchao hf-kernels hub demo test test-ptx $(PTX_ARCHS:%=test-ptx-%) test-ptx-models ptx-full ptx-mutants ptx-counts test-triton test-vllm bench-vllm test-oldest test-newest test-families test-install fuzz mutants aot docs lint bench tour session gpu-check gpu-ops gpu-model gpu-dry report evidence toy clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -174,6 +174,10 @@ gpu-dry: $(READY) ## run these three at tiny sizes on the CPU, to see that they 
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py check --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py ops --dry --out $(OUT)/dry $(ARGS)
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py model --dry --out $(OUT)/dry $(ARGS)
+
+tour: $(READY) ## run docs/tour.ipynb and write what its cells show into it
+	$(PIP) install --quiet --upgrade --target $(VENV)/nbclient nbclient ipykernel
+	PYTHONPATH=$(abspath $(VENV))/nbclient:$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/run_tour.py
 
 session: $(READY) ## draw what `make demo` prints as docs/demo.svg
 	$(BIN)/python tests/helpers/demo_svg.py
