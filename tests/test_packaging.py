@@ -146,6 +146,7 @@ def test_package_and_metadata_agree_on_the_version(metadata: Message) -> None:
     import vtfast
 
     assert metadata["Version"] == vtfast.__version__
+    assert f"\nversion: {vtfast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_constraints_pin_every_dependency() -> None:

@@ -1,5 +1,6 @@
 """The README, and its page on commands, show measured numbers, real output, examples that run."""
 
+import html
 import re
 import shlex
 import sys
@@ -7,6 +8,7 @@ import tomllib
 
 import toy_accuracy
 from command import answered
+from demo_svg import COLUMNS
 from repository import ROOT
 from tiny_models import FAMILIES
 from tiny_parts import TEXT
@@ -58,6 +60,18 @@ def test_the_output_of_vtfast_run_is_what_it_prints(tmp_path, monkeypatch):
         return [re.sub(r" [\d.]+ m?s\b.*", "", line) for line in lines if line]
 
     assert without_times(shown) == without_times(expected)
+
+
+def test_the_terminal_it_shows_is_that_of_the_demo(tmp_path):
+    """Line by line, up to the times; an SVG has the words of a line in several elements."""
+    drawn = re.sub(
+        r"<style.*?</style>|<[^>]+>", "", (ROOT / "docs" / "demo.svg").read_text(), flags=re.S
+    )
+    shown = "".join(html.unescape(drawn).split())
+    out = answered("demo", "--no-timing", "--out", tmp_path / "kept.png", columns=COLUMNS).stdout
+    lines = [line for line in out.partition("✗ marks")[0].splitlines() if line.strip("─ ")]
+    assert len(lines) > 12
+    assert [line for line in lines if "".join(line.split()) not in shown] == []
 
 
 def test_the_example_of_tuning_ends_in_a_plan_that_runs(tmp_path, monkeypatch):

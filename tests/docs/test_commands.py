@@ -6,6 +6,7 @@ each program; a command of another one fails. What a command does is tested wher
 
 import argparse
 import json
+import os
 import re
 import runpy
 import shlex
@@ -84,6 +85,7 @@ def _python(words: list[str], whole: bool) -> None:
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
         mock.patch.object(sys, "argv", [target, *given]),
+        mock.patch.dict("os.environ"),  # some scripts leave interpreting kernels to others
         pytest.raises(_Read),
     ):
         runpy.run_path(path, run_name="__main__")
@@ -196,6 +198,13 @@ def test_every_command_can_be_given(page: str, command: Command, capsys) -> None
 def test_the_check_sees_a_wrong_command(text: str) -> None:
     with pytest.raises((Exception, SystemExit)):
         check(Command(text, True))
+
+
+def test_to_read_a_command_changes_no_environment(monkeypatch) -> None:
+    """bench_launch.py drops TRITON_INTERPRET: the first kernel of another test then failed."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    check(Command("python bench/bench_launch.py", True))
+    assert os.environ["TRITON_INTERPRET"] == "1"
 
 
 def test_a_block_may_not_leave_out_what_is_required() -> None:

@@ -188,7 +188,7 @@ def test_padded_questions_under_renumbered_positions_are_refused():
         cache = asked.prefill()
         cache.batch_repeat_interleave(len(asked.ids))
         ids, mask = asked.batch()
-        with pytest.raises(vtfast.InputError, match=r"padded.*renumber.*equal length"):
+        with pytest.raises(vtfast.InputError, match=r"padded.*renumber.*equally long"):
             asked.answer(ids, cache, mask)
 
 

@@ -120,7 +120,7 @@ def test_a_later_padded_chunk_is_refused(family):
     with vtfast.patch(model, LATE), torch.no_grad():
         cache = static_cache(model)
         model(**fed(family, inputs), **{CACHE: cache})
-        with pytest.raises(InputError, match="StaticCache is padded"):
+        with pytest.raises(InputError, match="padded, which a StaticCache"):
             model(input_ids=torch.full((2, 2), 7), attention_mask=mask, **{CACHE: cache})
         assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 

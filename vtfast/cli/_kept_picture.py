@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vtfast.cli._kept_views import View
-from vtfast.information.plotting import INK, LARGE, NORMAL, PALE, SMALL
+from vtfast.information.plotting import INK, PALE
 
 PANEL_INCHES, HEADER_INCHES, DPI = 3.2, 1.04, 150
 MOST_ROWS = 8
@@ -38,8 +38,8 @@ def draw(views: Sequence[View], heading: str, caption: str) -> Figure:
     height += _TITLE_INCHES * (len(shown) - 1)
     figure = Figure((width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.5, 1 - 0.2 / height, heading, ha="center", va="center", size=LARGE, color=INK)
-    figure.text(0.5, 0.18 / height, caption, ha="center", va="center", size=SMALL, color=PALE)
+    figure.text(0.5, 1 - 0.2 / height, heading, ha="center", va="center", size=11, color=INK)
+    figure.text(0.5, 0.18 / height, caption, ha="center", va="center", size=8, color=PALE)
     bottom = 0.42 + sum(b[1] + 0.08 * PANEL_INCHES + _TITLE_INCHES for b in boxes)
     for view, (across, down) in zip(shown, boxes, strict=True):
         bottom -= down + 0.08 * PANEL_INCHES + _TITLE_INCHES
@@ -81,7 +81,7 @@ def _panel(axes: Axes, view: View, number: int) -> None:
         axes.grid(color="white", linewidth=0.6 * min(1, 8 / max(rows, columns)), alpha=0.35)
     for spine in axes.spines.values():
         spine.set_color("#9aa5b1")
-    axes.set_title(title, size=NORMAL, color=INK, pad=6)
+    axes.set_title(title, size=9.5, color=INK, pad=6)
 
 
 def _veil(kept: Sequence[int], rows: int, columns: int) -> np.ndarray:
