@@ -22,3 +22,4 @@ def test_the_page_has_the_number_of_answers_that_were_compared():
     assert found["failed"] == 0
     assert found["answers_equal"] >= 1000
     assert f"compared {found['answers_equal']:,} answers" in PAGE
+    assert f"in {found['seconds'] / 60:.0f} minutes. With" in PAGE
