@@ -9,7 +9,7 @@ EXTRAS ?= cli,dev,plot
 BIN := $(VENV)/bin
 READY := $(VENV)/.vtfast-ready
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_toy_qwen.py \
@@ -176,7 +176,7 @@ gpu-dry: $(READY) ## run these three at tiny sizes on the CPU, to see that they 
 	PYTHONPATH=$(CURDIR) $(BIN)/python bench/gpu.py model --dry --out $(OUT)/dry $(ARGS)
 
 tour: $(READY) ## run docs/tour.ipynb and write what its cells show into it
-	$(PIP) install --quiet --upgrade --target $(VENV)/nbclient nbclient ipykernel
+	$(INSTALL) --upgrade --target $(VENV)/nbclient nbclient ipykernel
 	PYTHONPATH=$(abspath $(VENV))/nbclient:$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/run_tour.py
 
 session: $(READY) ## draw what `make demo` prints as docs/demo.svg
@@ -213,12 +213,12 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	    $$found -m venv "$(VENV)"; \
 	fi
 	@echo "Installing torch, transformers and what else vtfast needs; this takes minutes."
-	@$(PIP) install --quiet -c $(CONSTRAINTS) "setuptools>=77"
-	@$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(INSTALL) -c $(CONSTRAINTS) "setuptools>=77"
+	@$(INSTALL) -c $(CONSTRAINTS) --no-build-isolation -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.vtfast-docs: $(READY)
-	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[docs]'
+	$(INSTALL) -c $(CONSTRAINTS) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 # What is built for CUDA alone, and not needed, does not load beside a CPU torch.
@@ -231,17 +231,17 @@ $(VLLM)/.vllm-ready: pyproject.toml setup.py constraints-vllm.txt tests/serving/
 
 $(VENV)/torchao/.vtfast-ready: | $(READY)
 	@rm -rf $(@D) && mkdir -p $(@D)
-	$(PIP) install -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) torchao
+	$(INSTALL) -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) torchao
 	@touch $@
 
 # Beside and not inside: transformers and others behave differently where they find it.
 $(VENV)/hf-kernels/.vtfast-ready: | $(READY)
 	@rm -rf $(@D) && mkdir -p $(@D)
-	$(PIP) install -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) kernels
+	$(INSTALL) -c $(CONSTRAINTS) --no-deps --no-compile --target $(@D) kernels
 	@touch $@
 
 $(VENV)/$(SECOND_TRITON)/.vtfast-ready: | $(READY)
 	@rm -rf $(@D) && mkdir -p $(@D)
-	$(PIP) install --no-deps --no-compile --target $(@D) \
+	$(INSTALL) --no-deps --no-compile --target $(@D) \
 	    '$(subst triton-,triton==,$(SECOND_TRITON)); sys_platform == "linux"'
 	@touch $@

@@ -300,7 +300,7 @@ def model_sections(rows: Sequence[dict]) -> list[Section]:
 SAVED = {
     "visual tokens, average of layers": lambda row: row["average"] / row["tokens"],
     "time to first token, pictures encoded before": lambda r: median(r, PACKED, "of_unpatched"),
-    "… unpatched, on a prompt as short": lambda row: median(row, NATIVE, "of_unpatched"),
+    "… unpatched, with a prompt of as many tokens": lambda row: median(row, NATIVE, "of_unpatched"),
     "KV cache, padded": lambda r: r["ways"][PADDED]["kv_bytes"] / r["ways"][UNPATCHED]["kv_bytes"],
 }
 

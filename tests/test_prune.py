@@ -165,7 +165,12 @@ def test_an_option_a_method_does_not_know_is_refused(method, options, message):
 
 def test_a_registered_method_gets_any_option():
     stage = Prune(0, "somebodys_own", 0.5, window=(2, 2), sharp=True)
-    assert dict(stage.options) == {"per": "image", "sharp": True, "window": (2, 2)}
+    assert dict(stage.options) == {
+        "per": "image",
+        "score_layer": "previous",
+        "sharp": True,
+        "window": (2, 2),
+    }
 
 
 def test_an_option_that_cannot_be_hashed_is_refused():

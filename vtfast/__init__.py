@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vtfast import information, ops, toy
+    from vtfast import evaluation, information, methods, ops, processors, report, toy, tuning
     from vtfast.errors import (
         AlreadyPatchedError,
         InputError,
@@ -52,7 +52,16 @@ _HOME = {
     "InputError": "vtfast.errors",
     "StateError": "vtfast.errors",
 }
-_SUBMODULES = ("information", "ops", "toy")
+_SUBMODULES = (
+    "evaluation",
+    "information",
+    "methods",
+    "ops",
+    "processors",
+    "report",
+    "toy",
+    "tuning",
+)
 
 __all__ = [
     "AlreadyPatchedError",
@@ -67,14 +76,19 @@ __all__ = [
     "VTFastError",
     "__version__",
     "evaluate",
+    "evaluation",
     "information",
     "is_patched",
+    "methods",
     "ops",
     "patch",
+    "processors",
     "register_method",
+    "report",
     "supported",
     "toy",
     "tune",
+    "tuning",
     "unpatch",
 ]
 

@@ -47,7 +47,7 @@ class Handle:
         return self._hooks.report
 
     def set(
-        self, plan: AnyPlan = "divprune+random", *, keep: float = _DEFAULT_KEEP, horizon: Any = None
+        self, plan: AnyPlan | None = None, *, keep: float = _DEFAULT_KEEP, horizon: Any = None
     ) -> None:
         """Give the model another plan, from the next prefill on, as a server does that has several
         budgets. Every other setting of the patch stays.
@@ -56,13 +56,15 @@ class Handle:
         pictures included, and the rest of a call of `generate` that has begun in another thread.
 
         Args:
-            plan, keep, horizon: as `vtfast.patch` takes them, with the same defaults.
+            plan, keep, horizon: as `vtfast.patch` takes them. Without `plan` the preset that the
+                model has now gets this `keep`, at its horizon unless another is passed.
 
         Raises what `vtfast.patch` raises for such a plan, and StateError once the patch has been
         removed; the model then runs on by the plan it had.
 
         Example:
             >>> handle.set("divprune", keep=0.25)
+            >>> handle.set(keep=0.1)
             >>> model.generate(**inputs)
         """
         hooks = self._hooks
@@ -71,7 +73,8 @@ class Handle:
                 raise StateError("the patch was removed; call vtfast.patch(model, …) again")
             model: Any = hooks.parts.model
             family = family_of(model)
-            config = replace(hooks.config, plan=_resolve(model, family, plan, keep, horizon))
+            found = _resolve(model, family, plan, keep, horizon, hooks.config.plan)
+            config = replace(hooks.config, plan=found)
             check_stages(model, family, config.stages.values())
             hooks.set(config)
 
@@ -169,7 +172,7 @@ def patch(
     if active is not None:
         raise AlreadyPatchedError(
             f"the model is patched already, with the plan {active.config.plan.name!r}; "
-            "call vtfast.unpatch(model) before patching again"
+            "call set(…) of its handle, or vtfast.unpatch(model) before patching again"
         )
     family = family_of(model)
     plan = _resolve(model, family, plan, keep, horizon)
@@ -224,9 +227,16 @@ def is_patched(model: nn.Module) -> bool:
     return _hooks_of(model) is not None
 
 
-def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -> Plan:
-    """The plan for this model, with the default horizon where a preset needs one."""
+def _resolve(
+    model: Any, family: Family, plan: Any, keep: Any, horizon: Any, now: Plan | None = None
+) -> Plan:
+    """The plan for this model, with the default horizon where a preset needs one; without a plan
+    the one it has `now` again."""
     source, num_layers = "given", len(family.parts(model).layers)
+    about = {"num_layers": num_layers, "model_type": model.config.model_type}
+    keep = None if keep is _DEFAULT_KEEP else keep
+    if plan is None and now is not None:
+        return now.again(keep, horizon, **about)
     is_preset = isinstance(plan, str) and not is_plan_file(plan)
     if horizon is None and is_preset and plan.partition("+")[2]:
         horizon = getattr(model.config, "vtfast_horizon", None)
@@ -234,14 +244,7 @@ def _resolve(model: Any, family: Family, plan: Any, keep: float, horizon: Any) -
         if horizon is None:
             horizon = int(family.default_horizon * num_layers + 0.5)
             source = "default, not measured"
-    return Plan.resolve(
-        plan,
-        num_layers=num_layers,
-        keep=None if keep is _DEFAULT_KEEP else keep,
-        horizon=horizon,
-        horizon_source=source,
-        model_type=model.config.model_type,
-    )
+    return Plan.resolve(plan, keep=keep, horizon=horizon, horizon_source=source, **about)
 
 
 def _hooks_of(model: nn.Module) -> PatchHooks | None:

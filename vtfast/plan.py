@@ -251,6 +251,29 @@ class Plan:
         resolved.check(num_layers, model_type)
         return resolved
 
+    def again(
+        self, keep: float | None, horizon: Any, num_layers: int, model_type: str | None = None
+    ) -> Plan:
+        """The preset that this plan was made of, for another `keep` or `horizon` (None: its own);
+        the plan itself if none is given. Raises PlanError for a plan that no preset made."""
+        if keep is None and horizon is None:
+            return self
+        if self.keep is None:
+            given = f"horizon={horizon!r}" if keep is None else f"keep={keep!r}"
+            raise PlanError(
+                f"{given} alone goes with a preset, and the model's plan is {self.name!r}; pass a "
+                'plan too, such as handle.set("divprune", keep=0.25)'
+            )
+        own = horizon is None and self.horizon is not None
+        return Plan.resolve(
+            self.name,
+            num_layers=num_layers,
+            keep=self.keep if keep is None else keep,
+            horizon=self.horizon if own else horizon,
+            horizon_source=str(self.horizon_source) if own else "given",
+            model_type=model_type,
+        )
+
     def check(self, num_layers: int, model_type: str | None = None) -> None:
         """Raise PlanError if a stage comes after the last of `num_layers` decoder layers, or the
         plan was measured on a model of another type (None: any) or of other layers."""

@@ -91,7 +91,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
-        raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
+        raise PlanError(
+            f"plan {path} cannot be read: {error.strerror or error}; pass "
+            "a file that Plan.save or vtfast tune wrote"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise PlanError(f"plan {path} is no JSON: {error}; pass what Plan.save wrote") from None
     try:

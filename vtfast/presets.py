@@ -39,6 +39,7 @@ FIRST_STAGES: dict[str, Callable[[float], Prune]] = {
     "visionzip": partial(Prune, 0, "visionzip"),
     "vispruner": partial(Prune, 0, "vispruner"),
 }
+_OWN: dict[str, Callable[[float], Prune]] = {}  # of methods that users registered
 _BEFORE_A_HORIZON = [name for name in FIRST_STAGES if name not in ("random", "uniform")]
 PRESETS = (
     *FIRST_STAGES,
@@ -75,9 +76,16 @@ Solved = tuple[tuple[Prune, ...], float | None, int | None]
 
 def check_name(name: object) -> str:
     """`name` if it is a preset of this version, else PlanError."""
-    if isinstance(name, str) and name in PRESETS:
+    own = [first + then for first in _OWN for then in ("", "+random", "+vtw")]
+    if isinstance(name, str) and (name in PRESETS or name in own):
         return name
-    raise PlanError(f"unknown preset {name!r}{_hint(str(name))}; pass {_either(PRESETS)}")
+    yours = f"; yours: {', '.join(_OWN)}, likewise" if _OWN else ""
+    raise PlanError(f"unknown preset {name!r}{_hint(str(name))}; pass {IN_WORDS}{yours}")
+
+
+def add_preset(name: str, layer: int) -> None:
+    """Add the presets of a user's method: alone, and with +random and +vtw."""
+    _OWN[name] = partial(Prune, layer, name)
 
 
 def _hint(name: str) -> str:
@@ -115,7 +123,7 @@ def preset_stages(name: str, num_layers: int, keep: float | None, horizon: int |
         return _pyramid(num_layers, keep)
     share = _average(keep)
     first, _, then = name.partition("+")
-    prune = FIRST_STAGES[first]
+    prune = _OWN.get(first) or FIRST_STAGES[first]
     layer = prune(1.0).layer
     if layer >= num_layers:
         raise PlanError(

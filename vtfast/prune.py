@@ -13,10 +13,11 @@ from types import MappingProxyType
 from vtfast.errors import PlanError
 
 # The methods that come with the package and the options each knows: allowed values, default first.
-# Any other method was registered by a user and gets its options unchecked.
+# Any other method was registered by a user; a model that is patched checks its options.
+_SCORE_LAYER = {"score_layer": ("previous", "this")}
 BUILTIN_OPTIONS: Mapping[str, Mapping[str, tuple[str | bool, ...]]] = {
     "random": {},
-    "topk": {"score_layer": ("previous", "this")},
+    "topk": _SCORE_LAYER,
     "diversity": {"centre": (False, True), "distinct": ("none", "minmax", "sigmoid")},
     "drop": {},
     "dart": {"official_budget": (False, True)},
@@ -47,11 +48,12 @@ class Prune:
             288; pass an int to keep as many as it does.
         options: `per="image" | "frame" | "tile"` for every method: whether one budget covers an
             image or clip, a frame of a clip, or a tile of an image.
-            `score_layer="previous" | "this"` for `"topk"`. `official_budget=True` for `"dart"`:
-            keeps 4 + 8·floor(k/8) tokens instead of k, as its code does. `centre=True` and
-            `distinct="minmax" | "sigmoid"` for `"diversity"`, `relevance="opposite"` for
-            `"cdpruner"`: see `vtfast.methods`. A registered method gets every other option as it is
-            given; values must be hashable.
+            `score_layer="previous" | "this"` for `"topk"` and registered methods.
+            `official_budget=True` for `"dart"`: keeps 4 + 8·floor(k/8) tokens instead of k, as its
+            code does. `centre=True` and `distinct="minmax" | "sigmoid"` for `"diversity"`,
+            `relevance="opposite"` for `"cdpruner"`: see `vtfast.methods`. A registered method gets
+            every other option as it is given: those that its function declares, or all. Values
+            must be hashable.
 
     Raises PlanError for anything else. Two stages are equal when all of this is equal. A keep of 1
     differs from 1.0; an option given its default value equals the option left out.
@@ -115,7 +117,7 @@ class Prune:
     @property
     def chosen(self) -> dict[str, object]:
         """The options that have no default, or not theirs."""
-        defaults = {name: values[0] for name, values in _known_options(self.method).items()}
+        defaults = {name: values[0] for name, values in known_options(self.method).items()}
         return {k: v for k, v in self._options if k not in defaults or v != defaults[k]}
 
     def __str__(self) -> str:
@@ -164,12 +166,13 @@ def _keep(method: str, keep: object) -> float | int:
     return 0
 
 
-def _known_options(method: str) -> dict[str, tuple[str | bool, ...]]:
-    return {**COMMON_OPTIONS, **BUILTIN_OPTIONS.get(method, {})}
+def known_options(method: str) -> dict[str, tuple[str | bool, ...]]:
+    """The options that vtfast itself reads, and their values, default first."""
+    return {**COMMON_OPTIONS, **BUILTIN_OPTIONS.get(method, _SCORE_LAYER)}
 
 
 def _options(method: str, given: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
-    known = _known_options(method)
+    known = known_options(method)
     for name, value in given.items():
         if name in known:
             if not isinstance(value, type(known[name][0])) or value not in known[name]:

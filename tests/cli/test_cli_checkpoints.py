@@ -32,6 +32,6 @@ def test_a_folder_takes_precedence_over_a_bundled_name(
 
 
 def test_an_unknown_bundled_model_is_refused_with_the_known_names() -> None:
-    line = "--model toy-nonesuch: there is no toy model 'nonesuch'; available: llava"
+    line = "--model toy-nonesuch: there is no toy model 'toy-nonesuch'; available: toy-llava, "
     with pytest.raises(InputError, match=line):
         checkpoint("toy-nonesuch")

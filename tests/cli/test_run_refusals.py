@@ -33,7 +33,7 @@ def picture(tmp_path: Path) -> Path:
         (["--video", "scene.png"], "is a single picture; pass it with --image"),
         (["--model", "owner/name"], "HF_HUB_OFFLINE keeps it from being downloaded; unset it"),
         (["--device", "cuda:77"], "--device cuda:77: "),
-        (["--model", "toy-nonesuch"], "there is no toy model 'nonesuch'"),
+        (["--model", "toy-nonesuch"], "there is no toy model 'toy-nonesuch'; available: toy-llava"),
         (["--horizon", "12"], "horizon=12: preset 'divprune+random' first prunes"),
         (["--plan", "random", "--horizon", "3"], "preset 'random' has no horizon; leave it out"),
         (["--plan", "fastv", "--keep", "0.1"], "the smallest reachable keep is 0.1667"),

@@ -34,7 +34,7 @@ def test_the_command_prints_draws_and_saves_a_plan_that_others_take(tmp_path, mo
 
 def test_none_is_said_and_no_file_is_written(tmp_path, monkeypatch):
     blind = Plan((Prune(0, "drop", 0),), "blind")
-    monkeypatch.setattr("vtfast.tuning.find_plan.space", lambda *_: [blind])
+    monkeypatch.setattr("vtfast.tuning.find_plan.space", lambda *_, **__: [blind])
     out = tmp_path / "plan.json"
     shown = answered(*ASKED, *QUICK, "--horizon", "2", "--out", str(out)).stdout
     assert "No plan is shown to lose at most 5 %" in shown

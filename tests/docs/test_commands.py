@@ -166,6 +166,12 @@ def in_a_folder_with_a_plan(tmp_path, monkeypatch) -> None:
     """The commands that take a plan's file read it with their options."""
     monkeypatch.chdir(tmp_path)
     Plan([Prune(0, "diversity", 0.5)]).save("plan.json")
+    names = re.findall(r'register_method\("([\w-]+)"', read("docs/write-a-method.md"))
+    (tmp_path / "mine.py").write_text(
+        "import vtfast\n"
+        f"for name in {names}:\n"
+        "    vtfast.register_method(name, replace=True)(lambda ctx: None)\n"
+    )
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c.text[:60]}" for p, c in ALL])

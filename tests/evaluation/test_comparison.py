@@ -8,6 +8,7 @@ import pytest
 from vtfast.evaluation import Comparison, wilson
 from vtfast.evaluation.compare import begins, exact
 from vtfast.evaluation.results import Row, tabulate
+from vtfast.inputs.data import Skipped
 
 SAMPLES = Path(__file__).parent / "samples_0_1"
 
@@ -84,6 +85,26 @@ def test_points_that_lie_on_one_another_are_told_apart():
     assert len(points) == 20
     assert len({(point.get_marker(), point.get_color()) for point in points}) == 20
     assert {point.get_markerfacecolor() for point in points} == {"none"}
+
+
+def test_rows_of_one_plan_are_one_curve():
+    """Every budget had a colour of its own, so that no plan could be followed."""
+    names = ("unpruned", "mine 0.5", "mine 0.25", "divprune 0.5", "layer 2")
+    rows = tuple(
+        Row(name, None, 10, 9, 0, 0, 64.0 / (1 + i), *[1.0] * 4) for i, name in enumerate(names)
+    )
+    figure = Comparison(rows, "task", "llava", 8, 10, {}).figure()
+    points = [line for line in figure.axes[0].lines if str(line.get_marker()) in "osD^vPX*"]
+    assert [len(line.get_xdata()) for line in points] == [1, 2, 1, 1]
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == ["Pareto-optimal", "unpruned", "mine", "divprune 0.5", "layer 2"]
+
+
+def test_what_was_skipped_is_printed():
+    rows = (Row("unpruned", None, 10, 9, 0, 0, 64.0, *[1.0] * 4),)
+    skipped = (Skipped("line 3", "no picture"),)
+    shown = str(Comparison(rows, "task", "llava", 8, 10, {}, skipped))
+    assert "1 of the questions were skipped: line 3: no picture" in shown
 
 
 def test_a_comparison_of_0_1_is_read_and_saved_as_it_was(tmp_path):

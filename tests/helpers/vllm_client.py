@@ -6,7 +6,8 @@ from vtfast.vllm.settings import KEEP, as_keep
 
 
 class Client:
-    """Takes `client.chat.completions.create(...)`; `keeps` are the budgets that were asked for."""
+    """Takes `client.chat.completions.create(...)`; `keeps` are the budgets that were asked for, and
+    what it answers has the numbers of the page's server, which test_vllm_server.py asks."""
 
     def __init__(self) -> None:
         self.keeps: list[float | int] = []

@@ -45,6 +45,12 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
     assert (examples[0].question, examples[0].answer) == ("read the code .", "K 1")
 
 
+def test_a_table_is_refused_with_what_to_write(tmp_path):
+    (tmp_path / "mine.csv").write_text("image,question,answer\na.png,what ?,cat\n")
+    with pytest.raises(InputError, match=r"mine.csv is a table; write a JSON object per line"):
+        read_examples(tmp_path / "mine.csv")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -52,7 +58,7 @@ def test_a_line_is_a_question_about_pictures_beside_the_file(folder):
         ("[1]", "not a JSON object"),
         ({**GOOD, "image": 7}, '"image" is not a path or a list of paths'),
         ({**GOOD, "image": []}, 'it has no picture: "image" is missing or empty'),
-        ({"image": "a.png", "answer": "x"}, '"question" is not text'),
+        ({"image": "a.png", "answer": "x"}, '"question" is missing'),
         ({**GOOD, "answer": " "}, '"answer" is not text'),
         ({**GOOD, "image": "none.png"}, "none.png: there is no such file"),
         ({**GOOD, "image": "broken.png"}, "broken.png"),

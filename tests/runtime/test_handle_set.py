@@ -150,14 +150,39 @@ def test_what_a_patch_refuses_is_refused_alike_and_nothing_has_changed(case, mon
 def test_arguments_and_their_defaults_are_those_of_patch():
     model = FAMILIES["llava"].build()
     ours, patchs = (inspect.signature(f).parameters for f in (Handle.set, vtfast.patch))
-    for name in ("plan", "keep", "horizon"):
+    for name in ("keep", "horizon"):
         assert (ours[name].default, ours[name].kind) == (patchs[name].default, patchs[name].kind)
-    for args, how in (((), {"keep": 0.25}), (("fastv+random",), {"keep": 0.5, "horizon": 4})):
+    for args, how in ((("divprune",), {}), (("fastv+random",), {"keep": 0.5, "horizon": 4})):
         with vtfast.patch(model, *args, **how) as handle:
             expected = handle.plan
         with vtfast.patch(model, PLAIN) as handle:
             handle.set(*args, **how)
             assert handle.plan == expected
+
+
+def test_without_a_plan_the_preset_stays_with_its_horizon_and_its_budget():
+    model = FAMILIES["llava"].build()
+    with vtfast.patch(model, "uniform", keep=0.5) as handle:
+        handle.set(keep=0.25)
+        assert handle.plan == vtfast.Plan.preset("uniform", num_layers=5, keep=0.25)
+    with vtfast.patch(model, "divprune+random", keep=0.5, horizon=4) as handle:
+        for now, how in (((0.25, 4), {"keep": 0.25}), ((0.25, 2), {"horizon": 2})):
+            handle.set(**how)
+            assert (handle.plan.name, handle.plan.keep, handle.plan.horizon) == (
+                "divprune+random",
+                *now,
+            )
+        before = handle.plan
+        handle.set()
+        assert handle.plan == before
+    with vtfast.patch(model, keep=0.5) as handle:
+        handle.set(keep=0.6)
+        assert handle.plan.horizon_source == "default, not measured"
+    with vtfast.patch(model, PLAIN) as handle:
+        for how in ({"keep": 0.25}, {"horizon": 2}):
+            with pytest.raises(PlanError, match=r"alone goes with a preset.*'custom'; pass a plan"):
+                handle.set(**how)
+        assert handle.plan == vtfast.Plan(PLAIN)
 
 
 @both_layouts

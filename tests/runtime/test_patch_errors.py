@@ -52,9 +52,15 @@ def test_patching_twice_names_the_active_plan(family):
         before = module_state(model)
         with pytest.raises(AlreadyPatchedError, match="four stages") as caught:
             vtfast.patch(model)
-        assert "unpatch" in str(caught.value)
+        assert "call set(…) of its handle" in str(caught.value)
+        assert "vtfast.unpatch(model)" in str(caught.value)
         assert changes(before, module_state(model)) == []
         assert vtfast.is_patched(model)
+
+
+def test_the_name_of_a_model_is_no_model():
+    with pytest.raises(UnsupportedModelError, match="such as 'owner/name': load the model first"):
+        vtfast.patch("owner/name")
 
 
 def test_an_unknown_model_is_told_which_are_supported():

@@ -39,6 +39,26 @@ def test_a_plan_of_two_stages_is_refused(tmp_path):
         Settings.read(str(tmp_path / "two.json"), 8, "llava")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kep": 0.5}, "setting 'kep' is unknown; known are plan, method, keep, .* per, centre"),
+        ({"method": "best"}, "'best' is unknown; pass diversity, random or uniform"),
+        ({"method": ["random"]}, "is unknown; pass diversity"),
+        ({"method": "topk"}, "'topk' reads scores, .*; pass diversity, random or uniform"),
+        ({"centre": 3}, "centre=3"),
+    ],
+)
+def test_a_wrong_setting_says_what_there_is(given, said):
+    with pytest.raises(InputError, match=said):
+        Settings.read(given, 8, "llava")
+
+
+def test_the_environment_may_hold_what_the_option_holds():
+    bare = Settings.read({"keep": 0.25}, 8, "llava")
+    assert Settings.read({"vtfast": {"keep": 0.25}}, 8, "llava") == bare
+
+
 def test_what_is_set_is_found(monkeypatch):
     monkeypatch.delenv("VTFAST_VLLM", raising=False)
     assert given_to({}) is None

@@ -42,6 +42,13 @@ def test_a_bad_keep_is_refused_and_the_picture_can_be_sent_again(llava, keep):
     assert generate(llava, QUESTION, **given).outputs[0].token_ids
 
 
+def test_a_misspelt_name_is_refused_and_the_picture_can_be_sent_again(llava):
+    given = {"multi_modal_data": {"image": PICTURE}}
+    with pytest.raises(ValueError, match="vtfast_kep is unknown; what a request can set is vtf"):
+        generate(llava, QUESTION, **given, mm_processor_kwargs={"vtfast_kep": 0.5})
+    assert generate(llava, QUESTION, **given).outputs[0].token_ids
+
+
 def test_a_prompt_that_ends_in_a_picture_is_refused(llava):
     given = {"multi_modal_data": {"image": Scene.from_seed(6).picture()}}
     with pytest.raises(ValueError, match="ends in a picture"):

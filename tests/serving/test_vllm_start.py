@@ -1,6 +1,7 @@
 """Settings that vLLM takes at its start, and those that stop it with one line."""
 
 import json
+import logging
 
 import pytest
 from vllm_engines import checkpoint, configure, edit
@@ -51,8 +52,8 @@ def test_the_one_stage_of_a_plan_file_is_taken(folder, tmp_path, monkeypatch):
         ({"method": "topk"}, {}, "'topk' reads scores"),
         ({"method": "cdpruner"}, {}, "'cdpruner' reads text"),
         ({"method": "visionzip"}, {}, "'visionzip' reads vision_scores"),
-        ({"method": "divers"}, {}, "did you mean 'diversity'"),
-        ({"kept": 0.5}, {}, "kept"),
+        ({"method": "divers"}, {}, "'divers' is unknown; pass diversity, random or uniform"),
+        ({"kept": 0.5}, {}, "setting 'kept' is unknown; known are plan, method, keep"),
         ({"positions": "renumber"}, {}, "is for LLaVA"),
         ({"positions": "none"}, {}, "positions='none'"),
         ({"seed": "x"}, {}, "seed='x'"),
@@ -74,6 +75,25 @@ def test_a_wrong_setting_stops_the_start(folder, settings, more, message):
         configure(folder, settings, **more)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_log_says_what_is_pruned_and_by_what(folder):
+    """A server whose setting was misspelt served unpruned, and nothing told."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("vllm.vtfast")
+    logger.addHandler(handler)
+    try:
+        configure(folder, None)
+        assert said == []
+        configure(folder, {"keep": 0.25})
+    finally:
+        logger.removeHandler(handler)
+    assert [line.partition(": ")[0] for line in said] == [
+        "vtfast prunes what Qwen2_5_VLForConditionalGeneration sees"
+    ]
+    assert json.loads(said[0].partition(": ")[2])["keep"] == 0.25
 
 
 def test_a_second_stage_is_refused_with_the_reason(folder, tmp_path):

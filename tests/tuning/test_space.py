@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 from tiny_models import FAMILIES
 
+from vtfast import InputError
 from vtfast.plan import Plan, Prune
 from vtfast.tuning.space import KEEPS, Costs, space
 
@@ -31,6 +32,26 @@ def test_methods_that_read_scores_begin_where_there_are_some():
 
 def test_without_a_horizon_there_is_one_stage():
     assert {len(plan.stages) for plan in space(12, None, ("random",))} == {1}
+
+
+def test_plans_for_vllm_have_one_stage_before_the_language_model():
+    plans = space(12, None, ("diversity", "random", "topk"), engine="vllm")
+    stages = [plan.stages for plan in plans]
+    assert stages == [(Prune(0, name, keep),) for name in ("diversity", "random") for keep in KEEPS]
+
+
+def test_a_plan_file_stands_for_its_method_with_its_options(tmp_path):
+    path = str(tmp_path / "mine.json")
+    Plan([Prune(0, "diversity", 0.3, centre=True), Prune(9, "drop", 0)]).save(path)
+    found = {plan.stages[0] for plan in space(12, 7, (path,)) if plan.stages[0].method != "drop"}
+    assert found == {
+        Prune(stage.layer, "diversity", stage.keep, centre=True)
+        for stage in (plan.stages[0] for plan in space(12, 7, ("diversity",)))
+        if stage.method != "drop"
+    }
+    Plan([Prune(3, "drop", 0)]).save(path)
+    with pytest.raises(InputError, match="is always tried"):
+        space(12, 7, (path,))
 
 
 def test_everything_may_be_dropped_at_any_layer():

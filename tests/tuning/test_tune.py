@@ -12,6 +12,7 @@ from vtfast.plan import Plan
 from vtfast.toy.evaluate import dataset
 from vtfast.tuning import Tuned
 from vtfast.tuning.search import bounds_of
+from vtfast.vllm.settings import Settings
 
 HOW = {"max_loss": 0.05, "methods": ["topk"], "batch": 20, "progress": False}
 ASKED = 128
@@ -96,11 +97,27 @@ def test_a_run_goes_on_where_it_was_stopped(model, asked, found, log, tmp_path):
 def test_none_within_the_tolerance_is_an_answer_with_the_nearest(model, asked, monkeypatch):
     """Where every plan that there is drops the whole picture, or all but four of its tokens."""
     blind = [Plan((Prune(0, "drop", 0),), "blind"), Plan((Prune(0, "topk", 4),), "nearly blind")]
-    monkeypatch.setattr("vtfast.tuning.find_plan.space", lambda *_: blind)
+    monkeypatch.setattr("vtfast.tuning.find_plan.space", lambda *_, **__: blind)
     found = vtfast.tune(model, asked, **{**HOW, "horizon": 2})
     assert (found.plan, found.finalists) == (None, ())
     assert found.verdict.startswith("No plan is shown to lose at most 5 %")
     assert found.nearest.name in str(found)
+
+
+def test_a_plan_for_vllm_is_one_that_its_settings_take(model, asked, tmp_path):
+    how = {**HOW, "methods": ["uniform"], "max_loss": 0.2}
+    found = vtfast.tune(model, asked, engine="vllm", **how)
+    assert found.horizon is None
+    found.plan.save(tmp_path / "plan.json")
+    settings = Settings.read(str(tmp_path / "plan.json"), 8, "llava")
+    assert settings.stage == found.plan.stages[0]
+    for wrong, said in (
+        ({"methods": ["topk"]}, "'topk' is none that vLLM takes"),
+        ({"engine": "sglang"}, "engine='sglang': pass one of transformers, vllm"),
+        ({"horizon": 3}, "inside the language model, which vLLM has not"),
+    ):
+        with pytest.raises(InputError, match=said):
+            vtfast.tune(model, asked, **{**how, "engine": "vllm", **wrong})
 
 
 def test_the_objective_says_what_is_cheapest(model, asked, found, log):

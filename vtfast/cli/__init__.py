@@ -35,7 +35,7 @@ class _OneLineErrors(TyperGroup):
         except _UsageError as error:
             message = f"{error.format_message()} (try --help)"
         except VTFastError as error:
-            message = str(error)
+            message = "; ".join([str(error), *getattr(error, "__notes__", ())])
         except typer.Abort:
             sys.exit(130)
         else:

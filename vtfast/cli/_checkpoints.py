@@ -27,7 +27,7 @@ def find(name: str, stderr: Console) -> Checkpoint:
         if not name.startswith(_TOY) or Path(name).exists():
             return checkpoints.find(name)
         try:
-            model, processor = toy.load(name.removeprefix(_TOY))
+            model, processor = toy.load(name)
         except InputError as error:
             raise InputError(f"--model {name}: {error}") from None
         return Checkpoint(name, model.config, processor, model=model)

@@ -5,7 +5,9 @@ and no command checks it again. Importing this module loads no torch, transforme
 """
 
 import os
-from importlib.util import find_spec
+import sys
+import traceback
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +40,27 @@ def check_plan(plan: str) -> str:
     return check_name(plan)
 
 
+def _import(file: Path | None) -> Path | None:
+    """Run a Python file of the user's."""
+    if file is None:
+        return None
+    if file.suffix != ".py" or not file.is_file():
+        raise InputError(f"--import {file}: expected a Python file, such as mine.py")
+    # Under a name of its own: a file called random.py must not stand in for the library's.
+    spec = spec_from_file_location(f"imported_by_vtfast_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[spec.name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        where = f"line {lines[-1].lineno}: " if lines else ""
+        raise InputError(f"--import {file}: {where}{type(error).__name__}: {error}") from error
+    return file
+
+
 def _check_keep(keep: float | None) -> float | None:
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep {keep:g}: expected a share above 0, up to 1, such as 0.5")
@@ -56,7 +79,7 @@ def _check_folder(folder: Path | None) -> Path | None:
     return folder
 
 
-def _picture(option: str) -> Any:
+def _picture(option: str, help: str = "Draw the result, with its JSON beside it.") -> Any:
     """An option for a PNG file, which refuses at once what would fail after the work is done."""
 
     def check(out: Path | None) -> Path | None:
@@ -69,7 +92,6 @@ def _picture(option: str) -> Any:
             raise InputError("the picture needs matplotlib; pip install 'vtfast[plot]'")
         return out
 
-    help = "Draw the result, with its JSON beside it."
     return typer.Option(option, metavar="FILE.png", callback=check, help=help)
 
 
@@ -97,6 +119,17 @@ DType = Annotated[
 
 # Pruning
 
+Import = Annotated[
+    Path | None,
+    typer.Option(
+        "--import",
+        metavar="FILE.py",
+        is_eager=True,  # before the names that it registers are checked
+        callback=_import,
+        help="Run this file first, which registers methods of your own "
+        "(vtfast.register_method); their names are then known.",
+    ),
+]
 Plan = Annotated[
     str,
     typer.Option(
@@ -250,6 +283,7 @@ Log = Annotated[
         "the data file was mended, extended, cut or reordered since.",
     ),
 ]
+Kept = Annotated[Path | None, _picture("--out", "Draw what each stage kept of the pictures.")]
 Out = Annotated[Path | None, _picture("--out")]
 Picture = Annotated[Path | None, _picture("--picture")]
 AsJson = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vtfast.cli._terminal import writing
 from vtfast.errors import InputError
+from vtfast.plan_file import is_plan_file
 
 
 def layer_numbers(layers: str | None) -> tuple[int, ...] | None:
@@ -50,6 +51,11 @@ def source_of_questions(
     if data is not None and task is None:
         return data
     raise InputError("pass exactly one of --task and --data")
+
+
+def plan_files(names: Iterable[str]) -> list[Path]:
+    """Those of the plans, or methods, that are files."""
+    return [Path(name) for name in names if is_plan_file(name)]
 
 
 def check_not_read(out: Path | None, read: Iterable[Path | None], option: str = "--out") -> None:

@@ -42,7 +42,7 @@ def demo(
     ] = "llava",
     scene_seed: options.SceneSeed = DEFAULT_SCENE,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the random stages.")] = 0,
-    out: options.Out = Path("vtfast-demo.png"),
+    out: options.Kept = Path("vtfast-demo.png"),
     as_json: options.AsJson = False,
     no_timing: Annotated[
         bool,
@@ -228,5 +228,8 @@ def _show_timing(stdout: Console, timing: Mapping[str, Any]) -> None:
             cells += [f"{1 / share['median']:.1f}x"]
         rows.append((name, *cells, *[""] * (5 - len(cells))))
     print_table(stdout, ("prefill", "tokens", "time", "of full", "p20-p80", "speed-up"), rows)
-    stdout.print(f"Median of {timing['rounds']} alternating rounds; all encode the picture too.")
+    stdout.print(
+        f"Medians of {timing['rounds']} alternating rounds, of shares within a round; all encode "
+        "the picture too."
+    )
     stdout.print(_NATIVE)

@@ -45,6 +45,7 @@ def evaluate(
         ),
     ] = None,
     horizon: options.HorizonLayer = None,
+    own_methods: options.Import = None,
     task: options.Task = None,
     data: options.Data = None,
     image_folder: options.ImageFolder = None,
@@ -98,7 +99,7 @@ def evaluate(
     here = this_process()
     checkpoint = find(model, stderr)
     asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
-    protect(asked, out, data, log)
+    protect(asked, out, data, log, *values.plan_files(plan or ()))
     with measured(checkpoint, asked, own_gpu(device, here), dtype, stderr) as (network, tick):
         found = evaluation.evaluate(
             network,

@@ -48,6 +48,7 @@ def run(
     plan: options.Plan = "divprune+random",
     keep: options.Keep = None,
     horizon: options.HorizonLayer = None,
+    own_methods: options.Import = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -57,7 +58,7 @@ def run(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="INT", help="Longest answer, in tokens.")
     ] = 64,
-    out: options.Out = None,
+    out: options.Kept = None,
     as_json: options.AsJson = False,
     max_frames: Annotated[
         int,
@@ -111,7 +112,12 @@ def run(
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     read = [*(image or ()), *(video or ())]
     values.check_not_read(
-        out, [*read, *(file for path in read if os.path.isdir(path) for file in path.iterdir())]
+        out,
+        [
+            *read,
+            *(file for path in read if os.path.isdir(path) for file in path.iterdir()),
+            *values.plan_files([plan]),
+        ],
     )
     stdout, stderr = consoles()
     from vtfast.inputs.pictures import first_frames, open_picture, read_clip

@@ -35,6 +35,7 @@ def sweep(
         str, typer.Option(metavar="LIST", help="Shares of the visual tokens to keep, such as 0.2.")
     ] = "0.2",
     seeds: Annotated[int, typer.Option(min=1, metavar="INT", help="Seeds to run random with.")] = 3,
+    own_methods: options.Import = None,
     no_scores: Annotated[
         bool,
         typer.Option(
@@ -89,7 +90,7 @@ def sweep(
 
     checkpoint = find(model, stderr)
     asked = questions(checkpoint, source, samples, seed, skip_bad, stderr, image_folder)
-    protect(asked, out, data, log)
+    protect(asked, out, data, log, *values.plan_files(names))
     with measured(checkpoint, asked, device, dtype, stderr) as (network, tick):
         found = information.sweep(
             network,

@@ -56,11 +56,13 @@ def tune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Methods to try, such as diversity,topk. Default: diversity, scope, uniform, "
+            help="Methods to try, such as diversity,topk, and plan files, such as plan.json, for "
+            "the method of their first stage with its options. Default: diversity, scope, uniform, "
             "random, topk, dart, as far as the model can run them. Dropping all tokens at the "
             "horizon is always tried.",
         ),
     ] = None,
+    own_methods: options.Import = None,
     objective: Annotated[
         str,
         options.one_of(
@@ -70,6 +72,15 @@ def tune(
             *("flops", "time", "cache"),
         ),
     ] = "flops",
+    engine: Annotated[
+        str,
+        options.one_of(
+            "--engine",
+            "What the plan is for: transformers, or vllm, which takes one stage before the "
+            "language model (docs/serving.md); it is measured in transformers.",
+            *("transformers", "vllm"),
+        ),
+    ] = "transformers",
     horizon: Annotated[
         int | None,
         typer.Option(
@@ -152,6 +163,7 @@ def tune(
             confidence=confidence,
             methods=names,
             objective=objective,
+            engine=engine,
             horizon=horizon,
             seed=seed,
             path=path,

@@ -21,6 +21,8 @@ from vtfast.information.bad_samples import finished
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, answer_ids
 from vtfast.inputs.distributed import Shards
+from vtfast.methods.own import code_of
+from vtfast.methods.registry import written
 from vtfast.models import inner_model
 from vtfast.patching import is_patched, patch
 from vtfast.plan import Plan
@@ -138,7 +140,7 @@ def match_of(match: str | Match) -> tuple[str, Match]:
     """What a log calls a way to compare answers, and the function."""
     if isinstance(match, str):
         return match, MATCHES[match]
-    return getattr(match, "__name__", "a function"), match
+    return f"{getattr(match, '__name__', 'a function')} {code_of(match)}", match
 
 
 def checked(model: Any, dataset: Any, match: Any, **counts: int | None) -> Any:
@@ -152,7 +154,8 @@ def checked(model: Any, dataset: Any, match: Any, **counts: int | None) -> Any:
         raise StateError("the model is in training mode; call model.eval() first")
     if not isinstance(dataset, Dataset):
         raise InputError(
-            f"the dataset is a {type(dataset).__name__}; pass a vtfast.information.Dataset"
+            f"the dataset is a {type(dataset).__name__}; pass a vtfast.information.Dataset, such "
+            "as Dataset(processor, read_examples(file)[0])"
         )
     for name, value in counts.items():
         if value is not None and (type(value) is not int or value < 1):
@@ -203,21 +206,27 @@ def resolve(
                 given["horizon"] = horizon
             with patch(model, asked, **given, **how) as handle:
                 plan = handle.plan
-            name = own or plan.name
+            name = own or (Path(asked).stem if _is_nameless(asked, plan) else plan.name)
             if preset and plan.keep is not None and (own is None or len(budgets) > 1):
                 name += f" {plan.keep:.3g}"
             if name in found or name == UNPRUNED:
                 raise InputError(
-                    f"two rows would be called {name!r}; pass plans in a mapping, under other names"
+                    f"two rows would be called {name!r}; give one of the plans another name "
+                    '(Plan(..., name=), or "name" in its file), or pass plans in a mapping'
                 )
             found[name] = plan
     return found
 
 
+def _is_nameless(asked: Any, plan: Plan) -> bool:
+    """Whether a plan comes from a file and has no name of its own."""
+    return is_plan_file(asked) and plan.name == "custom"
+
+
 def _written(plan: Plan, seed: int | None) -> list[str]:
     """The stages of a plan as a log tells them, and its own seed where that counts."""
     own = [f"seed {plan.seed}"] if plan.seed and seed is None else []
-    return [*map(repr, plan.stages), *own]
+    return [*map(written, plan.stages), *own]
 
 
 def _takes_horizon(preset: str, keep: float | None) -> bool:

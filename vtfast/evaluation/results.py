@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from vtfast.information.results import Result
+import numpy as np
+
+from vtfast.information.results import Result, text_table
 from vtfast.information.shares import wilson
 from vtfast.inputs.data import Skipped
 
@@ -102,8 +104,9 @@ class Comparison(Result):
     def figure(self) -> "Figure":
         """Accuracy against average visual tokens: a point with its interval for every row.
 
-        A line joins the Pareto-optimal rows. Points are hollow and of several shapes, because those
-        of plans with one budget overlap.
+        Rows of one plan at several budgets have one colour and one shape, and a thin line; a grey
+        one joins the Pareto-optimal rows. Points are hollow and of several shapes, because those of
+        plans with one budget overlap.
         """
         from vtfast.information import plotting as plot
 
@@ -117,14 +120,16 @@ class Comparison(Result):
             zorder=1,
             label="Pareto-optimal",
         )
-        for number, row in enumerate(self.rows):
-            low, high = (100 * end for end in row.interval)
-            accuracy = 100 * row.accuracy
+        for number, (name, rows) in enumerate(self._by_plan().items()):
+            rows = sorted(rows, key=lambda row: row.average_tokens)
+            accuracies = [100 * row.accuracy for row in rows]
+            ends = np.array([row.interval for row in rows]).T * 100
             axes.errorbar(
-                row.average_tokens,
-                accuracy,
-                yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]],
-                fmt=_MARKERS[number % len(_MARKERS)],
+                [row.average_tokens for row in rows],
+                accuracies,
+                yerr=np.maximum(0.0, [accuracies - ends[0], ends[1] - accuracies]),
+                fmt=_MARKERS[number % len(_MARKERS)] + "-",
+                lw=0.8,
                 markersize=8,
                 markerfacecolor="none",
                 markeredgewidth=1.4,
@@ -132,7 +137,7 @@ class Comparison(Result):
                 elinewidth=0.8,
                 capsize=2,
                 zorder=2,
-                label=row.name,
+                label=name,
             )
         axes.set_xlabel("visual tokens of a question, average over layers")
         axes.set_ylabel("accuracy, % (95 % intervals)")
@@ -141,14 +146,19 @@ class Comparison(Result):
         plot.set_title(axes, f"{self.task}, {self.samples} questions")
         return figure
 
+    def _by_plan(self) -> dict[str, list[Row]]:
+        """The rows of each plan: those whose names differ in a budget at the end alone."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            plan, _, budget = row.name.rpartition(" ")
+            found.setdefault(plan if plan and _is_budget(budget) else row.name, []).append(row)
+        return {name if len(rows) > 1 else rows[0].name: rows for name, rows in found.items()}
+
     def __str__(self) -> str:
-        cells = [self.HEAD, *(self.cells(row) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = (
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in ((line[0].ljust(widths[0]), *line[1:]) for line in cells)
-        )
-        return "\n".join(lines)
+        table = text_table([self.HEAD, *(self.cells(row) for row in self.rows)])
+        if not self.skipped:
+            return table
+        return f"{table}\n{len(self.skipped)} of the questions were skipped: {self.skipped[0]}, …"
 
     HEAD = ("", "accuracy, %", "lost", "new", "tokens", "FLOPs", "time", "KV MB")
 
@@ -166,6 +176,10 @@ class Comparison(Result):
             f"{row.time_ratio:.2f}",
             f"{row.kv_bytes / 1e6:.2f}",
         )
+
+
+def _is_budget(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal() and 0 < float(text) <= 1
 
 
 def tabulate(

@@ -8,6 +8,7 @@ import torch
 from vtfast.errors import InputError, VTFastError
 from vtfast.inputs.checkpoints import short
 from vtfast.inputs.data import Skipped
+from vtfast.methods.own import was_raised_in_a_method
 
 # What code raises that is wrong for every sample; processors' errors come as InputError.
 _FAULTS_OF_CODE = (TypeError, AttributeError, NameError, ImportError, AssertionError)
@@ -78,6 +79,8 @@ def finished(
 
 def _is_general(error: Exception) -> bool:
     """Whether an error is no fault of a sample, but of the model, the GPU, or the code."""
+    if was_raised_in_a_method(error) and not isinstance(error, torch.OutOfMemoryError):
+        return True
     if isinstance(error, VTFastError):
         return not isinstance(error, InputError)
     return isinstance(error, (torch.AcceleratorError, *_FAULTS_OF_CODE))

@@ -155,6 +155,9 @@ class Horizon(Result):
             )
         return notes
 
+    def __str__(self) -> str:
+        return "\n".join([f"{self.task}: {self.verdict}", *self.notes])
+
     def figure(self) -> "Figure":
         """Information, and what is lost without visual tokens, by layer; the horizon marked."""
         from vtfast.information import plotting as plot
@@ -180,7 +183,7 @@ class Horizon(Result):
                 ax.axvline(self.layer, color=plot.MARK, lw=1.4, label=label)
             plot.set_title(ax, title)
             plot.add_legend(ax)
-        plot.set_heading(figure, f"{self.task}: {self.verdict}, {self.samples} samples")
+        plot.set_heading(figure, f"{self.task}: {self.verdict}")
         return figure
 
 

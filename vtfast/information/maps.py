@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LAYERS, _MOST_PICTURES = 6, 8  # of a figure
+_COLOUR_MAP = "RdBu_r"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,9 @@ class InformationMap(Result):
             pictures: as many as the map has, in its order; of a clip the first frame.
             layers: which to show; by default up to 6 of those scored, evenly.
         """
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
         from vtfast.information import plotting as plot
 
         if len(pictures) != len(self.pictures):
@@ -149,8 +153,10 @@ class InformationMap(Result):
                 _show(ax, scores, picture.convert("L"), scores.raster()[i, 0], most)
                 without = self.p_without[i, scores.sample]
                 plot.set_title(ax, f"layer {layer}\np without = {without:.2f}")
-        colours = f"red adds to p, blue takes away, full at ±{most:.2f}"
-        plot.set_heading(figure, f"Information of each unit: {colours}")
+        scale = ScalarMappable(Normalize(-most, most), _COLOUR_MAP)
+        bar = figure.colorbar(scale, ax=axes, shrink=0.8, aspect=15)
+        bar.ax.tick_params(labelsize=plot.SMALL, colors=plot.PALE)
+        plot.set_heading(figure, "Information of each unit: red adds to p, blue takes away")
         return figure
 
 
@@ -185,6 +191,5 @@ def _show(
     ax.imshow(np.asarray(picture), extent=extent, cmap="gray", vmin=0, vmax=255, aspect="equal")
     if raster is not None:
         strength = 0.25 + 0.65 * np.abs(raster) / most
-        ax.imshow(raster, extent=extent, cmap="RdBu_r", vmin=-most, vmax=most, alpha=strength)
-    ax.set_xticks([])
-    ax.set_yticks([])
+        ax.imshow(raster, extent=extent, cmap=_COLOUR_MAP, vmin=-most, vmax=most, alpha=strength)
+    ax.set_axis_off()

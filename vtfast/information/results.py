@@ -6,7 +6,7 @@ its field.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
@@ -67,6 +67,18 @@ class Result:
         path = Path(path)
         self.figure(*args, **options).savefig(path, format="png", dpi=_DPI)
         path.with_suffix(".json").write_text(json.dumps(self.record()) + "\n")
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, the first column aligned on the left and the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def _written(value: Any) -> Any:

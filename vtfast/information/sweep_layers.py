@@ -24,6 +24,7 @@ from vtfast.information.records import Records, fingerprint
 from vtfast.information.score_units import score_probe
 from vtfast.information.sweeps import Sweep, tabulate
 from vtfast.inputs.data import Batch, Dataset
+from vtfast.methods.registry import method
 from vtfast.prune import Prune
 
 SEEDED = ("random",)
@@ -82,7 +83,7 @@ def sweep(
     settings = {
         "measures": "sweep",
         "model": fingerprint(model),
-        "methods": [_written(likes[name]) if name in likes else name for name in names],
+        "methods": [_written(name, likes.get(name)) for name in names],
         "layers": wanted,
         "keep": budgets,
         "seeds": seeds,
@@ -113,9 +114,13 @@ def sweep(
     return tabulate(done, cells, wanted, confidence, about)
 
 
-def _written(stage: Prune) -> str:
-    """A method with its options, as a log tells it."""
-    return f"{stage.method} {stage.chosen}"
+def _written(name: str, like: Prune | None) -> str:
+    """A method with its options, as a log tells it: another text once a user's was edited."""
+    if name == ORACLE:
+        return name
+    code = method(name if like is None else like.method).code
+    told = name if like is None else f"{like.method} {like.chosen}"
+    return f"{told} code {code}" if code else told
 
 
 def _measure(

@@ -10,7 +10,7 @@ import numpy as np
 from vtfast.information.bootstrap import Estimate
 from vtfast.information.picks import Cell
 from vtfast.information.pictures import Window
-from vtfast.information.results import Result
+from vtfast.information.results import Result, text_table
 from vtfast.information.shares import two_sided, wilson
 from vtfast.inputs.data import Skipped
 
@@ -74,6 +74,17 @@ class Sweep(Result):
     def of(self, method: str, keep: float) -> list[Row]:
         """The rows of a method at a budget, by layer."""
         return [row for row in self.rows if (row.method, row.keep) == (method, keep)]
+
+    def __str__(self) -> str:
+        parts = [f"{self.task}, {self.samples} samples: accuracy in %"]
+        methods = list(dict.fromkeys(row.method for row in self.rows))
+        for keep in dict.fromkeys(row.keep for row in self.rows):
+            columns = [[f"{100 * row.accuracy:.1f}" for row in self.of(m, keep)] for m in methods]
+            none = [f"{100 * share:.1f}" for share in self.without.mean]
+            rows = zip(map(str, self.layers), none, *columns, strict=True)
+            head = f"{100 * keep:g} % kept from layer", "none", *methods
+            parts.append(text_table([head, *rows]))
+        return "\n".join([*parts, f"with every token: {100 * self.accuracy_full.mean[0]:.1f}"])
 
     def record(self) -> dict[str, Any]:
         """Everything, as a dict that JSON can hold; each row with its `spread` too."""

@@ -21,6 +21,7 @@ from vtfast.inputs.chats import MARK, Turn, check_marks
 from vtfast.inputs.data import Example, answer_ids
 from vtfast.inputs.pictures import Source, open_picture, picture_source
 
+_TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -60,6 +61,11 @@ def read_examples(
     Raises InputError for a file that cannot be read or has no entry.
     """
     path = Path(path)
+    if path.suffix.lower() in _TABLES:
+        raise InputError(
+            f"{path} is a table; write a JSON object per line, such as "
+            '{"image": "a.png", "question": "…", "answer": "…"}'
+        )
     folder = path.parent if folder is None else Path(folder)
     examples: list[Example] = []
     bad: list[BadLine] = []
@@ -123,7 +129,9 @@ def _examples(fields: dict[str, Any], folder: Path, name: str, tokenizer: Any) -
     key = next((key for key in ("conversations", "messages") if key in fields), None)
     if key is None:
         for field in ("question", "answer"):
-            if not _is_text(fields.get(field)):
+            if field not in fields:
+                raise InputError(f'"{field}" is missing')
+            if not _is_text(fields[field]):
                 raise InputError(f'"{field}" is not text')
         found = [Example(images, fields["question"], fields["answer"], name)]
     else:

@@ -55,7 +55,9 @@ class Stage:
 
 def stages_of(stages: Sequence[Prune], num_layers: int) -> dict[int, Stage]:
     """The stages of a plan for a model of so many layers, by layer. There is one at layer 0, which
-    keeps all if the plan has none."""
+    keeps all if the plan has none. Raises PlanError for a method or option that is unknown."""
+    for stage in stages:
+        method(stage.method).check(stage)
     ends = [stage.layer for stage in stages[1:]] + [num_layers]
     found = {s.layer: Stage(s, method(s.method), end) for s, end in zip(stages, ends, strict=True)}
     return {0: Stage.that_keeps_all(stages[0].layer), **found}

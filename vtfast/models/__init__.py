@@ -82,6 +82,8 @@ def inner_model(model: object) -> Any:
     kind = f" (model_type {kind!r})" if kind else ""
     name = type(model).__name__
     missing = next((f": not yet, since {why}" for n, why in NOT_YET.items() if n in name), "")
+    if isinstance(model, str):
+        missing = f", such as {model!r}: load the model first, with from_pretrained"
     raise UnsupportedModelError(
         f"cannot patch {name}{kind}{missing}; supported are {', '.join(SUPPORTED)}"
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vtfast.toy.scene import Size
 
-__all__ = ["TASKS", "load", "prompt", "scenes"]
+__all__ = ["TASKS", "folder", "load", "prompt", "scenes"]
 
 
 def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, Any]:
@@ -34,7 +34,8 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
         name: `"llava"` (12 decoder layers, the strong one), `"llava-small"` (8 layers, whose
             horizon lies elsewhere), `"qwen"` (Qwen2.5-VL's class, 8 layers, for pictures of
             several sizes; its processor is a `vtfast.processors.Qwen25VLProcessor`), or `"qwen3"`
-            (Qwen3-VL's class with DeepStack, likewise, but without clips).
+            (Qwen3-VL's class with DeepStack, likewise, but without clips); or with `toy-` before
+            it, as commands call it.
         dtype: of the weights; float32 unless given.
 
     Returns the model in eval mode, with its measured horizon in `model.config.vtfast_horizon`,
@@ -43,6 +44,16 @@ def load(name: str = "llava", dtype: "torch.dtype | None" = None) -> tuple[Any, 
     from vtfast.toy import model
 
     return model.load(name, dtype)
+
+
+def folder(name: str = "llava") -> str:
+    """The path of the folder of a bundled model, an ordinary checkpoint: for other programs.
+
+    Raises InputError for another name than those of `load`.
+    """
+    from vtfast.toy import model
+
+    return str(model.folder(name))
 
 
 def prompt(processor: Any, question: str) -> str:

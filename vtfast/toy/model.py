@@ -18,6 +18,7 @@ from vtfast.toy.words import BOS, EOS, LONGEST_ANSWER, PAD
 
 FAMILIES: dict[str, Family] = {"llava": llava, "qwen": QWEN25, "qwen3": QWEN3}
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+PREFIX = "toy-"  # of their names where any model can be named, as in --model
 BUNDLED = ("llava", "llava-small", "qwen", "qwen3")
 
 
@@ -26,17 +27,24 @@ def load(name: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, An
 
     Never touches the network. Raises InputError for a name that is not bundled.
     """
-    if name not in BUNDLED:
-        raise InputError(f"there is no toy model {name!r}; available: {', '.join(BUNDLED)}")
-    return load_folder(CHECKPOINTS / name, dtype)
+    return load_folder(folder(name), dtype)
 
 
-def load_folder(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def folder(name: str) -> Path:
+    """The checkpoint of a bundled model. Raises InputError for a name that is not bundled."""
+    found = name.removeprefix(PREFIX)
+    if found not in BUNDLED:
+        names = ", ".join(PREFIX * name.startswith(PREFIX) + one for one in BUNDLED)
+        raise InputError(f"there is no toy model {name!r}; available: {names}")
+    return CHECKPOINTS / found
+
+
+def load_folder(path: Path | str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """The model and the processor of a folder that `save` wrote."""
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype or torch.float32, local_files_only=True
+        path, dtype=dtype or torch.float32, local_files_only=True
     )
-    return model.eval(), family_of(model).load_processor(folder)
+    return model.eval(), family_of(model).load_processor(path)
 
 
 def family_of(model: Any) -> Family:
@@ -52,7 +60,7 @@ def prompt(processor: Any, question: str) -> str:
     )
 
 
-def save(model: Any, folder: Path | str) -> None:
+def save(model: Any, path: Path | str) -> None:
     """Write a stock checkpoint folder: bf16 safetensors, configuration, tokenizer, processor.
 
     `model` itself becomes bf16.
@@ -60,5 +68,5 @@ def save(model: Any, folder: Path | str) -> None:
     model.generation_config = GenerationConfig(
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, max_new_tokens=LONGEST_ANSWER
     )
-    model.bfloat16().save_pretrained(folder)
-    family_of(model).build_processor().save_pretrained(folder)
+    model.bfloat16().save_pretrained(path)
+    family_of(model).build_processor().save_pretrained(path)

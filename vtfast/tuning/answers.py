@@ -13,6 +13,7 @@ from vtfast.evaluation.compare import Match, longest_answer, match_of
 from vtfast.information.records import Records, fingerprint
 from vtfast.inputs.data import Dataset, Skipped
 from vtfast.inputs.distributed import Shards
+from vtfast.methods.registry import written
 from vtfast.plan import Plan
 from vtfast.tuning.search import Counts
 
@@ -141,4 +142,4 @@ class Answers:
 
 
 def _key(plan: Plan | None) -> str:
-    return _FULL if plan is None else " ".join(map(repr, plan.stages))
+    return _FULL if plan is None else " ".join(map(written, plan.stages))

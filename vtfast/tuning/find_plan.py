@@ -22,10 +22,11 @@ from vtfast.prune import Prune
 from vtfast.tuning.answers import Answers
 from vtfast.tuning.results import Tried, Tuned
 from vtfast.tuning.search import Counts, bounds_of, horizon_of, search
-from vtfast.tuning.space import OBJECTIVES, Costs, check_methods, space
+from vtfast.tuning.space import ENGINES, OBJECTIVES, Costs, space, stages_to_try
 
 # What a search begins with; those that a model cannot run are left out.
 METHODS = ("diversity", "scope", "uniform", "random", "topk", "dart")
+_VLLM_METHODS = ("diversity", "uniform", "random")  # that vtfast.vllm takes
 _FOR_HORIZON = 64  # questions that the horizon is looked for with
 _ROUNDS = 5  # in which finalists are timed
 _LEAST_LOSS = 1e-6
@@ -39,6 +40,7 @@ def tune(
     confidence: float = 0.95,
     methods: Sequence[str] | None = None,
     objective: str = "flops",
+    engine: str = "transformers",
     horizon: int | Horizon | None = None,
     seed: int = 0,
     path: str = "auto",
@@ -62,11 +64,15 @@ def tune(
         dataset: a `vtfast.information.Dataset`; all its questions are used.
         max_loss: in (0, 1), of the answers, against the unpruned model's: 0.01 is one in a hundred.
         confidence: in (0.5, 1).
-        methods: of the stages; default: `METHODS`, as far as the model can run them. Dropping all
-            tokens at the horizon is always tried.
+        methods: of the stages; a plan file stands for the method of its first stage with its
+            options. Default: `METHODS`, as far as the model can run them. Dropping all tokens at
+            the horizon is always tried.
         objective: what "cheapest" means: "flops" (of the prefill), "cache" (tokens that the KV
             cache holds), or "time" (of `generate`, measured for the finalists alone; the search
             goes by flops).
+        engine: what the plan is for. "vllm" takes one stage before the language model alone, of
+            `diversity`, `uniform` or `random` ([Serving](docs/serving.md)); it is measured in
+            transformers.
         horizon: a layer, or a measured horizon, around which last stages are tried; default: it is
             looked for with up to 64 questions.
         seed: of the split, and of the random stages; the plan keeps it.
@@ -90,12 +96,18 @@ def tune(
     check_share("confidence", confidence, 0.5)
     if objective not in OBJECTIVES:
         raise InputError(f"objective={objective!r}: pass one of {', '.join(OBJECTIVES)}")
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r}: pass one of {', '.join(ENGINES)}")
+    if engine == "vllm" and horizon is not None:
+        raise InputError("a horizon is for stages inside the language model, which vLLM has not")
     seed, keys = check_seed(seed) or 0, dataset.keys()
     single = [n for n, key in enumerate(keys) if "." not in key]  # a repetition has one in its key
     _check_number(len(single), max_loss, confidence)
     how = {"seed": seed, "path": path, "impl": impl}
     refused = _Refused(model, how)
-    names = _methods(model, methods, refused)
+    if engine == "vllm":
+        methods = _for_vllm(methods)
+    names = _methods(model, methods, refused, engine)
     num_layers, model_type = text_config(model.config).num_hidden_layers, model.config.model_type
     layer = _given_horizon(horizon, num_layers, model_type)
     with Shards() as shards, steps(progress, "tuning", None, "answer") as tick:
@@ -106,11 +118,13 @@ def tune(
         questions.sort(key=lambda n: sha256(f"{seed} {keys[n]}".encode()).digest())
         half = len(questions) // 2
         for_search, held_out = questions[:half], questions[half:]
-        if horizon is None:
+        if horizon is None and engine != "vllm":
             layer = _horizon(answers, num_layers, for_search[:_FOR_HORIZON], max_loss)
         costs = Costs(model.config, Counter(answers.sizes(questions)))
         cost = costs.cache if objective == "cache" else costs.flops
-        plans = [p for p in space(num_layers, layer, names) if refused.why(p) is None]
+        plans = [
+            p for p in space(num_layers, layer, names, engine=engine) if refused.why(p) is None
+        ]
         plans.sort(key=lambda plan: (cost(plan), plan.name))
 
         def ask(number: int, some: Sequence[int]) -> Counts:
@@ -188,17 +202,31 @@ def _check_number(questions: int, max_loss: float, confidence: float) -> None:
         raise InputError(
             f"of {questions} questions {held_out} are held out, and to show with confidence "
             f"{confidence:g} that a plan loses at most {max_loss:g} takes {needed}, none of them "
-            f"lost; pass {2 * needed} different questions or more, or a tolerance above {least:.3g}"
+            f"lost; pass {2 * needed} different questions or more, or a max_loss above {least:.3g}"
         )
 
 
-def _methods(model: Any, methods: Sequence[str] | None, refused: "_Refused") -> tuple[str, ...]:
+def _for_vllm(methods: Sequence[str] | None) -> Sequence[str]:
+    """The methods that vLLM takes. Raises InputError."""
+    given = _VLLM_METHODS if methods is None else methods
+    for stage in stages_to_try(given):
+        if stage.method not in _VLLM_METHODS:
+            raise InputError(
+                f"method {stage.method!r} is none that vLLM takes; pass {', '.join(_VLLM_METHODS)}"
+            )
+    return given
+
+
+def _methods(
+    model: Any, methods: Sequence[str] | None, refused: "_Refused", engine: str
+) -> tuple[str, ...]:
     """The methods to try: those given, each of which the model has to take, or the default ones
     that it takes."""
-    names, good = check_methods(METHODS if methods is None else methods), []
+    names, good = METHODS if methods is None else methods, []
+    stages_to_try(names)  # raises for what is no method
     num_layers = text_config(model.config).num_hidden_layers
-    for name in names:
-        whys = [refused.why(plan) for plan in space(num_layers, None, [name])]
+    for name in dict.fromkeys(names):
+        whys = [refused.why(plan) for plan in space(num_layers, None, [name], engine=engine)]
         if None in whys:
             good.append(name)
         elif methods is not None and whys[0] is not None:
@@ -211,14 +239,14 @@ class _Refused:
 
     def __init__(self, model: Any, how: Mapping[str, Any]) -> None:
         self._model, self._how = model, how
-        self._known: dict[tuple[int, str], VTFastError | None] = {}
+        self._known: dict[Prune, VTFastError | None] = {}
 
     def why(self, plan: Plan) -> VTFastError | None:
         """The error for the first stage that cannot run; None if all can."""
         return next(filter(None, map(self._of_stage, plan.stages)), None)
 
     def _of_stage(self, stage: Prune) -> VTFastError | None:
-        key = stage.layer, stage.method
+        key = Prune(stage.layer, stage.method, float(stage.keep > 0), **stage.chosen)
         if key not in self._known:
             self._known[key] = None
             try:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vtfast.information.results import Result
+from vtfast.information.results import Result, text_table
 from vtfast.information.shares import wilson
 from vtfast.inputs.data import Skipped
 from vtfast.plan import Measured, Plan
@@ -13,6 +13,9 @@ from vtfast.tuning.search import bounds_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_SHAPES = "os^vPX"  # of finalists; a diamond is the chosen one
 
 
 @dataclass(frozen=True)
@@ -185,35 +188,34 @@ class Tuned(Result):
         return f"{100 * self.cost(tried):.0f} % of the {words[self.objective]}"
 
     def __str__(self) -> str:
-        table = [self.HEAD, *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(row))
-            for row in (list(zip(line, widths, strict=True)) for line in table)
-        )
-        return "\n".join([self.verdict, *(lines if self.finalists else ())])
+        table = [text_table([self.HEAD, *self.rows()])] if self.finalists else []
+        return "\n".join([self.verdict, *table])
 
     def figure(self) -> "Figure":
         """Loss against arithmetic: a point for each plan that was tried, with the bounds of those
-        that were asked the questions held out."""
+        that were asked the questions held out. Losses beyond two points are on a logarithmic scale.
+        """
         from vtfast.information import plotting as plot
 
         figure, (axes,) = plot.panels(1, 1, 8.2, 4.1)
         sizes = sorted({t.samples for t in self.searched})
         for tried in self.searched:
             shade = 0.25 + 0.55 * sizes.index(tried.samples) / max(1, len(sizes) - 1)
-            axes.plot(tried.flops, 100 * tried.loss, "o", ms=3, color=plot.PALE, alpha=shade)
-        for number, tried in enumerate(self.finalists):
+            label = "tried in the search" if tried is self.searched[-1] else "_"
+            point = tried.flops, 100 * tried.loss
+            axes.plot(*point, "o", ms=3, color=plot.PALE, alpha=shade, label=label)
+        for number, tried in sorted(enumerate(self.finalists), key=lambda one: one[1].flops):
             low, high = tried.bounds(self.confidence)
             ends = [[100 * (tried.loss - low)], [100 * (high - tried.loss)]]
             chosen = number == self.chosen
             colour = plot.COLOURS[2] if chosen else plot.COLOURS[0]
+            shape = "D" if chosen else _SHAPES[number % len(_SHAPES)]
             label = ("chosen: " if chosen else "tested: ") + tried.name
             point = tried.flops, 100 * tried.loss
-            axes.errorbar(*point, yerr=ends, fmt="s", ms=5, color=colour, capsize=3, label=label)
+            axes.errorbar(*point, yerr=ends, fmt=shape, ms=6, color=colour, capsize=3, label=label)
         axes.axhline(100 * self.max_loss, color=plot.MARK, lw=0.9, ls="--", label="tolerance")
         axes.set_xlabel("arithmetic of a prefill, share of the unpruned model's")
-        axes.set_ylabel("accuracy lost, points")
+        axes.set_ylabel("accuracy lost, points (logarithmic above 2)")
         axes.set_xlim(0, 1)
         axes.set_yscale("symlog", linthresh=2)
         axes.yaxis.set_major_formatter("{x:g}")

@@ -10,10 +10,12 @@ from vtfast.errors import InputError
 from vtfast.flops import multiply_adds, text_config
 from vtfast.methods.registry import method
 from vtfast.plan import Plan
+from vtfast.plan_file import is_plan_file
 from vtfast.prune import Prune
 
 # Shares of a picture's tokens that the first stage keeps: about three quarters of the one before.
 KEEPS = (0.9, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
+ENGINES = ("transformers", "vllm")
 OBJECTIVES = ("flops", "time", "cache")
 _FEWER = 0.125  # what a random stage at the horizon keeps of that: the proportion of the papers
 
@@ -23,6 +25,7 @@ def space(
     horizon: int | None,
     methods: Sequence[str],
     keeps: Sequence[float] = KEEPS,
+    engine: str = "transformers",
 ) -> list[Plan]:
     """All plans of these methods for a model of so many layers.
 
@@ -34,29 +37,40 @@ def space(
     - Three stages: half of what the first one kept stays at a quarter of the layers (at random, or
       by the same method), and nothing from the horizon on.
 
+    For vLLM: one stage, at layer 0, of methods that read no scores.
+
     horizon: from which layer on nothing is needed; None: there is none, and no second stage.
+    methods: names, and plan files: see `stages_to_try`.
     """
+    likes = stages_to_try(methods)
+    if engine == "vllm":
+        before = [like for like in likes if "scores" not in method(like.method).needs]
+        return [named((_like(like, 0, keep),)) for like, keep in product(before, keeps)]
     middle, half, late = (
         min(max(1, num_layers * quarters // 4), num_layers - 1) for quarters in (1, 2, 3)
     )
     found: dict[tuple[Prune, ...], None] = {}
-    for name, keep in product(methods, keeps):
-        first = min(2, num_layers - 1) if "scores" in method(name).needs else 0
+    for like, keep in product(likes, keeps):
+        first = min(2, num_layers - 1) if "scores" in method(like.method).needs else 0
         for layer in dict.fromkeys((first, max(first, middle))):
-            stage = Prune(layer, name, keep)
+            stage = _like(like, layer, keep)
             found[(stage,)] = None
             for end in _ends(horizon, num_layers, layer):
                 found[stage, Prune(end, "drop", 0)] = None
                 found[stage, Prune(end, "random", keep * _FEWER)] = None
             if horizon is not None and layer < middle < horizon:
-                for second in dict.fromkeys(("random", name)):
-                    between = Prune(middle, second, keep / 2)
+                for second in dict.fromkeys((Prune(0, "random", 1.0), like)):
+                    between = _like(second, middle, keep / 2)
                     found[stage, between, Prune(horizon, "drop", 0)] = None
         for layer in (half, late):
-            found[(Prune(max(first, layer), name, keep),)] = None
+            found[(_like(like, max(first, layer), keep),)] = None
     for layer in range(1, num_layers):
         found[(Prune(layer, "drop", 0),)] = None
     return [named(stages) for stages in found]
+
+
+def _like(stage: Prune, layer: int, keep: float) -> Prune:
+    return Prune(layer, stage.method, keep, **stage.chosen)
 
 
 def _ends(horizon: int | None, num_layers: int, after: int) -> Iterator[int]:
@@ -79,15 +93,19 @@ def named(stages: tuple[Prune, ...]) -> Plan:
     return Plan(stages, ", ".join(parts))
 
 
-def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """Each name once. Raises InputError and PlanError."""
+def stages_to_try(methods: Sequence[str]) -> tuple[Prune, ...]:
+    """A stage of each method, and the first one of each plan file, whose method and options are
+    meant. Raises InputError and PlanError."""
     good = isinstance(methods, Sequence) and all(isinstance(name, str) for name in methods)
     if isinstance(methods, str) or not good or not methods:
         raise InputError(f"methods={methods!r}: pass a list of at least one name")
+    found = []
     for name in methods:
-        if method(name).name == "drop":
+        stage = Plan.load(name).stages[0] if is_plan_file(name) else None
+        if method(stage.method if stage else name).name == "drop":
             raise InputError('methods: "drop" keeps nothing and is always tried; leave it out')
-    return tuple(dict.fromkeys(methods))
+        found.append(_like(stage, 0, 1.0) if stage else Prune(0, name, 1.0))
+    return tuple(dict.fromkeys(found))
 
 
 class Costs:

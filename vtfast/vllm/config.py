@@ -5,11 +5,13 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 from vllm.config.multimodal import VideoDummyOptions
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from vtfast.errors import InputError, StateError, VTFastError
 from vtfast.vllm.settings import KEEP, Settings, given_to
 
+_LOG = init_logger("vllm.vtfast")  # under vLLM's, so that it is shown
 _ENTRY = "vtfast"  # of the model's Hugging Face config, which goes to every process
 
 
@@ -79,6 +81,7 @@ class _Pruned(_Hook):
             raise InputError("--video-pruning-rate prunes too; leave one of both out")
         cls.prepare(config, pictures, settings)
         setattr(config, _ENTRY, settings.record())
+        _LOG.info("vtfast prunes what %s sees: %s", model.architecture, settings)
 
     @classmethod
     def prepare(cls, config: Any, pictures: Any, settings: Settings) -> None:

@@ -58,6 +58,9 @@ class PruningProcessor:
         would die of it."""
         asked = dict(inputs.hf_processor_mm_kwargs)
         keep = asked.pop(KEEP, None)
+        for name in asked:
+            if name.startswith("vtfast"):
+                raise InputError(f"{name} is unknown; what a request can set is {KEEP}")
         settings = settings_of(self.info.get_hf_config())  # type: ignore[attr-defined]
         if settings is None and keep is not None:
             raise InputError(f"{KEEP}={keep!r}: this server does not prune; leave it out")

@@ -11,11 +11,12 @@ from vtfast.errors import InputError, PlanError
 from vtfast.methods.registry import method
 from vtfast.plan import Plan
 from vtfast.plan_file import check_seed, is_plan_file
-from vtfast.prune import Prune
+from vtfast.prune import BUILTIN_OPTIONS, Prune, known_options
 
 KEEP = "vtfast_keep"  # of a request, in `mm_processor_kwargs`; then a field of its pictures
 VARIABLE = "VTFAST_VLLM"  # the same JSON, or the path of a plan; --additional-config wins over it
 _POSITIONS = ("keep", "renumber")
+_METHODS = "diversity, random or uniform"
 _KNOWN = ("plan", "method", "keep", "seed", "positions")
 
 
@@ -40,7 +41,7 @@ class Settings:
             why = f"reads {' and '.join(sorted(needs))}" if needs else "leaves nothing of a picture"
             raise InputError(
                 f"method {self.stage.method!r} {why}, which vLLM does not take from a plugin; pass "
-                "diversity, random or uniform, or a method of your own that reads ctx.features"
+                f"{_METHODS}"
             )
         if self.stage.options["per"] != "image":
             raise InputError(f"per={self.stage.options['per']!r}: in vLLM a budget is a picture's")
@@ -53,6 +54,8 @@ class Settings:
             given = {"plan": given}
         if not isinstance(given, Mapping):
             raise InputError(f'{given!r}: pass a JSON object such as {{"keep": 0.5}}')
+        if given.keys() == {"vtfast"}:  # as it stands in --additional-config
+            return cls.read(given["vtfast"], num_layers, model_type)
         own: dict[str, Any] = {name: given[name] for name in _KNOWN if name in given}
         options = {name: value for name, value in given.items() if name not in _KNOWN}
         seed = None
@@ -62,11 +65,11 @@ class Settings:
             stage, seed = _first_stage(own["plan"], num_layers, model_type)
         else:
             name, keep = own.get("method", "diversity"), as_keep(own.get("keep", 0.5))
+            _check_names(name, options)
             try:
                 stage = Prune(0, name, keep, **options)
             except (PlanError, TypeError) as error:
-                known = ", ".join(_KNOWN)
-                raise InputError(f"{error}; besides options there are {known}") from None
+                raise InputError(str(error)) from None
         given_seed = check_seed(own.get("seed"))
         seed = given_seed if given_seed is not None else seed
         return cls(stage, seed or 0, own.get("positions", "keep"))
@@ -118,6 +121,20 @@ def as_keep(value: object) -> float | int:
         f"keep={value!r}: pass a share of a picture's tokens, above 0 and up to 1, or a whole "
         "number of tokens, 2 or more"
     )
+
+
+def _check_names(name: object, options: Mapping[str, object]) -> None:
+    """Refuse a method that is unknown, and settings that are."""
+    try:
+        method(name)  # type: ignore[arg-type]
+    except (PlanError, TypeError):
+        raise InputError(f"method {name!r} is unknown; pass {_METHODS}") from None
+    known = known_options(str(name))
+    for option in options.keys() - known.keys() if name in BUILTIN_OPTIONS else ():
+        raise InputError(
+            f"setting {option!r} is unknown; known are {', '.join(_KNOWN)}, and of {name} "
+            f"{', '.join(known)}"
+        )
 
 
 def _first_stage(path: object, num_layers: int, model_type: str) -> tuple[Prune, int | None]:
