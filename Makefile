@@ -9,7 +9,7 @@ EXTRAS ?= cli,dev,plot
 BIN := $(VENV)/bin
 READY := $(VENV)/.vtfast-ready
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
 MODEL_TESTS := tests/models tests/runtime tests/toy/test_toy.py tests/toy/test_toy_qwen.py \

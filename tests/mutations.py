@@ -48,6 +48,7 @@ class Mutation(NamedTuple):
 RUNTIME, MODELS, METHODS = "vtfast/runtime/", "vtfast/models/", "vtfast/methods/"
 VISION = "tests/models/test_vision_scores.py::test_"
 TOWER = "tests/models/test_watched_tower.py::test_"
+OWN, IMPORTED = "tests/methods/test_own_methods.py::test_", "tests/cli/test_import.py::test_"
 CHOOSING = "tests/methods/test_choosing_methods.py::test_"
 PATCH = "tests/runtime/test_patch_"
 SET, MIDWAY = (f"tests/runtime/test_handle_set{part}.py::test_" for part in ("", "_midway"))
@@ -1693,6 +1694,84 @@ MUTATIONS = [
         "stage, *more = plan.stages",
         "stage, more = plan.stages[0], ()",
         "tests/serving/test_settings.py::test_a_plan_of_two_stages_is_refused",
+    ),
+    # -- methods of users -------------------------------------------------------------------------
+    Mutation(
+        "The options that a user's method declares are not passed to it.",
+        METHODS + "own.py",
+        "for name in self.options or () if name in ctx.options",
+        "for name in () if name in ctx.options",
+        OWN + "options_that_a_function_declares_are_passed_by_name",
+    ),
+    Mutation(
+        "A misspelt option of a user's method is taken.",
+        METHODS + "stage.py",
+        "method(stage.method).check(stage)",
+        "method(stage.method)",
+        OWN + "an_option_that_is_misspelt_or_missing_is_refused_before_anything_changed",
+    ),
+    Mutation(
+        "The preset of a user's method that reads scores prunes before the language model.",
+        METHODS + "registry.py",
+        "add_preset(name, 2 if scores else 0)",
+        "add_preset(name, 0)",
+        OWN + "its_name_is_a_preset_at_an_average_budget[True-2]",
+    ),
+    Mutation(
+        "An error of a user's method counts as one of the sample.",
+        "vtfast/information/bad_samples.py",
+        "if was_raised_in_a_method(error) and",
+        "if not was_raised_in_a_method(error) and",
+        OWN + "an_error_of_a_method_is_no_fault_of_a_sample",
+    ),
+    Mutation(
+        "A log does not notice that a user's method was edited.",
+        METHODS + "registry.py",
+        "why_unsupported=why, code=code_of(select)",
+        "why_unsupported=why",
+        OWN + "a_log_notices_that_a_method_was_edited",
+    ),
+    Mutation(
+        "A log does not notice that a function that compares answers was edited.",
+        "vtfast/evaluation/compare.py",
+        """'a function')} {code_of(match)}\"""",
+        """'a function')}\"""",
+        OWN + "a_log_notices_that_a_way_to_compare_answers_was_edited",
+    ),
+    Mutation(
+        "A file that --import names hides a library of its name.",
+        "vtfast/cli/_options.py",
+        'f"imported_by_vtfast_{file.stem}"',
+        "file.stem",
+        IMPORTED + "a_file_that_is_called_like_a_library_does_not_hide_it",
+    ),
+    Mutation(
+        "A picture's JSON is written over the plan that was asked for.",
+        "vtfast/cli/evaluate.py",
+        "protect(asked, out, data, log, *values.plan_files(plan or ()))",
+        "protect(asked, out, data, log)",
+        IMPORTED + "a_picture_beside_the_plan_does_not_write_over_it[evaluate]",
+    ),
+    Mutation(
+        "A preset at another budget moves its horizon.",
+        "vtfast/plan.py",
+        "horizon=self.horizon if own else horizon,",
+        "horizon=self.horizon - 1 if own and self.horizon else horizon,",
+        SET + "without_a_plan_the_preset_stays_with_its_horizon_and_its_budget",
+    ),
+    Mutation(
+        "A plan for vLLM has more than one stage.",
+        TUNING + "find_plan.py",
+        "p for p in space(num_layers, layer, names, engine=engine) if",
+        "p for p in space(num_layers, layer, names) if",
+        TUNED + "a_plan_for_vllm_is_one_that_its_settings_take",
+    ),
+    Mutation(
+        "Each budget of a plan has a colour of its own.",
+        "vtfast/evaluation/results.py",
+        "plan if plan and _is_budget(budget) else row.name",
+        "row.name",
+        "tests/evaluation/test_comparison.py::test_rows_of_one_plan_are_one_curve",
     ),
     # -- long runs, and what they show ------------------------------------------------------------
     Mutation(

@@ -17,7 +17,7 @@ import torch
 from command import bundled
 from pages import DOCS, blocks, prose, read
 from repository import ROOT
-from vllm_client import Client
+from vllm_client import PROMPT_TOKENS, Client
 
 import vtfast
 from vtfast.models.base import Family
@@ -53,7 +53,7 @@ def _files_of_data() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/choosing.md": lambda: {"vtfast": vtfast, **_asked("digit", 4)},
     "docs/data.md": _files_of_data,
-    "docs/serving.md": lambda: {"client": Client(), "messages": []},
+    "docs/serving.md": lambda: {"client": Client()},
     "docs/tuning.md": lambda: {"vtfast": vtfast, **_asked("background", 128)},
 }
 # What is replaced, by what; the text of a page says nothing that the replacement changes.
@@ -118,7 +118,9 @@ def _data_is_read(names: dict[str, Any]) -> None:
 
 
 def _a_request_is_taken(names: dict[str, Any]) -> None:
-    assert names["client"].keeps == [0.25]
+    assert names["client"].keeps == [*PROMPT_TOKENS, 0.25]
+    said = ", ".join(map(str, list(PROMPT_TOKENS.values())[:2])) + f" and {PROMPT_TOKENS[0.25]}:"
+    assert f"# {said}" in read("docs/serving.md")
 
 
 def _an_answer_is_longer(names: dict[str, Any]) -> None:

@@ -14,7 +14,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from vllm_engines import COMPARED, NEW_TOKENS, checkpoint, of_patch, requests
+from vllm_client import PROMPT_TOKENS
+from vllm_engines import COMPARED, NEW_TOKENS, Request, checkpoint, of_patch, requests
+
+from vtfast.toy import scenes
 
 KEEPS = (None, 0.25, 1.0)
 _START = 240  # seconds
@@ -149,6 +152,20 @@ def test_clients_at_once_get_the_answers_of_a_patched_model(family, server):
         assert code == 400
         assert "vtfast_keep=7.5" in said
     assert sum(tokens[0.25]) < sum(tokens[None]) < sum(tokens[1.0])
+
+
+def test_the_example_of_the_page_uses_the_tokens_that_it_says(family, server):
+    pictures, questions, _ = scenes(1, seed=0, task="digit")
+    used = {}
+    for keep in PROMPT_TOKENS:
+        asked = Request(questions[0], pictures)
+        status, found = server.ask(
+            asked, mm_processor_kwargs={"vtfast_keep": keep}, add_special_tokens=False
+        )
+        assert status == 200
+        used[keep] = found["usage"]["prompt_tokens"]
+    assert (used[1.0] - used[0.5], used[0.5] - used[0.25]) == (32, 16)
+    assert family != "qwen" or used == PROMPT_TOKENS
 
 
 def test_a_wrong_setting_ends_the_server_with_one_line(tmp_path):

@@ -79,17 +79,21 @@ def test_a_wrong_setting_stops_the_start(folder, settings, more, message):
 
 def test_the_log_says_what_is_pruned_and_by_what(folder):
     """A server whose setting was misspelt served unpruned, and nothing told."""
+    import vllm.logger  # noqa: F401 (it configures logging when it is imported)
+
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logger = logging.getLogger("vllm.vtfast")
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         configure(folder, None)
         assert said == []
         configure(folder, {"keep": 0.25})
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
     assert [line.partition(": ")[0] for line in said] == [
         "vtfast prunes what Qwen2_5_VLForConditionalGeneration sees"
     ]

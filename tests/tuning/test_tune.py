@@ -108,6 +108,8 @@ def test_a_plan_for_vllm_is_one_that_its_settings_take(model, asked, tmp_path):
     how = {**HOW, "methods": ["uniform"], "max_loss": 0.2}
     found = vtfast.tune(model, asked, engine="vllm", **how)
     assert found.horizon is None
+    for tried in (*found.searched, *found.finalists):
+        assert [stage["layer"] for stage in tried.stages] == [0]
     found.plan.save(tmp_path / "plan.json")
     settings = Settings.read(str(tmp_path / "plan.json"), 8, "llava")
     assert settings.stage == found.plan.stages[0]

@@ -31,7 +31,7 @@ PACKAGES = {
     "rich": ("", True, "this command"),
     "typer": ("", True, "this command"),
     "matplotlib": ("", False, "--out and the demo: drawing what was kept"),
-    "torchvision": ("", False, "clips, but those of Qwen2-VL and Qwen2.5-VL"),
+    "torchvision": ("", False, "stock processors; vtfast.processors has its own, for pictures"),
     "num2words": ("", False, "the processor of SmolVLM"),
     "accelerate": ("", False, "device_map and offloading of models you load yourself"),
 }
