@@ -116,7 +116,8 @@ class Comparison(Result):
             [row.average_tokens for row in best],
             [100 * row.accuracy for row in best],
             color=plot.PALE,
-            lw=1.2,
+            alpha=0.3,
+            lw=5,  # shows under the line of a plan that is on it
             zorder=1,
             label="Pareto-optimal",
         )
