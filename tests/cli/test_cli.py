@@ -26,16 +26,22 @@ COMMANDS = {
     "demo": (6, "plan keep seed out json model scene-seed no-timing"),
     "run": (
         4,
-        "model image video prompt plan keep horizon compare max-new-tokens out json max-frames fps "
-        "device dtype seed path impl",
+        "model image video prompt plan keep horizon import compare max-new-tokens out json "
+        "max-frames fps device dtype seed path impl",
     ),
     "score": (3, f"{_STUDY} image prompt answer sample log"),
     "horizon": (3, f"{_STUDY} samples log maps tolerance"),
-    "sweep": (3, f"{_STUDY} samples log methods keep seeds no-scores"),
+    "sweep": (3, f"{_STUDY} samples log methods import keep seeds no-scores"),
     "evaluate": (
         3,
-        "model plan keep horizon task data image-folder samples skip-bad scene-seed seed match "
-        "max-new-tokens batch positions path log out json device dtype",
+        "model plan keep horizon import task data image-folder samples skip-bad scene-seed seed "
+        "match max-new-tokens batch positions path log out json device dtype",
+    ),
+    "tune": (
+        2,
+        "model task data image-folder max-loss confidence methods import objective engine horizon "
+        "samples skip-bad scene-seed seed match max-new-tokens batch path log out picture json "
+        "device dtype",
     ),
     "doctor": (2, "json"),
 }

@@ -17,9 +17,8 @@ import vtfast
 
 NAMES = re.findall(r"^- `([\w.]+)`$", read("docs/api.md"), re.MULTILINE)
 # Public in `__all__`, and neither a function nor a class.
-NOT_SHOWN = {"vtfast.information", "vtfast.ops", "vtfast.toy", "vtfast.__version__"} | {
-    "vtfast.toy.TASKS"
-}
+MODULES = ["evaluation", "information", "methods", "ops", "processors", "report", "toy", "tuning"]
+NOT_SHOWN = {f"vtfast.{name}" for name in MODULES} | {"vtfast.__version__", "vtfast.toy.TASKS"}
 
 
 @cache

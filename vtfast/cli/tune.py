@@ -121,10 +121,10 @@ def tune(
     other half has the final word on the few that are left, so that trying many
     plans fakes no confidence. At least 600 questions are needed for the default
     tolerance; the fewer there are, the larger it has to be. "None" is an answer,
-    with the nearest plan. With --log a run goes on where it was stopped. Tune once
-    on the same questions: who tries tolerances and methods until a plan pleases
-    has no confidence left. Processes started by torchrun or accelerate launch
-    share the questions.
+    with the nearest plan. With --log a run goes on where it was stopped. Tune
+    once on the same questions: who tries tolerances and methods until a plan
+    pleases has no confidence left. Processes started by torchrun or accelerate
+    launch share the questions.
 
     \b
     Examples:
