@@ -11,7 +11,8 @@ PAGE = (ROOT / "docs" / "write-a-method.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_page_runs_as_it_stands(capsys):
+def test_the_page_runs_as_it_stands(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec("\n".join(BLOCKS), {})
     shown = capsys.readouterr().out
     assert "layer 2: off-centre keeps 50.00%" in shown
