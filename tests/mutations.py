@@ -1699,8 +1699,8 @@ MUTATIONS = [
     Mutation(
         "The options that a user's method declares are not passed to it.",
         METHODS + "own.py",
-        "for name in self.options or () if name in ctx.options",
-        "for name in () if name in ctx.options",
+        "given = {} if self.options is None else _own(ctx.options)",
+        "given = {}",
         OWN + "options_that_a_function_declares_are_passed_by_name",
     ),
     Mutation(
@@ -1739,11 +1739,11 @@ MUTATIONS = [
         OWN + "a_log_notices_that_a_way_to_compare_answers_was_edited",
     ),
     Mutation(
-        "A file that --import names hides a library of its name.",
+        "A file beside the one that --import names hides a library.",
         "vtfast/cli/_options.py",
-        'f"imported_by_vtfast_{file.stem}"',
-        "file.stem",
-        IMPORTED + "a_file_that_is_called_like_a_library_does_not_hide_it",
+        "sys.path.append(str(file.resolve().parent))",
+        "sys.path.insert(0, str(file.resolve().parent))",
+        IMPORTED + "files_that_are_called_like_libraries_do_not_hide_them",
     ),
     Mutation(
         "A picture's JSON is written over the plan that was asked for.",
@@ -1769,7 +1769,7 @@ MUTATIONS = [
     Mutation(
         "Each budget of a plan has a colour of its own.",
         "vtfast/evaluation/results.py",
-        "plan if plan and _is_budget(budget) else row.name",
+        "row.name.removesuffix(ending)",
         "row.name",
         "tests/evaluation/test_comparison.py::test_rows_of_one_plan_are_one_curve",
     ),

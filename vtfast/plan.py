@@ -17,7 +17,7 @@ from vtfast import plan_file
 from vtfast.errors import PlanError
 from vtfast.flops import multiply_adds, text_config
 from vtfast.plan_file import Measured
-from vtfast.presets import check_name, paper_stages, preset_stages
+from vtfast.presets import check_name, is_preset_name, paper_stages, preset_stages
 from vtfast.prune import Prune, whole_number
 
 __all__ = ["Measured", "MeasuredHorizon", "Plan", "Prune"]
@@ -258,21 +258,25 @@ class Plan:
         the plan itself if none is given. Raises PlanError for a plan that no preset made."""
         if keep is None and horizon is None:
             return self
-        if self.keep is None:
+        drops_at_one_layer = self.name == "vtw"  # by its keep or by its horizon, never by both
+        is_preset = self.keep is not None or (drops_at_one_layer and self.horizon is not None)
+        if not is_preset or not is_preset_name(self.name):
             given = f"horizon={horizon!r}" if keep is None else f"keep={keep!r}"
             raise PlanError(
                 f"{given} alone goes with a preset, and the model's plan is {self.name!r}; pass a "
                 'plan too, such as handle.set("divprune", keep=0.25)'
             )
-        own = horizon is None and self.horizon is not None
-        return Plan.resolve(
+        own = horizon is None and self.horizon is not None and not drops_at_one_layer
+        found = Plan.resolve(
             self.name,
             num_layers=num_layers,
-            keep=self.keep if keep is None else keep,
+            keep=self.keep if keep is None and not drops_at_one_layer else keep,
             horizon=self.horizon if own else horizon,
             horizon_source=str(self.horizon_source) if own else "given",
             model_type=model_type,
         )
+        object.__setattr__(found, "seed", self.seed)
+        return found
 
     def check(self, num_layers: int, model_type: str | None = None) -> None:
         """Raise PlanError if a stage comes after the last of `num_layers` decoder layers, or the

@@ -76,11 +76,16 @@ Solved = tuple[tuple[Prune, ...], float | None, int | None]
 
 def check_name(name: object) -> str:
     """`name` if it is a preset of this version, else PlanError."""
-    own = [first + then for first in _OWN for then in ("", "+random", "+vtw")]
-    if isinstance(name, str) and (name in PRESETS or name in own):
+    if isinstance(name, str) and is_preset_name(name):
         return name
     yours = f"; yours: {', '.join(_OWN)}, likewise" if _OWN else ""
     raise PlanError(f"unknown preset {name!r}{_hint(str(name))}; pass {IN_WORDS}{yours}")
+
+
+def is_preset_name(name: str) -> bool:
+    """Whether there is a preset of this name: of vtfast, or of a method that was registered."""
+    first, plus, then = name.partition("+")
+    return name in PRESETS or (first in _OWN and then in (("random", "vtw") if plus else ("",)))
 
 
 def add_preset(name: str, layer: int) -> None:
@@ -91,7 +96,7 @@ def add_preset(name: str, layer: int) -> None:
 def _hint(name: str) -> str:
     """The preset that may have been meant: that of a method, or one of nearly this name."""
     of_method = [preset for preset, prune in FIRST_STAGES.items() if prune(1.0).method == name]
-    near = of_method[:1] or difflib.get_close_matches(name.lower(), PRESETS, 1)
+    near = of_method[:1] or difflib.get_close_matches(name.lower(), [*PRESETS, *_OWN], 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

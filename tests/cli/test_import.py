@@ -1,11 +1,10 @@
 """`--import mine.py`: the commands know the methods that a file of the user's registers."""
 
 import json
-import random
 import sys
 
 import pytest
-from command import answered, call, refused
+from command import answered, call, python, refused
 
 import vtfast
 
@@ -53,10 +52,34 @@ def test_plans_and_methods_of_the_file_are_known(folder):
     assert {row["method"] for row in rows} == {"cli-mine", "random"}
 
 
-def test_a_file_that_is_called_like_a_library_does_not_hide_it(folder):
-    own = mine(folder, "cli-random-file", "random.py")
-    answered("evaluate", *MODEL, *own, "--task", "digit", "--samples", "2", "--plan", "uniform")
-    assert sys.modules["random"] is random
+def test_files_that_are_called_like_libraries_do_not_hide_them(folder):
+    """Neither the file nor its neighbour, in a process that has not loaded these libraries yet."""
+    own = mine(folder, "cli-statistics", "statistics.py")
+    (folder / "colorsys.py").write_text("raise ImportError\n")
+    asked = ("evaluate", *MODEL, *own, "--task", "digit", "--samples", "2", "--plan", "uniform")
+    code = f"import vtfast.cli\nvtfast.cli.app({list(asked)!r})\n"
+    done = python("import os, sys\nsys.path.remove('')\n" + code, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "uniform" in done.stdout
+
+
+def test_several_files_run_in_order_and_print_to_stderr(folder):
+    (folder / "noise.py").write_text("print('a line of mine')\n")
+    own = mine(folder, "cli-second")
+    asked = ("--task", "digit", "--samples", "2", "--plan", "cli-second", "--json")
+    result = answered("evaluate", *MODEL, "--import", "noise.py", *own, *asked)
+    assert json.loads(result.stdout)["rows"][1]["name"] == "cli-second 0.5"
+    assert "a line of mine" in result.stderr
+
+
+def test_an_error_of_a_method_is_one_line_with_its_place(folder):
+    (folder / "mine.py").write_text(MINE.format(name="cli-broken").replace("first(ctx)", "{}[3]"))
+    own = ("--import", "mine.py", "--plan", "cli-broken")
+    line = refused(call("evaluate", *MODEL, *own, "--task", "digit", "--samples", "2"))
+    assert line.startswith("error: KeyError: 3 (")
+    assert line.endswith(
+        "mine.py, line 6); raised in the method 'cli-broken', which prunes at layer 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +88,7 @@ def test_a_file_that_is_called_like_a_library_does_not_hide_it(folder):
         (None, "expected a Python file, such as mine.py"),
         ("import vtfast\n\nvtfast.no_such\n", "line 3: AttributeError: module 'vtfast' has no"),
         ("def broken(:\n", "SyntaxError: "),
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
         (MINE.format(name="diversity"), "line 4: PlanError: the method name 'diversity' is taken"),
     ],
 )
@@ -84,7 +108,7 @@ def test_an_unknown_method_says_how_to_name_a_file():
 # -- plan files ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["evaluate", "run", "sweep"])
+@pytest.mark.parametrize("command", ["evaluate", "run", "sweep", "tune"])
 def test_a_picture_beside_the_plan_does_not_write_over_it(folder, command):
     vtfast.Plan([vtfast.Prune(0, "uniform", 0.5)]).save("mine.json")
     before = (folder / "mine.json").read_text()
@@ -92,9 +116,12 @@ def test_a_picture_beside_the_plan_does_not_write_over_it(folder, command):
         "evaluate": ("--task", "digit", "--samples", "2", "--plan", "mine.json"),
         "run": ("--image", "scene.png", "--prompt", "read the code .", "--plan", "mine.json"),
         "sweep": ("--task", "digit", "--samples", "2", "--methods", "mine.json"),
+        "tune": ("--task", "digit", "--methods", "mine.json"),
     }[command]
-    line = refused(call(command, *MODEL, *asked, "--out", "mine.png"))
-    assert "--out mine.png would write over mine.json; pass another name" in line
+    for option in ("--picture", "--out") if command == "tune" else ("--out",):
+        out = "mine.json" if (command, option) == ("tune", "--out") else "mine.png"
+        line = refused(call(command, *MODEL, *asked, option, out))
+        assert f"{option} {out} would write over mine.json; pass another name" in line
     assert (folder / "mine.json").read_text() == before
 
 

@@ -89,15 +89,23 @@ def test_points_that_lie_on_one_another_are_told_apart():
 
 def test_rows_of_one_plan_are_one_curve():
     """Every budget had a colour of its own, so that no plan could be followed."""
-    names = ("unpruned", "mine 0.5", "mine 0.25", "divprune 0.5", "layer 2")
+    plans = {
+        "unpruned": None,
+        "mine 0.5": "mine, keep 0.5 on average",
+        "mine 0.25": "mine, keep 0.25 on average",
+        "divprune 0.5": "divprune, keep 0.5 on average",
+        "weight 0.2": "weight 0.2",
+        "weight 0.8": "weight 0.8",
+    }
     rows = tuple(
-        Row(name, None, 10, 9, 0, 0, 64.0 / (1 + i), *[1.0] * 4) for i, name in enumerate(names)
+        Row(name, plan, 10, 9, 0, 0, 64.0 / (1 + i), *[1.0] * 4)
+        for i, (name, plan) in enumerate(plans.items())
     )
     figure = Comparison(rows, "task", "llava", 8, 10, {}).figure()
     points = [line for line in figure.axes[0].lines if str(line.get_marker()) in "osD^vPX*"]
-    assert [len(line.get_xdata()) for line in points] == [1, 2, 1, 1]
+    assert [len(line.get_xdata()) for line in points] == [1, 2, 1, 1, 1]
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == ["Pareto-optimal", "unpruned", "mine", "divprune 0.5", "layer 2"]
+    assert shown == ["Pareto-optimal", "unpruned", "mine", *list(plans)[3:]]
 
 
 def test_what_was_skipped_is_printed():

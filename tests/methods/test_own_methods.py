@@ -1,9 +1,13 @@
 """A method of a user's own: options, presets, errors, and logs that notice when it is edited."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
+from repository import ROOT
 from toy_scores import bundled
 
 import vtfast
@@ -56,6 +60,39 @@ def test_options_that_a_function_declares_are_passed_by_name(model, asked):
     register("test-ends", ends)
     assert kept(model, asked, Prune(0, "test-ends", 3)) == [2, 3, 4]
     assert kept(model, asked, Prune(0, "test-ends", 3, last=True)) == [63, 64, 65]
+
+
+def test_every_way_to_declare_options_gets_them(model, asked):
+    seen = []
+
+    def positional(ctx, shift=0, _hidden=7):
+        seen.append((shift, _hidden))
+        return first_rows(ctx)
+
+    def all_others(ctx, *, shift=0, **more):
+        seen.append((shift, more))
+        return first_rows(ctx)
+
+    def unwrapped(*given, **options):
+        seen.append(options)
+        return first_rows(*given)
+
+    for number, select in enumerate((positional, all_others, unwrapped)):
+        register(f"test-way-{number}", select)
+    kept(model, asked, Prune(0, "test-way-0", 3, shift=2))
+    kept(model, asked, Prune(0, "test-way-1", 3, shift=2, extra=True))
+    kept(model, asked, Prune(2, "test-way-2", 3, shift=2, score_layer="this"))
+    assert seen == [(2, 7), (2, {"extra": True}), {"shift": 2}]
+    with pytest.raises(PlanError, match="no option 'hidden'"):
+        vtfast.patch(model, [Prune(0, "test-way-0", 3, hidden=2)])
+
+
+@pytest.mark.parametrize("option", ["keep", "layer", "per", "score_layer"])
+def test_an_option_that_prune_has_already_is_refused(option):
+    names = {}
+    exec(f"def mine(ctx, *, {option}=1): pass", names)
+    with pytest.raises(PlanError, match=f"'test-taken' has an option '{option}', which Prune has"):
+        register("test-taken", names["mine"])
 
 
 def test_an_option_that_is_misspelt_or_missing_is_refused_before_anything_changed(model):
@@ -171,18 +208,59 @@ def test_a_log_notices_that_a_way_to_compare_answers_was_edited(model, asked, tm
         vtfast.evaluate(model, asked, match=of("def right(said, answer): return False"), **how)
 
 
-def test_code_is_told_by_source_and_by_what_partial_gives():
+def test_code_is_told_by_what_a_function_is_made_of():
     class Chosen:
+        def __init__(self, weight):
+            self.weight, self.model = weight, object()
+
         def __call__(self, ctx):
             return first_rows(ctx)
 
-    different = [first_rows, last_rows, partial(first_rows, 1), partial(first_rows, 2), Chosen()]
-    assert len({code_of(one) for one in different}) == len(different)
-    assert code_of(Chosen()) == code_of(Chosen())
-    assert code_of(partial(first_rows, 1)) == code_of(partial(first_rows, 1))
-    typed = [eval(f"lambda ctx: ctx + {n}") for n in (1, 2, 1)]
-    assert code_of(typed[0]) == code_of(typed[2]) != code_of(typed[1])
-    assert code_of(len) == code_of(len)
+        def twice(self, ctx):
+            return last_rows(ctx)
+
+    def decorated(function):
+        return lambda *given: function(*given)
+
+    def closes_over(value):
+        return lambda ctx: value
+
+    def made():
+        """Functions that all differ."""
+        return [
+            *(first_rows, last_rows, len, print),
+            *(partial(first_rows, 1), partial(first_rows, 2), partial(first_rows, f=last_rows)),
+            *(Chosen(1), Chosen(2), Chosen(1).twice),
+            *(decorated(first_rows), decorated(last_rows)),
+            *(closes_over(value) for value in (1, 2, "1", (1, 2), [1], {"a": 1}, {"a", "b"})),
+            *(eval(f"lambda ctx, n={n}: ctx + {m}") for n in (1, 2) for m in (3, 4)),
+            eval("lambda s, a: s in {'x', 'y'}"),
+        ]
+
+    codes = list(map(code_of, made()))
+    assert len(set(codes)) == len(codes)
+    assert codes == list(map(code_of, made()))
+
+
+def test_code_is_the_same_in_every_process():
+    """Sets have another order in each, and objects another address."""
+    code = (
+        "from functools import partial\n"
+        "from vtfast.methods.own import code_of\n"
+        "same = lambda said, answer: said in {'a', 'b', 'c'}\n"
+        "print(code_of(partial(same, f=same, g=object(), h={'x', 'y', 'z'})))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
 
 
 def test_a_plan_file_keeps_the_options(model, asked, tmp_path):
@@ -192,4 +270,6 @@ def test_a_plan_file_keeps_the_options(model, asked, tmp_path):
     register("test-ends", ends)
     Plan([Prune(0, "test-ends", 0.25, last=True)]).save(tmp_path / "mine.json")
     found = vtfast.evaluate(model, asked, str(tmp_path / "mine.json"), **HOW)
-    assert [row.name for row in found.rows] == ["unpruned", "mine"]
+    assert [row.name for row in found.rows] == ["unpruned", "custom"]
+    alone = vtfast.evaluate(model, asked, {"last": [Prune(0, "test-ends", 0.25, last=True)]}, **HOW)
+    assert found.rows[1].correct == alone.rows[1].correct

@@ -114,9 +114,9 @@ def test_a_plan_for_vllm_is_one_that_its_settings_take(model, asked, tmp_path):
     settings = Settings.read(str(tmp_path / "plan.json"), 8, "llava")
     assert settings.stage == found.plan.stages[0]
     for wrong, said in (
-        ({"methods": ["topk"]}, "'topk' is none that vLLM takes"),
+        ({"methods": ["topk"]}, "vLLM does not take .*topk.* pass diversity, uniform, random"),
         ({"engine": "sglang"}, "engine='sglang': pass one of transformers, vllm"),
-        ({"horizon": 3}, "inside the language model, which vLLM has not"),
+        ({"horizon": 3}, "no stages inside the language model; leave it out"),
     ):
         with pytest.raises(InputError, match=said):
             vtfast.tune(model, asked, **{**how, "engine": "vllm", **wrong})

@@ -7,6 +7,7 @@ and no command checks it again. Importing this module loads no torch, transforme
 import os
 import sys
 import traceback
+from contextlib import redirect_stdout
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,25 +41,26 @@ def check_plan(plan: str) -> str:
     return check_name(plan)
 
 
-def _import(file: Path | None) -> Path | None:
-    """Run a Python file of the user's."""
-    if file is None:
-        return None
-    if file.suffix != ".py" or not file.is_file():
-        raise InputError(f"--import {file}: expected a Python file, such as mine.py")
-    # Under a name of its own: a file called random.py must not stand in for the library's.
-    spec = spec_from_file_location(f"imported_by_vtfast_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.path.insert(0, str(file.resolve().parent))
-    sys.modules[spec.name] = module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
-        where = f"line {lines[-1].lineno}: " if lines else ""
-        raise InputError(f"--import {file}: {where}{type(error).__name__}: {error}") from error
-    return file
+def _import(files: list[Path] | None) -> list[Path] | None:
+    """Run Python files of the user's; what they print goes to stderr."""
+    for file in files or ():
+        if file.suffix != ".py" or not file.is_file():
+            raise InputError(f"--import {file}: expected a Python file, such as mine.py")
+        # Under a name of its own, and with its folder last: no file there hides a library.
+        spec = spec_from_file_location(f"imported_by_vtfast_{file.stem}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.path.append(str(file.resolve().parent))
+        sys.modules[spec.name] = module = module_from_spec(spec)
+        try:
+            with redirect_stdout(sys.stderr):
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
+            where = f"line {lines[-1]}: " if lines else ""
+            raise InputError(f"--import {file}: {where}{type(error).__name__}: {error}") from error
+    return files
 
 
 def _check_keep(keep: float | None) -> float | None:
@@ -120,14 +122,14 @@ DType = Annotated[
 # Pruning
 
 Import = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--import",
         metavar="FILE.py",
         is_eager=True,  # before the names that it registers are checked
         callback=_import,
         help="Run this file first, which registers methods of your own "
-        "(vtfast.register_method); their names are then known.",
+        "(vtfast.register_method); their names are then known. Repeat for several.",
     ),
 ]
 Plan = Annotated[

@@ -153,8 +153,9 @@ def tune(
     checkpoint = find(model, stderr)
     samples = _SCENES if samples is None and task is not None else samples
     asked = questions(checkpoint, source, samples, scene_seed, skip_bad, stderr, image_folder)
-    protect(asked, picture, data, log, out, option="--picture")
-    protect(asked, out, data, log)
+    files = values.plan_files(names or ())
+    protect(asked, picture, data, log, out, *files, option="--picture")
+    protect(asked, out, data, log, *files)
     with measured(checkpoint, asked, own_gpu(device, here), dtype, stderr) as (network, tick):
         found = tuning.tune(
             network,

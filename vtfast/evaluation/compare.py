@@ -198,6 +198,9 @@ def resolve(
     presets = [isinstance(asked, str) and not is_plan_file(asked) for _, asked in named]
     if not any(presets) and (keep is not None or horizon is not None):
         raise InputError("keep and horizon go with presets, and no plan is one; leave them out")
+    files = [asked for _, asked in named if is_plan_file(asked)]
+    nameless = [file for file in files if Plan.load(file).name == "custom"]
+    nameless = nameless if len(nameless) > 1 else []  # one alone has always been called custom
     found: dict[str, Plan] = {}
     for (own, asked), preset in zip(named, presets, strict=True):
         for share in budgets if preset else [None]:
@@ -206,7 +209,7 @@ def resolve(
                 given["horizon"] = horizon
             with patch(model, asked, **given, **how) as handle:
                 plan = handle.plan
-            name = own or (Path(asked).stem if _is_nameless(asked, plan) else plan.name)
+            name = own or (Path(asked).stem if asked in nameless else plan.name)
             if preset and plan.keep is not None and (own is None or len(budgets) > 1):
                 name += f" {plan.keep:.3g}"
             if name in found or name == UNPRUNED:
@@ -216,11 +219,6 @@ def resolve(
                 )
             found[name] = plan
     return found
-
-
-def _is_nameless(asked: Any, plan: Plan) -> bool:
-    """Whether a plan comes from a file and has no name of its own."""
-    return is_plan_file(asked) and plan.name == "custom"
 
 
 def _written(plan: Plan, seed: int | None) -> list[str]:

@@ -1,5 +1,6 @@
 """The result of comparing plans: a table, computed from the records of the questions."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,11 +149,12 @@ class Comparison(Result):
         return figure
 
     def _by_plan(self) -> dict[str, list[Row]]:
-        """The rows of each plan: those whose names differ in a budget at the end alone."""
+        """The rows of each plan: of presets those whose names differ in the budget alone."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            plan, _, budget = row.name.rpartition(" ")
-            found.setdefault(plan if plan and _is_budget(budget) else row.name, []).append(row)
+            budget = re.search(r"^.*, keep ([\d.]+) on average", row.plan or "")
+            ending = f" {float(budget[1]):.3g}" if budget else ""
+            found.setdefault(row.name.removesuffix(ending), []).append(row)
         return {name if len(rows) > 1 else rows[0].name: rows for name, rows in found.items()}
 
     def __str__(self) -> str:
@@ -177,10 +179,6 @@ class Comparison(Result):
             f"{row.time_ratio:.2f}",
             f"{row.kv_bytes / 1e6:.2f}",
         )
-
-
-def _is_budget(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal() and 0 < float(text) <= 1
 
 
 def tabulate(

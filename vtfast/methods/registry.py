@@ -136,8 +136,8 @@ def register_method(
             knows, and pictures given as pixels, can then be pruned by it.
         replace: replace a method registered before under this name (a notebook cell run again).
 
-    The function takes a `SelectionContext`, and the options of its `Prune` by name if it declares
-    them, as in `def mine(ctx, *, weight=0.5)`; others are refused then. It returns `index`:
+    The function takes a `SelectionContext`, and the options of its `Prune` if it declares them, as
+    in `def mine(ctx, *, weight=0.5)`; others are refused then. It returns `index`:
     int32|int64 `[sum(ctx.keep)]`, row numbers into `ctx.features`, exactly ctx.keep[i] distinct
     ones out of segment i. Dtype and shape are checked at every call, the row numbers on a CPU only
     (on another device the check would have to wait for it).
@@ -151,10 +151,10 @@ def register_method(
         ... def largest_norm(ctx):
         ...     return vtfast.ops.topk_select(ctx.features.norm(dim=-1), ctx.segments, ctx.keep)
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.endswith(".json"):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".json"):
         raise PlanError(
-            f'the name of a method is {name!r}; pass letters, digits, "-", "_" and ".", and not '
-            ".json at the end"
+            f'the name of a method is {name!r}; pass letters, digits, "_", "-" and ".", the last '
+            "two not at its beginning, and not .json at its end"
         )
     built_in = name in {*PRESETS, *(m.name for m in _BUILT_IN)}
     if built_in or (name in _METHODS and not replace):
@@ -168,7 +168,7 @@ def register_method(
         read |= {"vision_scores": vision_scores, "image_hash": True}
         needs = frozenset(name for name, reads in read.items() if reads)
         why = last_query_scores.why_unsupported_heads if scores else _supports_all
-        own = OwnMethod(name, select, declared_options(select))
+        own = OwnMethod(name, select, declared_options(name, select))
         _METHODS[name] = Method(name, own, needs, why_unsupported=why, code=code_of(select))
         add_preset(name, 2 if scores else 0)
         return select

@@ -99,7 +99,7 @@ def tune(
     if engine not in ENGINES:
         raise InputError(f"engine={engine!r}: pass one of {', '.join(ENGINES)}")
     if engine == "vllm" and horizon is not None:
-        raise InputError("a horizon is for stages inside the language model, which vLLM has not")
+        raise InputError("horizon: vLLM has no stages inside the language model; leave it out")
     seed, keys = check_seed(seed) or 0, dataset.keys()
     single = [n for n, key in enumerate(keys) if "." not in key]  # a repetition has one in its key
     _check_number(len(single), max_loss, confidence)
@@ -210,9 +210,10 @@ def _for_vllm(methods: Sequence[str] | None) -> Sequence[str]:
     """The methods that vLLM takes. Raises InputError."""
     given = _VLLM_METHODS if methods is None else methods
     for stage in stages_to_try(given):
-        if stage.method not in _VLLM_METHODS:
+        if stage.method not in _VLLM_METHODS or stage.options["per"] != "image":
             raise InputError(
-                f"method {stage.method!r} is none that vLLM takes; pass {', '.join(_VLLM_METHODS)}"
+                f"vLLM does not take {stage!r} from a plugin; pass {', '.join(_VLLM_METHODS)}, "
+                "with a budget for each picture"
             )
     return given
 

@@ -43,6 +43,7 @@ class Settings:
                 f"method {self.stage.method!r} {why}, which vLLM does not take from a plugin; pass "
                 f"{_METHODS}"
             )
+        method(self.stage.method).check(self.stage)
         if self.stage.options["per"] != "image":
             raise InputError(f"per={self.stage.options['per']!r}: in vLLM a budget is a picture's")
 
@@ -130,7 +131,7 @@ def _check_names(name: object, options: Mapping[str, object]) -> None:
     except (PlanError, TypeError):
         raise InputError(f"method {name!r} is unknown; pass {_METHODS}") from None
     known = known_options(str(name))
-    for option in options.keys() - known.keys() if name in BUILTIN_OPTIONS else ():
+    for option in sorted(options.keys() - known.keys()) if name in BUILTIN_OPTIONS else ():
         raise InputError(
             f"setting {option!r} is unknown; known are {', '.join(_KNOWN)}, and of {name} "
             f"{', '.join(known)}"
