@@ -22,7 +22,8 @@ from pages import DOCS, PAGES, PROGRAMS, Command, commands, read
 from repository import ROOT
 from typer.core import TyperGroup
 
-from vtfast import Plan, Prune, cli
+from vtfast import Plan, Prune, cli, presets
+from vtfast.methods import registry
 from vtfast.vllm.settings import Settings
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -163,8 +164,11 @@ ALL = list(dict.fromkeys((p, c) for p in PAGES for c in commands(read(p), p not 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_with_a_plan(tmp_path, monkeypatch) -> None:
-    """The commands that take a plan's file read it with their options."""
+    """The commands that take a plan's file, or one with methods, read it with their options."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(presets, "_OWN", dict(presets._OWN))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     Plan([Prune(0, "diversity", 0.5)]).save("plan.json")
     names = re.findall(r'register_method\("([\w-]+)"', read("docs/write-a-method.md"))
     (tmp_path / "mine.py").write_text(

@@ -16,6 +16,7 @@ from vtfast.evaluation import Comparison
 from vtfast.evaluation.compare import resolve
 from vtfast.information import Dataset
 from vtfast.inputs.distributed import Shards, this_process
+from vtfast.methods.own import code_of
 from vtfast.toy.evaluate import dataset
 
 PLANS = {
@@ -117,7 +118,7 @@ def test_a_function_as_match_and_the_length_of_answers_are_used(asked):
     told = vtfast.evaluate(*asked, plans, match=first_letter, max_new_tokens=1, **HOW)
     assert told.of("all").correct == 7
     assert len(heard) == 14
-    assert told.settings["match"] == "first_letter"
+    assert told.settings["match"] == f"first_letter {code_of(first_letter)}"
 
 
 def test_prompts_of_several_lengths_are_padded_on_the_left():

@@ -64,13 +64,14 @@ def scores():
 
 def test_heat_maps_lay_the_scores_of_a_layer_over_the_picture():
     picture = Image.new("RGB", (30, 20), "red")
-    full, *panels = scores().figure([picture], (2, 6)).axes
+    full, *panels, bar = scores().figure([picture], (2, 6)).axes
     assert np.asarray(full.images[0].get_array()).shape == (20, 30, 3)
     shown = [np.asarray(ax.images[1].get_array()) for ax in panels]
     assert np.array_equal(shown, scores().pictures[0].raster()[[1, 3], 0])
     assert [ax.get_title() for ax in panels] == [f"layer {i}\np without = 0.10" for i in (2, 6)]
     limits = {ax.images[1].get_clim() for ax in panels}
     assert limits == {(-0.13, 0.13)}  # one scale, symmetric
+    assert bar.get_ylim() == (-0.13, 0.13)
 
 
 def test_a_figure_of_scores_needs_one_picture_for_each():
