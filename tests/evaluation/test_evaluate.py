@@ -114,11 +114,11 @@ def test_a_function_as_match_and_the_length_of_answers_are_used(asked):
         heard.append((said, answer))
         return said[:1] == answer[:1]
 
-    plans = {"all": PLANS["all"]}
+    plans, name = {"all": PLANS["all"]}, f"first_letter {code_of(first_letter)}"
     told = vtfast.evaluate(*asked, plans, match=first_letter, max_new_tokens=1, **HOW)
     assert told.of("all").correct == 7
     assert len(heard) == 14
-    assert told.settings["match"] == f"first_letter {code_of(first_letter)}"
+    assert told.settings["match"] == name
 
 
 def test_prompts_of_several_lengths_are_padded_on_the_left():
