@@ -37,14 +37,14 @@ class _OneLineErrors(TyperGroup):
             message = f"{error.format_message()} (try --help)"
         except VTFastError as error:
             message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        except typer.Abort:
+            sys.exit(130)
         except Exception as error:
             if not hasattr(error, "__notes__"):  # of a user's method, which is named there
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
             message = "; ".join([said, *error.__notes__])
-        except typer.Abort:
-            sys.exit(130)
         else:
             sys.exit(code if isinstance(code, int) else 0)
         print(f"error: {message}", file=sys.stderr)
