@@ -40,7 +40,9 @@ class _OneLineErrors(TyperGroup):
         except typer.Abort:
             sys.exit(130)
         except Exception as error:
-            if not hasattr(error, "__notes__"):  # of a user's method, which is named there
+            from vtfast.methods.own import was_raised_in_a_method
+
+            if not was_raised_in_a_method(error):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"

@@ -101,10 +101,11 @@ def stages_to_try(methods: Sequence[str]) -> tuple[Prune, ...]:
         raise InputError(f"methods={methods!r}: pass a list of at least one name")
     found = []
     for name in methods:
-        stage = Plan.load(name).stages[0] if is_plan_file(name) else None
-        if method(stage.method if stage else name).name == "drop":
+        first = Plan.load(name).stages[0] if is_plan_file(name) else None
+        own, options = (first.method, first.chosen) if first else (name, {})
+        if method(own).name == "drop":
             raise InputError('methods: "drop" keeps nothing and is always tried; leave it out')
-        found.append(_like(stage, 0, 1.0) if stage else Prune(0, name, 1.0))
+        found.append(Prune(0, own, 1.0, **options))
     return tuple(dict.fromkeys(found))
 
 
