@@ -1757,7 +1757,8 @@ MUTATIONS = [
         "vtfast/plan.py",
         "horizon=self.horizon if own else horizon,",
         "horizon=self.horizon - 1 if own and self.horizon else horizon,",
-        SET + "without_a_plan_the_preset_stays_with_its_horizon_and_its_budget",
+        "tests/runtime/test_handle_set_budget.py::test_"
+        "without_a_plan_the_preset_stays_with_its_horizon_and_its_budget",
     ),
     Mutation(
         "A plan for vLLM has more than one stage.",

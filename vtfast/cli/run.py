@@ -111,14 +111,8 @@ def run(
     if fps is not None and not 0 < fps < 1000:
         raise InputError(f"--fps {fps:g}: expected a number above 0, such as 2")
     read = [*(image or ()), *(video or ())]
-    values.check_not_read(
-        out,
-        [
-            *read,
-            *(file for path in read if os.path.isdir(path) for file in path.iterdir()),
-            *values.plan_files([plan]),
-        ],
-    )
+    inside = (file for path in read if os.path.isdir(path) for file in path.iterdir())
+    values.check_not_read(out, [*read, *inside, *values.plan_files([plan])])
     stdout, stderr = consoles()
     from vtfast.inputs.pictures import first_frames, open_picture, read_clip
 
